@@ -1,0 +1,376 @@
+"""The configuration of a run: strict, frozen, and whole.
+
+Values come from, strongest first: the command line (`--set a.b=c`), the environment (`NER_CL__A__B=c`), the file, the
+defaults. Unknown keys are refused with the nearest valid one.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from ner_cl.errors import ConfigError
+from ner_cl.registry import heads, nearest, strategies
+
+__all__ = [
+    "Config",
+    "CorpusOptions",
+    "EarlyStoppingOptions",
+    "EncoderOptions",
+    "GateOptions",
+    "HeadOptions",
+    "OptimizerOptions",
+    "Options",
+    "StrategyOptions",
+    "StreamOptions",
+    "TrainingOptions",
+    "load_config",
+    "parse_config",
+    "parse_strategies",
+    "validate",
+]
+
+ENVIRONMENT_PREFIX = "NER_CL__"
+
+
+class Options(BaseModel):
+    """Base of all configuration sections: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(f"unknown key {str(key)!r}{nearest(str(key), cls.model_fields)}; known: {known}")
+        return values
+
+
+class StrategyOptions(Options):
+    """Base of every strategy's options; `name` says which strategy."""
+
+    name: str
+
+
+class EncoderOptions(Options):
+    """Which encoder, and how long its windows are.
+
+    Attributes:
+        name: alias (`minilm-l6`), Hugging Face id, or folder.
+        max_pieces: longest row in word pieces, special ones included; longer sentences are read in windows.
+        window_overlap: word pieces that neighbouring windows share.
+    """
+
+    name: str = "minilm-l6"
+    max_pieces: int = Field(256, ge=8)
+    window_overlap: int = Field(64, ge=0)
+
+
+class HeadOptions(Options):
+    """Which head, how it starts new columns and how it is decoded.
+
+    Attributes:
+        name: `extendner` or `addner`.
+        new_rows: start of a new block: `random` (normal, sd 0.02) or `outside` (the first block's `O` row plus that
+            noise: a word of a new type was `O` so far).
+        continuation: AddNER only. When a valid continuation in one block meets a begin in another, the continuation
+            `wins`, or the two `compare` their probabilities (section 3.3 leaves it open).
+    """
+
+    name: str = "extendner"
+    new_rows: Literal["random", "outside"] = "random"
+    continuation: Literal["wins", "compare"] = "wins"
+
+    @field_validator("name")
+    @classmethod
+    def _known_head(cls, name: str) -> str:
+        return _known(heads, name)
+
+
+class CorpusOptions(Options):
+    """Where sentences are and how to read them.
+
+    Relative paths are looked up under `$NER_CL_DATA`, then beside the configuration file, then in the working directory.
+    """
+
+    format: str = "auto"
+    train: str
+    dev: str | None = None
+    test: str
+    scheme: Literal["auto", "iob1", "iob2", "bioes", "io"] = "auto"
+    on_overlap: Literal["error", "longest"] = "error"
+    alignment: Literal["error", "expand"] = "error"
+
+
+class StreamOptions(Options):
+    """Which types arrive when.
+
+    Attributes:
+        file: a pinned stream (a YAML file with the keys of this section), whose values the other keys override.
+        name: what the stream is called in reports.
+        corpus: the sentences.
+        steps: types of each step; or leave it out and give `order` and `increment`.
+        order: `alphabetical`, `frequency` or `random`; used when `steps` is not given.
+        increment: types a step.
+        first: types in step 1, if not `increment`.
+        protocol: `disjoint` (slices at random), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
+        dev: how dev sentences are given to steps: `slice`, `whole`, or `auto` (as the protocol's authors did).
+        seed: draws the slices; the type order too when it is `random`.
+        orders: other published orders of `steps`, for reference and for `--orders`.
+    """
+
+    file: str | None = None
+    name: str = "stream"
+    corpus: CorpusOptions
+    steps: tuple[tuple[str, ...], ...] | None = None
+    order: Literal["alphabetical", "frequency", "random"] = "alphabetical"
+    increment: int = Field(1, ge=1)
+    first: int | None = Field(None, ge=1)
+    protocol: Literal["disjoint", "greedy", "overlap"] = "disjoint"
+    dev: Literal["slice", "whole", "auto"] = "auto"
+    seed: int = 13
+    orders: tuple[tuple[tuple[str, ...], ...], ...] = ()
+
+
+class OptimizerOptions(Options):
+    """The optimizer; a fresh one is made in every step.
+
+    Attributes:
+        name: `adamw` or `sgd`.
+        lr: peak learning rate of the encoder.
+        head_lr: peak learning rate of the head.
+        weight_decay: decoupled for `adamw`; biases and LayerNorm weights are spared.
+        momentum: for `sgd`.
+        warmup: share of the updates over which the rate rises; it then falls linearly to 0.
+        clip: largest gradient norm; 0 turns clipping off.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(3e-4, gt=0)
+    head_lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(0.1, ge=0, le=1)
+    clip: float = Field(1.0, ge=0)
+
+
+class EarlyStoppingOptions(Options):
+    """When to stop a step, and which weights to keep.
+
+    Attributes:
+        patience: epochs without a better score; 0 trains all epochs. The best weights are restored either way.
+        metric: micro F1 on the dev sentences of the step over the `new` types, or over all `seen` types, where the
+            old types' gold is what the model said before the step (no old annotation is needed).
+    """
+
+    patience: int = Field(3, ge=0)
+    metric: Literal["new", "seen"] = "new"
+
+
+class TrainingOptions(Options):
+    """How one step is trained.
+
+    Attributes:
+        epochs: passes over the step's sentences, at most.
+        batch_tokens: word pieces of one batch, padding included.
+        eval_batch_tokens: the same when only predicting.
+        accumulate: batches that make one update.
+        precision: `auto` is bf16 where the device computes in it, else fp32.
+        compile: run the encoder through `torch.compile`.
+        checkpoint_seconds: least time between two checkpoints inside a step; 0 makes one after every update.
+    """
+
+    epochs: int = Field(10, ge=1)
+    batch_tokens: int = Field(512, ge=16)
+    eval_batch_tokens: int = Field(4096, ge=16)
+    accumulate: int = Field(1, ge=1)
+    optimizer: OptimizerOptions = OptimizerOptions()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
+    checkpoint_seconds: float = Field(60.0, ge=0)
+
+
+class GateOptions(Options):
+    """The forgetting gate: `max_drop` is the largest fall in F1 (0 to 1) of any old type in one step; None lets all pass."""
+
+    max_drop: float | None = Field(None, ge=0, le=1)
+
+
+class Config(Options):
+    """A whole run: a stream of steps on one encoder and head, with a list of strategies."""
+
+    seed: int = Field(13, ge=0)
+    encoder: EncoderOptions = EncoderOptions()
+    head: HeadOptions = HeadOptions()
+    stream: StreamOptions
+    strategies: tuple[SerializeAsAny[StrategyOptions], ...] = ()
+    training: TrainingOptions = TrainingOptions()
+    gate: GateOptions = GateOptions()
+    output: str = "runs/run"
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _parse_strategies(cls, value: Any) -> Any:
+        return parse_strategies(value) if isinstance(value, list | tuple) else value
+
+
+def parse_strategies(items: Sequence[Any]) -> tuple[StrategyOptions, ...]:
+    """Each item, a mapping with `name` or a name alone, as the options of the strategy it names."""
+    parsed = []
+    for index, item in enumerate(items):
+        if isinstance(item, StrategyOptions):
+            parsed.append(item)
+            continue
+        values = {"name": item} if isinstance(item, str) else item
+        if not isinstance(values, Mapping) or "name" not in values:
+            raise ValueError(f"item {index} needs a name, for instance {{name: distill}}")
+        strategy = strategies[_known(strategies, str(values["name"]))]
+        try:
+            parsed.append(strategy.options_class.model_validate(dict(values)))  # type: ignore[attr-defined]
+        except ValidationError as error:
+            raise ValueError(f"item {index} ({values['name']}): {_first_problem(error)}") from error
+    names = [options.name for options in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"strategy {name!r} is listed twice; list it once")
+    return tuple(parsed)
+
+
+def load_config(
+    path: str | Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
+    """Reads a YAML configuration.
+
+    Args:
+        path: the file.
+        overrides: `a.b=value` strings, the value in YAML; a number in a path indexes a list.
+        environment: `NER_CL__A__B` variables; the process's own by default.
+
+    Raises:
+        ConfigError: naming file and line, or key path, and what to do.
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    for key, text in sorted((os.environ if environment is None else environment).items()):
+        if key.startswith(ENVIRONMENT_PREFIX):
+            _assign(values, key[len(ENVIRONMENT_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override}: write it as key.path=value")
+        _assign(values, key.strip().split("."), text, f"--set {override}")
+    return parse_config(values, source=str(path), folder=path.parent)
+
+
+def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: Path = Path()) -> Config:
+    """A checked configuration from plain values; a pinned stream file is merged in and corpus paths are resolved.
+
+    Raises:
+        ConfigError: naming the key path and what to do.
+    """
+    merged = dict(values)
+    stream = merged.get("stream")
+    if isinstance(stream, Mapping):
+        merged["stream"] = _resolve_stream(dict(stream), folder, source)
+    return validate(Config, merged, source)
+
+
+def validate(model: type[Any], values: Any, source: str) -> Any:
+    """`model.model_validate(values)`, with a ConfigError of one line in place of pydantic's."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        message = "this key is required"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {message}{more}" if where else f"{message}{more}"
+
+
+def _known(registry: Any, name: str) -> str:
+    if name not in registry:
+        raise ValueError(
+            f"unknown {registry.kind} {name!r}{nearest(name, list(registry))}; known: {', '.join(registry)}"
+        )
+    return name
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `ner-cl init` writes one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys; this file holds {type(values).__name__}")
+    return values
+
+
+def _assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) -> None:
+    try:
+        # YAML 1.1 reads 3e-4 as text; people mean the number.
+        value = float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: the value is not valid YAML") from error
+    target: Any = values
+    for key in keys[:-1]:
+        if isinstance(target, list) and key.isdigit() and int(key) < len(target):
+            target = target[int(key)]
+        elif isinstance(target, dict):
+            target = target.setdefault(key, {})
+        else:
+            raise ConfigError(f"{source}: {key!r} does not lead to a section")
+    if isinstance(target, list) and keys[-1].isdigit() and int(keys[-1]) < len(target):
+        target[int(keys[-1])] = value
+    elif isinstance(target, dict):
+        target[keys[-1]] = value
+    else:
+        raise ConfigError(f"{source}: {keys[-1]!r} does not lead to a value")
+
+
+def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[str, Any]:
+    if stream.get("file"):
+        pinned = find_file(str(stream["file"]), folder)
+        if pinned is None:
+            raise ConfigError(f"{source}: stream.file: {stream['file']} does not exist; give the path of a stream file")
+        base = _read_yaml(pinned)
+        corpus = {**base.get("corpus", {}), **(stream.get("corpus") or {})}
+        stream = {**base, **stream, "corpus": corpus}
+        stream.pop("file")
+    corpus = stream.get("corpus")
+    if isinstance(corpus, Mapping):
+        stream["corpus"] = {
+            key: str(find_file(value, folder) or value)
+            if key in ("train", "dev", "test") and isinstance(value, str)
+            else value
+            for key, value in corpus.items()
+        }
+    return stream
+
+
+def find_file(name: str, folder: Path) -> Path | None:
+    """The first existing file among `$NER_CL_DATA/name`, `folder/name` and `name`; None if there is none."""
+    roots = [Path(os.environ["NER_CL_DATA"])] if os.environ.get("NER_CL_DATA") else []
+    for root in (*roots, folder, Path()):
+        if (root / name).is_file():
+            return root / name
+    return None

@@ -1,0 +1,166 @@
+"""Encoded sentences, token-budget batches, and the tensors of one batch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ner_cl.data.encode import PieceEncoder, Window
+from ner_cl.data.tagset import Tagset
+from ner_cl.types import Sentence
+
+__all__ = ["Batch", "EncodedSentences", "plan_batches"]
+
+# Batches are cut from pools of this many batches' worth of rows sorted by length: long enough to waste little padding,
+# short enough that training order stays random.
+_POOL_BATCHES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tensors of one batch of windows. A "row" is a window, which nearly always is a whole sentence.
+
+    Attributes:
+        piece_ids: vocabulary ids, right padded.
+        piece_mask: 1 for a piece, 0 for padding.
+        word_pieces: position of the first piece of each word; 0 where padded.
+        word_mask: true for a word, false for padding; right padded.
+        targets: tag id of each word in the tagset of the step; 0 (`O`) where padded.
+        annotated: whether the row's annotation is complete for each type of the tagset.
+        word_numbers: running number of each word in the whole set, for cached per-word values; 0 where padded.
+        annotated_types: indices of the types annotated in any row, known without a look at the device.
+    """
+
+    piece_ids: Int[Tensor, "row piece"]
+    piece_mask: Int[Tensor, "row piece"]
+    word_pieces: Int[Tensor, "row word"]
+    word_mask: Bool[Tensor, "row word"]
+    targets: Int[Tensor, "row word"]
+    annotated: Bool[Tensor, "row type"]
+    word_numbers: Int[Tensor, "row word"]
+    annotated_types: frozenset[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        if device.type == "cpu":
+            return self
+        return replace(
+            self,
+            piece_ids=self.piece_ids.to(device, non_blocking=True),
+            piece_mask=self.piece_mask.to(device, non_blocking=True),
+            word_pieces=self.word_pieces.to(device, non_blocking=True),
+            word_mask=self.word_mask.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            annotated=self.annotated.to(device, non_blocking=True),
+            word_numbers=self.word_numbers.to(device, non_blocking=True),
+        )
+
+
+class EncodedSentences:
+    """Sentences turned into windows once, from which batches are cut any number of times.
+
+    Args:
+        sentences: what to encode.
+        pieces: the encoder's word-piece cutter.
+        tagset: gives the target ids; spans of types it does not know are left out.
+
+    Raises:
+        DataError: if two spans of known types overlap; the message names the sentence's source.
+    """
+
+    def __init__(self, sentences: Sequence[Sentence], pieces: PieceEncoder, tagset: Tagset) -> None:
+        self.sentences = sentences
+        self.tagset = tagset
+        self.windows: list[Window] = pieces.windows([sentence.words for sentence in sentences])
+        self.lengths = [len(window.piece_ids) for window in self.windows]
+        self._pad_id = pieces.pad_id
+        self._targets = [tagset.encode(sentence.spans, len(sentence.words)) for sentence in sentences]
+        types = tagset.types
+        self._annotated = [np.array([type_ in s.annotated_types for type_ in types], dtype=bool) for s in sentences]
+        self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
+        self.annotated_types = frozenset(
+            index for index, type_ in enumerate(types) if any(type_ in s.annotated_types for s in sentences)
+        )
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.windows)
+
+    @property
+    def words(self) -> int:
+        """Number of words over all sentences."""
+        return int(self._word_starts[-1])
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The tensors of the given windows."""
+        windows = [self.windows[row] for row in rows]
+        size = len(windows)
+        pieces = np.full((size, max(len(w.piece_ids) for w in windows)), self._pad_id, dtype=np.int64)
+        words = max(len(w.word_pieces) for w in windows)
+        piece_mask = np.zeros_like(pieces)
+        word_pieces, targets, numbers = (np.zeros((size, words), dtype=np.int64) for _ in range(3))
+        word_mask = np.zeros((size, words), dtype=bool)
+        for row, window in enumerate(windows):
+            count, start = len(window.word_pieces), window.first_word
+            pieces[row, : len(window.piece_ids)] = window.piece_ids
+            piece_mask[row, : len(window.piece_ids)] = 1
+            word_pieces[row, :count] = window.word_pieces
+            word_mask[row, :count] = True
+            targets[row, :count] = self._targets[window.sentence][start : start + count]
+            numbers[row, :count] = np.arange(count) + self._word_starts[window.sentence] + start
+        annotated = np.stack([self._annotated[w.sentence] for w in windows])
+        return Batch(
+            piece_ids=torch.from_numpy(pieces),
+            piece_mask=torch.from_numpy(piece_mask),
+            word_pieces=torch.from_numpy(word_pieces),
+            word_mask=torch.from_numpy(word_mask),
+            targets=torch.from_numpy(targets),
+            annotated=torch.from_numpy(annotated),
+            word_numbers=torch.from_numpy(numbers),
+            annotated_types=frozenset(np.flatnonzero(annotated.any(axis=0)).tolist()),
+        )
+
+    def in_length_order(self, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
+        """Every window once, in batches of like length, with the windows' indices: for inference."""
+        for rows in plan_batches(self.lengths, batch_tokens=batch_tokens):
+            yield rows, self.batch(rows)
+
+
+def plan_batches(
+    lengths: Sequence[int], *, batch_tokens: int, generator: np.random.Generator | None = None
+) -> list[list[int]]:
+    """Cuts rows into batches of at most `batch_tokens` pieces, padding included.
+
+    Args:
+        lengths: pieces of each row.
+        batch_tokens: longest row × rows of a batch stays within this; a row longer than it stands alone.
+        generator: shuffles rows and batches; without one the rows come longest first.
+
+    Returns:
+        Row indices, a list for each batch; every row exactly once.
+    """
+    if generator is None:
+        return _cut_by_budget(sorted(range(len(lengths)), key=lambda row: -lengths[row]), lengths, batch_tokens)
+    order = generator.permutation(len(lengths)).tolist()
+    average = max(1.0, float(np.mean(lengths))) if lengths else 1.0
+    pool = max(1, int(_POOL_BATCHES * batch_tokens / average))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), pool):
+        chunk = sorted(order[start : start + pool], key=lambda row: lengths[row])
+        batches.extend(_cut_by_budget(chunk, lengths, batch_tokens))
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def _cut_by_budget(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    longest = 0
+    for row in order:
+        longest = max(longest, lengths[row])
+        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+            longest = lengths[row]
+        batches[-1].append(row)
+    return batches

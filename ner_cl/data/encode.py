@@ -1,0 +1,131 @@
+"""Words to word pieces, in windows that never lose a word."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ner_cl.errors import ModelError
+
+__all__ = ["PieceEncoder", "Window"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One row for the encoder: pieces of a stretch of words, and the words it answers for.
+
+    Attributes:
+        sentence: index of the sentence the window belongs to.
+        first_word: index, within the sentence, of the first word this window answers for.
+        piece_ids: vocabulary ids, special pieces included.
+        word_pieces: position within `piece_ids` of the first piece of each word it answers for. The words of all
+            windows of a sentence, one window after the other, are the words of the sentence.
+    """
+
+    sentence: int
+    first_word: int
+    piece_ids: list[int]
+    word_pieces: list[int]
+
+
+class PieceEncoder:
+    """Cuts words into pieces with a fast tokenizer, and long sentences into overlapping windows.
+
+    Windows are aligned to words. Where two windows overlap, each word is answered by the window in which it lies
+    further from the edge. A word longer than a quarter of a window is represented by its first pieces.
+
+    Args:
+        tokenizer: a fast `transformers` tokenizer.
+        max_pieces: longest row, special pieces included.
+        overlap: pieces that neighbouring windows share, at least.
+
+    Raises:
+        ModelError: if the tokenizer is not a fast one or the window leaves no room.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_pieces: int, overlap: int) -> None:
+        if not tokenizer.is_fast:
+            raise ModelError("this encoder has no fast tokenizer, which word alignment needs; choose another encoder")
+        self.tokenizer = tokenizer
+        self._prefix, self._suffix = _special_pieces(tokenizer)
+        self.capacity = max_pieces - len(self._prefix) - len(self._suffix)
+        self.overlap = overlap
+        if self.capacity < 4 or overlap * 2 > self.capacity:
+            raise ModelError(f"max_pieces {max_pieces} with window_overlap {overlap} leaves no room; overlap must be at most half of it")
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def windows(self, sentences: Sequence[Sequence[str]]) -> list[Window]:
+        """All windows of all sentences, in order; a sentence that fits makes exactly one.
+
+        A word that the tokenizer gives no piece at all (invisible characters) gets the unknown piece, so that every
+        word has a decision.
+        """
+        if not sentences:
+            return []
+        encoding = self.tokenizer(
+            [list(words) for words in sentences],
+            is_split_into_words=True,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        windows: list[Window] = []
+        for index, words in enumerate(sentences):
+            pieces = self._word_pieces(encoding["input_ids"][index], encoding.word_ids(index), len(words))
+            windows.extend(self._cut(index, pieces))
+        return windows
+
+    def _word_pieces(self, piece_ids: list[int], word_ids: list[int | None], words: int) -> list[list[int]]:
+        """The pieces of each word; never empty, never more than a quarter of a window."""
+        pieces: list[list[int]] = [[] for _ in range(words)]
+        longest = max(1, self.capacity // 4)
+        for piece, word in zip(piece_ids, word_ids, strict=True):
+            if word is not None and len(pieces[word]) < longest:
+                pieces[word].append(piece)
+        unknown = self.tokenizer.unk_token_id if self.tokenizer.unk_token_id is not None else self.pad_id
+        return [own or [unknown] for own in pieces]
+
+    def _cut(self, sentence: int, pieces: list[list[int]]) -> list[Window]:
+        stretches = _stretches([len(own) for own in pieces], self.capacity, self.overlap)
+        # A word shared by two windows goes to the one in which it is more central: split the shared words in half.
+        borders = [0]
+        borders += [(after[0] + before[1] + 1) // 2 for before, after in pairwise(stretches)]
+        borders.append(len(pieces))
+        windows = []
+        for (start, end), own_start, own_end in zip(stretches, borders[:-1], borders[1:], strict=True):
+            row, firsts = list(self._prefix), []
+            for word in range(start, end):
+                if own_start <= word < own_end:
+                    firsts.append(len(row))
+                row.extend(pieces[word])
+            windows.append(Window(sentence, own_start, row + self._suffix, firsts))
+        return windows
+
+
+def _stretches(lengths: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
+    """Word ranges `(start, end)` of at most `capacity` pieces that cover all words, neighbours sharing `overlap` pieces."""
+    stretches: list[tuple[int, int]] = []
+    start = 0
+    while True:
+        end, used = start, 0
+        while end < len(lengths) and used + lengths[end] <= capacity:
+            used += lengths[end]
+            end += 1
+        stretches.append((start, end))
+        if end == len(lengths):
+            return stretches
+        previous, start, shared = start, end, 0
+        while start - 1 > previous and shared < overlap:
+            start -= 1
+            shared += lengths[start]
+
+
+def _special_pieces(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special pieces a tokenizer puts before and after one sequence, such as `[CLS]` and `[SEP]`."""
+    probe = tokenizer("a", add_special_tokens=True)["input_ids"]
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for position in range(len(probe) - len(inner) + 1):
+        if probe[position : position + len(inner)] == inner:
+            return probe[:position], probe[position + len(inner) :]
+    raise ModelError("cannot find the special pieces of this tokenizer; choose another encoder")

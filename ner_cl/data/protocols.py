@@ -1,0 +1,170 @@
+"""The three ways in use to cut one corpus into the training data of the steps of a stream.
+
+    disjoint   every sentence goes to one step, by chance             (P-A; Monaikul et al. 2021, SpanKL "split")
+    greedy     every sentence goes to one step, rare types first      (P-C; FG-a-PG-b of CFNER and its followers)
+    overlap    a step gets every sentence that mentions its types     (P-B; SpanKL "filter")
+
+Scores under different protocols are not comparable. Whatever the protocol, a step sees its sentences annotated for its
+own types only. All functions are pure; where chance is needed it comes from `generator`, so a result depends on the
+sentences, the steps and the seed alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ner_cl.errors import ConfigError
+from ner_cl.types import Sentence
+
+__all__ = ["ProtocolName", "allocate", "check_steps", "disjoint", "generator", "greedy", "overlap"]
+
+ProtocolName = Literal["disjoint", "greedy", "overlap"]
+
+
+def disjoint(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
+    """Equal slices of the shuffled corpus, the remainder going to the last step.
+
+    Monaikul et al. (AAAI 2021), as re-created by SpanKL (AAAI 2023). Slices hold sentences without any entity of the
+    step too. Sentences stay in shuffled order inside a slice, so the head of a slice is itself a fair sample.
+
+    Args:
+        sentences: the corpus, with every annotation it has.
+        steps: the types of each step, in learning order; types of the corpus named in no step are hidden everywhere.
+        seed: fixes the shuffle.
+
+    Returns:
+        One list of sentences a step, each restricted to the step's types.
+
+    Raises:
+        ConfigError: if a step is empty or a type is in two steps.
+
+    Example:
+        >>> from ner_cl.types import Sentence, Span
+        >>> both = frozenset({"PER", "LOC"})
+        >>> ada = Sentence(("Ada", "sleeps"), (Span(0, 1, "PER"),), both)
+        >>> rome = Sentence(("Rome", "burns"), (Span(0, 1, "LOC"),), both)
+        >>> [len(part) for part in disjoint([ada, rome, ada], [["PER"], ["LOC"]], seed=13)]
+        [1, 2]
+    """
+    return _restricted(sentences, steps, allocate(sentences, steps, protocol="disjoint", seed=seed))
+
+
+def greedy(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
+    """Slices sized by the number of types, a sentence going to the step of its rarest type that still has room.
+
+    The allocation of CFNER (EMNLP 2022) and its followers. A slice holds `floor(N · |types of step| / |all types|)`
+    sentences. In file order, each sentence tries the steps of its types, the type with the fewest mentions in the
+    corpus first (equal counts: by name). Where it has no type, or none of their steps has room, one of the steps with
+    room is drawn uniformly. Where no step has room it is dropped, which rounding limits to fewer than one a step.
+
+    Args and returns are those of `disjoint`; the seed fixes the draws. Sentences keep file order inside a slice.
+    """
+    return _restricted(sentences, steps, allocate(sentences, steps, protocol="greedy", seed=seed))
+
+
+def overlap(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int = 0) -> list[list[Sentence]]:
+    """For each step every sentence that mentions one of its types, so sentences come back in several steps.
+
+    SpanKL's "filter" setting: no step holds a sentence without an entity of its own. Args and returns are those of
+    `disjoint`; nothing is left to chance, so the seed is accepted for a uniform call and ignored. File order is kept.
+    """
+    return _restricted(sentences, steps, allocate(sentences, steps, protocol="overlap", seed=seed))
+
+
+def allocate(
+    sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, protocol: ProtocolName, seed: int
+) -> list[list[int]]:
+    """Which sentences (indices) go to which step under a protocol, before anything is hidden.
+
+    Raises:
+        ConfigError: if a step is empty or a type is in two steps.
+    """
+    step_of = check_steps(steps)
+    if protocol == "disjoint":
+        return _allocate_disjoint(len(sentences), len(steps), seed)
+    if protocol == "greedy":
+        return _allocate_greedy(sentences, step_of, [len(types) for types in steps], seed)
+    return _allocate_overlap(sentences, step_of, len(steps))
+
+
+def check_steps(steps: Sequence[Sequence[str]]) -> dict[str, int]:
+    """The index (from 0) of the step of each type.
+
+    Raises:
+        ConfigError: if there is no step, a step is empty or not a list, or a type is named twice.
+    """
+    if not steps:
+        raise ConfigError("stream.steps is empty; name the types of each step, for instance [[PER], [LOC]]")
+    step_of: dict[str, int] = {}
+    for index, types in enumerate(steps):
+        if isinstance(types, str):
+            raise ConfigError(f"stream.steps[{index}] is the single name {types!r}; write a list, [{types}]")
+        if not types:
+            raise ConfigError(f"stream.steps[{index}] is empty; a step must learn at least one type")
+        for type_ in types:
+            if type_ in step_of:
+                raise ConfigError(
+                    f"stream.steps[{index}]: type {type_} is already in step {step_of[type_] + 1}; name each type once"
+                )
+            step_of[type_] = index
+    return step_of
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """A random generator for one purpose: equal seed and purpose give equal draws, other purposes independent ones.
+
+    Raises:
+        ConfigError: if the seed is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; choose a whole number from 0 upward")
+    return np.random.default_rng([seed, *purpose.encode()])
+
+
+def _restricted(
+    sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], allocation: list[list[int]]
+) -> list[list[Sentence]]:
+    return [
+        [sentences[index].restrict(types) for index in indices]
+        for types, indices in zip(steps, allocation, strict=True)
+    ]
+
+
+def _allocate_disjoint(sentences: int, steps: int, seed: int) -> list[list[int]]:
+    order: list[int] = generator(seed, "disjoint protocol").permutation(sentences).tolist()
+    size = sentences // steps
+    ends = [size * number for number in range(1, steps)] + [sentences]
+    return [order[size * step : end] for step, end in enumerate(ends)]
+
+
+def _allocate_greedy(
+    sentences: Sequence[Sentence], step_of: dict[str, int], sizes: list[int], seed: int
+) -> list[list[int]]:
+    mentions = Counter(span.type for sentence in sentences for span in sentence.spans)
+    rarest_first = sorted(step_of, key=lambda type_: (mentions[type_], type_))
+    rank = {type_: position for position, type_ in enumerate(rarest_first)}
+    room = [len(sentences) * size // len(step_of) for size in sizes]
+    random = generator(seed, "greedy protocol")
+    slices: list[list[int]] = [[] for _ in sizes]
+    for index, sentence in enumerate(sentences):
+        present = sorted({rank[span.type] for span in sentence.spans if span.type in rank})
+        wanted = (step_of[rarest_first[position]] for position in present)
+        step = next((candidate for candidate in wanted if room[candidate]), None)
+        if step is None:
+            with_room = [candidate for candidate, left in enumerate(room) if left]
+            if not with_room:
+                break  # every slice is full, so this sentence and all after it are dropped
+            step = with_room[random.integers(len(with_room))]
+        slices[step].append(index)
+        room[step] -= 1
+    return slices
+
+
+def _allocate_overlap(sentences: Sequence[Sentence], step_of: dict[str, int], steps: int) -> list[list[int]]:
+    slices: list[list[int]] = [[] for _ in range(steps)]
+    for index, sentence in enumerate(sentences):
+        for step in {step_of[span.type] for span in sentence.spans if span.type in step_of}:
+            slices[step].append(index)
+    return slices

@@ -1,0 +1,98 @@
+"""From what a reader found to sentences: repeated spans, overlaps, and the types that are annotated."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from ner_cl.data.readers.base import Draft, ReadReport
+from ner_cl.errors import DataError
+from ner_cl.registry import nearest
+from ner_cl.types import Sentence, Span
+
+__all__ = ["assemble", "longest_spans"]
+
+
+def assemble(
+    drafts: Iterable[Draft], report: ReadReport, *, types: Collection[str] | None, on_overlap: str
+) -> list[Sentence]:
+    """Settle spans and annotated types of a whole file.
+
+    `annotated_types` is what the file says about a sentence, else `types`, else all types found in the file. Where
+    both speak, a sentence is annotated for the types that both name. Spans of other types than `types` are left out.
+
+    Raises:
+        DataError: if spans overlap and `on_overlap` is "error", if no sentence is left, or if the file knows none of
+            `types`; the first of these is collected instead where the report is tolerant.
+    """
+    settled = [draft for draft in (_settle(draft, report, on_overlap) for draft in drafts) if draft is not None]
+    if not settled:
+        if not report.problems:
+            report.refuse(0, "holds no sentence; name a file with annotated sentences")
+        return []
+    found = frozenset(span.type for draft in settled for span in draft.spans)
+    if types is not None:
+        _check_known(types, found.union(*(draft.annotated_types or () for draft in settled)), report)
+    return [_sentence(draft, report, found, types) for draft in settled]
+
+
+def longest_spans(spans: Iterable[Span]) -> list[Span]:
+    """Of overlapping spans the longest, of equally long ones the first, until none overlap; sorted by position."""
+    kept: list[Span] = []
+    taken: set[int] = set()
+    for span in sorted(spans, key=lambda span: (span.start - span.end, span)):
+        words = range(span.start, span.end)
+        if taken.isdisjoint(words):
+            taken.update(words)
+            kept.append(span)
+    return sorted(kept)
+
+
+def first_overlap(spans: Sequence[Span]) -> tuple[Span, Span] | None:
+    """The first two of the sorted `spans` that share a word, or None."""
+    furthest: Span | None = None
+    for span in spans:
+        if furthest is not None and span.start < furthest.end:
+            return furthest, span
+        furthest = span
+    return None
+
+
+def _settle(draft: Draft, report: ReadReport, on_overlap: str) -> Draft | None:
+    """The draft with every span once, and overlaps handled as asked; None if that is to refuse them."""
+    spans = sorted(set(draft.spans))
+    for _ in range(len(draft.spans) - len(spans)):
+        report.repaired("span given twice kept once", draft.line)
+    clash = first_overlap(spans)
+    if clash is not None and on_overlap == "error":
+        first, second = (f"{' '.join(draft.words[span.start : span.end])!r} {span.type}" for span in clash)
+        report.refuse(
+            draft.line,
+            f"spans overlap: {first} and {second}; correct them, or read with on_overlap 'longest' or 'keep'",
+            kind="overlap",
+        )
+        return None
+    if clash is not None and on_overlap == "longest":
+        kept = longest_spans(spans)
+        for _ in range(len(spans) - len(kept)):
+            report.repaired("overlapping span dropped, a longer one kept", draft.line)
+        spans = kept
+    elif clash is not None:
+        report.repaired("overlapping spans kept", draft.line)
+    return replace(draft, spans=tuple(spans))
+
+
+def _check_known(types: Collection[str], known: Collection[str], report: ReadReport) -> None:
+    """Refuse `types` of which the file knows none although it knows others: most likely a misspelling."""
+    if known and types and not set(types) & set(known):
+        hint = "".join(nearest(type_, known) for type_ in sorted(types))
+        wanted, present = ", ".join(sorted(types)), ", ".join(sorted(known))
+        raise DataError(f"{report.path}: knows none of the types {wanted}{hint}; it has {present}")
+
+
+def _sentence(draft: Draft, report: ReadReport, found: frozenset[str], types: Collection[str] | None) -> Sentence:
+    declared = draft.annotated_types
+    wanted = found if types is None else frozenset(types)
+    annotated = wanted if declared is None else declared if types is None else declared & wanted
+    spans = tuple(span for span in draft.spans if span.type in annotated)
+    for _ in range(len(draft.spans) - len(spans)):
+        report.repaired("span of a type that was not asked for left out", draft.line)
+    return Sentence(draft.words, spans, annotated, draft.text, draft.offsets, report.source(draft.line))

@@ -1,0 +1,156 @@
+"""What every reader shares: its interface, its report, and the way from a file to lines."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ner_cl.errors import DataError
+from ner_cl.types import Span
+
+__all__ = ["Draft", "Problem", "ReadOptions", "ReadReport", "Reader", "read_lines", "read_text"]
+
+ProblemKind = Literal["broken", "misaligned", "overlap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a file that cannot be read as it stands.
+
+    Attributes:
+        kind: "broken" (a line that says nothing readable), "misaligned" (a span that cuts a word) or "overlap".
+        line: line (or row) of the file from 1, or 0 for the file as a whole.
+        message: one line with the place and the way out.
+    """
+
+    kind: ProblemKind
+    line: int
+    message: str
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What a reader met in one file.
+
+    Attributes:
+        path: the file, as the user named it.
+        tolerant: collect problems and read on, instead of raising the first one.
+        format: the format it was read as.
+        scheme: the tag scheme it was read as, or "" where the format has none.
+        repairs: what was repaired or skipped → the lines it happened in.
+        problems: what could not be read (tolerant reading only; each such sentence is left out).
+    """
+
+    path: str
+    tolerant: bool = False
+    format: str = ""
+    scheme: str = ""
+    repairs: dict[str, list[int]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def source(self, line: int) -> str:
+        """`file:line`, or the file alone for line 0."""
+        return f"{self.path}:{line}" if line else self.path
+
+    def repaired(self, what: str, line: int) -> None:
+        """Note that `what` was repaired or skipped in `line`."""
+        self.repairs.setdefault(what, []).append(line)
+
+    def refuse(self, line: int, message: str, *, kind: ProblemKind = "broken") -> None:
+        """Raise a DataError that names the place, or note the problem if the reading is tolerant."""
+        problem = Problem(kind, line, f"{self.source(line)}: {message}")
+        if not self.tolerant:
+            raise DataError(problem.message)
+        self.problems.append(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to read: `scheme` of the tags, and what to do with a span that cuts a word (`alignment`)."""
+
+    scheme: str = "auto"
+    alignment: str = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A sentence as its reader saw it, before overlaps and annotated types are settled.
+
+    Attributes:
+        words: the words, in order.
+        spans: as found, in any order; may repeat or overlap.
+        annotated_types: what the file says about this sentence, or None where it says nothing.
+        line: line (or row) of the file from 1.
+        text: the text the words were cut from, if it is known.
+        offsets: code-point offsets of each word in `text`, if known.
+    """
+
+    words: tuple[str, ...]
+    spans: tuple[Span, ...]
+    annotated_types: frozenset[str] | None
+    line: int
+    text: str | None = None
+    offsets: tuple[tuple[int, int], ...] | None = None
+
+
+class Reader(ABC):
+    """Abstract: one file format. Register the final class with `@readers.register("name")`.
+
+    Attributes:
+        suffixes: file name endings, with the dot and in lower case, that `format="auto"` sends here.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
+        """The sentences of the file at `path`.
+
+        Every line that cannot be read goes to `report.refuse`, every repair to `report.repaired`.
+
+        Raises:
+            DataError: for a file that cannot be opened; for a broken line unless the report is tolerant.
+        """
+
+
+def read_text(path: str) -> str:
+    """The content of a UTF-8 file, with its byte-order mark if it has one; DataError says why there is none."""
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; name one file in it") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path and its permissions") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{path}: is UTF-16, not UTF-8; convert it with: iconv -f UTF-16 -t UTF-8 {file.name} > utf8.txt"
+        )
+    if data.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        raise DataError(f"{path}: is a compressed file; unpack it first")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        command = f"iconv -f ISO-8859-1 -t UTF-8 {file.name} > utf8.txt"
+        raise DataError(f"{path}:{line}: is not UTF-8; if it is Latin-1, convert it with: {command}") from None
+
+
+def read_lines(path: str, report: ReadReport) -> list[str]:
+    r"""The lines of a UTF-8 file without line ends; only `\n` and `\r\n` end a line, never U+0085 or U+2028."""
+    text = read_text(path)
+    if text.startswith("\ufeff"):
+        text = text[1:]
+        report.repaired("byte-order mark at the start of the file removed", 1)
+    if not text.strip():
+        raise DataError(f"{path}: is empty; name a file with annotated sentences")
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    for index, line in enumerate(lines):
+        if line.endswith("\r"):
+            lines[index] = line[:-1]
+            report.repaired("CRLF line end", index + 1)
+    return lines

@@ -1,0 +1,146 @@
+"""Column files: one word a line, its tag in the last column, a blank line after each sentence."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport, read_lines
+from ner_cl.data.readers.tagged import TaggedSentence, drafts_of_tagged
+from ner_cl.data.schemes import looks_like_tag
+from ner_cl.data.words import is_invisible
+from ner_cl.registry import readers
+
+__all__ = ["ConllReader"]
+
+
+@dataclass(slots=True)
+class _Block:
+    """The lines of one sentence; `broken` if one of them could not be read."""
+
+    lines: list[int] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the lines of one file look like: tab-separated or not, number of columns, values of the last column."""
+
+    tabbed: bool
+    columns: int
+    tags: frozenset[str]
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> "_Shape":
+        """Judge by the lines that hold data for certain; those that begin with `#` count only if there are no others."""
+        data = [line for line in lines if line.strip() and not line.startswith("-DOCSTART-")]
+        data = [line for line in data if not line.startswith("#")] or data
+        tabbed = 2 * sum("\t" in line for line in data) > len(data)
+        widths: Counter[int] = Counter()
+        last: set[str] = set()
+        for line in data:
+            columns = _split(line, tabbed=tabbed)
+            widths[len(columns)] += 1
+            last.add(columns[-1])
+        return cls(tabbed, widths.most_common(1)[0][0] if widths else 0, frozenset(last) | {"O"})
+
+    def is_comment(self, line: str, columns: Sequence[str]) -> bool:
+        """Whether a line is a comment: it begins with `#` and does not end in a tag where the tag must be."""
+        if not line.startswith("#"):
+            return False
+        return len(columns) != self.columns or not (columns[-1] in self.tags or looks_like_tag(columns[-1]))
+
+
+def _split(line: str, *, tabbed: bool) -> list[str]:
+    """The columns of a line: cut at tabs if it has any, else at runs of plain spaces (never at a no-break space)."""
+    if tabbed or "\t" in line:
+        return [column.strip(" ") if number else column for number, column in enumerate(line.rstrip(" \t").split("\t"))]
+    return re.split(" +", line.rstrip(" "))
+
+
+@readers.register("conll")
+@final
+class ConllReader(Reader):
+    r"""Reads `word … tag` lines in IOB1, IOB2, BIOES/BILOU or IO, separated by tabs or by spaces.
+
+    A line with a tab is cut at tabs only, so its word may hold spaces. The type is all that follows the first hyphen
+    of the tag. Comment lines and `-DOCSTART-` lines are skipped, and every skip and every repair is counted.
+    """
+
+    suffixes = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv")
+
+    def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
+        """The sentences of a column file; see `Reader.read`."""
+        lines = read_lines(path, report)
+        shape = _Shape.of(lines)
+        if shape.columns == 1:
+            return self._one_column(lines, report)
+        blocks = [block for block in _blocks(lines, shape, report) if not block.broken]
+        return drafts_of_tagged(
+            [TaggedSentence(block.words, block.tags, block.lines) for block in blocks if block.words],
+            options.scheme,
+            report,
+        )
+
+    @staticmethod
+    def _one_column(lines: Sequence[str], report: ReadReport) -> list[Draft]:
+        line = next(number for number, line in enumerate(lines, start=1) if line.strip())
+        hint = (
+            "replace the commas by tabs"
+            if "," in lines[line - 1]
+            else "add the tags, or name the format if it is not conll"
+        )
+        report.refuse(line, f"has one column only, a word needs a tag after a tab or a space; {hint}")
+        return []
+
+
+def _blocks(lines: Sequence[str], shape: _Shape, report: ReadReport) -> Iterator[_Block]:
+    """Cut the file into sentences; a broken line breaks its sentence and no other."""
+    block = _Block()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            if line:
+                report.repaired("separator line that holds blanks", number)
+        elif line.startswith("-DOCSTART-"):
+            report.repaired("document marker skipped", number)
+        else:
+            columns = _split(line, tabbed=shape.tabbed)
+            if shape.is_comment(line, columns):
+                report.repaired("comment line skipped", number)
+            else:
+                _add(block, number, line, columns, shape, report)
+            continue
+        if block.lines or block.broken:
+            yield block
+            block = _Block()
+    if block.lines or block.broken:
+        yield block
+
+
+def _add(block: _Block, number: int, line: str, columns: Sequence[str], shape: _Shape, report: ReadReport) -> None:
+    """Add one line to its sentence, or refuse it."""
+    word, tag = columns[0], columns[-1]
+    fault = ""
+    if "\r" in line:
+        fault = "holds a carriage return in its middle; make every line end a line feed"
+    elif len(columns) == 1:
+        fault = f"has no tag after the word {word!r}; add it (O outside every entity)"
+    elif len(columns) != shape.columns:
+        fault = f"has {len(columns)} columns where the file has {shape.columns}; make it {shape.columns}"
+    elif not word.strip(" ") and tag != "O":
+        fault = f"has the tag {tag!r} but no word; move the tag to its word"
+    if fault:
+        block.broken = True
+        report.refuse(number, fault)
+        return
+    if not word.strip(" "):
+        report.repaired("empty word with tag O dropped", number)
+        return
+    if is_invisible(word):
+        report.repaired("word without a visible character kept", number)
+    block.lines.append(number)
+    block.words.append(word)
+    block.tags.append(tag)

@@ -1,0 +1,245 @@
+"""One JSON object to one sentence: our own form and the exports of Prodigy, doccano, Label Studio and spaCy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ner_cl.data.readers.align import CharSpan, align_spans
+from ner_cl.data.readers.base import Draft, ReadOptions, ReadReport
+from ner_cl.data.readers.tagged import TaggedSentence
+from ner_cl.data.words import split_words
+from ner_cl.types import Span
+
+__all__ = ["RecordError", "sentence_of_record"]
+
+Record: TypeAlias = Mapping[str, Any]
+
+_SPAN_KEYS = ("spans", "entities", "label", "labels")
+_TAG_KEYS = ("ner_tags", "tags", "labels")
+_SHAPE = '{"text": ..., "spans": [{"start": 0, "end": 3, "label": "PER"}]}'
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message says why, without the place."""
+
+
+def sentence_of_record(
+    record: object, line: int, options: ReadOptions, report: ReadReport
+) -> Draft | TaggedSentence | None:
+    """The sentence of one JSON value, or None if there is none to keep (refused, rejected, without a word)."""
+    try:
+        return _sentence(_unwrapped(record), line, options, report)
+    except RecordError as error:
+        report.refuse(line, str(error))
+        return None
+
+
+def _unwrapped(record: object) -> Record:
+    """The object that holds text and spans; spaCy's `[text, {"entities": [...]}]` pairs become one."""
+    if isinstance(record, Mapping):
+        return record
+    if isinstance(record, list) and len(record) == 2 and isinstance(record[0], str) and isinstance(record[1], Mapping):
+        return {"text": record[0], **record[1]}
+    raise RecordError(f"is {type(record).__name__}, not a JSON object; write {_SHAPE}")
+
+
+def _sentence(record: Record, line: int, options: ReadOptions, report: ReadReport) -> Draft | TaggedSentence | None:
+    if record.get("answer", "accept") in ("reject", "ignore"):
+        report.repaired(f"line with answer {record['answer']!r} skipped", line)
+        return None
+    declared = _declared(record)
+    if isinstance(record.get("data"), Mapping):
+        return _label_studio(record, declared, line, options, report)
+    words = record.get("tokens", record.get("words"))
+    tag_key = next((key for key in _TAG_KEYS if _is_list_of_tags(record.get(key))), None)
+    if isinstance(words, list) and (tag_key or not isinstance(record.get("text"), str)):
+        return _pretokenised(record, _words(words), tag_key, declared, line, report)
+    if "text" not in record:
+        raise RecordError(f"has no text; write {_SHAPE}")
+    if not isinstance(record["text"], str):
+        raise RecordError(f"has a text that is {type(record['text']).__name__}, not a string; quote it")
+    return _annotated_text(record["text"], _span_items(record), declared, line, options, report)
+
+
+def _declared(record: Record) -> frozenset[str] | None:
+    types = record.get("annotated_types")
+    if types is None:
+        return None
+    if not isinstance(types, list) or not all(isinstance(type_, str) and type_ for type_ in types):
+        raise RecordError(f'has annotated_types {types!r}; write a list of names, such as ["PER"]')
+    return frozenset(types)
+
+
+def _annotated_text(
+    text: str,
+    items: Sequence[object],
+    declared: frozenset[str] | None,
+    line: int,
+    options: ReadOptions,
+    report: ReadReport,
+) -> Draft | None:
+    """A draft from a text and its spans in characters."""
+    _check_characters(text)
+    spans = [span for item in items for span in _char_spans(item, text, line, report)]
+    offsets = split_words(text)
+    if not offsets and not spans:
+        report.repaired("text without a word skipped", line)
+        return None
+    aligned = align_spans(text, spans, offsets, alignment=options.alignment, line=line, report=report)
+    if aligned is None:
+        return None
+    words = tuple(text[start:end] for start, end in offsets)
+    _check_types(aligned, declared)
+    return Draft(words, tuple(aligned), declared, line, text, tuple(offsets))
+
+
+def _pretokenised(
+    record: Record,
+    words: Sequence[str],
+    tag_key: str | None,
+    declared: frozenset[str] | None,
+    line: int,
+    report: ReadReport,
+) -> Draft | TaggedSentence | None:
+    """Words with tags, or words with spans in word offsets."""
+    if not words:
+        report.repaired("text without a word skipped", line)
+        return None
+    if tag_key is None:
+        spans = [span for item in _span_items(record) for span in _word_spans(item, len(words), line, report)]
+        _check_types(spans, declared)
+        return Draft(tuple(words), tuple(spans), declared, line)
+    tags = record[tag_key]
+    if not all(isinstance(tag, str) for tag in tags):
+        raise RecordError(
+            f"has numbers in {tag_key}; write the names of the tags, or read the data set with format 'hub'"
+        )
+    if len(tags) != len(words):
+        raise RecordError(f"has {len(words)} words but {len(tags)} {tag_key}; give one for each word")
+    return TaggedSentence(words, tags, [line] * len(words), declared)
+
+
+def _label_studio(
+    record: Record, declared: frozenset[str] | None, line: int, options: ReadOptions, report: ReadReport
+) -> Draft | None:
+    """A task of a Label Studio export: the first annotation that was not cancelled."""
+    annotations = [
+        one for one in record.get("annotations") or [] if isinstance(one, Mapping) and not one.get("was_cancelled")
+    ]
+    if not annotations:
+        report.repaired("task without an annotation skipped", line)
+        return None
+    for _ in annotations[1:]:
+        report.repaired("further annotation of one task ignored", line)
+    results = annotations[0].get("result")
+    values = [one.get("value") for one in results if isinstance(one, Mapping)] if isinstance(results, list) else []
+    items = [value for value in values if isinstance(value, Mapping) and "labels" in value]
+    texts = {key: text for key, text in record["data"].items() if isinstance(text, str)}
+    if "text" not in texts and len(texts) != 1:
+        raise RecordError(f"has {len(texts)} texts in its data, none of them called text; name the annotated one text")
+    text = texts["text"] if "text" in texts else next(iter(texts.values()))
+    return _annotated_text(text, items, declared, line, options, report)
+
+
+def _span_items(record: Record) -> Sequence[object]:
+    """The raw spans, from whichever key holds them."""
+    given = {key: record[key] for key in _SPAN_KEYS if record.get(key) is not None}
+    filled = {key: value for key, value in given.items() if value}
+    if len(filled) > 1:
+        raise RecordError(f"has spans in {' and in '.join(filled)}; keep one of them")
+    if not given:
+        if "answer" in record or "annotated_types" in record:
+            return []
+        raise RecordError('has no spans; write "spans": [] if nothing is to be found in it')
+    key, value = next(iter((filled or given).items()))
+    if not isinstance(value, list):
+        raise RecordError(f"has {key} that is {type(value).__name__}, not a list; write {_SHAPE}")
+    return value
+
+
+def _span_parts(item: object) -> tuple[int, int, list[str]]:
+    """Start, end and types of a raw span: `[start, end, type]` or an object with the keys of any known export."""
+    if isinstance(item, Mapping):
+        start = item.get("start", item.get("start_offset"))
+        end = item.get("end", item.get("end_offset"))
+        label = item.get("label", item.get("type", item.get("labels")))
+    elif isinstance(item, list) and len(item) == 3:
+        start, end, label = item
+    else:
+        raise RecordError(f'has a span {item!r}; write {{"start": 0, "end": 3, "label": "PER"}} or [0, 3, "PER"]')
+    # bool is an int to Python, but no offset.
+    if type(start) is not int or type(end) is not int:
+        raise RecordError(f"has a span with offsets {start!r}..{end!r}; write whole numbers")
+    labels = label if isinstance(label, list) else [label]
+    if not labels or not all(isinstance(one, str) and one.strip() for one in labels):
+        raise RecordError(f"has a span {start}..{end} whose label is {label!r}; write the name of a type")
+    return start, end, labels
+
+
+def _char_spans(item: object, text: str, line: int, report: ReadReport) -> list[CharSpan]:
+    start, end, labels = _span_parts(item)
+    surface = item.get("text") if isinstance(item, Mapping) else None
+    if isinstance(surface, str) and text[start:end] != surface:
+        start, end = _from_utf16(text, start, end, surface)
+        report.repaired("offsets in UTF-16 units converted", line)
+    return [CharSpan(start, end, _label(label, line, report)) for label in labels]
+
+
+def _from_utf16(text: str, start: int, end: int, surface: str) -> tuple[int, int]:
+    """Code-point offsets of a span whose offsets a browser counted; RecordError if they still do not give `surface`."""
+    units = text.encode("utf-16-le")
+    before, inside = (
+        units[2 * a : 2 * b].decode("utf-16-le", "replace")
+        for a, b in ((0, max(start, 0)), (max(start, 0), max(end, 0)))
+    )
+    if inside != surface:
+        raise RecordError(
+            f"has a span {start}..{end} for {surface!r}, but the text there is {text[start:end]!r}; correct the offsets"
+        )
+    return len(before), len(before) + len(inside)
+
+
+def _word_spans(item: object, length: int, line: int, report: ReadReport) -> list[Span]:
+    start, end, labels = _span_parts(item)
+    if not 0 <= start < end <= length:
+        raise RecordError(f"has a span {start}..{end} over {length} words; word offsets need start < end <= {length}")
+    return [Span(start, end, _label(label, line, report)) for label in labels]
+
+
+def _label(label: str, line: int, report: ReadReport) -> str:
+    _check_characters(label)
+    if label != label.strip():
+        report.repaired("whitespace around a label removed", line)
+    return label.strip()
+
+
+def _words(words: Sequence[object]) -> list[str]:
+    """The words, which must be non-empty strings; Prodigy's `{"text": ...}` objects give theirs."""
+    texts = [word.get("text") if isinstance(word, Mapping) else word for word in words]
+    strings = [word for word in texts if isinstance(word, str) and word]
+    if len(strings) != len(texts):
+        bad = next(word for word in texts if not isinstance(word, str) or not word)
+        raise RecordError(f"has a word {bad!r}; every word must be a string that is not empty")
+    for word in strings:
+        _check_characters(word)
+    return strings
+
+
+def _is_list_of_tags(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(tag, str | int) for tag in value)
+
+
+def _check_types(spans: Sequence[Span], declared: frozenset[str] | None) -> None:
+    for span in spans:
+        if declared is not None and span.type not in declared:
+            known = ", ".join(sorted(declared))
+            raise RecordError(f"has a span of type {span.type} that its annotated_types ({known}) lack; add it there")
+
+
+def _check_characters(text: str) -> None:
+    """Refuse lone surrogates, which JSON can spell but no UTF-8 file can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"has half a character (U+{ord(text[error.start]):04X}) at {error.start}; write it as UTF-8"
+        ) from None

@@ -1,0 +1,269 @@
+"""The stream: what arrives when, with the past and the future hidden from training."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ner_cl.data.protocols import ProtocolName, allocate, check_steps, generator
+from ner_cl.errors import ConfigError, DataError
+from ner_cl.registry import nearest
+from ner_cl.types import Sentence
+
+__all__ = ["Corpus", "DevMode", "Step", "Stream", "build_stream", "fingerprint", "order_types"]
+
+DevMode = Literal["auto", "slice", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A corpus with all its annotation, before anything is hidden; `dev` may be empty."""
+
+    train: tuple[Sentence, ...]
+    dev: tuple[Sentence, ...]
+    test: tuple[Sentence, ...]
+    name: str = "corpus"
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Every type that a sentence of any part mentions, sorted by name."""
+        return tuple(sorted(_mentions((*self.train, *self.dev, *self.test))))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step brings: its new types, and sentences annotated for these types only.
+
+    Attributes:
+        number: the step, counted from 1.
+        types: the new types, in learning order.
+        train: training sentences, restricted to `types`.
+        dev: development sentences, restricted to `types`; may be empty.
+    """
+
+    number: int
+    types: tuple[str, ...]
+    train: tuple[Sentence, ...] = field(repr=False)
+    dev: tuple[Sentence, ...] = field(repr=False)
+
+    @property
+    def data_hash(self) -> str:
+        """`fingerprint` of the training sentences as the step sees them."""
+        return fingerprint(self.train)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """All steps of one continual-learning run, and the test set.
+
+    Attributes:
+        corpus_name: what the data are called in reports.
+        protocol: how the sentences were given to the steps.
+        steps: the steps, in learning order.
+        test: the whole test set, annotated for all types of the stream; score with `test_at`.
+    """
+
+    corpus_name: str
+    protocol: ProtocolName
+    steps: tuple[Step, ...]
+    test: tuple[Sentence, ...] = field(repr=False)
+    # For `everything_until` only. Nothing else may read these: they show what the steps must not see.
+    _unmasked: tuple[Sentence, ...] = field(repr=False)
+    _allocation: tuple[tuple[int, ...], ...] = field(repr=False)
+    _unmasked_dev: tuple[Sentence, ...] = field(repr=False)
+    _dev_allocation: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """All types, in learning order."""
+        return self.seen(len(self.steps))
+
+    def seen(self, number: int) -> tuple[str, ...]:
+        """The types learned in steps 1 to `number`; DataError if there is no such step."""
+        if not 1 <= number <= len(self.steps):
+            raise DataError(f"the stream has steps 1 to {len(self.steps)}, not {number}")
+        return tuple(type_ for step in self.steps[:number] for type_ in step.types)
+
+    def test_at(self, number: int) -> tuple[Sentence, ...]:
+        """Every test sentence, annotated for the types seen up to step `number`."""
+        return _restrict(self.test, self.seen(number))
+
+    def everything_until(self, number: int) -> tuple[Sentence, ...]:
+        """The training sentences of steps 1 to `number`, each once, annotated for **all** types seen so far.
+
+        For the upper bound ("non-continual, complete data") alone: it breaks the setting that every other strategy
+        must respect, for it reveals old types in new sentences and new types in old ones.
+        """
+        return _until(number, self._unmasked, self._allocation, self.seen(number))
+
+    def dev_everything_until(self, number: int) -> tuple[Sentence, ...]:
+        """The same for the development sentences, and for the same upper bound alone."""
+        return _until(number, self._unmasked_dev, self._dev_allocation, self.seen(number))
+
+
+def build_stream(
+    corpus: Corpus,
+    steps: Sequence[Sequence[str]],
+    *,
+    protocol: ProtocolName = "disjoint",
+    seed: int = 13,
+    dev: DevMode = "auto",
+) -> Stream:
+    """Cut a corpus into the steps of a stream and hide from each step every type that is not its own.
+
+    Args:
+        corpus: the data; types that no step names stay hidden everywhere, in the test set too.
+        steps: the types of each step, in learning order.
+        protocol: how training sentences are given to steps, see `ner_cl.data.protocols`.
+        seed: fixes the protocol's chance.
+        dev: "slice" cuts the development set by the same protocol, "whole" gives all of it to every step (restricted
+            to the step's types); "auto" does what the protocol's authors do: whole for greedy, else slice.
+
+    Raises:
+        ConfigError: if a type is in two steps or occurs nowhere in the corpus.
+        DataError: if there are no training or no test sentences, or a step's training data lack one of its types.
+
+    Example:
+        >>> from ner_cl.types import Sentence, Span
+        >>> train = Sentence(("Ada", "saw", "Rome"), (Span(0, 1, "PER"), Span(2, 3, "LOC")), frozenset({"PER", "LOC"}))
+        >>> stream = build_stream(Corpus((train,), (), (train,)), [["PER"], ["LOC"]], protocol="overlap")
+        >>> stream.steps[1].train[0].spans, [len(sentence.spans) for sentence in stream.test_at(1)]
+        ((Span(start=2, end=3, type='LOC'),), [1])
+    """
+    _check_corpus(corpus, check_steps(steps))
+    allocation = allocate(corpus.train, steps, protocol=protocol, seed=seed)
+    if dev == "whole" or (dev == "auto" and protocol == "greedy"):
+        dev_allocation = [list(range(len(corpus.dev)))] * len(steps)
+    else:
+        dev_allocation = allocate(corpus.dev, steps, protocol=protocol, seed=seed)
+    built = tuple(
+        Step(
+            number,
+            tuple(types),
+            _restrict((corpus.train[index] for index in train_indices), types),
+            _restrict((corpus.dev[index] for index in dev_indices), types),
+        )
+        for number, (types, train_indices, dev_indices) in enumerate(
+            zip(steps, allocation, dev_allocation, strict=True), start=1
+        )
+    )
+    for step in built:
+        _check_step(step, protocol=protocol, seed=seed)
+    test = _restrict(corpus.test, [type_ for types in steps for type_ in types])
+    return Stream(
+        corpus.name,
+        protocol,
+        built,
+        test,
+        corpus.train,
+        tuple(tuple(part) for part in allocation),
+        corpus.dev,
+        tuple(tuple(part) for part in dev_allocation),
+    )
+
+
+def order_types(
+    corpus: Corpus,
+    *,
+    order: Sequence[str] | Literal["alphabetical", "frequency", "random"] = "alphabetical",
+    increment: int = 1,
+    first: int | None = None,
+    seed: int = 13,
+) -> tuple[tuple[str, ...], ...]:
+    """The types of a corpus as steps: `first` types in the first one, then `increment` a step (FG-a-PG-b).
+
+    Args:
+        corpus: the data; only types with a mention in its training part can be learned.
+        order: the types themselves, or "alphabetical" (by code point), "frequency" (most training mentions first,
+            equal counts by name), "random" (fixed by `seed`).
+        increment: types a step; the last step takes what is left, so it may be smaller.
+        first: types in the first step, `increment` if None.
+        seed: fixes the random order.
+
+    Raises:
+        ConfigError: for an unknown order or type, a type named twice, or a step size below 1.
+
+    Example:
+        >>> from ner_cl.types import Sentence, Span
+        >>> names = ("A", "B", "C", "D")
+        >>> spans = tuple(Span(place, place + 1, name) for place, name in enumerate(names))
+        >>> order_types(Corpus((Sentence(names, spans, frozenset(names)),), (), ()), increment=1, first=2)
+        (('A', 'B'), ('C',), ('D',))
+    """
+    start = increment if first is None else first
+    if increment < 1 or start < 1:
+        raise ConfigError(f"a step needs at least one type, but first is {start} and increment {increment}")
+    mentions = _mentions(corpus.train)
+    if not isinstance(order, str):
+        types = list(order)
+        _check_known(check_steps([types]), f"the training part of {corpus.name}", mentions)
+    elif order in ("alphabetical", "random"):
+        types = sorted(mentions)
+        if order == "random":
+            types = [types[index] for index in generator(seed, "type order").permutation(len(types))]
+    elif order == "frequency":
+        types = sorted(mentions, key=lambda type_: (-mentions[type_], type_))
+    else:
+        known = ("alphabetical", "frequency", "random")
+        raise ConfigError(f"unknown type order {order!r}{nearest(order, known)}; known: {', '.join(known)}, or a list")
+    if not types:
+        raise DataError(f"the training part of {corpus.name} mentions no type; nothing can be ordered")
+    bounds = [0, *range(start, len(types), increment), len(types)]
+    return tuple(tuple(types[low:high]) for low, high in itertools.pairwise(bounds))
+
+
+def fingerprint(sentences: Iterable[Sentence]) -> str:
+    """SHA-256 over words, spans and annotated types of the sentences, in order; as hexadecimal digits.
+
+    Equal data give equal fingerprints on every machine; where the sentences were read from does not matter.
+    """
+    digest = hashlib.sha256()
+    for sentence in sentences:
+        spans = [(span.start, span.end, span.type) for span in sentence.spans]
+        line = json.dumps([sentence.words, spans, sorted(sentence.annotated_types)])
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _restrict(sentences: Iterable[Sentence], types: Sequence[str]) -> tuple[Sentence, ...]:
+    return tuple(sentence.restrict(types) for sentence in sentences)
+
+
+def _until(
+    number: int, sentences: Sequence[Sentence], allocation: Sequence[Sequence[int]], seen: Sequence[str]
+) -> tuple[Sentence, ...]:
+    indices = dict.fromkeys(index for part in allocation[:number] for index in part)
+    return _restrict((sentences[index] for index in indices), seen)
+
+
+def _mentions(sentences: Iterable[Sentence]) -> Counter[str]:
+    return Counter(span.type for sentence in sentences for span in sentence.spans)
+
+
+def _check_corpus(corpus: Corpus, types: Iterable[str]) -> None:
+    for part, sentences in (("training", corpus.train), ("test", corpus.test)):
+        if not sentences:
+            raise DataError(f"{corpus.name} has no {part} sentences; check stream.corpus")
+    _check_known(types, corpus.name, corpus.types)
+
+
+def _check_known(types: Iterable[str], where: str, known: Iterable[str]) -> None:
+    names = sorted(known)
+    for type_ in types:
+        if type_ not in names:
+            raise ConfigError(
+                f"type {type_!r} never occurs in {where}{nearest(type_, names)}; it has {', '.join(names) or 'no type'}"
+            )
+
+
+def _check_step(step: Step, *, protocol: str, seed: int) -> None:
+    mentions = _mentions(step.train)
+    for type_ in step.types:
+        if not mentions[type_]:
+            raise DataError(
+                f"step {step.number}: none of its {len(step.train)} training sentences mentions {type_} "
+                f"(protocol {protocol}, seed {seed}); use protocol greedy or overlap, another seed, or more data"
+            )

@@ -1,0 +1,108 @@
+"""The tag vocabulary that only ever grows at its end."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ner_cl.errors import DataError, ModelError
+from ner_cl.types import Span
+
+__all__ = ["Tagset", "spans_of_tags", "tags_of_spans"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tagset:
+    """Types in learning order ↔ IOB2 tag ids.
+
+    Id 0 is `O`; type number i (from 0) owns ids `1 + 2i` (`B-`) and `2 + 2i` (`I-`). `grow` returns a new tagset in
+    which every old id is unchanged, so old columns of a head keep their meaning for ever.
+
+    Example:
+        >>> tagset = Tagset().grow(["PER"]).grow(["LOC", "ORG"])
+        >>> tagset.types, tagset.step_of("ORG"), tagset.tags[:3]
+        (('PER', 'LOC', 'ORG'), 2, ('O', 'B-PER', 'I-PER'))
+    """
+
+    steps: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """All types, in learning order."""
+        return tuple(type_ for step in self.steps for type_ in step)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All tags, by id."""
+        return ("O", *(f"{prefix}-{type_}" for type_ in self.types for prefix in "BI"))
+
+    def __len__(self) -> int:
+        """Number of tags, `1 + 2 · types`."""
+        return 1 + 2 * sum(len(step) for step in self.steps)
+
+    def grow(self, types: Sequence[str]) -> "Tagset":
+        """A tagset that knows `types` in addition, as one more step.
+
+        Raises:
+            ModelError: if `types` is empty, names a type twice, or names one that was learned before.
+        """
+        if not types:
+            raise ModelError("a step must learn at least one type; name the new types")
+        known = dict(zip(self.types, (self.step_of(type_) for type_ in self.types), strict=True))
+        for index, type_ in enumerate(types):
+            if type_ in known:
+                raise ModelError(f"type {type_} was already learned in step {known[type_]}; name new types only")
+            if type_ in types[:index]:
+                raise ModelError(f"type {type_} is named twice in one step; name it once")
+        return Tagset((*self.steps, tuple(types)))
+
+    def step_of(self, type_: str) -> int:
+        """The step, counted from 1, that taught `type_`; ModelError for an unknown type."""
+        for number, step in enumerate(self.steps, start=1):
+            if type_ in step:
+                return number
+        raise ModelError(f"unknown type {type_}; this model knows {', '.join(self.types) or 'no type yet'}")
+
+    def type_offset(self, step: int) -> int:
+        """How many types the steps before `step` (from 1) taught: the index of its first type."""
+        return sum(len(types) for types in self.steps[: step - 1])
+
+    def encode(self, spans: Iterable[Span], length: int) -> list[int]:
+        """Tag ids of `length` words for the spans whose type is known; spans of other types are left out.
+
+        Raises:
+            DataError: if two spans of known types share a word, which a flat tag sequence cannot say.
+        """
+        first_id = {type_: 1 + 2 * index for index, type_ in enumerate(self.types)}
+        return tags_of_spans(spans, length, first_id)
+
+    def decode(self, tag_ids: Sequence[int]) -> list[Span]:
+        """The spans of an IOB2-legal sequence of tag ids; an `I-` that continues nothing is ignored."""
+        return spans_of_tags(tag_ids, self.types)
+
+
+def tags_of_spans(spans: Iterable[Span], length: int, first_id: dict[str, int]) -> list[int]:
+    """IOB2 ids of `length` words, `first_id[type]` being a type's `B-` id and the next one its `I-` id."""
+    ids = [0] * length
+    for span in spans:
+        begin = first_id.get(span.type)
+        if begin is None:
+            continue
+        if any(ids[span.start : span.end]):
+            raise DataError(f"span {span.start}..{span.end} {span.type} overlaps another span; a flat tagger needs spans that do not overlap")
+        ids[span.start] = begin
+        for position in range(span.start + 1, span.end):
+            ids[position] = begin + 1
+    return ids
+
+
+def spans_of_tags(tag_ids: Sequence[int], types: Sequence[str]) -> list[Span]:
+    """Strict IOB2 reading: a span opens at `B-` and goes on over `I-` of the same type; any other `I-` is ignored."""
+    spans: list[Span] = []
+    start, open_type = 0, -1
+    for position, tag in enumerate([*tag_ids, 0]):
+        inside = tag > 0 and tag % 2 == 0 and (tag - 2) // 2 == open_type
+        if open_type >= 0 and not inside:
+            spans.append(Span(start, position, types[open_type]))
+            open_type = -1
+        if tag % 2 == 1:
+            start, open_type = position, (tag - 1) // 2
+    return spans

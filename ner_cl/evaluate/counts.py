@@ -1,0 +1,152 @@
+"""Exact counts of right, spurious and missed spans, from which every score is computed."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ner_cl.errors import DataError
+from ner_cl.types import Sentence, Span
+
+__all__ = ["Counts", "count_spans", "macro_f1", "micro_f1", "word_confusion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many spans were found (`tp`), made up (`fp`) and missed (`fn`); counts of parts of a corpus add up.
+
+    Scores lie in [0, 1]. F1 and recall are None where there is no gold span, because then they say nothing; with gold
+    but no prediction precision is 0.
+
+    Example:
+        >>> Counts(tp=1, fp=1, fn=2).f1
+        0.4
+        >>> Counts(fp=3).f1 is None
+        True
+    """
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """The counts of both parts together."""
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+
+    @property
+    def gold(self) -> int:
+        """Number of gold spans."""
+        return self.tp + self.fn
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the predicted spans that are right; None if there is neither a prediction nor a gold span."""
+        if self.tp + self.fp:
+            return self.tp / (self.tp + self.fp)
+        return 0.0 if self.gold else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the gold spans that were found; None without gold."""
+        return self.tp / self.gold if self.gold else None
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of precision and recall, `2tp / (2tp + fp + fn)`; None without gold."""
+        return 2 * self.tp / (2 * self.tp + self.fp + self.fn) if self.gold else None
+
+
+def count_spans(
+    gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], types: Sequence[str]
+) -> dict[str, Counts]:
+    """Counts per type, sentence by sentence; a span is right when start, end and type all agree.
+
+    Spans of types outside `types` are ignored on both sides. In a sentence that is not annotated for a type
+    (`Sentence.annotated_types`) spans of that type are ignored too: they may be right, nobody knows.
+
+    Args:
+        gold: the annotated sentences.
+        predicted: for each of them the predicted spans, in words of that sentence; duplicates count once.
+        types: the types to count, in the order of the result.
+
+    Returns:
+        One entry for every type of `types`, also for those that never occur.
+
+    Raises:
+        DataError: if the two sequences differ in length.
+
+    Example:
+        >>> sentence = Sentence(("Ada", "sang"), (Span(0, 1, "PER"),), frozenset({"PER"}))
+        >>> count_spans([sentence], [[Span(0, 1, "PER"), Span(1, 2, "PER")]], ["PER"])
+        {'PER': Counts(tp=1, fp=1, fn=0)}
+    """
+    _check_lengths(gold, predicted)
+    wanted = frozenset(types)
+    golden: Counter[str] = Counter()
+    guessed: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    for sentence, guess in zip(gold, predicted, strict=True):
+        if not sentence.spans and not guess:
+            continue
+        counted = wanted & sentence.annotated_types
+        gold_spans = {span for span in sentence.spans if span.type in counted}
+        guess_spans = {span for span in guess if span.type in counted}
+        golden.update(span.type for span in gold_spans)
+        guessed.update(span.type for span in guess_spans)
+        found.update(span.type for span in gold_spans & guess_spans)
+    return {type_: Counts(found[type_], guessed[type_] - found[type_], golden[type_] - found[type_]) for type_ in types}
+
+
+def micro_f1(counts: Mapping[str, Counts]) -> float | None:
+    """F1 of all spans of all types together; None without any gold span.
+
+    Predictions of a type that has no gold count as spurious here.
+    """
+    return sum(counts.values(), start=Counts()).f1
+
+
+def macro_f1(counts: Mapping[str, Counts]) -> float | None:
+    """Mean F1 over the types that have gold; None if none has."""
+    scores = [score for count in counts.values() if (score := count.f1) is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
+def word_confusion(
+    gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], *, old: Iterable[str], new: Iterable[str]
+) -> dict[str, float | None]:
+    """Where words of old types, of new types and of no type end up: the diagnosis behind a lost F1.
+
+    Each rate is a share of the words whose gold is the part before `_to_`; None where there is no such word. Only
+    sentences annotated for all old and new types are looked at, because elsewhere "no type" is not known.
+
+    Raises:
+        DataError: if the two sequences differ in length.
+
+    Returns:
+        `confusion/old_to_o`, `confusion/old_to_new`, `confusion/o_to_new`, `confusion/new_to_o`.
+    """
+    _check_lengths(gold, predicted)
+    group = dict.fromkeys(old, "old") | dict.fromkeys(new, "new")
+    words: Counter[str] = Counter()
+    pairs: Counter[tuple[str, str]] = Counter()
+    for sentence, guess in zip(gold, predicted, strict=True):
+        if not sentence.annotated_types.issuperset(group):
+            continue
+        truth = _word_groups(sentence.spans, len(sentence.words), group)
+        words.update(truth)
+        pairs.update(zip(truth, _word_groups(guess, len(sentence.words), group), strict=True))
+    asked = (("old", "o"), ("old", "new"), ("o", "new"), ("new", "o"))
+    return {f"confusion/{a}_to_{b}": pairs[a, b] / words[a] if words[a] else None for a, b in asked}
+
+
+def _word_groups(spans: Iterable[Span], length: int, group: Mapping[str, str]) -> list[str]:
+    groups = ["o"] * length
+    for span in spans:
+        if span.type in group:
+            for position in range(span.start, min(span.end, length)):
+                groups[position] = group[span.type]
+    return groups
+
+
+def _check_lengths(gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]]) -> None:
+    if len(gold) != len(predicted):
+        raise DataError(f"{len(gold)} gold sentences but {len(predicted)} predictions; give one list of spans each")

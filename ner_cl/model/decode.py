@@ -1,0 +1,141 @@
+"""Reading IOB2 tags and span probabilities off independent per-word tag scores, under the IOB2 constraint.
+
+Column 0 is `O`, column `1 + 2i` is `B-` and column `2 + 2i` is `I-` of type i. The only illegal move is into an `I-x`
+from anything but `B-x` or `I-x`, the start of the sentence included. A path is therefore a row of words that are
+either outside (`O`) or in an open span of one type, and one step of each recursion below costs O(tags), where a
+general transition matrix would cost O(tags²).
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["orphans", "span_log_probability", "viterbi"]
+
+
+def orphans(tags: Int[Tensor, "row word"]) -> Bool[Tensor, "row word"]:
+    """The words whose `I-` continues nothing; a row is legal IOB2 exactly if it has none."""
+    previous = torch.nn.functional.pad(tags, (1, 0))[:, :-1]
+    inside = (tags > 0) & (tags % 2 == 0)
+    return inside & (previous != tags) & (previous != tags - 1)
+
+
+def viterbi(log_probs: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word"]) -> Int[Tensor, "row word"]:
+    """The most probable legal IOB2 path of each row, `O` where masked (Monaikul et al. 2021, ExtendNER decoding).
+
+    Among equally probable paths the one with the lowest tag id at the last word wins, then the lowest one at the word
+    before, and so on backwards. Where the argmax of every word already makes a legal path, that path is the answer
+    under this very rule, so the recursion runs only on the other rows. Sums are kept in fp64 so that rounding makes
+    no ties of its own.
+
+    Args:
+        log_probs: log-probabilities (or any additive scores) of the tags of each word; padding may hold anything.
+        mask: which words are real; a masked word counts as `O`. Rows may be empty.
+
+    Example:
+        >>> scores = torch.tensor([[[0.4, 0.1, 0.5], [0.1, 0.1, 0.8]]]).log()  # argmax reads I-X I-X
+        >>> viterbi(scores, torch.ones(1, 2, dtype=torch.bool)).tolist()
+        [[1, 2]]
+    """
+    tags = log_probs.argmax(-1).masked_fill(~mask, 0)
+    illegal = orphans(tags).any(-1).nonzero().squeeze(-1)
+    if len(illegal):
+        tags[illegal] = _best_paths(_emissions(log_probs.detach()[illegal], mask[illegal]))
+    return tags
+
+
+def _best_paths(emissions: Float[Tensor, "row word tag"]) -> Int[Tensor, "row word"]:
+    """Viterbi over states: 0 is outside, i + 1 is in a span of type i."""
+    outside, begin, inside = _split(emissions)
+    prefix = emissions.new_zeros(len(emissions))  # [row] best score of the words so far
+    opened = torch.full_like(begin[0], -math.inf)  # [row type] the same, ending in an open span of the type
+    states: list[Tensor] = [torch.zeros_like(prefix, dtype=torch.long)]  # [row] best state of the word before
+    continues: list[Tensor] = []  # [row type] whether being in the span means I- rather than B-
+    for o, b, i in zip(outside, begin, inside, strict=True):
+        from_begin, from_inside = prefix[:, None] + b, opened + i
+        continues.append(from_inside > from_begin)  # on a tie B-, the lower id
+        opened = torch.maximum(from_begin, from_inside)
+        candidates = torch.cat([(prefix + o)[:, None], opened], dim=1)
+        states.append(candidates.argmax(1))  # the first maximum, so the lowest id
+        prefix = candidates.gather(1, states[-1][:, None])[:, 0]  # not `max`, which wakes all threads at any size
+    return _trace_back(states, continues)
+
+
+def _trace_back(states: list[Tensor], continues: list[Tensor]) -> Int[Tensor, "row word"]:
+    """Follow the best states from the last word to the first; `states[t]` is the best one before word t."""
+    state = states[-1]
+    tags: list[Tensor] = []
+    for before, inside in zip(reversed(states[:-1]), reversed(continues), strict=True):
+        stays = (state > 0) & inside.gather(1, (state - 1).clamp(min=0)[:, None])[:, 0]
+        tags.append((2 * state - 1 + stays.long()).clamp(min=0))
+        state = torch.where(stays, state, before)
+    return torch.stack(tags[::-1], dim=1)
+
+
+def span_log_probability(
+    log_probs: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word"], spans: Int[Tensor, "span 4"]
+) -> Float[Tensor, " span"]:
+    """Exact log-probability, over all legal paths of its row, that each span is there with these borders and type.
+
+    A path has the span if it reads `B-` at its first word, `I-` at its other words, and no `I-` of that type at the
+    word after it. The paths are weighted by the product of their words' scores and normalised over the legal ones:
+    forward–backward, in fp64.
+
+    Args:
+        log_probs: log-probabilities (or any additive scores) of the tags of each word; padding may hold anything.
+        mask: which words are real; a masked word counts as `O`.
+        spans: row, first word, one past the last word, index of the type (from 0); `0 <= first < last <= words`.
+
+    Returns:
+        One value ≤ 0 per span, in fp64 (fp32 on devices without it); `-inf` for a span that reaches into the padding.
+    """
+    emissions = _emissions(log_probs, mask)
+    row, start, end, type_ = spans.unbind(1)
+    prefix, suffix = _prefixes(emissions), _suffixes(emissions)
+    position = torch.arange(emissions.shape[1], device=spans.device)
+    inside = emissions[row[:, None], position, 2 + 2 * type_[:, None]]  # [span word]
+    covered = (position > start[:, None]) & (position < end[:, None])
+    through = emissions[row, start, 1 + 2 * type_] + inside.masked_fill(~covered, 0).sum(1)
+    joint = prefix[row, start] + through + suffix[row, end]
+    return (joint - prefix[row, -1]).clamp(max=0)
+
+
+def _prefixes(emissions: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word+1"]:
+    """At t: log of the summed weight of all legal readings of the words before t."""
+    outside, begin, inside = _split(emissions)
+    prefixes = [emissions.new_zeros(len(emissions))]
+    opened = emissions.new_full((len(emissions), emissions.shape[-1] // 2), -math.inf)  # [row type], in an open span
+    for o, b, i in zip(outside, begin, inside, strict=True):
+        opened = torch.logaddexp(prefixes[-1][:, None] + b, opened + i)
+        prefixes.append(torch.logaddexp(prefixes[-1] + o, opened.logsumexp(1)))
+    return torch.stack(prefixes, dim=1)
+
+
+def _suffixes(emissions: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word+1"]:
+    """At t: log of the summed weight of all legal readings of the words from t on that start with `O` or a `B-`."""
+    outside, begin, inside = _split(emissions)
+    suffixes = [emissions.new_zeros(len(emissions))]
+    opened = emissions.new_zeros((len(emissions), emissions.shape[-1] // 2))  # [row type], given an open span
+    for o, b, i in zip(reversed(outside), reversed(begin), reversed(inside), strict=True):
+        suffixes.append(torch.logaddexp(suffixes[-1] + o, (b + opened).logsumexp(1)))
+        opened = torch.logaddexp(suffixes[-1][:, None], i + opened)
+    return torch.stack(suffixes[::-1], dim=1)
+
+
+def _emissions(
+    log_probs: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word"]
+) -> Float[Tensor, "row word tag"]:
+    """The scores in fp64, a masked word being `O` with score 0: it then changes neither a path nor a sum before it."""
+    precise = log_probs.to(torch.float32 if log_probs.device.type == "mps" else torch.float64)  # mps has no fp64
+    padding = torch.full_like(precise[:1, :1], -math.inf)
+    padding[..., 0] = 0
+    return torch.where(mask[..., None], precise, padding)
+
+
+def _split(emissions: Float[Tensor, "row word tag"]) -> tuple[tuple[Tensor, ...], ...]:
+    """Per word, the scores of `O` as `[row]`, and of the `B-` and the `I-` of all types as `[row type]`."""
+    by_word = emissions.transpose(0, 1)
+    parts = (by_word[..., 0], by_word[..., 1::2], by_word[..., 2::2])
+    return tuple(part.contiguous().unbind(0) for part in parts)

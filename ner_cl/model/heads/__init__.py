@@ -1,0 +1,7 @@
+"""Output layers that grow: importing this package registers the built-in heads."""
+
+from ner_cl.model.heads.addner import AddNer
+from ner_cl.model.heads.base import DistillOptions, Emissions, Head
+from ner_cl.model.heads.extendner import ExtendNer
+
+__all__ = ["AddNer", "DistillOptions", "Emissions", "ExtendNer", "Head"]

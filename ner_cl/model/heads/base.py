@@ -1,0 +1,162 @@
+"""What every head must say: how it grows, scores words, is taught, imitates a teacher and is decoded."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from ner_cl.config import HeadOptions, Options
+from ner_cl.data.batching import Batch
+from ner_cl.data.tagset import Tagset
+
+__all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
+
+class DistillOptions(Options):
+    """Weights and form of the distillation loss (Monaikul et al. 2021, section 3).
+
+    Attributes:
+        temperature: divides both logits inside the KL term.
+        alpha: weight of the KL term.
+        beta: weight of the cross entropy.
+        form: `full` normalises the student over all columns, `sub` over the teacher's columns only.
+        reduction: `sum_then_mean` is one mean over all words of what each word costs; `mean_each` averages KL and
+            cross entropy over their own words first.
+        scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature.
+        blocks: AddNER only: `sum` or `mean` of the KL terms of the old blocks.
+    """
+
+    temperature: float = Field(2.0, gt=0)
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    form: Literal["full", "sub"] = "full"
+    reduction: Literal["sum_then_mean", "mean_each"] = "sum_then_mean"
+    scale: bool = True
+    blocks: Literal["sum", "mean"] = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Emissions:
+    """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` for each block of the head."""
+
+    blocks: tuple[Float[Tensor, "row word _"], ...]
+    word_mask: Bool[Tensor, "row word"]
+
+    def flat(self) -> Float[Tensor, "row word column"]:
+        """All blocks side by side."""
+        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks, dim=-1)
+
+
+
+class Head(nn.Module, ABC):
+    """An output layer on word vectors that gains a block of columns in every step.
+
+    A head is a list of weight blocks, one a step, each its own matrix product. That keeps old logits equal to the last
+    bit when a block is added, which one wider product would not promise, and lets an optimizer treat old and new rows
+    differently.
+    """
+
+    name: str
+
+    def __init__(self, hidden: int, options: HeadOptions) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.options = options
+        self.tagset = Tagset()
+        self.blocks = nn.ModuleList()
+
+    def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None) -> None:
+        """Adds the block for `types`; every old row stays as it is.
+
+        Args:
+            types: the new types, in order.
+            generator: draws the new rows.
+        """
+        self.tagset = self.tagset.grow(types)
+        block = nn.Linear(self.hidden, self._new_columns(len(types)))
+        with torch.no_grad():
+            block.weight.normal_(0.0, 0.02, generator=generator)
+            block.bias.zero_()
+            outside = self._outside_row()
+            if outside is not None and self.options.new_rows == "outside":
+                block.weight += outside.weight[0]
+                block.bias += outside.bias[0]
+        device = self.blocks[0].weight.device if len(self.blocks) else None
+        self.blocks.append(block.to(device))
+
+    def reset(self) -> None:
+        """Forgets all types."""
+        self.tagset = Tagset()
+        self.blocks = nn.ModuleList()
+
+    def scores(self, words: Float[Tensor, "row word hidden"]) -> list[Float[Tensor, "row word _"]]:
+        """The product of every block, in fp32 whatever the surrounding precision."""
+        with torch.autocast(words.device.type, enabled=False):
+            words = words.float()
+            return [block(words) for block in self.blocks]
+
+    def new_block(self) -> nn.Linear:
+        """The block of the newest step."""
+        block = self.blocks[-1]
+        assert isinstance(block, nn.Linear)
+        return block
+
+    def _outside_row(self) -> nn.Linear | None:
+        """The block whose row 0 is the `O` that new rows may start from; None before the first step."""
+        block = self.blocks[0] if len(self.blocks) else None
+        assert block is None or isinstance(block, nn.Linear)
+        return block
+
+    @abstractmethod
+    def _new_columns(self, types: int) -> int:
+        """How many columns a step with that many types adds."""
+
+    @abstractmethod
+    def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
+        """Tag scores of words."""
+
+    @abstractmethod
+    def supervised(
+        self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
+    ) -> Float[Tensor, ""]:
+        """Mean cross entropy over the words of the batch.
+
+        Args:
+            emissions: of the batch.
+            batch: gives targets and the types they are complete for.
+            unannotated: what `O` says of types that were not annotated: `negative` (that the word is none of them, as
+                plain fine-tuning reads it) or `unknown` (nothing).
+        """
+
+    @abstractmethod
+    def distillation(
+        self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The loss terms `ce` and `kd` of learning from gold for new types and from a teacher for old ones.
+
+        Args:
+            emissions: of the student.
+            batch: with targets for the newest step.
+            teacher: logits of the teacher, all its blocks side by side.
+            options: weights and form.
+        """
+
+    @abstractmethod
+    def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
+        """Legal tag ids of the joint tagset, 0 where padded; only of `types` where they are given."""
+
+    @abstractmethod
+    def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
+        """Probability of exactly each span `(row, start, end, type index)`, in [0, 1]."""
+
+
+def hide_types(tags: Int[Tensor, "row word"], tagset: Tagset, types: Collection[str] | None) -> Int[Tensor, "row word"]:
+    """The tags with those of types that were not asked for turned into `O`."""
+    if types is None:
+        return tags
+    shown = torch.tensor([True, *(type_ in types for type_ in tagset.types for _ in "BI")], device=tags.device)
+    return torch.where(shown[tags], tags, torch.zeros_like(tags))

@@ -1,0 +1,85 @@
+"""ExtendNER: one output layer that grows (Monaikul et al. 2021, AAAI, section 3.2)."""
+
+from collections.abc import Collection
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from ner_cl.data.batching import Batch
+from ner_cl.model.decode import span_log_probability, viterbi
+from ner_cl.model.heads.base import DistillOptions, Emissions, Head, hide_types
+from ner_cl.model.losses import kd_full, kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.registry import heads
+
+__all__ = ["ExtendNer"]
+
+
+@heads.register("extendner")
+@final
+class ExtendNer(Head):
+    """One softmax over `O` and the tags of all types; each word learns either from gold or from the teacher.
+
+    A word with a gold tag costs cross entropy over all columns; a word labelled `O` costs the KL to the teacher.
+    Decoded by Viterbi over legal IOB2 paths.
+    """
+
+    name = "extendner"
+
+    def _new_columns(self, types: int) -> int:
+        return 2 * types + (0 if len(self.blocks) else 1)
+
+    def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
+        """Tag scores, one block with all columns."""
+        return Emissions((torch.cat(self.scores(words), dim=-1),), word_mask)
+
+    def supervised(
+        self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
+    ) -> Float[Tensor, ""]:
+        """Cross entropy over all columns; marginal over the types that were not annotated if they are `unknown`."""
+        logits = emissions.blocks[0]
+        if unannotated == "unknown":
+            return masked_mean(marginal_cross_entropy(logits, batch.targets, batch.annotated), batch.word_mask)
+        return masked_mean(_cross_entropy(logits, batch.targets), batch.word_mask)
+
+    def distillation(
+        self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
+    ) -> dict[str, Float[Tensor, ""]]:
+        """One of the two terms for every word, chosen by the gold label (Monaikul et al. 2021, figure 2)."""
+        logits = emissions.blocks[0]
+        old = teacher.shape[-1]
+        student = logits if options.form == "full" else logits[..., :old]
+        kl = (kd_full if options.form == "full" else kd_sub)(teacher, student, temperature=options.temperature)
+        if options.scale:
+            kl = kl * options.temperature**2
+        typed = batch.word_mask & (batch.targets > 0)
+        outside = batch.word_mask & (batch.targets == 0)
+        ce = _cross_entropy(logits, batch.targets)
+        if options.reduction == "mean_each":
+            terms = {"ce": masked_mean(ce, typed), "kd": masked_mean(kl, outside)}
+        else:
+            # A word outside its term costs nothing there but still counts in the mean.
+            zero = torch.zeros_like(ce)
+            terms = {
+                "ce": masked_mean(torch.where(typed, ce, zero), batch.word_mask),
+                "kd": masked_mean(torch.where(outside, kl, zero), batch.word_mask),
+            }
+        return {"ce": options.beta * terms["ce"], "kd": options.alpha * terms["kd"]}
+
+    def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
+        """Viterbi over all columns (section 4.2 of the paper), then the types asked for."""
+        log_probs = torch.log_softmax(emissions.blocks[0].float(), dim=-1)
+        return hide_types(viterbi(log_probs, emissions.word_mask), self.tagset, types)
+
+    def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
+        """Forward-backward probability of each span under the legal chain."""
+        log_probs = torch.log_softmax(emissions.blocks[0].float(), dim=-1)
+        return span_log_probability(log_probs, emissions.word_mask, spans).exp()
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "row word tag"], targets: Int[Tensor, "row word"]
+) -> Float[Tensor, "row word"]:
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)

@@ -1,0 +1,71 @@
+"""Per-word losses over tag columns. All of them work in fp32 and return one value a word."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["kd_full", "kd_sub", "marginal_cross_entropy", "masked_mean"]
+
+
+def kd_sub(
+    teacher: Float[Tensor, "*word old"], student: Float[Tensor, "*word old"], *, temperature: float
+) -> Float[Tensor, "*word"]:
+    """KL(teacher ‖ student), both normalised over the same columns, at a temperature.
+
+    Monaikul et al. 2021, the L_KL of AddNER. Zero when the two agree.
+
+    Args:
+        teacher: logits.
+        student: logits of the same columns.
+        temperature: both logits are divided by it.
+    """
+    target = torch.log_softmax(teacher.float() / temperature, dim=-1)
+    log_probs = torch.log_softmax(student.float() / temperature, dim=-1)
+    return (target.exp() * (target - log_probs)).sum(dim=-1)
+
+
+def kd_full(
+    teacher: Float[Tensor, "*word old"], student: Float[Tensor, "*word all"], *, temperature: float
+) -> Float[Tensor, "*word"]:
+    """KL(teacher ‖ student) where the student is normalised over all its columns and the new ones carry no teacher mass.
+
+    Monaikul et al. 2021, figure 2. A fresh student scores `-log(1 - m)`, `m` being the probability it gives to the new
+    columns, so this also teaches "this word is none of the new types".
+
+    Args:
+        teacher: logits of the old columns.
+        student: logits of all columns, the old ones first.
+        temperature: both logits are divided by it.
+    """
+    old = teacher.shape[-1]
+    target = torch.log_softmax(teacher.float() / temperature, dim=-1)
+    log_probs = torch.log_softmax(student.float() / temperature, dim=-1)[..., :old]
+    return (target.exp() * (target - log_probs)).sum(dim=-1)
+
+
+def marginal_cross_entropy(
+    logits: Float[Tensor, "row word tag"], targets: Int[Tensor, "row word"], annotated: Bool[Tensor, "row type"]
+) -> Float[Tensor, "row word"]:
+    """Cross entropy under partial annotation: `O` means "none of the annotated types".
+
+    A word with a type costs `-log p(tag)`. A word labelled `O` costs `-log` of the probability of everything that the
+    annotation does not rule out: `O` itself and every column of a type that was not annotated. With all types annotated
+    this is plain cross entropy; with none it is zero and has no gradient.
+
+    Args:
+        logits: columns `O, B-0, I-0, B-1, …`.
+        targets: tag ids.
+        annotated: whether the row's annotation is complete for each type.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    ruled_out = torch.repeat_interleave(annotated, 2, dim=-1)
+    ruled_out = torch.cat([torch.zeros_like(ruled_out[:, :1]), ruled_out], dim=-1)
+    outside = log_probs.masked_fill(ruled_out[:, None, :], -torch.inf).logsumexp(dim=-1)
+    typed = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return -torch.where(targets > 0, typed, outside)
+
+
+def masked_mean(values: Float[Tensor, "*word"], mask: Bool[Tensor, "*word"]) -> Float[Tensor, ""]:
+    """Mean over the words under the mask; zero, with a zero gradient, when there is none."""
+    kept = torch.where(mask, values, torch.zeros_like(values))
+    return kept.sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,155 @@
+"""The tagger: encoder, head and tagset."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final, overload
+
+import torch
+from torch import Tensor, nn
+
+from ner_cl.config import EncoderOptions, HeadOptions
+from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.data.tagset import Tagset
+from ner_cl.errors import ModelError
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.precision import Precision
+from ner_cl.registry import heads
+from ner_cl.types import Entity, Sentence
+
+__all__ = ["NerModel"]
+
+
+@final
+class NerModel(nn.Module):
+    """A tagger that knows some types and can be grown to know more.
+
+    Args:
+        encoder: gives word vectors.
+        head: gives tag scores; its tagset is the model's.
+
+    Attributes:
+        history: one record a step: types, data hash, F1 of every type before and after.
+        metrics: exact counts of the last evaluation.
+        strategy_state: tensors that strategies keep for later steps, by strategy name; never needed to predict.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.history: list[dict[str, Any]] = []
+        self.metrics: dict[str, Any] = {}
+        self.strategy_state: Mapping[str, Mapping[str, Tensor]] = {}
+
+    @classmethod
+    def from_encoder(cls, name: str = "minilm-l6", *, head: str | HeadOptions = "extendner", **options: Any) -> "NerModel":
+        """A model that knows no type yet, on a pre-trained encoder.
+
+        Args:
+            name: alias, Hugging Face id or folder of the encoder.
+            head: name or options of the head.
+            **options: other `EncoderOptions`, such as `max_pieces`.
+        """
+        head_options = HeadOptions(name=head) if isinstance(head, str) else head
+        return cls.from_options(EncoderOptions(name=name, **options), head_options)
+
+    @classmethod
+    def from_options(cls, encoder_options: EncoderOptions, head_options: HeadOptions) -> "NerModel":
+        """A model that knows no type yet, from configuration sections."""
+        return cls.from_parts(Encoder.from_options(encoder_options), head_options)
+
+    @classmethod
+    def from_parts(cls, encoder: Encoder, head_options: HeadOptions) -> "NerModel":
+        """A model that knows no type yet, on an encoder at hand."""
+        return cls(encoder, heads[head_options.name](encoder.hidden, head_options))
+
+    @property
+    def tagset(self) -> Tagset:
+        """The types the model knows, in learning order."""
+        return self.head.tagset
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types the model knows, in learning order."""
+        return self.head.tagset.types
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def forward(self, batch: Batch) -> Emissions:
+        """Tag scores of every word of the batch."""
+        return self.head(self.encoder(batch), batch.word_mask)  # type: ignore[no-any-return]
+
+    def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None) -> None:
+        """Adds a block for new types to the head; what the model says about old types does not change by a bit.
+
+        Raises:
+            ModelError: if a type is known already or named twice.
+        """
+        self.head.grow(types, generator=generator)
+
+    def encode(self, sentences: Sequence[Sentence]) -> EncodedSentences:
+        """Sentences cut into windows of word pieces, with targets in this model's tagset."""
+        return EncodedSentences(sentences, self.encoder.pieces, self.tagset)
+
+    @overload
+    def predict(self, texts: str, **options: Any) -> list[Entity]: ...
+    @overload
+    def predict(self, texts: Iterable[str], **options: Any) -> Iterator[list[Entity]]: ...
+    def predict(
+        self,
+        texts: str | Iterable[str],
+        *,
+        types: Collection[str] | None = None,
+        min_score: float = 0.0,
+        batch_tokens: int = 4096,
+        precision: Precision = "auto",
+    ) -> list[Entity] | Iterator[list[Entity]]:
+        """Finds the entities of one text, or of many.
+
+        Args:
+            texts: one text gives a list; many give an iterator of lists, in order, batched inside.
+            types: only these types; all by default.
+            min_score: entities below this probability are left out.
+            batch_tokens: word pieces of one batch, padding included.
+            precision: number format of the encoder.
+
+        Returns:
+            Entities sorted by position, with code-point offsets into the text.
+
+        Raises:
+            ModelError: if the model knows no type, or one of `types` is unknown.
+
+        Example:
+            >>> model = ner_cl.load("models/step2")                       # doctest: +SKIP
+            >>> [e.type for e in model.predict("Ada lives in London.")]   # doctest: +SKIP
+            ['PER', 'LOC']
+        """
+        from ner_cl.model.predict import predict_texts  # predict works on models, so it cannot be imported above
+
+        self.check_types(types)
+        found = predict_texts(
+            self,
+            [texts] if isinstance(texts, str) else texts,
+            types=types,
+            min_score=min_score,
+            batch_tokens=batch_tokens,
+            precision=precision,
+        )
+        return next(found) if isinstance(texts, str) else found
+
+    def check_types(self, types: Collection[str] | None) -> None:
+        """ModelError if the model knows no type yet, or one of `types` is unknown to it."""
+        if not self.types:
+            raise ModelError("this model knows no type yet; teach it one with `ner-cl learn` or ner_cl.learn")
+        for type_ in types or ():
+            self.tagset.step_of(type_)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model folder, whole or not at all; an existing folder is replaced."""
+        from ner_cl.model.store import save_model  # the store reads and writes models, so it cannot be imported above
+
+        save_model(self, Path(folder))

@@ -1,0 +1,28 @@
+"""Which number format the encoder computes in."""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+__all__ = ["Precision", "autocast", "resolve_precision"]
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` made concrete: bf16 where the device has instructions for it, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+        return "bf16" if has_bf16 else "fp32"
+    return "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """The context in which forward passes run; weights stay fp32 and heads compute in fp32 in either case."""
+    enabled = resolve_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)  # type: ignore[return-value]

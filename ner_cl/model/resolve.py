@@ -1,0 +1,98 @@
+"""Joining the votes of AddNER's heads into one tag sequence (Monaikul et al. 2021, section on AddNER's inference)."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ner_cl.model.decode import viterbi
+
+__all__ = ["nested", "resolve"]
+
+
+def resolve(
+    blocks: Sequence[Float[Tensor, "row word _"]],
+    mask: Bool[Tensor, "row word"],
+    *,
+    continuation: Literal["wins", "compare"] = "wins",
+) -> Int[Tensor, "row word"]:
+    """One legal tag sequence per row from heads that each know the types of one step, `O` where masked.
+
+    Greedy from left to right. Each head votes for its most probable tag (the lowest id among equals). A vote for `I-x`
+    counts only where the tag given to the word before is `B-x` or `I-x`; otherwise it is a vote for `O`. Then `I-x`
+    is given if there is one, else the most probable `B-`, else `O`. Four cases that the paper leaves open:
+
+    - a valid `I-x` against another head's `B-y`: `I-x`, or with `continuation="compare"` the more probable one
+      (`I-x` among equals);
+    - two valid `I-` votes: cannot be, as the tag before has one type;
+    - equally probable `B-` votes: the head of the earliest step;
+    - an `I-x` that continues nothing is dropped, not turned into a `B-x`.
+
+    Args:
+        blocks: for each head, in the order of the steps, the log-probabilities of its own tags: its `O` in column 0,
+            then `B-` and `I-` of each of its types. Padding may hold anything.
+        mask: which words are real.
+        continuation: what a valid `I-` vote does where another head votes for a `B-`.
+
+    Returns:
+        Ids of the joint tagset: the types of the first block, then those of the second, and so on.
+
+    Example:
+        >>> place = torch.tensor([[[0.2, 0.6, 0.2], [0.2, 0.1, 0.7]]]).log()  # B-LOC, I-LOC
+        >>> firm = torch.tensor([[[0.2, 0.8, 0.0], [0.3, 0.1, 0.6]]]).log()  # B-ORG, I-ORG
+        >>> resolve([place, firm], torch.ones(1, 2, dtype=torch.bool)).tolist()
+        [[3, 4]]
+    """
+    if not blocks:  # a model that knows no type yet
+        return torch.zeros_like(mask, dtype=torch.long)
+    votes, scores = _votes(blocks, mask)
+    begin_tag, begin_score = _best_begin(votes, scores)
+    # A type belongs to one head, so only that head can continue it. Types count from 1 here; 0 is "no open span".
+    heads = [head for head, block in enumerate(blocks) for _ in range(block.shape[-1] // 2)]
+    owner = torch.tensor([0, *heads], device=votes.device)  # [type]
+    open_type = votes.new_zeros(len(votes))  # [row]
+    tags: list[Tensor] = []
+    for word in range(votes.shape[1]):
+        head = owner[open_type][:, None]
+        vote = votes[:, word].gather(1, head)[:, 0]
+        continues = (open_type > 0) & (vote == 2 * open_type)  # 2 · type, counted from 1, is the id of its I-
+        if continuation == "compare":
+            continues &= begin_score[:, word] <= scores[:, word].gather(1, head)[:, 0]
+        tag = torch.where(continues, vote, begin_tag[:, word])
+        open_type = (tag + 1) // 2
+        tags.append(tag)
+    return torch.stack(tags, dim=1) if tags else torch.zeros_like(mask, dtype=torch.long)
+
+
+def nested(
+    blocks: Sequence[Float[Tensor, "row word _"]], mask: Bool[Tensor, "row word"]
+) -> list[Int[Tensor, "row word"]]:
+    """Each head's own best legal tags, in its own ids, so that spans of different steps may overlap."""
+    return [viterbi(block, mask) for block in blocks]
+
+
+def _votes(
+    blocks: Sequence[Float[Tensor, "row word _"]], mask: Bool[Tensor, "row word"]
+) -> tuple[Int[Tensor, "row word head"], Float[Tensor, "row word head"]]:
+    """The joint id of the tag that each head votes for (`O` where masked), and its log-probability."""
+    # Not `max`, which wakes all threads at any size and so costs more the more heads there are.
+    local = [block.argmax(-1) for block in blocks]
+    scores = [block.detach().gather(-1, tag[..., None])[..., 0] for block, tag in zip(blocks, local, strict=True)]
+    offsets = list(accumulate((block.shape[-1] - 1 for block in blocks), initial=0))[:-1]
+    votes = torch.stack(local, dim=-1)
+    says_type = mask[..., None] & (votes > 0)
+    return torch.where(says_type, votes + torch.tensor(offsets, device=votes.device), 0), torch.stack(scores, dim=-1)
+
+
+def _best_begin(
+    votes: Int[Tensor, "row word head"], scores: Float[Tensor, "row word head"]
+) -> tuple[Int[Tensor, "row word"], Float[Tensor, "row word"]]:
+    """The most probable `B-` vote (the first head among equals) and its log-probability; `O` and -inf without one."""
+    begins = votes % 2 == 1
+    scores = scores.masked_fill(~begins, -math.inf)
+    head = scores.argmax(-1, keepdim=True)
+    return torch.where(begins, votes, 0).gather(-1, head)[..., 0], scores.gather(-1, head)[..., 0]

@@ -1,0 +1,170 @@
+"""The model folder: safetensors and JSON only, written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import transformers
+
+from ner_cl.config import EncoderOptions, HeadOptions, validate
+from ner_cl.data.tagset import Tagset
+from ner_cl.errors import ModelError
+from ner_cl.model.card import model_card
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.ner_model import NerModel
+from ner_cl.registry import heads
+
+__all__ = ["FORMAT_VERSION", "load_model", "publish_folder", "save_model"]
+
+FORMAT_VERSION = 1
+
+
+def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary folder, then puts it in place by renaming: readers see it whole or not at all.
+
+    Args:
+        folder: where the result goes; an existing folder is replaced.
+        write: fills the folder it is given.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
+    replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        write(draft)
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(replaced)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def save_model(model: NerModel, folder: Path) -> None:
+    """Writes the model folder of architecture section 7.
+
+    Raises:
+        ModelError: if the folder cannot be written, or is a folder that holds something else.
+    """
+    if folder.exists() and not (folder / "labels.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder}: exists and is not a model folder; choose another folder")
+    try:
+        publish_folder(folder, lambda draft: _write(model, draft))
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _write(model: NerModel, folder: Path) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.encoder.config.to_dict()
+    config.pop("_name_or_path", None)
+    config["ner_cl"] = {
+        "format_version": FORMAT_VERSION,
+        "encoder": model.encoder.options.model_dump(),
+        "head": model.head.options.model_dump(),
+    }
+    write_json(folder / "config.json", config)
+    tagset = model.tagset
+    labels = {
+        "types": list(tagset.types),
+        "step": {type_: tagset.step_of(type_) for type_ in tagset.types},
+        "steps": [list(types) for types in tagset.steps],
+        "tags": list(tagset.tags),
+    }
+    write_json(folder / "labels.json", labels)
+    model.encoder.tokenizer.save_pretrained(folder)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in model.history]
+    (folder / "history.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_json(folder / "metrics.json", model.metrics)
+    (folder / "README.md").write_text(model_card(model), encoding="utf-8")
+    for name, state in sorted(model.strategy_state.items()):
+        (folder / "strategy").mkdir(exist_ok=True)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
+        safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors")
+
+
+def load_model(folder: str | Path) -> NerModel:
+    """Reads a model folder; nothing in it is ever unpickled.
+
+    Raises:
+        ModelError: if the folder is missing, incomplete, damaged, or written by a newer version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder; train one with `ner-cl train` or `ner-cl learn`")
+    settings = _read_json(folder / "config.json").get("ner_cl")
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder / 'config.json'}: has no ner_cl block; this is not a ner_cl model folder")
+    if settings.get("format_version") != FORMAT_VERSION:
+        raise ModelError(f"{folder}: format version {settings.get('format_version')} is not {FORMAT_VERSION}; update ner_cl")
+    model = _build(folder, settings)
+    _load_weights(model, folder / "model.safetensors")
+    model.history = _read_history(folder / "history.jsonl")
+    model.metrics = _read_json(folder / "metrics.json")
+    for path in sorted((folder / "strategy").glob("*.safetensors")):
+        model.strategy_state = {**model.strategy_state, path.stem: safetensors.torch.load_file(path)}
+    return model.eval()
+
+
+def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
+    """The model with its architecture and tagset but arbitrary weights."""
+    encoder_options = validate(EncoderOptions, settings["encoder"], f"{folder / 'config.json'}: ner_cl.encoder")
+    head_options = validate(HeadOptions, settings["head"], f"{folder / 'config.json'}: ner_cl.head")
+    try:
+        backbone = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: cannot rebuild the encoder ({str(error).splitlines()[0][:160]})") from error
+    del backbone.config.ner_cl  # ours, not the encoder's
+    encoder = Encoder(backbone, tokenizer, encoder_options)
+    head = heads[head_options.name](encoder.hidden, head_options)
+    tagset = Tagset()
+    for types in _read_json(folder / "labels.json").get("steps", []):
+        tagset = tagset.grow(types)
+        head.grow(types)
+    return NerModel(encoder, head)
+
+
+def _load_weights(model: NerModel, path: Path) -> None:
+    try:
+        weights = safetensors.torch.load_file(path)
+        model.load_state_dict(weights)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; the model folder is incomplete") from None
+    except Exception as error:
+        raise ModelError(f"{path}: damaged or of another model ({str(error).splitlines()[0][:160]})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; this is not a complete model folder") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected a JSON object")
+    return values
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Indented UTF-8 JSON with a final newline."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,33 @@
+"""Plain fine-tuning: the lower bound that forgets."""
+
+from typing import Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+
+__all__ = ["Finetune", "FinetuneOptions"]
+
+
+class FinetuneOptions(StrategyOptions):
+    """Plain fine-tuning has nothing to choose."""
+
+    name: Literal["finetune"] = "finetune"
+
+
+@strategies.register("finetune")
+@final
+class Finetune(Strategy):
+    """Cross entropy on the new sentences as they are labelled, where mentions of old types are `O`."""
+
+    options_class = FinetuneOptions
+    holds_old_types = True
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy that takes every `O` at its word."""
+        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}

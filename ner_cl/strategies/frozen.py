@@ -1,0 +1,52 @@
+"""SEQ*: a frozen encoder and frozen old blocks, after "Learn or Recall?" (Zheng et al. 2024)."""
+
+from typing import Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+
+__all__ = ["Frozen", "FrozenOptions"]
+
+
+class FrozenOptions(StrategyOptions):
+    """How long step 1 may shape the encoder.
+
+    Attributes:
+        warmup_epochs: epochs of step 1 in which the encoder is trained; afterwards it never changes.
+    """
+
+    name: Literal["frozen"] = "frozen"
+    warmup_epochs: int = Field(3, ge=0)
+
+
+@strategies.register("frozen")
+@final
+class Frozen(Strategy):
+    """Trains the encoder in the first epochs of step 1 only, and afterwards nothing but each step's new block.
+
+    The linear variant without pre-allocated columns. Old logits are constant to the last bit after step 1.
+    """
+
+    options_class = FrozenOptions
+    options: FrozenOptions
+    holds_old_types = True
+
+    def begin_epoch(self, context: StepContext) -> None:
+        """Freezes the encoder, without dropout, and the old blocks, once their time is over."""
+        model = context.model
+        if context.number > 1 or context.epoch > self.options.warmup_epochs:
+            model.encoder.requires_grad_(False)
+            model.encoder.eval()
+        for block in list(model.head.blocks)[:-1]:
+            block.requires_grad_(False)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy as labelled: what it says about old types reaches frozen rows only."""
+        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}

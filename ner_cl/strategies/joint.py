@@ -1,0 +1,53 @@
+"""Joint training: the upper bound that sees everything."""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.types import Sentence
+
+__all__ = ["Joint", "JointOptions"]
+
+
+class JointOptions(StrategyOptions):
+    """Which upper bound.
+
+    Attributes:
+        last_only: train only the last step, where the bound is all data with all types; earlier rows of the matrix are
+            then null. A run then costs one training instead of one a step.
+    """
+
+    name: Literal["joint"] = "joint"
+    last_only: bool = False
+
+
+@strategies.register("joint")
+@final
+class Joint(Strategy):
+    """At step k, trains from the pre-trained encoder on the sentences of steps 1 to k, annotated for all types seen.
+
+    Monaikul et al. 2021 call it "non-CL complete". It breaks the rules of continual learning on purpose.
+    """
+
+    options_class = JointOptions
+    holds_old_types = True
+    needs_earlier_data = True
+
+    def begin_step(self, context: StepContext) -> None:
+        """Forgets everything: the encoder as pre-trained, the head untrained."""
+        context.reset_model()
+
+    def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
+        """All sentences so far, annotated for all types so far."""
+        return context.earlier
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy; nothing is unannotated here."""
+        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}

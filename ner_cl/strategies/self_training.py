@@ -1,0 +1,54 @@
+"""Self-training: the old model labels the new sentences."""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.types import Sentence
+
+__all__ = ["SelfTraining", "SelfTrainingOptions"]
+
+
+class SelfTrainingOptions(StrategyOptions):
+    """Self-training has nothing to choose."""
+
+    name: Literal["self_training"] = "self_training"
+
+
+@strategies.register("self_training")
+@final
+class SelfTraining(Strategy):
+    """Hard pseudo-labels for old types, gold for new ones, cross entropy on all words.
+
+    The "hard label" comparison of Monaikul et al. 2021. Labels are merged as spans: a predicted old span that shares a
+    word with a gold span is dropped whole, so no half of a mention is ever taught.
+    """
+
+    options_class = SelfTrainingOptions
+    holds_old_types = True
+
+    def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
+        """The sentences with the old model's spans added, complete for all types seen."""
+        if not context.old_types:
+            return train
+        # The new block exists but is untrained: only the old types' predictions are the old model's.
+        predicted = context.predict(train)
+        seen = (*context.old_types, *context.types)
+        return [
+            sentence.with_spans(
+                [*sentence.spans, *(old for old in spans if not any(old.overlaps(gold) for gold in sentence.spans))],
+                seen,
+            )
+            for sentence, spans in zip(train, predicted, strict=True)
+        ]
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy; the pseudo-labels count as gold."""
+        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}

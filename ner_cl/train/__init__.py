@@ -1,0 +1,1 @@
+"""Learning: one step (`Learner`), one new step on a model (`learn`), a whole stream (`run_stream`)."""

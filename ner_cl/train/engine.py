@@ -1,0 +1,77 @@
+"""Where training runs: device, processes and precision, through `accelerate`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from ner_cl.evaluate.counts import Counts
+from ner_cl.model.precision import Precision, resolve_precision
+
+__all__ = ["Engine"]
+
+
+@final
+class Engine:
+    """A thin layer over `accelerate`: one process on a CPU or GPU, or several under `accelerate launch`.
+
+    Args:
+        precision: number format of forward passes.
+    """
+
+    def __init__(self, precision: Precision = "auto") -> None:
+        # Blocks without a loss in a batch (an old AddNER block under plain fine-tuning) have no gradient there.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
+        self.device: torch.device = self._accelerator.device
+        self.precision: Precision = resolve_precision(precision, self.device)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self._accelerator.process_index)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return bool(self._accelerator.is_main_process)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model to run forward passes through: gradients are averaged over processes behind it."""
+        if self.processes == 1:
+            return model
+        wrapped: nn.Module = self._accelerator.prepare_model(model)
+        return wrapped
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates, averaging gradients over processes."""
+        self._accelerator.backward(loss)
+
+    def mine(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This process's share of a sequence that all processes hold."""
+        return items[self.rank :: self.processes]
+
+    def sum_counts(self, counts: Mapping[str, Counts]) -> dict[str, Counts]:
+        """Counts added up over processes."""
+        if self.processes == 1:
+            return dict(counts)
+        table = torch.tensor([[c.tp, c.fp, c.fn] for c in counts.values()], device=self.device).reshape(-1, 3)
+        summed = self._accelerator.reduce(table, reduction="sum").tolist()
+        return {type_: Counts(*row) for type_, row in zip(counts, summed, strict=True)}
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Ends the process group, if there is one."""
+        if self.processes > 1:
+            self._accelerator.end_training()

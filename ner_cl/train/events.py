@@ -1,0 +1,102 @@
+"""What happens while learning, as values: the loop yields them, the command line shows them, a file keeps them."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["EpochDone", "Event", "EventLog", "Resumed", "RunDone", "StepDone", "StepStarted", "UpdateDone"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStarted:
+    """A step begins: `updates` in an epoch over `sentences` sentences with `words` words."""
+
+    step: int
+    types: tuple[str, ...]
+    sentences: int
+    words: int
+    updates: int
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Training goes on from a checkpoint, after `update` updates of `epoch`."""
+
+    step: int
+    epoch: int
+    update: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateDone:
+    """The optimizer has made an update; `skipped` if the gradient was not finite and nothing was changed."""
+
+    step: int
+    epoch: int
+    update: int
+    losses: dict[str, float]
+    skipped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """An epoch is over: mean `losses` over its updates, dev `score` (F1, 0 to 1), training `seconds` without the dev pass."""
+
+    step: int
+    epoch: int
+    losses: dict[str, float]
+    score: float | None
+    best: bool
+    seconds: float
+    sentences: int
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """A step is learned and evaluated; F1 from 0 to 1."""
+
+    step: int
+    types: tuple[str, ...]
+    best_epoch: int
+    micro_f1: float | None
+    macro_f1: float | None
+    f1: dict[str, float | None]
+    train_seconds: float
+    seconds: float
+    sentences_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDone:
+    """All steps are learned."""
+
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+Event = StepStarted | Resumed | UpdateDone | EpochDone | StepDone | RunDone
+
+
+@dataclass
+class EventLog:
+    """Appends events to a JSONL file, a line each with the event's name and the time; updates are left to their epoch.
+
+    Args:
+        path: the file; None keeps nothing.
+    """
+
+    path: Path | None
+    clock: Any = field(default=time.time)
+
+    def write(self, event: Event) -> None:
+        """Appends one event."""
+        if self.path is None or isinstance(event, UpdateDone):
+            return
+        record = {"event": type(event).__name__, "time": round(self.clock(), 3), **dataclasses.asdict(event)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,210 @@
+"""The everyday verb: one new step on an existing model."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ner_cl.config import TrainingOptions, parse_strategies
+from ner_cl.data.readers import read_sentences
+from ner_cl.data.stream import Step
+from ner_cl.errors import CheckFailed, ConfigError, DataError
+from ner_cl.evaluate.counts import Counts, count_spans
+from ner_cl.model.ner_model import NerModel
+from ner_cl.registry import nearest
+from ner_cl.train.events import Event
+from ner_cl.train.learner import Learner
+from ner_cl.train.record import history_record
+from ner_cl.types import Sentence
+
+__all__ = ["LearnResult", "TypeChange", "learn"]
+
+Data = str | Path | Sequence[Sentence]
+
+# Share of the sentences held back to select on when no dev sentences are given.
+_HELD_BACK = 0.1
+_FEWEST_HELD_BACK = 10
+
+
+@dataclass(frozen=True)
+class TypeChange:
+    """F1 of one type before and after the step.
+
+    Attributes:
+        type: the type.
+        before: F1 (0 to 1) before the step; None for a new type or without anything to compare with.
+        after: F1 after it.
+        measured: `gold` (dev annotation), or `agreement`: no dev sentence is annotated for this type, so the model
+            after the step is compared with the model before it; `before` is then 1.
+    """
+
+    type: str
+    before: float | None
+    after: float | None
+    measured: str
+
+    @property
+    def drop(self) -> float:
+        """How far F1 fell, 0 to 1; negative if it rose, 0 for a new type."""
+        return 0.0 if self.before is None else self.before - (self.after or 0.0)
+
+
+@dataclass(frozen=True)
+class LearnResult:
+    """A model that knows more, and what that did to the types it knew.
+
+    Attributes:
+        model: the new model; the one given to `learn` is unchanged.
+        changes: a row for every type, in learning order.
+    """
+
+    model: NerModel
+    changes: tuple[TypeChange, ...]
+
+    @property
+    def table(self) -> str:
+        """Per-type F1 before and after, as plain text."""
+        width = max(len("type"), *(len(change.type) for change in self.changes))
+        lines = [f"{'type':<{width}}  before   after  change  measured"]
+        for change in self.changes:
+            moved = "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
+            before, after = _percent(change.before, "new"), _percent(change.after, "-")
+            lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
+        return "\n".join(lines)
+
+    @property
+    def largest_drop(self) -> TypeChange | None:
+        """The old type that fell most; None if the model knew nothing before."""
+        old = [change for change in self.changes if change.before is not None]
+        return max(old, key=lambda change: change.drop, default=None)
+
+    def check(self, max_drop: float) -> None:
+        """The forgetting gate.
+
+        Raises:
+            CheckFailed: if an old type fell by more than `max_drop` (0 to 1).
+        """
+        worst = self.largest_drop
+        if worst is not None and worst.drop > max_drop:
+            raise CheckFailed(
+                f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}), more than the "
+                f"{100 * max_drop:.1f} allowed; the model is not published"
+            )
+
+
+def learn(
+    model: NerModel,
+    train: Data,
+    *,
+    types: Sequence[str],
+    dev: Data | None = None,
+    strategies: Sequence[Any] = (),
+    training: TrainingOptions | None = None,
+    seed: int = 13,
+    on_event: Callable[[Event], None] = lambda event: None,
+    **reading: Any,
+) -> LearnResult:
+    """Teaches a model new types without the old data.
+
+    Args:
+        model: what is known so far; it stays as it is.
+        train: sentences annotated for the new types, or a file of them; other annotation in them is not looked at.
+        types: the new types, in order.
+        dev: sentences to select on and to measure old types with; those it is not annotated for are measured by
+            agreement with the model before the step. Without it, a tenth of `train` is held back.
+        strategies: options or `{"name": …}` mappings; distillation by default.
+        training: options of the loop.
+        seed: of everything random.
+        on_event: called with everything that happens.
+        **reading: options of `read_sentences`, such as `format` or `alignment`, where files are given.
+
+    Returns:
+        The new model with a row of F1 before and after for every type.
+
+    Raises:
+        DataError: if the data cannot be read or do not mention a type.
+        ModelError: if a type is known already.
+
+    Example:
+        >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
+        >>> print(result.table)                                           # doctest: +SKIP
+    """
+    step, dev_sentences = _prepare(model, train, types, dev, seed, reading)
+    options = training or TrainingOptions()
+    try:
+        parsed = parse_strategies(strategies)
+    except ValueError as error:
+        raise ConfigError(f"strategies: {error}") from error
+    old_types = model.types
+    learner = Learner(copy.deepcopy(model), parsed, options, seed=seed)
+    if learner.needs_earlier_data:
+        raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
+    predicted_before = learner.predict(dev_sentences) if old_types else []
+    before = count_spans(dev_sentences, predicted_before, old_types) if old_types else {}
+    for event in learner.learn_step(step):
+        on_event(event)
+    after = count_spans(dev_sentences, predicted := learner.predict(dev_sentences), learner.model.types)
+    agreed: dict[str, Counts] = {}
+    if old_types:
+        reference = [s.with_spans(spans, old_types) for s, spans in zip(dev_sentences, predicted_before, strict=True)]
+        agreed = count_spans(reference, predicted, old_types)
+    changes = tuple(_change(type_, before.get(type_), after[type_], agreed.get(type_)) for type_ in learner.model.types)
+    grown = learner.model.cpu().eval()
+    record = history_record(
+        learner, step, before={c.type: c.before for c in changes}, after={c.type: c.after for c in changes}
+    )
+    record["measured"] = {change.type: change.measured for change in changes}
+    grown.history = [*model.history, record]
+    grown.metrics = {"counts": {t: {"tp": c.tp, "fp": c.fp, "fn": c.fn} for t, c in after.items()}}
+    return LearnResult(grown, changes)
+
+
+def _prepare(
+    model: NerModel, train: Data, types: Sequence[str], dev: Data | None, seed: int, reading: dict[str, Any]
+) -> tuple[Step, list[Sentence]]:
+    """The step with old and other types hidden, and the dev sentences with all their annotation."""
+    if isinstance(types, str) or not types:
+        raise ConfigError(f"types: give a list of new types, such as ['DRUG'], not {types!r}")
+    model.tagset.grow(types)
+    sentences = _read(train, reading)
+    _check_mentions(sentences, types)
+    # What the file is annotated for is what the user says it is: the new types.
+    visible = [s.with_spans((x for x in s.spans if x.type in types), types) for s in sentences]
+    if dev is None:
+        held_back = max(_FEWEST_HELD_BACK, round(_HELD_BACK * len(visible)))
+        every = max(2, len(visible) // held_back)
+        dev_sentences = visible[::every]
+        visible = [s for index, s in enumerate(visible) if index % every]
+    else:
+        dev_sentences = _read(dev, reading)
+    number = len(model.tagset.steps) + 1
+    own = tuple(s.restrict(types) for s in dev_sentences)
+    return Step(number, tuple(types), tuple(visible), own), dev_sentences
+
+
+def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
+    return read_sentences(data, **reading) if isinstance(data, str | Path) else list(data)
+
+
+def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None:
+    if not sentences:
+        raise DataError("there are no training sentences; give data that mention the new types")
+    found = {span.type for sentence in sentences for span in sentence.spans}
+    for type_ in types:
+        if type_ not in found:
+            raise DataError(
+                f"no sentence mentions {type_}{nearest(type_, found)}; the data have {', '.join(sorted(found)) or 'no spans'}"
+            )
+
+
+def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | None) -> TypeChange:
+    if before is None or agreed is None:
+        return TypeChange(type_, None, after.f1, "gold")
+    if before.gold:
+        return TypeChange(type_, before.f1, after.f1, "gold")
+    return TypeChange(type_, 1.0 if agreed.gold else None, agreed.f1, "agreement")
+
+
+def _percent(value: float | None, missing: str) -> str:
+    return missing if value is None else f"{100 * value:.1f}"

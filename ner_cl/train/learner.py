@@ -1,0 +1,191 @@
+"""One step of learning, start to end."""
+
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+
+from ner_cl.config import StrategyOptions, TrainingOptions
+from ner_cl.data.protocols import generator
+from ner_cl.data.stream import Step, fingerprint
+from ner_cl.data.tagset import Tagset
+from ner_cl.errors import ConfigError, DataError
+from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
+from ner_cl.registry import strategies as strategy_registry
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.distill import DistillStrategyOptions
+from ner_cl.train.checkpoint import Checkpoint, Progress
+from ner_cl.train.engine import Engine
+from ner_cl.train.events import Event
+from ner_cl.train.loop import StepTraining
+from ner_cl.types import Sentence, Span
+
+__all__ = ["Learner", "build_strategies"]
+
+
+def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
+    """The strategies of a list of options, in an order of their own; `distill` is added if none holds old types.
+
+    Raises:
+        ConfigError: if two of them hold old types.
+    """
+    built: list[Strategy] = [strategy_registry[item.name](item) for item in options]
+    holding = [strategy.options.name for strategy in built if strategy.holds_old_types]
+    if len(holding) > 1:
+        raise ConfigError(f"strategies: {' and '.join(holding)} both say how old types are held; keep one of them")
+    if not holding:
+        built.append(strategy_registry["distill"](DistillStrategyOptions()))
+    return sorted(built, key=lambda strategy: strategy.options.name)
+
+
+@final
+class Learner:
+    """Teaches a model one step after another; the same learner serves a whole stream.
+
+    Args:
+        model: the student; it is changed in place.
+        strategies: options of the strategies.
+        training: options of the loop.
+        engine: device, processes, precision.
+        seed: of everything random.
+        checkpoint: keeps the state inside a step.
+    """
+
+    def __init__(
+        self,
+        model: NerModel,
+        strategies: Sequence[StrategyOptions],
+        training: TrainingOptions,
+        *,
+        engine: Engine | None = None,
+        seed: int = 13,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.training = training
+        self.engine = engine or Engine(training.precision)
+        self.model = model.to(self.engine.device)
+        self.strategies = build_strategies(strategies)
+        self.seed = seed
+        self.checkpoint = checkpoint or Checkpoint(None)
+        for strategy in self.strategies:
+            strategy.load_state_dict(model.strategy_state.get(strategy.options.name, {}))
+
+    @property
+    def needs_earlier_data(self) -> bool:
+        """Whether a strategy reads the data of earlier steps, which only an upper bound does."""
+        return any(strategy.needs_earlier_data for strategy in self.strategies)
+
+    def learn_step(
+        self,
+        step: Step,
+        *,
+        old_steps: Sequence[Sequence[str]] | None = None,
+        earlier: Sequence[Sentence] = (),
+        earlier_dev: Sequence[Sentence] = (),
+    ) -> Iterator[Event]:
+        """Learns one step, yielding what happens. Afterwards `model` is the student with its best weights.
+
+        Args:
+            step: new types and the sentences annotated for them.
+            old_steps: the types of each earlier step, where the model does not know them itself (an upper bound that
+                starts at the last step).
+            earlier: everything seen so far with all annotation; handed only to a strategy that needs it.
+            earlier_dev: the same of the dev sentences.
+
+        Raises:
+            DataError: if there is no sentence, or a type is known already.
+        """
+        if not step.train:
+            raise DataError(f"step {step.number} has no training sentences; give data that mention {', '.join(step.types)}")
+        old_steps = self.model.tagset.steps if old_steps is None else old_steps
+        Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)
+        context = self._context(step, old_steps, earlier)
+        self.model.requires_grad_(True).eval()
+        for strategy in self.strategies:
+            strategy.begin_step(context)
+        dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
+        self._grow(step.types, step.number)
+        train: Sequence[Sentence] = step.train
+        for strategy in self.strategies:
+            train = strategy.sentences(context, train)
+        context.encoded = self.model.encode(train)
+        self.sentences = len(train)
+        self.loop = StepTraining(
+            context=context,
+            strategies=self.strategies,
+            options=self.training,
+            engine=self.engine,
+            dev_score=lambda: self._score(dev),
+            seed=int(context.generator("dropout").integers(2**62)),
+            checkpoint=self.checkpoint,
+            fingerprint=self._fingerprint(step),
+        )
+        yield from self.loop.run()
+        for strategy in self.strategies:
+            strategy.end_step(context)
+        self.model.strategy_state = {s.options.name: state for s in self.strategies if (state := s.state_dict())}
+
+    @property
+    def progress(self) -> Progress:
+        """How the last step went."""
+        return self.loop.progress
+
+    def predict(self, sentences: Sequence[Sentence]) -> list[list[Span]]:
+        """The spans the model finds now."""
+        return predict_sentences(
+            self.model, sentences, batch_tokens=self.training.eval_batch_tokens, precision=self.engine.precision
+        )
+
+    def count(self, sentences: Sequence[Sentence], types: Sequence[str]) -> dict[str, Counts]:
+        """Exact counts per type over sentences, shared out over processes."""
+        mine = self.engine.mine(sentences)
+        return self.engine.sum_counts(count_spans(mine, self.predict(mine), types))
+
+    def _context(self, step: Step, old_steps: Sequence[Sequence[str]], earlier: Sequence[Sentence]) -> StepContext:
+        def reset_model() -> None:
+            fresh = Encoder.from_options(self.model.encoder.options)
+            self.model.encoder.load_state_dict(fresh.state_dict())
+            self.model.head.reset()
+            for number, types in enumerate(old_steps, start=1):
+                self._grow(types, number)
+
+        return StepContext(
+            number=step.number,
+            types=step.types,
+            old_types=tuple(type_ for types in old_steps for type_ in types),
+            model=self.model,
+            epochs=self.training.epochs,
+            batch_tokens=self.training.eval_batch_tokens,
+            precision=self.engine.precision,
+            earlier=tuple(earlier) if self.needs_earlier_data else (),
+            reset_model=reset_model,
+            predict=self.predict,
+            generator=lambda purpose: generator(self.seed, f"step {step.number}/{purpose}"),
+        )
+
+    def _grow(self, types: Sequence[str], number: int) -> None:
+        draw = generator(self.seed, f"step {number}/new rows")
+        self.model.grow(types, generator=torch.Generator().manual_seed(int(draw.integers(2**62))))
+
+    def _dev(self, step: Step, context: StepContext) -> Sequence[Sentence]:
+        """The dev sentences to select on: gold for new types; for old ones, if asked for, what the model says now."""
+        if self.training.early_stopping.metric == "new" or not context.old_types:
+            return step.dev
+        seen = (*context.old_types, *step.types)
+        return [
+            sentence.with_spans((*sentence.spans, *spans), seen)
+            for sentence, spans in zip(step.dev, self.predict(step.dev), strict=True)
+        ]
+
+    def _score(self, dev: Sequence[Sentence]) -> float | None:
+        return micro_f1(self.count(dev, self.model.types)) if dev else None
+
+    def _fingerprint(self, step: Step) -> str:
+        """Of everything that decides how a step goes, but for where files are and how often a checkpoint is made."""
+        settings = [strategy.options.model_dump_json() for strategy in self.strategies]
+        settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
+        settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
+        return fingerprint([Sentence(tuple(settings))])

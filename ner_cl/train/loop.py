@@ -1,0 +1,178 @@
+"""The training loop of one step, to be read from top to bottom."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ner_cl.config import TrainingOptions
+from ner_cl.data.batching import EncodedSentences, plan_batches
+from ner_cl.errors import TrainingError
+from ner_cl.model.precision import autocast
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.train.checkpoint import Checkpoint, Progress
+from ner_cl.train.combine import Updater
+from ner_cl.train.engine import Engine
+from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
+from ner_cl.train.optimizer import make_optimizer, rate_factor
+
+__all__ = ["StepTraining"]
+
+
+@dataclass(kw_only=True)
+class StepTraining:
+    """Trains the student of one step and leaves its best weights in it.
+
+    Args:
+        context: of the step; `context.model` is the student, with its new block, `context.encoded` its sentences.
+        strategies: all of them.
+        options: epochs, batches, optimizer, early stopping.
+        engine: device, processes, precision.
+        dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
+        seed: of this step's dropout; other draws come from `context.generator`.
+        checkpoint: where to keep the state.
+        fingerprint: of configuration and data.
+    """
+
+    context: StepContext
+    strategies: Sequence[Strategy]
+    options: TrainingOptions
+    engine: Engine
+    dev_score: Callable[[], float | None]
+    seed: int
+    checkpoint: Checkpoint
+    fingerprint: str
+    progress: Progress = field(init=False)
+
+    def run(self) -> Iterator[Event]:
+        """Trains, yielding what happens; the caller reports it."""
+        context, options, model = self.context, self.options, self.context.model
+        encoded = context.encoded
+        assert encoded is not None
+        optimizer = make_optimizer(model, options.optimizer)
+        best: dict[str, Tensor] = {}
+        self.progress = progress = Progress(context.number, self.fingerprint)
+        plan = self._plan(encoded, 1)
+        yield StepStarted(
+            step=context.number,
+            types=context.types,
+            sentences=len(encoded.sentences),
+            words=encoded.words,
+            updates=len(plan),
+            epochs=options.epochs,
+        )
+        if saved := self.checkpoint.load(progress, model, optimizer):
+            (self.progress, best), progress = saved, saved[0]
+            yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
+        wrapped = self.engine.wrap(model)
+        updater = Updater(self.strategies, context, optimizer, clip=options.optimizer.clip)
+        saved_at = time.monotonic()
+
+        while not progress.finished:
+            context.epoch = progress.epoch
+            model.train()
+            for strategy in self.strategies:
+                strategy.begin_epoch(context)
+            plan = self._plan(encoded, progress.epoch)
+            for group in plan[progress.update :]:
+                started = time.perf_counter()
+                done = (progress.epoch - 1) * len(plan) + progress.update
+                factor = rate_factor(done, options.epochs * len(plan), options.optimizer.warmup)
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = parameters["peak"] * factor
+                # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
+                torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
+                optimizer.zero_grad(set_to_none=True)
+                losses = self._backward(wrapped, encoded, group)
+                applied = updater.update()
+                progress.update += 1
+                progress.skipped += not applied
+                progress.train_seconds += time.perf_counter() - started
+                for name, value in losses.items():
+                    progress.losses[name] = progress.losses.get(name, 0.0) + value
+                yield UpdateDone(
+                    step=context.number, epoch=progress.epoch, update=progress.update, losses=losses, skipped=not applied
+                )
+                if time.monotonic() - saved_at >= options.checkpoint_seconds:
+                    self._save(optimizer, best)
+                    saved_at = time.monotonic()
+            yield self._end_epoch(encoded, best, len(plan))
+            if time.monotonic() - saved_at >= options.checkpoint_seconds:
+                self._save(optimizer, best)
+                saved_at = time.monotonic()
+
+        if best:
+            model.load_state_dict(best)
+        model.requires_grad_(True).eval()
+
+    def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
+        """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
+        generator = self.context.generator(f"batches/{epoch}")
+        batches = plan_batches(encoded.lengths, batch_tokens=self.options.batch_tokens, generator=generator)
+        size = self.options.accumulate * self.engine.processes
+        return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+    def _backward(self, wrapped: torch.nn.Module, encoded: EncodedSentences, group: list[list[int]]) -> dict[str, float]:
+        """Gradients of one update; the group's loss is the mean over its words, however it is cut into batches."""
+        context, engine = self.context, self.engine
+        words = [sum(len(encoded.windows[row].word_pieces) for row in rows) for rows in group]
+        mine = engine.mine(list(zip(group, words, strict=True)))
+        # Every process must take part in the averaging; one without a batch of its own adds nothing.
+        totals: dict[str, Tensor] = {}
+        for rows, count in mine or [(group[0], 0)]:
+            batch = encoded.batch(rows).to(engine.device)
+            with autocast(engine.precision, engine.device):
+                emissions = wrapped(batch)  # blocks of [row, word, tag]
+            terms: dict[str, Tensor] = {}
+            for strategy in self.strategies:
+                for name, term in strategy.losses(context, batch, emissions).items():
+                    terms[name] = terms[name] + term if name in terms else term
+            share = count / sum(words)
+            loss = torch.stack(list(terms.values())).sum() * share
+            if not torch.isfinite(loss):
+                raise TrainingError(self._not_finite(encoded, rows))
+            engine.backward(loss * engine.processes)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.detach() * share
+        return {name: float(value) for name, value in totals.items()}
+
+    def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:
+        """Scores the epoch, keeps its weights if they are the best, and decides whether to go on."""
+        progress, options, stopping = self.progress, self.options, self.options.early_stopping
+        score = self.dev_score()
+        # Until anything is found at all, the later epoch is the better one and patience does not run.
+        better = not score or not progress.best_score or score > progress.best_score
+        if better:
+            progress.best_score, progress.best_epoch, progress.bad_epochs = score, progress.epoch, 0
+            best.update({name: tensor.detach().clone() for name, tensor in self.context.model.state_dict().items()})
+        else:
+            progress.bad_epochs += 1
+        event = EpochDone(
+            step=progress.step,
+            epoch=progress.epoch,
+            losses={name: value / max(1, updates) for name, value in progress.losses.items()},
+            score=score,
+            best=better,
+            seconds=progress.train_seconds,
+            sentences=len(encoded.sentences),
+            skipped=progress.skipped,
+        )
+        impatient = bool(stopping.patience and score is not None and progress.bad_epochs >= stopping.patience)
+        progress.finished = progress.epoch == options.epochs or impatient
+        progress.epoch, progress.update, progress.losses, progress.skipped = progress.epoch + 1, 0, {}, 0
+        return event
+
+    def _save(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
+        if self.engine.is_main:
+            self.checkpoint.save(self.progress, self.context.model, optimizer, best)
+        self.engine.wait()
+
+    def _not_finite(self, encoded: EncodedSentences, rows: Sequence[int]) -> str:
+        sentences = [encoded.sentences[encoded.windows[row].sentence] for row in rows]
+        where = ", ".join(s.source or " ".join(s.words[:6]) for s in sentences[:5])
+        return (
+            f"step {self.context.number}, epoch {self.progress.epoch}: the loss is not finite on {len(rows)} sentences "
+            f"({where}{', …' if len(rows) > 5 else ''}); lower training.optimizer.lr or use training.precision=fp32"
+        )

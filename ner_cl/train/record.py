@@ -1,0 +1,41 @@
+"""What a model remembers of how it was taught."""
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from ner_cl.data.stream import Step
+from ner_cl.train.learner import Learner
+
+__all__ = ["history_record", "largest_drop"]
+
+Scores = Mapping[str, float | None]
+
+
+def history_record(learner: Learner, step: Step, *, before: Scores, after: Scores) -> dict[str, Any]:
+    """One line of `history.jsonl`: the step's types and data, and F1 of every type before and after."""
+    return {
+        "step": step.number,
+        "types": list(step.types),
+        "data": step.data_hash,
+        "sentences": len(step.train),
+        "strategies": [strategy.options.model_dump(mode="json") for strategy in learner.strategies],
+        "seed": learner.seed,
+        "epochs": learner.progress.epoch - 1,
+        "best_epoch": learner.progress.best_epoch,
+        "f1_before": dict(before),
+        "f1_after": dict(after),
+        "train_seconds": round(learner.progress.train_seconds, 2),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def largest_drop(before: Scores, after: Scores) -> tuple[str, float]:
+    """The old type whose F1 fell most, and by how much (0 to 1; negative if all rose); `("", 0.0)` without old types."""
+    drops = {
+        type_: score - (after.get(type_) or 0.0) for type_, score in before.items() if score is not None and type_ in after
+    }
+    if not drops:
+        return "", 0.0
+    worst = max(drops, key=lambda type_: drops[type_])
+    return worst, drops[worst]

@@ -1,0 +1,206 @@
+"""A whole stream: learn every step, evaluate after each, keep everything in one run folder."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ner_cl.config import Config
+from ner_cl.data.corpus import load_corpus
+from ner_cl.data.stream import Step, Stream, build_stream, order_types
+from ner_cl.errors import CheckFailed, ConfigError
+from ner_cl.evaluate.counts import Counts
+from ner_cl.evaluate.matrix import Matrix
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.store import load_model, write_json
+from ner_cl.strategies.joint import JointOptions
+from ner_cl.train.checkpoint import Checkpoint
+from ner_cl.train.engine import Engine
+from ner_cl.train.environment import environment
+from ner_cl.train.events import Event, EventLog, RunDone, StepDone
+from ner_cl.train.learner import Learner
+from ner_cl.train.record import history_record, largest_drop
+
+__all__ = ["Run", "open_stream", "run_stream", "stream_events"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished stream.
+
+    Attributes:
+        folder: the run folder.
+        matrix: exact counts of every type after every step.
+        config: what was run.
+    """
+
+    folder: Path
+    matrix: Matrix
+    config: Config
+
+
+def run_stream(
+    config: Config, *, resume: bool = False, on_event: Callable[[Event], None] = lambda event: None
+) -> Run:
+    """Learns a stream step by step and returns its matrix; everything is kept under `config.output`.
+
+    Args:
+        config: a whole configuration.
+        resume: go on with the run in the output folder; the result is the one an uninterrupted run would have had.
+        on_event: called with everything that happens.
+
+    Raises:
+        ConfigError: if the output folder holds another run.
+        DataError: if the corpus cannot be read.
+        CheckFailed: if the forgetting gate does not let a step pass; that step is not published.
+    """
+    for event in stream_events(config, resume=resume):
+        on_event(event)
+    return Run(Path(config.output), Matrix.load(Path(config.output) / "matrix.json"), config)
+
+
+def open_stream(config: Config) -> Stream:
+    """The stream a configuration describes, with the corpus read and the slices drawn."""
+    options = config.stream
+    corpus = load_corpus(options.corpus, name=options.name)
+    steps = options.steps or order_types(
+        corpus, order=options.order, increment=options.increment, first=options.first, seed=options.seed
+    )
+    return build_stream(corpus, steps, protocol=options.protocol, seed=options.seed, dev=options.dev)
+
+
+def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
+    """Learns a stream, yielding what happens; see `run_stream`."""
+    started = time.perf_counter()
+    stream = open_stream(config)
+    folder = Path(config.output)
+    engine = Engine(config.training.precision)
+    if engine.is_main:
+        _open_folder(folder, config, resume=resume)
+    engine.wait()
+    log = EventLog(folder / "events.jsonl" if engine.is_main else None)
+    model, matrix = _start(config, stream, folder)
+    learner = Learner(
+        model,
+        config.strategies,
+        config.training,
+        engine=engine,
+        seed=config.seed,
+        checkpoint=Checkpoint(folder / "checkpoints" / "current"),
+    )
+    for step in stream.steps[len(matrix.counts) :]:
+        if _skipped(config, step, stream):
+            matrix = matrix.with_row(None)
+            continue
+        step_started = time.perf_counter()
+        for event in _learn(learner, step, stream):
+            log.write(event)
+            yield event
+        counts = learner.count(stream.test_at(step.number), stream.seen(step.number))
+        matrix = matrix.with_row(counts)
+        if engine.is_main:
+            _publish(learner, step, matrix, folder, config)
+        engine.wait()
+        done = _step_done(learner, step, matrix, time.perf_counter() - step_started)
+        log.write(done)
+        yield done
+    ended = RunDone(metrics=matrix.metrics, seconds=time.perf_counter() - started)
+    log.write(ended)
+    yield ended
+
+
+def _learn(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
+    if not learner.needs_earlier_data:
+        return learner.learn_step(step)
+    return learner.learn_step(
+        step,
+        old_steps=[earlier.types for earlier in stream.steps[: step.number - 1]],
+        earlier=stream.everything_until(step.number),
+        earlier_dev=stream.dev_everything_until(step.number),
+    )
+
+
+def _skipped(config: Config, step: Step, stream: Stream) -> bool:
+    """Whether the joint upper bound is asked for at the last step only, and this is not it."""
+    last_only = any(isinstance(options, JointOptions) and options.last_only for options in config.strategies)
+    return last_only and step.number < len(stream.steps)
+
+
+def _open_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Makes the run folder, or checks that the one there is this run's."""
+    resolved = folder / "config.resolved.yaml"
+    values = config.model_dump(mode="json")
+    if resolved.exists():
+        if not resume:
+            raise ConfigError(f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder")
+        if _without_output(yaml.safe_load(resolved.read_text(encoding="utf-8"))) != _without_output(values):
+            raise ConfigError(f"{resolved}: was written by another configuration; resume with the same one, or use --output")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "env.json", environment())
+    draft = folder / ".config.resolved.yaml.draft"
+    draft.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    draft.replace(resolved)
+
+
+def _without_output(values: dict[str, Any]) -> dict[str, Any]:
+    """What must agree for a run to be the same run: not where it is, nor how often it is saved."""
+    training = {key: value for key, value in values["training"].items() if key != "checkpoint_seconds"}
+    return {**{key: value for key, value in values.items() if key != "output"}, "training": training}
+
+
+def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
+    """The model to go on with and the rows it has already earned: those of the steps that were published whole."""
+    matrix = Matrix.start([step.types for step in stream.steps])
+    model: NerModel | None = None
+    for step in stream.steps:
+        published = folder / "steps" / f"{step.number:02d}"
+        if not published.is_dir():
+            break
+        model = load_model(published)
+        row = model.metrics["counts"]
+        matrix = matrix.with_row({type_: Counts(**row[type_]) for type_ in stream.seen(step.number)})
+    return model or NerModel.from_options(config.encoder, config.head), matrix
+
+
+def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path, config: Config) -> None:
+    """The step's model folder and the matrix, unless the forgetting gate says no."""
+    model = learner.model
+    before = matrix.f1[-2] if len(matrix.f1) > 1 else None
+    after = matrix.f1[-1] or {}
+    type_, drop = largest_drop(before or {}, after)
+    limit = config.gate.max_drop
+    if limit is not None and drop > limit:
+        matrix.save(folder)
+        raise CheckFailed(
+            f"step {step.number}: F1 of {type_} fell by {100 * drop:.1f} points, more than gate.max_drop "
+            f"{100 * limit:.1f}; the step's model is not published"
+        )
+    record = history_record(learner, step, before=before or {}, after=after)
+    model.history = [*model.history, record]
+    model.metrics = {
+        "counts": {name: {"tp": c.tp, "fp": c.fp, "fn": c.fn} for name, c in (matrix.counts[-1] or {}).items()},
+        "micro_f1": matrix.micro_f1[-1],
+        "macro_f1": matrix.macro_f1[-1],
+    }
+    model.save(folder / "steps" / f"{step.number:02d}")
+    matrix.save(folder)
+
+
+def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> StepDone:
+    progress = learner.progress
+    epochs = max(1, progress.epoch - 1)
+    return StepDone(
+        step=step.number,
+        types=step.types,
+        best_epoch=progress.best_epoch,
+        micro_f1=matrix.micro_f1[-1],
+        macro_f1=matrix.macro_f1[-1],
+        f1=matrix.f1[-1] or {},
+        train_seconds=progress.train_seconds,
+        seconds=seconds,
+        sentences_per_second=learner.sentences * epochs / max(progress.train_seconds, 1e-9),
+    )
