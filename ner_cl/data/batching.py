@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ner_cl.data.encode import PieceEncoder, Window
 from ner_cl.data.tagset import Tagset
+from ner_cl.errors import DataError
 from ner_cl.types import Sentence
 
 __all__ = ["Batch", "EncodedSentences", "plan_batches"]
@@ -77,7 +78,7 @@ class EncodedSentences:
         self.windows: list[Window] = pieces.windows([sentence.words for sentence in sentences])
         self.lengths = [len(window.piece_ids) for window in self.windows]
         self._pad_id = pieces.pad_id
-        self._targets = [tagset.encode(sentence.spans, len(sentence.words)) for sentence in sentences]
+        self._targets = [_targets(sentence, tagset) for sentence in sentences]
         types = tagset.types
         self._annotated = [np.array([type_ in s.annotated_types for type_ in types], dtype=bool) for s in sentences]
         self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
@@ -127,6 +128,13 @@ class EncodedSentences:
         """Every window once, in batches of like length, with the windows' indices: for inference."""
         for rows in plan_batches(self.lengths, batch_tokens=batch_tokens):
             yield rows, self.batch(rows)
+
+
+def _targets(sentence: Sentence, tagset: Tagset) -> list[int]:
+    try:
+        return tagset.encode(sentence.spans, len(sentence.words))
+    except DataError as error:
+        raise DataError(f"{sentence.where}{error}") from error
 
 
 def plan_batches(

@@ -51,7 +51,9 @@ class PieceEncoder:
         self.capacity = max_pieces - len(self._prefix) - len(self._suffix)
         self.overlap = overlap
         if self.capacity < 4 or overlap * 2 > self.capacity:
-            raise ModelError(f"max_pieces {max_pieces} with window_overlap {overlap} leaves no room; overlap must be at most half of it")
+            raise ModelError(
+                f"max_pieces {max_pieces} with window_overlap {overlap} leaves no room; give at most half of it"
+            )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def windows(self, sentences: Sequence[Sequence[str]]) -> list[Window]:
@@ -104,7 +106,7 @@ class PieceEncoder:
 
 
 def _stretches(lengths: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
-    """Word ranges `(start, end)` of at most `capacity` pieces that cover all words, neighbours sharing `overlap` pieces."""
+    """Word ranges `(start, end)` of at most `capacity` pieces over all words; neighbours share `overlap` pieces."""
     stretches: list[tuple[int, int]] = []
     start = 0
     while True:

@@ -35,7 +35,14 @@ def model_card(model: "NerModel") -> str:
         for type_ in model.types:
             cells = [_percent(record["f1_after"].get(type_)) for record in scored]
             lines.append(f"| {type_} | " + " | ".join(cells) + " |")
-    lines += ["", "```python", "import ner_cl", 'entities = ner_cl.load("this/folder").predict("Some text.")', "```", ""]
+    lines += [
+        "",
+        "```python",
+        "import ner_cl",
+        'entities = ner_cl.load("this/folder").predict("Some text.")',
+        "```",
+        "",
+    ]
     return "\n".join(lines)
 
 

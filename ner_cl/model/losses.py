@@ -27,7 +27,7 @@ def kd_sub(
 def kd_full(
     teacher: Float[Tensor, "*word old"], student: Float[Tensor, "*word all"], *, temperature: float
 ) -> Float[Tensor, "*word"]:
-    """KL(teacher ‖ student) where the student is normalised over all its columns and the new ones carry no teacher mass.
+    """KL(teacher ‖ student) where the student is normalised over all its columns; the new ones carry no teacher mass.
 
     Monaikul et al. 2021, figure 2. A fresh student scores `-log(1 - m)`, `m` being the probability it gives to the new
     columns, so this also teaches "this word is none of the new types".
@@ -61,6 +61,8 @@ def marginal_cross_entropy(
     ruled_out = torch.repeat_interleave(annotated, 2, dim=-1)
     ruled_out = torch.cat([torch.zeros_like(ruled_out[:, :1]), ruled_out], dim=-1)
     outside = log_probs.masked_fill(ruled_out[:, None, :], -torch.inf).logsumexp(dim=-1)
+    # Where nothing is ruled out the sum is one but for rounding, which Adam would blow up to a full step.
+    outside = outside.masked_fill(~annotated.any(dim=-1, keepdim=True), 0.0)
     typed = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return -torch.where(targets > 0, typed, outside)
 

@@ -43,7 +43,9 @@ class NerModel(nn.Module):
         self.strategy_state: Mapping[str, Mapping[str, Tensor]] = {}
 
     @classmethod
-    def from_encoder(cls, name: str = "minilm-l6", *, head: str | HeadOptions = "extendner", **options: Any) -> "NerModel":
+    def from_encoder(
+        cls, name: str = "minilm-l6", *, head: str | HeadOptions = "extendner", **options: Any
+    ) -> "NerModel":
         """A model that knows no type yet, on a pre-trained encoder.
 
         Args:
@@ -90,15 +92,32 @@ class NerModel(nn.Module):
             ModelError: if a type is known already or named twice.
         """
         self.head.grow(types, generator=generator)
+        self.head.to(self.device)
 
     def encode(self, sentences: Sequence[Sentence]) -> EncodedSentences:
         """Sentences cut into windows of word pieces, with targets in this model's tagset."""
         return EncodedSentences(sentences, self.encoder.pieces, self.tagset)
 
     @overload
-    def predict(self, texts: str, **options: Any) -> list[Entity]: ...
+    def predict(  # type: ignore[overload-overlap]  # a text is an iterable of texts too, and the first line wins
+        self,
+        texts: str,
+        *,
+        types: Collection[str] | None = ...,
+        min_score: float = ...,
+        batch_tokens: int = ...,
+        precision: Precision = ...,
+    ) -> list[Entity]: ...
     @overload
-    def predict(self, texts: Iterable[str], **options: Any) -> Iterator[list[Entity]]: ...
+    def predict(
+        self,
+        texts: Iterable[str],
+        *,
+        types: Collection[str] | None = ...,
+        min_score: float = ...,
+        batch_tokens: int = ...,
+        precision: Precision = ...,
+    ) -> Iterator[list[Entity]]: ...
     def predict(
         self,
         texts: str | Iterable[str],

@@ -17,7 +17,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if has_bf16 else "fp32"
     return "fp32"
 
@@ -25,4 +25,4 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """The context in which forward passes run; weights stay fp32 and heads compute in fp32 in either case."""
     enabled = resolve_precision(precision, device) == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)  # type: ignore[return-value]
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 import transformers
 
 from ner_cl.config import EncoderOptions, HeadOptions, validate
-from ner_cl.data.tagset import Tagset
-from ner_cl.errors import ModelError
+from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
@@ -47,6 +47,8 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
             folder.rename(replaced)
         draft.rename(folder)
     finally:
+        if replaced.exists() and not folder.exists():  # the second renaming failed: what was there stays there
+            replaced.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -61,8 +63,8 @@ def save_model(model: NerModel, folder: Path) -> None:
         raise ModelError(f"{folder}: exists and is not a model folder; choose another folder")
     try:
         publish_folder(folder, lambda draft: _write(model, draft))
-    except OSError as error:
-        raise ModelError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _write(model: NerModel, folder: Path) -> None:
@@ -108,43 +110,63 @@ def load_model(folder: str | Path) -> NerModel:
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'}: has no ner_cl block; this is not a ner_cl model folder")
     if settings.get("format_version") != FORMAT_VERSION:
-        raise ModelError(f"{folder}: format version {settings.get('format_version')} is not {FORMAT_VERSION}; update ner_cl")
+        raise ModelError(
+            f"{folder}: format version {settings.get('format_version')} is not {FORMAT_VERSION}; update ner_cl"
+        )
     model = _build(folder, settings)
     _load_weights(model, folder / "model.safetensors")
     model.history = _read_history(folder / "history.jsonl")
     model.metrics = _read_json(folder / "metrics.json")
-    for path in sorted((folder / "strategy").glob("*.safetensors")):
-        model.strategy_state = {**model.strategy_state, path.stem: safetensors.torch.load_file(path)}
+    strategy_files = sorted((folder / "strategy").glob("*.safetensors"))
+    model.strategy_state = {path.stem: _read_tensors(path) for path in strategy_files}
     return model.eval()
 
 
 def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
     """The model with its architecture and tagset but arbitrary weights."""
-    encoder_options = validate(EncoderOptions, settings["encoder"], f"{folder / 'config.json'}: ner_cl.encoder")
-    head_options = validate(HeadOptions, settings["head"], f"{folder / 'config.json'}: ner_cl.head")
+    where = f"{folder / 'config.json'}: ner_cl"
     try:
-        backbone = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        encoder_options = validate(EncoderOptions, settings.get("encoder"), f"{where}.encoder")
+        head_options = validate(HeadOptions, settings.get("head"), f"{where}.head")
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    try:
+        backbone = transformers.AutoModel.from_config(
+            transformers.AutoConfig.from_pretrained(folder), dtype=torch.float32
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: cannot rebuild the encoder ({str(error).splitlines()[0][:160]})") from error
+    except Exception as error:  # the libraries that read these files raise whatever they like
+        raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
     del backbone.config.ner_cl  # ours, not the encoder's
     encoder = Encoder(backbone, tokenizer, encoder_options)
     head = heads[head_options.name](encoder.hidden, head_options)
-    tagset = Tagset()
-    for types in _read_json(folder / "labels.json").get("steps", []):
-        tagset = tagset.grow(types)
+    for types in _read_steps(folder / "labels.json"):
         head.grow(types)
     return NerModel(encoder, head)
 
 
 def _load_weights(model: NerModel, path: Path) -> None:
     try:
-        weights = safetensors.torch.load_file(path)
-        model.load_state_dict(weights)
+        model.load_state_dict(_read_tensors(path))
+    except RuntimeError as error:
+        raise ModelError(f"{path}: of another model than config.json and labels.json ({_first_line(error)})") from error
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; the model folder is incomplete") from None
-    except Exception as error:
-        raise ModelError(f"{path}: damaged or of another model ({str(error).splitlines()[0][:160]})") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: damaged ({_first_line(error)})") from error
+
+
+def _read_steps(path: Path) -> list[list[str]]:
+    steps = _read_json(path).get("steps")
+    rows: list[Any] = steps if isinstance(steps, list) else [None]
+    if not all(isinstance(types, list) and all(isinstance(type_, str) for type_ in types) for types in rows):
+        raise ModelError(f"{path}: steps must be a list with the types of each step")
+    return rows
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -162,7 +184,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON lines ({error})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def write_json(path: Path, values: Any) -> None:

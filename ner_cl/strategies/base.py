@@ -78,14 +78,14 @@ class Strategy(ABC):
     def __init__(self, options: StrategyOptions) -> None:
         self.options = options
 
-    def begin_step(self, context: StepContext) -> None:
+    def begin_step(self, context: StepContext) -> None:  # noqa: B027
         """Before anything else: keep a teacher, allocate state, add modules. The new block does not exist yet."""
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The sentences to train on: mix some in, pseudo-label. The new block exists from here on."""
         return train
 
-    def begin_epoch(self, context: StepContext) -> None:
+    def begin_epoch(self, context: StepContext) -> None:  # noqa: B027
         """Before each epoch: freeze or thaw parameters on a schedule."""
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
@@ -104,12 +104,12 @@ class Strategy(ABC):
         """The optimizer's step replaced: the update to add to each parameter, or None to leave it to the optimizer."""
         return None
 
-    def end_step(self, context: StepContext) -> None:
+    def end_step(self, context: StepContext) -> None:  # noqa: B027
         """After the best weights are restored: measure importance, choose replay, store bases."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a later step needs, kept under `strategy/` of the model folder."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes back what `state_dict` gave."""

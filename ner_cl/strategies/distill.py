@@ -72,9 +72,7 @@ class Distill(Strategy):
         return self._targets[batch.word_numbers]
 
 
-def teacher_logits(
-    teacher: NerModel, encoded: EncodedSentences, context: StepContext
-) -> Float[Tensor, "word old"]:
+def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepContext) -> Float[Tensor, "word old"]:
     """The teacher's logits for every word of the step, all blocks side by side, by `Batch.word_numbers`.
 
     Args:

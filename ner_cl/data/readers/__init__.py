@@ -5,9 +5,11 @@ from collections.abc import Collection
 from os import PathLike, fspath
 from pathlib import Path
 
-from ner_cl.data.readers.assemble import assemble, longest_spans
+from ner_cl.data.readers.assemble import assemble, first_overlap, longest_spans
 from ner_cl.data.readers.base import Draft, Problem, Reader, ReadOptions, ReadReport
 from ner_cl.data.readers.conll import ConllReader
+from ner_cl.data.readers.docbin import DocBinReader
+from ner_cl.data.readers.hub import HubReader
 from ner_cl.data.readers.jsonl import JsonlReader
 from ner_cl.data.schemes import check_scheme
 from ner_cl.errors import ConfigError
@@ -16,13 +18,16 @@ from ner_cl.types import Sentence
 
 __all__ = [
     "ConllReader",
+    "DocBinReader",
     "Draft",
+    "HubReader",
     "JsonlReader",
     "Problem",
     "ReadOptions",
     "ReadReport",
     "Reader",
     "detect_format",
+    "first_overlap",
     "longest_spans",
     "read_sentences",
     "read_with_report",

@@ -8,7 +8,7 @@ from ner_cl.errors import DataError
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence, Span
 
-__all__ = ["assemble", "longest_spans"]
+__all__ = ["assemble", "first_overlap", "longest_spans"]
 
 
 def assemble(
@@ -18,6 +18,7 @@ def assemble(
 
     `annotated_types` is what the file says about a sentence, else `types`, else all types found in the file. Where
     both speak, a sentence is annotated for the types that both name. Spans of other types than `types` are left out.
+    A sentence with words that were not annotated is annotated for no type unless `types` names some.
 
     Raises:
         DataError: if spans overlap and `on_overlap` is "error", if no sentence is left, or if the file knows none of
@@ -92,7 +93,10 @@ def _sentence(draft: Draft, report: ReadReport, found: frozenset[str], types: Co
     declared = draft.annotated_types
     wanted = found if types is None else frozenset(types)
     annotated = wanted if declared is None else declared if types is None else declared & wanted
+    reason = "span of a type that was not asked for left out"
+    if draft.incomplete and types is None:
+        annotated, reason = frozenset[str](), "span in a sentence with unannotated words left out"
     spans = tuple(span for span in draft.spans if span.type in annotated)
     for _ in range(len(draft.spans) - len(spans)):
-        report.repaired("span of a type that was not asked for left out", draft.line)
+        report.repaired(reason, draft.line)
     return Sentence(draft.words, spans, annotated, draft.text, draft.offsets, report.source(draft.line))

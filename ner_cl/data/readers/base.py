@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ner_cl.errors import DataError
 from ner_cl.types import Span
 
-__all__ = ["Draft", "Problem", "ReadOptions", "ReadReport", "Reader", "read_lines", "read_text"]
+__all__ = ["Draft", "Problem", "ReadOptions", "ReadReport", "Reader", "read_bytes", "read_lines", "read_text"]
 
 ProblemKind = Literal["broken", "misaligned", "overlap"]
 
@@ -83,6 +83,7 @@ class Draft:
         line: line (or row) of the file from 1.
         text: the text the words were cut from, if it is known.
         offsets: code-point offsets of each word in `text`, if known.
+        incomplete: the file says that some words were not annotated at all.
     """
 
     words: tuple[str, ...]
@@ -91,6 +92,7 @@ class Draft:
     line: int
     text: str | None = None
     offsets: tuple[tuple[int, int], ...] | None = None
+    incomplete: bool = False
 
 
 class Reader(ABC):
@@ -113,17 +115,21 @@ class Reader(ABC):
         """
 
 
-def read_text(path: str) -> str:
-    """The content of a UTF-8 file, with its byte-order mark if it has one; DataError says why there is none."""
-    file = Path(path)
+def read_bytes(path: str) -> bytes:
+    """The content of a file; DataError says why there is none."""
     try:
-        data = file.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder; name one file in it") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path and its permissions") from None
+
+
+def read_text(path: str) -> str:
+    """The content of a UTF-8 file, with its byte-order mark if it has one; DataError for another encoding."""
+    data, file = read_bytes(path), Path(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(
             f"{path}: is UTF-16, not UTF-8; convert it with: iconv -f UTF-16 -t UTF-8 {file.name} > utf8.txt"

@@ -35,7 +35,7 @@ class _Shape:
 
     @classmethod
     def of(cls, lines: Sequence[str]) -> "_Shape":
-        """Judge by the lines that hold data for certain; those that begin with `#` count only if there are no others."""
+        """Judge by the lines that hold data for certain; those with `#` in front count only if there are no others."""
         data = [line for line in lines if line.strip() and not line.startswith("-DOCSTART-")]
         data = [line for line in data if not line.startswith("#")] or data
         tabbed = 2 * sum("\t" in line for line in data) > len(data)
@@ -57,7 +57,8 @@ class _Shape:
 def _split(line: str, *, tabbed: bool) -> list[str]:
     """The columns of a line: cut at tabs if it has any, else at runs of plain spaces (never at a no-break space)."""
     if tabbed or "\t" in line:
-        return [column.strip(" ") if number else column for number, column in enumerate(line.rstrip(" \t").split("\t"))]
+        first, *rest = line.rstrip(" \t").split("\t")
+        return [first, *(column.strip(" ") for column in rest)] if " " in line else [first, *rest]
     return re.split(" +", line.rstrip(" "))
 
 
@@ -78,6 +79,8 @@ class ConllReader(Reader):
         shape = _Shape.of(lines)
         if shape.columns == 1:
             return self._one_column(lines, report)
+        if shape.columns > 2 and shape.tags == {"O"}:
+            _look_elsewhere(lines, shape, report)
         blocks = [block for block in _blocks(lines, shape, report) if not block.broken]
         return drafts_of_tagged(
             [TaggedSentence(block.words, block.tags, block.lines) for block in blocks if block.words],
@@ -95,6 +98,15 @@ class ConllReader(Reader):
         )
         report.refuse(line, f"has one column only, a word needs a tag after a tab or a space; {hint}")
         return []
+
+
+def _look_elsewhere(lines: Sequence[str], shape: _Shape, report: ReadReport) -> None:
+    """Note it if all last columns are `O` while another column, not counting the words, holds tags."""
+    for number, line in enumerate(lines, start=1):
+        for column, value in enumerate(_split(line, tabbed=shape.tabbed)[1:-1], start=2):
+            if value != "O" and looks_like_tag(value):
+                report.repaired(f"the last column is always O and was read, but column {column} holds tags", number)
+                return
 
 
 def _blocks(lines: Sequence[str], shape: _Shape, report: ReadReport) -> Iterator[_Block]:
@@ -139,7 +151,7 @@ def _add(block: _Block, number: int, line: str, columns: Sequence[str], shape: _
     if not word.strip(" "):
         report.repaired("empty word with tag O dropped", number)
         return
-    if is_invisible(word):
+    if not word.isalnum() and is_invisible(word):
         report.repaired("word without a visible character kept", number)
     block.lines.append(number)
     block.words.append(word)

@@ -57,7 +57,8 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
         raise RecordError(f"has no text; write {_SHAPE}")
     if not isinstance(record["text"], str):
         raise RecordError(f"has a text that is {type(record['text']).__name__}, not a string; quote it")
-    return _annotated_text(record["text"], _span_items(record), declared, line, options, report)
+    own = record.get("word_offsets")
+    return _annotated_text(record["text"], _span_items(record), declared, line, options, report, word_offsets=own)
 
 
 def _declared(record: Record) -> frozenset[str] | None:
@@ -76,11 +77,13 @@ def _annotated_text(
     line: int,
     options: ReadOptions,
     report: ReadReport,
+    *,
+    word_offsets: object = None,
 ) -> Draft | None:
-    """A draft from a text and its spans in characters."""
+    """A draft from a text and its spans in characters; words by the rule unless the record brings its own."""
     _check_characters(text)
     spans = [span for item in items for span in _char_spans(item, text, line, report)]
-    offsets = split_words(text)
+    offsets = split_words(text) if word_offsets is None else _word_offsets(word_offsets, text)
     if not offsets and not spans:
         report.repaired("text without a word skipped", line)
         return None
@@ -90,6 +93,21 @@ def _annotated_text(
     words = tuple(text[start:end] for start, end in offsets)
     _check_types(aligned, declared)
     return Draft(words, tuple(aligned), declared, line, text, tuple(offsets))
+
+
+def _word_offsets(pairs: object, text: str) -> list[tuple[int, int]]:
+    """The record's own words: `[[start, end], ...]` in code points, in order and without overlap."""
+    offsets: list[tuple[int, int]] = []
+    before = 0
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(offset) is int for offset in pair)):
+            raise RecordError(f"has word_offsets that hold {pair!r}; write pairs such as [0, 3]")
+        start, end = pair
+        if not before <= start < end <= len(text):
+            raise RecordError(f"has a word at {start}..{end}; words must be in order and inside the text")
+        offsets.append((start, end))
+        before = end
+    return offsets
 
 
 def _pretokenised(

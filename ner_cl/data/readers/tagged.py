@@ -27,7 +27,7 @@ class TaggedSentence:
 
 
 def drafts_of_tagged(items: Iterable[TaggedSentence | Draft], scheme: str, report: ReadReport) -> list[Draft]:
-    """Read all tags of a file by one scheme; drafts pass through, a sentence with a tag without a reading is refused."""
+    """Read all tags of a file by one scheme; drafts pass through, a tag that has no reading refuses its sentence."""
     items = list(items)
     tagged = [item for item in items if isinstance(item, TaggedSentence)]
     if not tagged:

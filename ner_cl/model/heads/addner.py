@@ -40,9 +40,9 @@ class AddNer(Head):
         """Cross entropy of every block that has annotation in the batch, summed over blocks.
 
         A block none of whose types is annotated gets no loss and no gradient in either reading of `O`: that is what a
-        block of its own is for. Within a block that is annotated for some of its types, `unknown` leaves the others out.
+        block of its own is for. Within a block that is annotated for some types, `unknown` leaves the others out.
         """
-        total = emissions.blocks[0].new_zeros(())
+        total = emissions.blocks[-1][..., :0].sum()  # zero, but with a graph, as a batch may have no annotation at all
         for block, first, count in self._annotated_blocks(batch):
             targets = _local(batch.targets, first, count)
             annotated = batch.annotated[:, first : first + count]

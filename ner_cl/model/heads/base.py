@@ -16,6 +16,7 @@ from ner_cl.data.tagset import Tagset
 
 __all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
 
+
 class DistillOptions(Options):
     """Weights and form of the distillation loss (Monaikul et al. 2021, section 3).
 
@@ -51,7 +52,6 @@ class Emissions:
         return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks, dim=-1)
 
 
-
 class Head(nn.Module, ABC):
     """An output layer on word vectors that gains a block of columns in every step.
 
@@ -83,10 +83,10 @@ class Head(nn.Module, ABC):
             block.bias.zero_()
             outside = self._outside_row()
             if outside is not None and self.options.new_rows == "outside":
-                block.weight += outside.weight[0]
-                block.bias += outside.bias[0]
-        device = self.blocks[0].weight.device if len(self.blocks) else None
-        self.blocks.append(block.to(device))
+                block.to(outside.weight.device)
+                block.weight.add_(outside.weight[0])
+                block.bias.add_(outside.bias[0])
+        self.blocks.append(block)
 
     def reset(self) -> None:
         """Forgets all types."""

@@ -1,0 +1,8 @@
+"""`python -m ner_cl` is the command `ner-cl`."""
+
+import sys
+
+from ner_cl.cli.app import main
+
+if __name__ == "__main__":
+    sys.exit(main())

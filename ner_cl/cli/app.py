@@ -1,0 +1,128 @@
+"""The command `ner-cl`: its verbs, its exit codes, and how errors are told.
+
+Exit codes: 0 done, 1 a check that was asked for failed, 2 wrong usage, configuration or data, 130 interrupted.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from ner_cl.cli import data
+from ner_cl.cli.console import is_main_process, talk, use_utf8
+from ner_cl.cli.evaluate import evaluate
+from ner_cl.cli.info import info
+from ner_cl.cli.init import init
+from ner_cl.cli.learn import learn
+from ner_cl.cli.predict import predict
+from ner_cl.cli.train import train
+from ner_cl.errors import CheckFailed, NerClError
+
+__all__ = ["app", "main"]
+
+_CHECK_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
+
+# Flags of the whole command, which people write behind the verb as often as before it.
+_GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
+
+# click's UsageError, whether typer brings its own click along or imports it.
+_UsageError = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for verb in (init, train, learn, evaluate, predict):
+    app.command()(verb)
+app.add_typer(data.app, name="data")
+app.command()(info)
+
+
+@app.callback()
+def settings(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    """Named entity recognition that keeps learning: new entity types without the old data.
+
+    --quiet and --debug may also stand behind the verb.
+    """
+    talk.quiet = quiet or not is_main_process()
+    if not debug:
+        # Or else the libraries below talk at length. They read this when they are imported, which is later.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; nothing is raised.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+    """
+    words = _globals_first(list(sys.argv[1:] if arguments is None else arguments))
+    use_utf8()
+    try:
+        return _run(words)
+    except BrokenPipeError:
+        return _leave_pipe()
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        code, message = _outcome(error)
+        # Of several training processes one tells what all know; what nobody expected, each tells.
+        if is_main_process() or message.startswith("unexpected"):
+            if "--debug" in words:
+                traceback.print_exception(error)
+            sys.stderr.write(f"ner-cl: error: {' '.join(message.split())}\n")
+        return code
+
+
+def _globals_first(words: list[str]) -> list[str]:
+    """The flags of the whole command moved before the verb; nothing behind `--` is touched."""
+    end = words.index("--") if "--" in words else len(words)
+    moved = [word for word in words[:end] if word in _GLOBAL_FLAGS]
+    rest = [word for word in words[:end] if word not in _GLOBAL_FLAGS]
+    return [*moved, *(rest or ["--help"]), *words[end:]]
+
+
+def _run(words: list[str]) -> int:
+    command = get_command(app)
+    try:
+        # Not `command.main`, which would turn interrupts and broken pipes into exit codes of its own.
+        with command.make_context("ner-cl", words) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error."""
+    if isinstance(error, CheckFailed):
+        return _CHECK_FAILED, str(error)
+    if isinstance(error, NerClError):
+        return _WRONG, str(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return _INTERRUPTED, "interrupted; `train --resume` goes on where a run stopped"
+    if isinstance(error, _UsageError):
+        return _WRONG, _usage(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _WRONG, f"{where}{error.strerror or error}; check the path, its permissions and the space left"
+    return _WRONG, f"unexpected {type(error).__name__}: {error}; --debug shows the trace, please report it"
+
+
+def _usage(error: Exception) -> str:
+    """What click says is wrong, and where to read more."""
+    message = str(error.format_message() if isinstance(error, typer.BadParameter) else getattr(error, "message", error))
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "ner-cl"
+    return f"{message.rstrip('.')}; see {command} --help"
+
+
+def _leave_pipe() -> int:
+    """Whoever read our output has gone, as `head` does: leave without a word, and without one from the interpreter."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

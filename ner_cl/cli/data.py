@@ -1,0 +1,203 @@
+"""`ner-cl data`: look at annotated sentences, convert them, cut them into the steps of a stream."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, say, table
+from ner_cl.cli.files import new_folder
+from ner_cl.cli.options import Alignment, Format, Json, Types, names, parse_yaml
+from ner_cl.errors import CheckFailed, ConfigError, DataError
+
+if TYPE_CHECKING:  # not imported before a verb runs, so that `--help` is quick
+    from ner_cl.data.check import CheckReport
+    from ner_cl.data.stream import Corpus, Stream
+    from ner_cl.types import Sentence
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Look at annotated sentences, convert them, cut them into steps.", rich_markup_mode=None)
+
+Scheme = Annotated[str, typer.Option("--scheme", help="Tag scheme of column files: iob1, iob2, bioes or io.")]
+
+_PARTS = {"train": ("train",), "dev": ("dev", "valid", "validation", "devel"), "test": ("test",)}
+
+
+@app.command()
+def check(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Files, or one folder with train, dev and test.")
+    ],
+    format_: Format = "auto",
+    scheme: Scheme = "auto",
+    types: Types = None,
+    alignment: Alignment = "error",
+    as_json: Json = False,
+) -> None:
+    """Say what is in a corpus and what is wrong with it; exit code 1 if it cannot be trained on as it stands."""
+    from ner_cl.data.check import check as check_corpus
+
+    parts = _named(paths)
+    for path in parts.values():
+        if not Path(path).exists() and "#" not in path and format_ != "hub":
+            raise DataError(f"{path}: no such file; check the path")
+    report = check_corpus(parts, format=format_, scheme=scheme, types=names(types), alignment=alignment)
+    emit_json(report.to_json()) if as_json else emit(_text(report))
+    if not report.ok:
+        count = len(report.problems)
+        raise CheckFailed(f"{count} problem{'s' if count > 1 else ''} found; correct the data, then train on them")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="The file to read.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    from_: Annotated[str, typer.Option("--from", help="Format of IN: auto, conll, jsonl, docbin or hub.")] = "auto",
+    to: Annotated[str, typer.Option("--to", help="Format of OUT: auto, conll, jsonl or docbin.")] = "auto",
+    scheme: Scheme = "iob2",
+    types: Types = None,
+    alignment: Alignment = "error",
+) -> None:
+    """Write annotated sentences in another format or tag scheme, or only some of their types."""
+    from ner_cl.data.readers import read_with_report
+    from ner_cl.data.writers import write_sentences
+    from ner_cl.registry import nearest
+
+    wanted = names(types)
+    sentences, report = read_with_report(source, format=from_, types=wanted, on_overlap="keep", alignment=alignment)
+    found = {span.type for sentence in sentences for span in sentence.spans}
+    for type_ in wanted or ():
+        if type_ not in found:
+            say(f"note: {source} has no mention of {type_}{nearest(type_, found)}")
+    for what, lines in sorted(report.repairs.items()):
+        say(f"note: {what}: {len(lines)} (first in line {lines[0]})")
+    write_sentences(target, sentences, format=to, scheme=scheme)
+    say(
+        f"{len(sentences)} sentences with {sum(len(sentence.spans) for sentence in sentences)} mentions are in {target}"
+    )
+
+
+@app.command()
+def split(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file, or a folder with train, dev and test.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT_DIR", help="A new folder: step-01/train.jsonl ... stream.yaml")
+    ],
+    protocol: Annotated[str, typer.Option("--protocol", help="disjoint, greedy or overlap.")] = "disjoint",
+    steps: Annotated[
+        str | None, typer.Option("--steps", metavar="LIST", help="Types of each step, such as '[[PER], [LOC, ORG]]'.")
+    ] = None,
+    order: Annotated[
+        str, typer.Option("--order", help="Without --steps: alphabetical, frequency or random.")
+    ] = "alphabetical",
+    increment: Annotated[int, typer.Option("--increment", min=1, help="Without --steps: types a step.")] = 1,
+    first: Annotated[int | None, typer.Option("--first", min=1, help="Without --steps: types in step 1.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the slices, and a random order.")] = 13,
+    format_: Format = "auto",
+) -> None:
+    """Cut a corpus into the data of each step, every step annotated for its own types only."""
+    from ner_cl.data.stream import build_stream, order_types
+
+    corpus, files = _corpus(source, format_)
+    listed = None if steps is None else parse_yaml(steps, "--steps")
+    if listed is not None and not (isinstance(listed, list) and all(isinstance(step, list) for step in listed)):
+        raise ConfigError(f"--steps {steps!r}: write a list of lists, such as '[[PER], [LOC, ORG]]'")
+    chosen = listed or order_types(corpus, order=order, increment=increment, first=first, seed=seed)  # type: ignore[arg-type]
+    stream = build_stream(corpus, chosen, protocol=protocol, seed=seed)  # type: ignore[arg-type]
+    _write_stream(target, stream, files, format_, seed)
+    rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
+    emit(table(["step", "types", "train", "dev"], rows, text_columns=2))
+
+
+def _named(paths: list[str]) -> dict[str, str]:
+    """Name of each part → its file."""
+    if len(paths) == 1 and Path(paths[0]).is_dir():
+        return _parts_of(Path(paths[0]))
+    stems = [Path(path).stem for path in paths]
+    return {path if stems.count(stem) > 1 else stem: path for path, stem in zip(paths, stems, strict=True)}
+
+
+def _parts_of(folder: Path) -> dict[str, str]:
+    """The files called train, dev and test in a folder; DataError if there are none, or two for one part."""
+    parts: dict[str, str] = {}
+    for part, stems in _PARTS.items():
+        files = sorted(str(path) for path in folder.iterdir() if path.is_file() and path.stem.lower() in stems)
+        if len(files) > 1:
+            raise DataError(
+                f"{folder}: has {len(files)} files for {part} ({', '.join(files)}); name the files one by one"
+            )
+        if files:
+            parts[part] = files[0]
+    if not parts:
+        raise DataError(f"{folder}: holds no file called train, dev or test; name the files one by one")
+    return parts
+
+
+def _text(report: "CheckReport") -> str:
+    splits = report.splits
+    rows = [
+        [
+            name,
+            split.format,
+            split.scheme or "-",
+            split.sentences,
+            split.words,
+            split.longest,
+            sum(split.mentions.values()),
+        ]
+        for name, split in splits.items()
+    ]
+    header = ["file", "format", "scheme", "sentences", "words", "longest", "mentions"]
+    blocks = [table(header, rows, text_columns=3)]
+    types = list(dict.fromkeys(type_ for split in splits.values() for type_ in split.mentions))
+    if types:
+        counts = [[type_, *(split.mentions.get(type_, 0) for split in splits.values())] for type_ in types]
+        blocks.append(table(["mentions", *splits], counts))
+    for title, lines in (("problems", report.problems), ("notes", report.notes)):
+        if lines:
+            blocks.append("\n".join([f"{title}:", *(f"  {line}" for line in lines)]))
+    return "\n\n".join([*blocks, *(["no problems"] if report.ok else [])])
+
+
+def _corpus(source: str, format_: str) -> "tuple[Corpus, Mapping[str, str]]":
+    """The corpus in a file or folder, and which files it has."""
+    from ner_cl.config import CorpusOptions
+    from ner_cl.data.corpus import load_corpus
+
+    files = _parts_of(Path(source)) if Path(source).is_dir() else {"train": source}
+    if "train" not in files:
+        raise DataError(f"{source}: holds no file called train")
+    # Where there is no test file nothing is scored either; the training file stands in, and is not written.
+    options = CorpusOptions(
+        format=format_, train=files["train"], dev=files.get("dev"), test=files.get("test", files["train"])
+    )
+    return load_corpus(options, name=Path(source).stem), files
+
+
+def _write_stream(target: Path, stream: "Stream", files: Mapping[str, str], format_: str, seed: int) -> None:
+    """A folder for each step, the test set, and the stream file that `stream.file` reads."""
+    import yaml
+
+    from ner_cl.data.writers import write_sentences
+
+    values: dict[str, Any] = {
+        "name": stream.corpus_name,
+        "corpus": {"format": format_, **{part: str(Path(path).absolute()) for part, path in files.items()}},
+        "steps": [list(step.types) for step in stream.steps],
+        "protocol": stream.protocol,
+        "seed": seed,
+    }
+    with new_folder(target) as draft:
+        for step in stream.steps:
+            folder = draft / f"step-{step.number:02d}"
+            folder.mkdir()
+            parts: dict[str, tuple[Sentence, ...]] = {"train": step.train, "dev": step.dev}
+            for part, sentences in parts.items():
+                if part in files:
+                    write_sentences(folder / f"{part}.jsonl", sentences)
+        if "test" in files:
+            write_sentences(draft / "test.jsonl", stream.test)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        (draft / "stream.yaml").write_text(text, encoding="utf-8")

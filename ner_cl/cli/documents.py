@@ -1,0 +1,112 @@
+"""The documents that `ner-cl predict` reads, line by line, so that a stream of any length fits into memory."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ner_cl.errors import DataError
+
+if TYPE_CHECKING:
+    from ner_cl.types import Entity
+
+__all__ = ["Document", "read_documents"]
+
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_KEPT_KEYS = ("id", "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, where it stood, and what its record says besides that is handed through."""
+
+    text: str
+    source: str
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_entities(self, entities: "Sequence[Entity]") -> bytes:
+        """The line of JSON that says what was found."""
+        spans = [
+            {
+                "start": entity.start,
+                "end": entity.end,
+                "label": entity.type,
+                "score": round(entity.score, 4),
+                "step": entity.step,
+            }
+            for entity in entities
+        ]
+        return (json.dumps({**self.kept, "text": self.text, "spans": spans}, ensure_ascii=False) + "\n").encode()
+
+
+def read_documents(source: str) -> Iterator[Document]:
+    """The documents of a file, or of stdin for `-`: lines of text, or JSON objects with `text`.
+
+    Every line of text is a document, a blank one an empty document. JSON is told by the file's ending, or by a first
+    line that is a JSON object with `text`; blank lines between JSON lines are skipped.
+
+    Raises:
+        DataError: with file and line, for what cannot be read.
+    """
+    name = "stdin" if source == "-" else source
+    is_json = Path(source).suffix.lower() in _JSON_ENDINGS or None
+    with _opened(source) as file:
+        for number, raw in enumerate(file, start=1):
+            where = f"{name}:{number}"
+            line = _decode(raw, where).removeprefix("\ufeff" if number == 1 else "")
+            if is_json is None:
+                is_json = _is_record(line)
+            if not is_json:
+                yield Document(line, where)
+            elif line.strip():
+                yield _document(line, where)
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[BinaryIO]:
+    if source == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = Path(source).open("rb")  # noqa: SIM115  closed below, outside the errors of opening
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file; name a file of text or JSON lines, or - for stdin") from None
+    except IsADirectoryError:
+        raise DataError(f"{source}: is a folder; name one file in it") from None
+    except OSError as error:
+        raise DataError(f"{source}: cannot be opened ({error.strerror}); check the path and its permissions") from None
+    with file:
+        yield file
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: is not UTF-8; convert it, for instance with: iconv -f ISO-8859-1 -t UTF-8") from None
+
+
+def _is_record(line: str) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "text" in value
+
+
+def _document(line: str, where: str) -> Document:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise DataError(f'{where}: is not valid JSON; give one object a line, such as {{"text": "..."}}') from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise DataError(f'{where}: has no text; give one object a line, such as {{"text": "..."}}')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: its text holds half a character (a lone surrogate); correct it") from None
+    return Document(text, where, {key: record[key] for key in _KEPT_KEYS if key in record})

@@ -1,0 +1,111 @@
+"""`ner-cl evaluate`: precision, recall and F1 of every type."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, percent, say, table
+from ner_cl.cli.files import replace_file
+from ner_cl.cli.options import Alignment, Format, Json, Types, names
+from ner_cl.errors import DataError
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.model.ner_model import NerModel
+    from ner_cl.types import Sentence, Span
+
+__all__ = ["evaluate"]
+
+_SCORES = ("precision", "recall", "f1")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Annotated sentences.")],
+    types: Types = None,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Also give seqeval's lenient reading beside the strict one.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write the JSON here.")] = None,
+    format_: Format = "auto",
+    alignment: Alignment = "error",
+    as_json: Json = False,
+) -> None:
+    """Score a model on annotated sentences: a line for each type, micro and macro averages.
+
+    Strict: a span counts when start, end and type all agree. A sentence counts for the types it is annotated for only.
+    """
+    from ner_cl.data.readers import read_sentences
+    from ner_cl.model.predict import predict_sentences
+    from ner_cl.model.store import load_model
+
+    tagger = load_model(model)
+    asked = names(types)
+    tagger.check_types(asked)
+    sentences = read_sentences(data, format=format_, alignment=alignment)
+    scored = _scored_types(tagger, asked, sentences, data)
+    say(f"{len(sentences)} sentences")
+    predicted = predict_sentences(tagger, sentences)
+    report = {"model": str(model), "data": data, "sentences": len(sentences)}
+    report |= _report(sentences, predicted, scored, lenient=lenient)
+    if output is not None:
+        with replace_file(output) as file:
+            file.write((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    emit_json(report) if as_json else emit(_text(report))
+
+
+def _scored_types(
+    model: "NerModel", asked: Sequence[str] | None, sentences: "Sequence[Sentence]", data: str
+) -> list[str]:
+    """The types to score, in learning order: those the data are annotated for, unless types are asked for."""
+    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
+    scored = [type_ for type_ in model.types if type_ in (annotated if asked is None else asked)]
+    if not annotated.intersection(scored):
+        raise DataError(
+            f"{data}: is not annotated for {', '.join(scored or model.types)}; it has {', '.join(sorted(annotated)) or 'no type'}"
+        )
+    if asked is None:
+        for title, left_out in (
+            ("unknown to the model", sorted(annotated.difference(model.types))),
+            ("not annotated in the data", [type_ for type_ in model.types if type_ not in annotated]),
+        ):
+            if left_out:
+                say(f"not scored, {title}: {', '.join(left_out)}")
+    return scored
+
+
+def _report(
+    sentences: "Sequence[Sentence]", predicted: "Sequence[Sequence[Span]]", types: Sequence[str], *, lenient: bool
+) -> dict[str, Any]:
+    from ner_cl.evaluate.counts import Counts, count_spans
+    from ner_cl.evaluate.metrics import mean
+    from ner_cl.evaluate.official import official_report
+
+    counts = count_spans(sentences, predicted, types)
+    modes: list[Any] = ["strict", "lenient"] if lenient else ["strict"]
+    official = {mode: official_report(sentences, predicted, types, mode=mode) for mode in modes}
+    with_gold = [cell for cell in counts.values() if cell.gold]
+    macro = {key: mean(getattr(cell, key) for cell in with_gold) for key in _SCORES}
+    total = sum(counts.values(), start=Counts())
+    return {
+        "types": {type_: _cell(cell) for type_, cell in counts.items()},
+        "micro": _cell(total),
+        "macro": {**macro, "support": total.gold},
+        "seqeval": {mode: {key: report[key] for key in ("micro", "macro")} for mode, report in official.items()},
+    }
+
+
+def _cell(counts: Any) -> dict[str, Any]:
+    scores = {key: getattr(counts, key) for key in _SCORES}
+    return {"tp": counts.tp, "fp": counts.fp, "fn": counts.fn, **scores, "support": counts.gold}
+
+
+def _text(report: dict[str, Any]) -> str:
+    """The report as a table, scores times 100."""
+    lines = {**report["types"], "micro": report["micro"], "macro": report["macro"]}
+    for mode, averages in report["seqeval"].items():
+        lines[f"seqeval {mode}, micro"] = averages["micro"]
+    rows = [[name, *(percent(cell[key]) for key in _SCORES), cell["support"]] for name, cell in lines.items()]
+    return table(["type", *_SCORES, "support"], rows)

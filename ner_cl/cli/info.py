@@ -1,0 +1,115 @@
+"""`ner-cl info`: what is installed, what a model knows, what came of a run."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, percent, table
+from ner_cl.cli.options import Json
+from ner_cl.errors import ModelError
+
+__all__ = ["info"]
+
+
+def info(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="A model folder or a run folder.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe this installation, a model (types by step, F1 after each, sizes) or a run (its matrix)."""
+    if folder is None:
+        values = _installation()
+        emit_json(values) if as_json else emit(_lines(values))
+    elif (folder / "matrix.json").is_file():
+        _run(folder, as_json=as_json)
+    elif folder.is_dir() and not (folder / "labels.json").is_file():
+        raise ModelError(f"{folder}: is neither a model folder nor a run folder (no labels.json, no matrix.json)")
+    else:
+        _model(folder, as_json=as_json)
+
+
+def _installation() -> dict[str, Any]:
+    from accelerate import PartialState
+
+    from ner_cl.model.precision import resolve_precision
+    from ner_cl.registry import heads, readers, strategies
+    from ner_cl.train.environment import environment
+
+    device = PartialState().device
+    return {
+        **environment(),
+        "device": str(device),
+        "precision": resolve_precision("auto", device),
+        "strategies": list(strategies),
+        "heads": list(heads),
+        "formats": list(readers),
+    }
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """One line a key; nested values on their own lines."""
+    flat: list[tuple[str, object]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        else:
+            flat.append((key, ", ".join(value) if isinstance(value, list) else value))
+    width = max(len(key) for key, _ in flat)
+    return "\n".join(f"{key:<{width}}  {'-' if value is None else value}" for key, value in flat)
+
+
+def _run(folder: Path, *, as_json: bool) -> None:
+    from ner_cl.evaluate.matrix import Matrix, render
+
+    matrix = Matrix.load(folder)
+    if as_json:
+        emit(json.dumps(matrix.to_dict(), indent=2, ensure_ascii=False))
+        return
+    scores = [[key, percent(value)] for key, value in matrix.metrics.items()]
+    emit(f"{render(matrix)}\n\n{table(['score', '× 100'], scores)}")
+
+
+def _model(folder: Path, *, as_json: bool) -> None:
+    from ner_cl.model.store import load_model
+
+    model = load_model(folder)
+    steps = [
+        {"step": number, "types": list(types), **_of_history(model.history, number)}
+        for number, types in enumerate(model.tagset.steps, start=1)
+    ]
+    values = {
+        "model": str(folder),
+        "encoder": model.encoder.options.name,
+        "head": model.head.options.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "bytes_to_learn_more": sum(path.stat().st_size for path in (folder / "strategy").rglob("*") if path.is_file()),
+        "steps": steps,
+    }
+    if as_json:
+        emit_json(values)
+        return
+    head = {key: value for key, value in values.items() if key != "steps"}
+    blocks = [_lines(head)]
+    rows = [[step["step"], ", ".join(step["types"]), step.get("sentences") or "-"] for step in steps]
+    blocks.append(table(["step", "types", "sentences"], rows, text_columns=2))
+    scored = [step for step in steps if step.get("f1")]
+    if scored:
+        lines = [[type_, *(percent(step["f1"].get(type_)) for step in scored)] for type_ in model.types]
+        blocks.append(table(["F1 × 100 after step", *(str(step["step"]) for step in scored)], lines))
+    emit("\n\n".join(blocks))
+
+
+def _of_history(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
+    """What the model's history says of a step."""
+    for record in history:
+        if record.get("step") == step:
+            return {
+                "sentences": record.get("sentences"),
+                "finished": record.get("finished"),
+                "f1": record.get("f1_after"),
+            }
+    return {}

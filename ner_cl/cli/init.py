@@ -1,0 +1,99 @@
+"""`ner-cl init`: a configuration to start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ner_cl.cli.console import say
+from ner_cl.cli.files import replace_file
+from ner_cl.errors import ConfigError
+
+__all__ = ["init"]
+
+_TEMPLATE = """\
+# A configuration of ner-cl. Every key but `stream` may be left out: the values here are the defaults.
+#   ner-cl train {path} --dry-run      looks at configuration and data, and writes nothing
+#   ner-cl train {path}                learns all steps, and prints F1 of every type after each
+# Any key can be overridden: --set training.epochs=3, or the environment variable NER_CL__TRAINING__EPOCHS=3.
+
+seed: 13
+
+encoder:
+  name: minilm-l6          # an alias, a Hugging Face id (bert-base-cased), or a folder
+
+head:
+  name: {head}          # extendner: one output layer that grows; addner: one layer a step
+
+{stream}
+strategies:                # how old types are held; `ner-cl info` lists the names
+  - {{name: distill, temperature: 2.0, alpha: 1.0, beta: 1.0}}
+
+training:
+  epochs: 10               # at most, a step
+  batch_tokens: 512        # word pieces of a batch, padding included
+  optimizer: {{name: adamw, lr: 3.0e-4, head_lr: 1.0e-3}}
+  precision: auto          # bf16 where the device computes in it, else fp32
+  early_stopping: {{patience: 3}}
+
+gate:
+  max_drop: null           # 0.05 stops when F1 of an old type falls by more than 5 points in a step
+
+output: runs/{name}
+"""
+
+_OWN_STREAM = """\
+stream:                    # what arrives when
+  corpus:                  # CoNLL columns, JSON lines or spaCy DocBin; looked up under $NER_CL_DATA, beside this file, here
+    train: data/train.jsonl
+    dev: data/dev.jsonl
+    test: data/test.jsonl
+  steps: [[PERSON], [LOCATION]]   # the new types of each step
+  protocol: disjoint       # disjoint: every sentence to one step; greedy: likewise, rare types first; overlap: to all its types
+"""
+
+_PINNED_STREAM = """\
+stream:                    # what arrives when: a pinned stream, any key of which can be overridden here
+  file: {file}
+"""
+
+
+def init(
+    config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The file to write.")] = Path("ner-cl.yaml"),
+    head: Annotated[str, typer.Option("--head", help="extendner or addner.")] = "extendner",
+    stream: Annotated[
+        str | None, typer.Option("--stream", metavar="NAME", help="A pinned stream, by name or by file.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there already.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    from ner_cl.registry import heads
+
+    heads[head]  # refuses an unknown name
+    file = None if stream is None else _stream_file(stream)
+    if config.exists() and not force:
+        raise ConfigError(f"{config}: exists already; use --force to replace it, or name another file")
+    section = _OWN_STREAM if file is None else _PINNED_STREAM.format(file=file)
+    name = file.stem if file else config.stem
+    text = _TEMPLATE.format(path=config, head=head, stream=section, name=name)
+    with replace_file(config) as output:
+        output.write(text.encode())
+    say(f"{config} is written; look at it, then: ner-cl train {config} --dry-run")
+
+
+def _stream_file(name: str) -> Path:
+    """The stream file of that name or path; ConfigError with the nearest name if there is none."""
+    from ner_cl.registry import nearest
+
+    if Path(name).is_file():
+        return Path(name)
+    checkout = Path(__file__).parents[2]
+    for folder in (Path("configs/streams"), checkout / "configs" / "streams"):
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        if name in known:
+            return folder / f"{name}.yaml"
+        if known:
+            raise ConfigError(
+                f"--stream {name!r}: unknown{nearest(name, known)}; known: {', '.join(known)}, or give a file"
+            )
+    raise ConfigError(f"--stream {name!r}: no such file, and there is no folder configs/streams here; give a file")

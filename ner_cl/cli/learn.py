@@ -1,0 +1,139 @@
+"""`ner-cl learn`: one new step on an existing model, the everyday verb."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, is_main_process, say
+from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Settings, check_model_output, names, parse_yaml
+from ner_cl.errors import ConfigError
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.config import TrainingOptions
+    from ner_cl.model.ner_model import NerModel
+    from ner_cl.train.learn import LearnResult
+
+__all__ = ["learn"]
+
+
+def learn(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Sentences annotated for the new types.")],
+    types: Annotated[str, typer.Option("--types", metavar="A,B", help="The new types, in order.")],
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="The model that learns more.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
+    ] = None,
+    head: Annotated[str | None, typer.Option("--head", metavar="NAME", help="Head of the new model.")] = None,
+    dev: Annotated[
+        str | None, typer.Option("--dev", metavar="DATA", help="Sentences to select on and to measure old types with.")
+    ] = None,
+    strategies: Annotated[
+        str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
+    ] = None,
+    settings: Settings = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-stepN by default.")
+    ] = None,
+    max_drop: MaxDrop = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
+    format_: Format = "auto",
+    alignment: Alignment = "error",
+    as_json: Json = False,
+) -> None:
+    """Teach a model new types without the old data, and print F1 of every type before and after."""
+    from ner_cl.cli.progress import progress
+    from ner_cl.train.learn import learn as learn_step
+
+    training = _training(settings or [])
+    student, folder = _start(model, encoder, head, output)
+    with progress(1) as display:
+        result = learn_step(
+            student,
+            data,
+            types=names(types) or [],
+            dev=dev,
+            strategies=_strategies(strategies),
+            training=training,
+            seed=seed,
+            on_event=display,
+            format=format_,
+            alignment=alignment,
+        )
+    if as_json:
+        emit_json(_to_dict(result, folder))
+    else:
+        emit(result.table)
+    if max_drop is not None:
+        result.check(max_drop)
+    if is_main_process():
+        result.model.save(folder)
+    say(f"the model is in {folder}")
+
+
+def _start(model: Path | None, encoder: str | None, head: str | None, output: Path | None) -> "tuple[NerModel, Path]":
+    """The model to teach, and where the result goes; all that can be wrong with either is found here."""
+    from ner_cl.model.ner_model import NerModel
+    from ner_cl.model.store import load_model
+
+    if model is not None:
+        if encoder is not None or head is not None:
+            raise ConfigError("--model already has an encoder and a head; leave --encoder and --head out")
+        student = load_model(model)
+        number = len(student.tagset.steps) + 1
+        folder = output or model.absolute().parent / f"{model.absolute().name}-step{number}"
+    else:
+        if encoder is None and head is None:
+            raise ConfigError("name the model that learns more with --model, or start one with --encoder and --head")
+        if output is None:
+            raise ConfigError("--output: name the folder of the new model")
+        student = NerModel.from_encoder(encoder or "minilm-l6", head=_head(head))
+        folder = output
+    check_model_output(folder)
+    return student, folder
+
+
+def _head(name: str | None) -> Any:
+    from ner_cl.config import HeadOptions, validate
+
+    return validate(HeadOptions, {} if name is None else {"name": name}, "--head")
+
+
+def _strategies(text: str | None) -> list[Any]:
+    """`distill`, `distill,spg` or a list of mappings."""
+    if text is None:
+        return []
+    value = parse_yaml(text, "--strategies")
+    if isinstance(value, str):
+        return list(names(value, "--strategies") or ())
+    return value if isinstance(value, list) else [value]
+
+
+def _training(settings: list[str]) -> "TrainingOptions":
+    """The options that `--set training.…` gives."""
+    from ner_cl.config import TrainingOptions, validate
+
+    values: dict[str, Any] = {}
+    for setting in settings:
+        if not setting.startswith("training."):
+            raise ConfigError(f"--set {setting}: only keys under training can be set here, such as training.epochs=5")
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: write it as training.key=value")
+        section, *path = key.strip().split(".")[1:]
+        section_values = values
+        for part in path:
+            section_values = section_values.setdefault(section, {})
+            section = part
+            if not isinstance(section_values, dict):
+                raise ConfigError(f"--set {setting}: {key} does not lead to a value")
+        section_values[section] = parse_yaml(text, f"--set {key}")
+    return validate(TrainingOptions, values, "training")  # type: ignore[no-any-return]
+
+
+def _to_dict(result: "LearnResult", folder: Path) -> dict[str, Any]:
+    changes = [
+        {"type": change.type, "before": change.before, "after": change.after, "measured": change.measured}
+        for change in result.changes
+    ]
+    return {"model": str(folder), "step": len(result.model.tagset.steps), "types": changes}

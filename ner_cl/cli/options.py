@@ -1,0 +1,80 @@
+"""Flags that several verbs share, and how their values are read."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from ner_cl.errors import ConfigError, ModelError
+
+__all__ = [
+    "Alignment",
+    "Format",
+    "Json",
+    "MaxDrop",
+    "Settings",
+    "Types",
+    "check_model_output",
+    "integers",
+    "names",
+    "parse_yaml",
+]
+
+Settings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as a.b=c; may be repeated."),
+]
+MaxDrop: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--max-drop", min=0.0, max=1.0, help="Fail if F1 (0 to 1) of an old type falls by more than this."),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Types: TypeAlias = Annotated[str | None, typer.Option("--types", metavar="A,B", help="Only these types.")]
+Format: TypeAlias = Annotated[
+    str, typer.Option("--format", help="Format of the data: auto, conll, jsonl, docbin or hub.")
+]
+Alignment: TypeAlias = Annotated[
+    str, typer.Option("--alignment", help="A span that cuts a word: error, or expand it to whole words.")
+]
+
+
+def names(text: str | None, flag: str = "--types") -> list[str] | None:
+    """`"A, B"` as `["A", "B"]`; None stays None."""
+    if text is None:
+        return None
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise ConfigError(f"{flag} {text!r}: write names with commas between them, such as A,B")
+    return found
+
+
+def integers(text: str | None, flag: str) -> list[int]:
+    """`"1,2"` as `[1, 2]`, each once and none negative."""
+    values = names(text, flag) or []
+    if not all(value.isdecimal() for value in values) or len(set(map(int, values))) < len(values):
+        raise ConfigError(f"{flag} {text!r}: write different whole numbers from 0 upward, such as 1,2,3")
+    return [int(value) for value in values]
+
+
+def parse_yaml(text: str, flag: str) -> Any:
+    """A value written in YAML (so also in JSON)."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{flag} {text!r}: is not valid YAML; write for instance '[{{name: distill}}]'") from None
+
+
+def check_model_output(folder: Path) -> None:
+    """Refuses, before any work is done, a place where a model could not be saved.
+
+    Raises:
+        ModelError: if it is taken by something other than a model, or cannot be written.
+    """
+    if folder.exists() and not (folder / "labels.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"--output {folder}: exists and is not a model folder; choose another folder")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ModelError(f"--output {folder}: nothing can be written in {parent}; choose another folder")

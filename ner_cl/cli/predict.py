@@ -1,0 +1,99 @@
+"""`ner-cl predict`: entities in text."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from ner_cl.cli.documents import Document, read_documents
+from ner_cl.cli.files import replace_file
+from ner_cl.cli.options import Types, names
+from ner_cl.errors import ConfigError
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.types import Entity, Sentence
+
+__all__ = ["predict"]
+
+_FORMATS = ("jsonl", "conll", "docbin")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FILE|-]", help="Text, a document a line, or JSON lines with text.", show_default=False
+        ),
+    ] = "-",
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write here, not to stdout.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="jsonl, conll or docbin.")] = "jsonl",
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0.0, max=1.0, help="Leave out entities less probable than this.")
+    ] = 0.0,
+    types: Types = None,
+) -> None:
+    """Find entities in text. A document a line comes in, blank lines too, and one record for each goes out.
+
+    JSONL records hold text and spans (start and end in code points, label, score, step), and id and meta of the input.
+    """
+    from ner_cl.model.store import load_model
+    from ner_cl.registry import nearest
+
+    if format_ not in _FORMATS:
+        raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, _FORMATS)}; choose {', '.join(_FORMATS)}")
+    if format_ == "docbin" and output is None:
+        raise ConfigError("--format docbin is binary; name a file with --output")
+    tagger = load_model(model)
+    asked = names(types)
+    tagger.check_types(asked)
+    documents, again = tee(read_documents(source))
+    found = tagger.predict((document.text for document in documents), types=asked, min_score=min_score)
+    pairs = zip(again, found, strict=True)
+    annotated = frozenset(asked or tagger.types)
+    if format_ == "docbin":
+        from ner_cl.data.writers import write_sentences
+
+        assert output is not None
+        write_sentences(output, [_sentence(*pair, annotated) for pair in pairs], format="docbin")
+        return
+    with _opened(output) as file:
+        for document, entities in pairs:
+            if format_ == "jsonl":
+                file.write(document.with_entities(entities))
+            else:
+                file.write(_conll(_sentence(document, entities, annotated)))
+
+
+@contextmanager
+def _opened(output: Path | None) -> "Iterator[BinaryIO]":
+    if output is not None:
+        with replace_file(output) as file:
+            yield file
+    else:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+
+
+def _sentence(document: Document, entities: "Sequence[Entity]", annotated: frozenset[str]) -> "Sentence":
+    """The document cut into words, with its entities as spans of words."""
+    from ner_cl.data.words import split_words
+    from ner_cl.types import Sentence, Span
+
+    text, offsets = document.text, split_words(document.text)
+    starts = {start: index for index, (start, _) in enumerate(offsets)}
+    ends = {end: index + 1 for index, (_, end) in enumerate(offsets)}
+    spans = tuple(Span(starts[entity.start], ends[entity.end], entity.type) for entity in entities)
+    words = tuple(text[start:end] for start, end in offsets)
+    return Sentence(words, spans, annotated, text=text, offsets=tuple(offsets), source=document.source)
+
+
+def _conll(sentence: "Sentence") -> bytes:
+    from ner_cl.data.schemes import tags_of_spans
+
+    tags = tags_of_spans(sentence.spans, len(sentence.words), "iob2")
+    return "".join(f"{word}\t{tag}\n" for word, tag in zip(sentence.words, tags, strict=True)).encode() + b"\n"

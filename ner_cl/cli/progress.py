@@ -1,0 +1,106 @@
+"""What training says while it runs: bars on a terminal, quiet lines elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import final
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ner_cl.cli.console import percent, say, talk
+from ner_cl.train.events import EpochDone, Event, Resumed, RunDone, StepDone, StepStarted, UpdateDone
+
+__all__ = ["line_of", "progress"]
+
+
+@contextmanager
+def progress(steps: int | None = None) -> Iterator[Callable[[Event], None]]:
+    """A receiver of events that shows them on stderr.
+
+    Args:
+        steps: how many steps there will be, if that is known.
+    """
+    if talk.is_terminal and not talk.quiet:
+        with _bars() as bars:
+            yield _Bars(bars, steps)
+    else:
+        yield _say_line
+
+
+def line_of(event: Event) -> str | None:
+    """The event in one line; None where it is not worth one."""
+    match event:
+        case StepStarted():
+            return (
+                f"step {event.step} ({', '.join(event.types)}): {event.sentences} sentences, {event.words} words, "
+                f"{event.updates} updates an epoch, at most {event.epochs} epochs"
+            )
+        case Resumed():
+            return f"step {event.step} goes on in epoch {event.epoch} after update {event.update}"
+        case UpdateDone(skipped=True):
+            return f"step {event.step} epoch {event.epoch}: update {event.update} skipped, its gradient is not finite"
+        case EpochDone():
+            best = ", best so far" if event.best and event.score is not None else ""
+            return (
+                f"step {event.step} epoch {event.epoch}: {_losses(event.losses)}, dev F1 {percent(event.score)}{best}"
+            )
+        case StepDone():
+            scores = ", ".join(f"{type_} {percent(score)}" for type_, score in event.f1.items())
+            return (
+                f"step {event.step} done in {event.seconds:.0f} s: micro F1 {percent(event.micro_f1)}, "
+                f"macro F1 {percent(event.macro_f1)} ({scores})"
+            )
+        case RunDone():
+            return f"all steps done in {event.seconds:.0f} s"
+    return None
+
+
+def _say_line(event: Event) -> None:
+    if line := line_of(event):
+        say(line)
+
+
+def _losses(losses: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in sorted(losses.items())) or "no loss"
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=talk,
+    )
+
+
+@final
+class _Bars:
+    """One bar for the steps and one for the updates of the step at hand; what is over stays as a line above."""
+
+    def __init__(self, bars: Progress, steps: int | None) -> None:
+        self.bars = bars
+        self.steps = bars.add_task("steps", total=steps, note="", visible=steps != 1)
+        self.updates = bars.add_task("updates", total=None, note="")
+        self.per_epoch, self.score = 0, ""
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        match event:
+            case StepStarted():
+                self.per_epoch, self.score = event.updates, ""
+                title = f"step {event.step} ({', '.join(event.types[:3])}{', …' if len(event.types) > 3 else ''})"
+                self.bars.reset(self.updates, total=event.updates * event.epochs, description=title, note="")
+            case Resumed():
+                self.bars.update(self.updates, completed=(event.epoch - 1) * self.per_epoch + event.update)
+            case UpdateDone():
+                loss = sum(event.losses.values())
+                note = f"epoch {event.epoch}  loss {loss:.3f}{self.score}"
+                self.bars.update(self.updates, advance=1, note=note)
+            case EpochDone():
+                self.score = f"  dev F1 {percent(event.score)}"
+            case StepDone():
+                self.bars.update(self.steps, completed=event.step)
+        if not isinstance(event, StepStarted | EpochDone) and (line := line_of(event)):
+            self.bars.console.print(line, markup=False)

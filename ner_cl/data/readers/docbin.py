@@ -1,0 +1,101 @@
+"""spaCy's `DocBin` files (`.spacy`)."""
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias, final
+
+from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport, read_bytes
+from ner_cl.errors import DataError
+from ner_cl.registry import readers
+from ner_cl.types import Span
+
+__all__ = ["ANNOTATED_TYPES", "SPAN_GROUP", "DocBinReader"]
+
+# spaCy takes a second to import and is imported only where it is used.
+Doc: TypeAlias = Any
+DocSpan: TypeAlias = Any
+
+ANNOTATED_TYPES = "annotated_types"
+"""Key of `Doc.user_data` under which a DocBin keeps the annotated types."""
+
+SPAN_GROUP = "sc"
+"""Key of `Doc.spans` for overlapping spans; spaCy's own span categoriser uses it too."""
+
+
+@readers.register("docbin")
+@final
+class DocBinReader(Reader):
+    """Reads `doc.ents` and `doc.spans["sc"]`, sentence by sentence where sentence starts are set.
+
+    A token whose entity is unset (`ent_iob == 0`) is unknown, not `O`: unless `types` says that they are annotated, a
+    sentence with such a token counts as annotated for no type, and its spans are left out and counted. Tokens of
+    whitespace only are no words.
+    """
+
+    suffixes = (".spacy",)
+
+    def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
+        """The sentences of a DocBin; see `Reader.read`. Line numbers count documents."""
+        return [draft for number, doc in _docs(path) for draft in _drafts(doc, number, report)]
+
+
+def _docs(path: str) -> Iterator[tuple[int, Doc]]:
+    from spacy.tokens import DocBin
+    from spacy.vocab import Vocab
+
+    data = read_bytes(path)
+    try:
+        yield from enumerate(DocBin(store_user_data=True).from_bytes(data).get_docs(Vocab()), start=1)
+    except Exception as error:  # spaCy, msgpack and zlib raise a dozen unrelated kinds on a foreign file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: is not a spaCy DocBin ({reason}); name the format if it is another one") from error
+
+
+def _drafts(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
+    found = [*doc.ents, *doc.spans.get(SPAN_GROUP, ())]
+    for start, end in _sentence_borders(doc, found, number, report):
+        spans = [span for span in found if start <= span.start and span.end <= end]
+        draft = _draft(doc[start:end], spans, number, report)
+        if draft is not None:
+            yield draft
+
+
+def _sentence_borders(doc: Doc, spans: list[DocSpan], number: int, report: ReadReport) -> Iterator[tuple[int, int]]:
+    """Token borders of the sentences; a border inside a span is passed over."""
+    if not doc.has_annotation("SENT_START"):
+        yield 0, len(doc)
+        return
+    start = 0
+    for sentence in doc.sents:
+        if any(span.start < sentence.end < span.end for span in spans):
+            report.repaired("sentence border inside a span passed over", number)
+            continue
+        yield start, sentence.end
+        start = sentence.end
+
+
+def _draft(sentence: DocSpan, spans: list[DocSpan], number: int, report: ReadReport) -> Draft | None:
+    tokens = [token for token in sentence if not token.is_space]
+    if not tokens:
+        report.repaired("text without a word skipped", number)
+        return None
+    place = {token.i: index for index, token in enumerate(tokens)}
+    aligned: list[Span] = []
+    for span in spans:
+        words = [place[index] for index in range(span.start, span.end) if index in place]
+        if not words or not span.label_:
+            fault = "covers whitespace only" if not words else "has no label"
+            report.refuse(number, f"span {span.start_char}..{span.end_char} {span.text!r} {fault}; correct it")
+            return None
+        aligned.append(Span(words[0], words[-1] + 1, span.label_))
+    declared = sentence.doc.user_data.get(ANNOTATED_TYPES)
+    return Draft(
+        words=tuple(token.text for token in tokens),
+        spans=tuple(aligned),
+        annotated_types=None if declared is None else frozenset(declared),
+        line=number,
+        text=sentence.text,
+        offsets=tuple(
+            (token.idx - sentence.start_char, token.idx - sentence.start_char + len(token)) for token in tokens
+        ),
+        incomplete=declared is None and any(token.ent_iob == 0 for token in tokens),
+    )

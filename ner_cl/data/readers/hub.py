@@ -1,0 +1,102 @@
+"""Data sets of the Hugging Face hub, and local parquet, arrow, JSON and CSV files, through `datasets`."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport
+from ner_cl.data.readers.records import sentence_of_record
+from ner_cl.data.readers.tagged import drafts_of_tagged
+from ner_cl.errors import DataError
+from ner_cl.registry import readers
+
+__all__ = ["HubReader"]
+
+# `datasets` takes seconds to import and is imported only where it is used.
+Dataset: TypeAlias = Any
+
+_LOCAL = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^#]+))?")
+
+
+@readers.register("hub")
+@final
+class HubReader(Reader):
+    """Reads `tokens` + `ner_tags` (class labels or strings), or text + spans, row by row.
+
+    The path is a local file, a folder written by `Dataset.save_to_disk`, or `name` or `name:config` of a data set on
+    the hub; `#split` at its end chooses the split ("train" if it is left out).
+    """
+
+    suffixes = (".parquet", ".arrow")
+
+    def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
+        """The sentences of a data set; see `Reader.read`. Line numbers count rows."""
+        items = (sentence_of_record(row, number, options, report) for number, row in enumerate(_rows(path), start=1))
+        return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
+
+
+def _rows(path: str) -> Iterator[Mapping[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="ner_cl_") as cache:
+        dataset = _load(path, cache)
+        names = {column: _class_names(feature) for column, feature in dataset.features.items()}
+        for row in dataset:
+            yield {column: _plain(value, names[column]) for column, value in row.items() if value is not None}
+
+
+def _load(path: str, cache: str) -> Dataset:
+    """Load one split without progress bars; every failure is one line."""
+    import datasets
+
+    name, _, split = path.partition("#")
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        loaded = _load_any(name, split or "train", cache)
+    except DataError:
+        raise
+    except Exception as error:  # every file system, server and format behind `datasets` raises its own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be loaded as a data set ({reason}); check name, split and network") from error
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()
+    return loaded
+
+
+def _load_any(name: str, split: str, cache: str) -> Dataset:
+    import datasets
+
+    local = Path(name)
+    if local.is_dir():
+        stored = datasets.load_from_disk(name)
+        return stored[split] if isinstance(stored, datasets.DatasetDict) else stored
+    kind = _LOCAL.get(local.suffix.lower())
+    if local.is_file() and kind is None:
+        raise DataError(f"{name}: is no parquet, arrow, JSON or CSV file; name its format")
+    if local.is_file():
+        options = {"delimiter": "\t"} if local.suffix.lower() == ".tsv" else {}
+        return datasets.load_dataset(kind, data_files=name, split="train", cache_dir=cache, **options)
+    match = _HUB_NAME.fullmatch(name)
+    if match is None or kind is not None:
+        raise DataError(f"{name}: no such file; check the path")
+    return datasets.load_dataset(match["name"], match["config"], split=split)
+
+
+def _class_names(feature: object) -> list[str] | None:
+    """The names behind a column of class labels, or behind a list of them."""
+    from datasets import ClassLabel
+
+    inner = getattr(feature, "feature", feature)
+    return list(inner.names) if isinstance(inner, ClassLabel) else None
+
+
+def _plain(value: Any, names: list[str] | None) -> Any:
+    """A cell as JSON would hold it: class labels by name, a table of columns (a `Sequence` of dict) as rows."""
+    if names is not None and isinstance(value, list):
+        return [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in value]
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return value

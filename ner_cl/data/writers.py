@@ -1,0 +1,191 @@
+"""Writing annotated sentences to files, so that either the whole file is there or none of it."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+
+from ner_cl.data.readers import first_overlap
+from ner_cl.data.readers.docbin import ANNOTATED_TYPES, SPAN_GROUP
+from ner_cl.data.schemes import check_scheme, tags_of_spans
+from ner_cl.data.words import split_words
+from ner_cl.errors import ConfigError, DataError
+from ner_cl.registry import nearest
+from ner_cl.types import Sentence
+
+__all__ = ["write_sentences"]
+
+_SUFFIXES = {
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv", ".txt"), "conll"),
+    **dict.fromkeys((".jsonl", ".json", ".ndjson"), "jsonl"),
+    ".spacy": "docbin",
+}
+
+
+def write_sentences(
+    path: str | PathLike[str],
+    sentences: Iterable[Sentence],
+    *,
+    format: str = "auto",  # noqa: A002  the word users know
+    scheme: str = "iob2",
+) -> None:
+    """Write sentences to one file; nothing is left behind if one of them does not fit the format.
+
+    JSON lines hold everything. A DocBin holds all but words of whitespace. Column files hold neither overlapping spans,
+    nor the annotated types, nor words with tabs or line ends.
+
+    Args:
+        path: the file; one that is there already is replaced.
+        sentences: what to write.
+        format: "conll", "jsonl", "docbin", or "auto" for the one that the ending of the file says.
+        scheme: tag scheme of a column file: "iob2", "iob1", "bioes" or "io".
+
+    Raises:
+        DataError: if a sentence does not fit the format, or the file cannot be written.
+        ConfigError: for an unknown format or scheme.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from ner_cl.types import Sentence, Span
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "people.conll")
+        >>> write_sentences(path, [Sentence(("Ada", "writes"), (Span(0, 1, "PER"),), frozenset({"PER"}))])
+        >>> path.read_text()
+        'Ada\\tB-PER\\nwrites\\tO\\n\\n'
+    """
+    name = fspath(path)
+    suffix = Path(name).suffix.lower()
+    chosen = _SUFFIXES.get(suffix) if format == "auto" else format
+    if chosen is None:
+        raise ConfigError(f"{name}: the ending {suffix!r} says no format; name one of {', '.join(_WRITERS)}")
+    if chosen not in _WRITERS:
+        raise ConfigError(
+            f"format {chosen!r} cannot be written{nearest(chosen, _WRITERS)}; known: {', '.join(_WRITERS)}"
+        )
+    scheme, items = check_scheme(scheme), list(sentences)
+    for number, sentence in enumerate(items, start=1):
+        if not sentence.words:
+            raise DataError(f"{_where(sentence, number)}has no words; leave it out")
+    _replace(Path(name), _WRITERS[chosen](items, scheme))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one move, so that no reader ever sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); check the folder and its permissions") from None
+
+
+def _conll(sentences: Sequence[Sentence], scheme: str) -> bytes:
+    lines: list[str] = []
+    for number, sentence in enumerate(sentences, start=1):
+        where = _where(sentence, number)
+        for word in sentence.words:
+            if not word.strip(" ") or any(char in word for char in "\t\n\r") or word.startswith("-DOCSTART-"):
+                raise DataError(f"{where}a column file cannot hold the word {word!r}; write JSONL")
+        for span in sentence.spans:
+            if span.type != " ".join(span.type.split()) or not span.type:
+                raise DataError(f"{where}a column file cannot hold the type {span.type!r}; write JSONL")
+        try:
+            tags = tags_of_spans(sentence.spans, len(sentence.words), scheme)
+        except DataError as error:
+            raise DataError(f"{where}{error}") from None
+        lines += [f"{word}\t{tag}" for word, tag in zip(sentence.words, tags, strict=True)]
+        lines.append("")
+    text = "".join(f"{line}\n" for line in lines)
+    # A reader takes one byte-order mark at the start away; the mark of a first word gets one put before it.
+    return _encoded(f"\ufeff{text}" if text.startswith("\ufeff") else text, sentences)
+
+
+def _jsonl(sentences: Sequence[Sentence], scheme: str) -> bytes:
+    lines = (
+        json.dumps(_record(sentence, number), ensure_ascii=False) for number, sentence in enumerate(sentences, start=1)
+    )
+    return _encoded("".join(f"{line}\n" for line in lines), sentences)
+
+
+def _record(sentence: Sentence, number: int) -> dict[str, object]:
+    """The contract's line; `word_offsets` are added where the words are not those that `split_words` finds."""
+    if not all(sentence.words):
+        raise DataError(f"{_where(sentence, number)}a text cannot hold an empty word; drop it")
+    text, offsets = _text_and_offsets(sentence)
+    record: dict[str, object] = {
+        "text": text,
+        "spans": [
+            {"start": offsets[span.start][0], "end": offsets[span.end - 1][1], "label": span.type}
+            for span in sentence.spans
+        ],
+        "annotated_types": sorted(sentence.annotated_types),
+    }
+    if offsets != split_words(text):
+        record["word_offsets"] = offsets
+    return record
+
+
+def _text_and_offsets(sentence: Sentence) -> tuple[str, list[tuple[int, int]]]:
+    """The text the words were cut from, if it is known, else the words joined by single spaces."""
+    if sentence.text is not None and sentence.offsets is not None:
+        slices = (sentence.text[start:end] for start, end in sentence.offsets)
+        if all(piece == word for piece, word in zip(slices, sentence.words, strict=True)):
+            return sentence.text, list(sentence.offsets)
+    offsets: list[tuple[int, int]] = []
+    start = 0
+    for word in sentence.words:
+        offsets.append((start, start + len(word)))
+        start += len(word) + 1
+    return " ".join(sentence.words), offsets
+
+
+def _docbin(sentences: Sequence[Sentence], scheme: str) -> bytes:
+    from spacy.tokens import Doc, DocBin
+    from spacy.tokens import Span as DocSpan
+    from spacy.vocab import Vocab
+
+    _encoded("".join(word for sentence in sentences for word in sentence.words), sentences)
+    vocab, docs = Vocab(), DocBin(store_user_data=True)
+    for number, sentence in enumerate(sentences, start=1):
+        if not all(word.strip() for word in sentence.words):
+            raise DataError(f"{_where(sentence, number)}a DocBin cannot hold a word of whitespace only; drop it")
+        doc = Doc(vocab, words=list(sentence.words), spaces=_spaces(sentence))
+        spans = [DocSpan(doc, span.start, span.end, label=span.type) for span in sentence.spans]
+        if first_overlap(sentence.spans) is None:
+            doc.set_ents(spans)
+        else:
+            doc.spans[SPAN_GROUP] = spans
+            doc.set_ents([])
+        doc.user_data[ANNOTATED_TYPES] = sorted(sentence.annotated_types)
+        docs.add(doc)
+    data: bytes = docs.to_bytes()
+    return data
+
+
+def _spaces(sentence: Sentence) -> list[bool]:
+    """Whether whitespace follows each word."""
+    text, offsets = _text_and_offsets(sentence)
+    following = [*(start for start, _ in offsets[1:]), len(text)]
+    return [following_start > end for (_, end), following_start in zip(offsets, following, strict=True)]
+
+
+def _encoded(text: str, sentences: Sequence[Sentence]) -> bytes:
+    """UTF-8; DataError names the first sentence with half a character."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        for number, sentence in enumerate(sentences, start=1):
+            for piece in (*sentence.words, *sentence.annotated_types, sentence.text or ""):
+                if any("\ud800" <= char <= "\udfff" for char in piece):
+                    raise DataError(
+                        f"{_where(sentence, number)}UTF-8 cannot hold {piece!r}; correct the text"
+                    ) from None
+        raise
+
+
+def _where(sentence: Sentence, number: int) -> str:
+    return sentence.where or f"sentence {number}: "
+
+
+_WRITERS: dict[str, Callable[[Sequence[Sentence], str], bytes]] = {"conll": _conll, "jsonl": _jsonl, "docbin": _docbin}
