@@ -183,7 +183,8 @@ class TrainingOptions(Options):
         eval_batch_tokens: the same when only predicting.
         accumulate: batches that make one update.
         precision: `auto` is bf16 where the device computes in it, else fp32.
-        compile: run the encoder through `torch.compile`.
+        train_embeddings: train the word-piece embeddings too. They are half the parameters of a small encoder, a
+            step sees few of their rows, and training them costs time and gains nothing measurable.
         checkpoint_seconds: least time between two checkpoints inside a step; 0 makes one after every update.
     """
 
@@ -193,7 +194,7 @@ class TrainingOptions(Options):
     accumulate: int = Field(1, ge=1)
     optimizer: OptimizerOptions = OptimizerOptions()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
+    train_embeddings: bool = False
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
     checkpoint_seconds: float = Field(60.0, ge=0)
 

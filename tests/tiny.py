@@ -11,10 +11,14 @@ import torch
 import transformers
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from ner_cl.config import EncoderOptions, HeadOptions
+from ner_cl.config import EncoderOptions, HeadOptions, OptimizerOptions, TrainingOptions, parse_strategies
+from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Corpus, Stream, build_stream
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
+from ner_cl.strategies.base import StepContext
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence, Span
 
 # Products this small only lose time to a second thread.
@@ -34,6 +38,10 @@ _SECOND = {
     "MISC": ("Cup", "Prize", "Festival", "School"),
 }
 _PLAIN = ("the", "a", "met", "near", "with", "visited", "in", "at", "saw", "and", "old", "new", "report", "today", ".")
+# Enough for a tiny model to tell the toy types by their words, in about half a second a step.
+TOY_TRAINING = TrainingOptions(
+    epochs=5, batch_tokens=256, precision="fp32", optimizer=OptimizerOptions(lr=3e-3, head_lr=1e-2)
+)
 TOY_WORDS = (*_PLAIN, *(word for table in (_FIRST, _SECOND) for words in table.values() for word in words))
 SENTENCES = (
     Sentence(("Ada", "Smith", "visited", "Rome", "."), (Span(0, 2, "PER"), Span(3, 4, "LOC")), frozenset(TOY_TYPES)),
@@ -146,3 +154,62 @@ def toy_stream(*, steps: Sequence[Sequence[str]] = (("PER",), ("LOC",)), train: 
     """A toy corpus cut into disjoint steps, each annotated for its own types only."""
     types = [type_ for step in steps for type_ in step]
     return build_stream(toy_corpus(train=train, seed=seed, types=types), [list(step) for step in steps])
+
+
+def toy_context(
+    model: NerModel,
+    types: Sequence[str],
+    *,
+    train: Sequence[Sentence] = (),
+    earlier: Sequence[Sentence] = (),
+    grown: bool = True,
+) -> StepContext:
+    """The context of a step on `model`, for calling the hooks of a strategy by hand.
+
+    Args:
+        model: the student.
+        types: the new types.
+        train: the sentences, encoded where the model knows the types.
+        earlier: sentences of the steps so far.
+        grown: whether the model knows `types` already; if not, call `model.grow` after `begin_step`.
+    """
+    steps = model.tagset.steps[:-1] if grown else model.tagset.steps
+    return StepContext(
+        number=len(steps) + 1,
+        types=tuple(types),
+        old_types=tuple(type_ for step in steps for type_ in step),
+        model=model,
+        epochs=1,
+        batch_tokens=256,
+        precision="fp32",
+        earlier=tuple(earlier),
+        reset_model=lambda: None,
+        predict=lambda sentences: predict_sentences(model, sentences, precision="fp32"),
+        generator=lambda purpose: generator(13, purpose),
+        encoded=model.encode(train) if train else None,
+    )
+
+
+def trained_model(
+    folder: Path,
+    head: str | HeadOptions = "extendner",
+    *,
+    stream: Stream | None = None,
+    strategies: Sequence[str] = ("distill",),
+    training: TrainingOptions = TOY_TRAINING,
+) -> NerModel:
+    """A tiny model that has learned the steps of a toy stream (PER, then LOC) one after the other.
+
+    Args:
+        folder: of the encoder; built there if it is not yet.
+        head: name or options.
+        stream: what to learn.
+        strategies: names.
+        training: options of the loop.
+    """
+    stream = stream or toy_stream()
+    learner = Learner(tiny_model(folder, head), parse_strategies(list(strategies)), training)
+    for step in stream.steps:
+        for _ in learner.learn_step(step, earlier=stream.everything_until(step.number)):
+            pass
+    return learner.model.eval()

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -30,7 +30,7 @@ _CHECK_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 
 # click's UsageError, whether typer brings its own click along or imports it.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for verb in (init, train, learn, evaluate, predict):
@@ -51,7 +51,8 @@ def settings(
     talk.quiet = quiet or not is_main_process()
     if not debug:
         # Or else the libraries below talk at length. They read this when they are imported, which is later.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+            os.environ.setdefault(variable, "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +106,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, NerClError):
         return _WRONG, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return _INTERRUPTED, "interrupted; `train --resume` goes on where a run stopped"
+        return _INTERRUPTED, "interrupted"
     if isinstance(error, _UsageError):
         return _WRONG, _usage(error)
     if isinstance(error, OSError):
@@ -114,12 +115,11 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     return _WRONG, f"unexpected {type(error).__name__}: {error}; --debug shows the trace, please report it"
 
 
-def _usage(error: Exception) -> str:
+def _usage(error: Any) -> str:
     """What click says is wrong, and where to read more."""
-    message = str(error.format_message() if isinstance(error, typer.BadParameter) else getattr(error, "message", error))
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "ner-cl"
-    return f"{message.rstrip('.')}; see {command} --help"
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "ner-cl"
+    return f"{message}{'' if message.endswith('?') else ';'} see {command} --help"
 
 
 def _leave_pipe() -> int:

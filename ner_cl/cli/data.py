@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # not imported before a verb runs, so that `--help` is quick
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at annotated sentences, convert them, cut them into steps.", rich_markup_mode=None)
+app = typer.Typer(help="Check, convert or split annotated sentences.", rich_markup_mode=None)
 
 Scheme = Annotated[str, typer.Option("--scheme", help="Tag scheme of column files: iob1, iob2, bioes or io.")]
 
@@ -36,7 +36,10 @@ def check(
     alignment: Alignment = "error",
     as_json: Json = False,
 ) -> None:
-    """Say what is in a corpus and what is wrong with it; exit code 1 if it cannot be trained on as it stands."""
+    """Say what is in a corpus and what is wrong with it.
+
+    The exit code is 1 if it cannot be trained on as it stands.
+    """
     from ner_cl.data.check import check as check_corpus
 
     parts = _named(paths)
@@ -60,7 +63,7 @@ def convert(
     types: Types = None,
     alignment: Alignment = "error",
 ) -> None:
-    """Write annotated sentences in another format or tag scheme, or only some of their types."""
+    """Write annotated sentences in another format or tag scheme."""
     from ner_cl.data.readers import read_with_report
     from ner_cl.data.writers import write_sentences
     from ner_cl.registry import nearest
@@ -97,14 +100,22 @@ def split(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the slices, and a random order.")] = 13,
     format_: Format = "auto",
 ) -> None:
-    """Cut a corpus into the data of each step, every step annotated for its own types only."""
-    from ner_cl.data.stream import build_stream, order_types
+    """Cut a corpus into the data of each step.
 
+    Every step is annotated for its own types only, as a model meets them that learns step by step.
+    """
+    from ner_cl.data.protocols import ProtocolName
+    from ner_cl.data.stream import build_stream, order_types
+    from ner_cl.registry import nearest
+
+    known = get_args(ProtocolName)
+    if protocol not in known:
+        raise ConfigError(f"--protocol {protocol!r} is unknown{nearest(protocol, known)}; choose {', '.join(known)}")
     corpus, files = _corpus(source, format_)
     listed = None if steps is None else parse_yaml(steps, "--steps")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(step, list) for step in listed)):
         raise ConfigError(f"--steps {steps!r}: write a list of lists, such as '[[PER], [LOC, ORG]]'")
-    chosen = listed or order_types(corpus, order=order, increment=increment, first=first, seed=seed)  # type: ignore[arg-type]
+    chosen = listed or order_types(corpus, order=order, increment=increment, first=first, seed=seed)
     stream = build_stream(corpus, chosen, protocol=protocol, seed=seed)  # type: ignore[arg-type]
     _write_stream(target, stream, files, format_, seed)
     rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]

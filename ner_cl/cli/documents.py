@@ -52,7 +52,7 @@ def read_documents(source: str) -> Iterator[Document]:
         DataError: with file and line, for what cannot be read.
     """
     name = "stdin" if source == "-" else source
-    is_json = Path(source).suffix.lower() in _JSON_ENDINGS or None
+    is_json: bool | None = Path(source).suffix.lower() in _JSON_ENDINGS or None
     with _opened(source) as file:
         for number, raw in enumerate(file, start=1):
             where = f"{name}:{number}"

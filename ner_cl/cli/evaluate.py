@@ -33,7 +33,7 @@ def evaluate(
     alignment: Alignment = "error",
     as_json: Json = False,
 ) -> None:
-    """Score a model on annotated sentences: a line for each type, micro and macro averages.
+    """Score a model on annotated sentences.
 
     Strict: a span counts when start, end and type all agree. A sentence counts for the types it is annotated for only.
     """
@@ -64,7 +64,8 @@ def _scored_types(
     scored = [type_ for type_ in model.types if type_ in (annotated if asked is None else asked)]
     if not annotated.intersection(scored):
         raise DataError(
-            f"{data}: is not annotated for {', '.join(scored or model.types)}; it has {', '.join(sorted(annotated)) or 'no type'}"
+            f"{data}: is not annotated for {', '.join(scored or model.types)}; "
+            f"it has {', '.join(sorted(annotated)) or 'no type'}"
         )
     if asked is None:
         for title, left_out in (

@@ -19,7 +19,10 @@ def info(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe this installation, a model (types by step, F1 after each, sizes) or a run (its matrix)."""
+    """Describe this installation, a model or a run.
+
+    Of a model: types by step, F1 after each, sizes. Of a run folder: its matrix.
+    """
     if folder is None:
         values = _installation()
         emit_json(values) if as_json else emit(_lines(values))

@@ -23,7 +23,7 @@ encoder:
   name: minilm-l6          # an alias, a Hugging Face id (bert-base-cased), or a folder
 
 head:
-  name: {head}          # extendner: one output layer that grows; addner: one layer a step
+  name: {head: <17}  # extendner: one output layer that grows; addner: one layer a step
 
 {stream}
 strategies:                # how old types are held; `ner-cl info` lists the names
@@ -44,12 +44,16 @@ output: runs/{name}
 
 _OWN_STREAM = """\
 stream:                    # what arrives when
-  corpus:                  # CoNLL columns, JSON lines or spaCy DocBin; looked up under $NER_CL_DATA, beside this file, here
+  # CoNLL columns, JSON lines or spaCy DocBin; looked up under $NER_CL_DATA, beside this file, and here.
+  corpus:
     train: data/train.jsonl
     dev: data/dev.jsonl
     test: data/test.jsonl
-  steps: [[PERSON], [LOCATION]]   # the new types of each step
-  protocol: disjoint       # disjoint: every sentence to one step; greedy: likewise, rare types first; overlap: to all its types
+  # The new types of each step. Instead of it: order: frequency, increment: 1.
+  steps: [[PERSON], [LOCATION]]
+  # disjoint: each sentence to one step, by chance. greedy: to one step, rare types first.
+  # overlap: to every step whose types it mentions.
+  protocol: disjoint
 """
 
 _PINNED_STREAM = """\

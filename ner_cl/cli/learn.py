@@ -41,7 +41,11 @@ def learn(
     alignment: Alignment = "error",
     as_json: Json = False,
 ) -> None:
-    """Teach a model new types without the old data, and print F1 of every type before and after."""
+    """Teach a model new types without the old data.
+
+    Prints F1 of every type before and after. Types that the dev data are not annotated for are measured by agreement
+    with the model before the step.
+    """
     from ner_cl.cli.progress import progress
     from ner_cl.train.learn import learn as learn_step
 

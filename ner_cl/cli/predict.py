@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -37,7 +37,9 @@ def predict(
     ] = 0.0,
     types: Types = None,
 ) -> None:
-    """Find entities in text. A document a line comes in, blank lines too, and one record for each goes out.
+    """Find entities in text.
+
+    A document a line comes in, blank lines too, and one record for each goes out.
 
     JSONL records hold text and spans (start and end in code points, label, score, step), and id and meta of the input.
     """

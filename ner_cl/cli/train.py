@@ -43,7 +43,7 @@ def train(
     max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a whole stream of steps and print F1 of every type after every step."""
+    """Learn a stream of steps, with F1 of every type after each."""
     from ner_cl.config import load_config
 
     overrides = list(settings or ())
@@ -99,6 +99,10 @@ def _all_or_nothing(folder: Path, display: "Callable[[Event], None]") -> "Iterat
 
     try:
         yield receive
+    except KeyboardInterrupt:
+        if begun:
+            say(f"stopped; the same command with --resume goes on with {folder}")
+        raise
     finally:
         if not (begun or was_there) and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,9 @@ from ner_cl.types import Sentence
 
 __all__ = ["CheckReport", "SplitCheck", "check"]
 
+_LONG = 400
+"""Words above which a sentence is likely several whose separators are missing."""
+
 
 @dataclass(frozen=True, slots=True)
 class SplitCheck:
@@ -115,11 +118,7 @@ def check(
 
     Args:
         paths: name of each split → its file; the training split first.
-        format: format of all files, as in `read_sentences`.
-        scheme: tag scheme, as in `read_sentences`.
-        types: the types that are annotated, as in `read_sentences`.
-        on_overlap: as in `read_sentences`.
-        alignment: as in `read_sentences`.
+        format, scheme, types, on_overlap, alignment: for every file, as in `read_sentences`.
         listed: how many problems of one kind in one split are listed, the rest being counted.
 
     Raises:
@@ -137,20 +136,18 @@ def check(
     if not paths:
         raise ConfigError("no file to check; name at least one")
     found = _Findings(listed)
+    options = {"format": format, "scheme": scheme, "types": types, "on_overlap": on_overlap, "alignment": alignment}
     splits: dict[str, SplitCheck] = {}
-    reference: dict[tuple[str, ...], Sentence] | None = None
+    first: dict[tuple[str, ...], Sentence] = {}
     for name, path in paths.items():
-        sentences, report = _read(
-            fspath(path), found, format=format, scheme=scheme, types=types, on_overlap=on_overlap, alignment=alignment
-        )
+        sentences, report = _read(fspath(path), found, **options)
         seen, duplicates, contradictions = _repeated(sentences)
-        leaked = [sentence for sentence in sentences if reference is not None and sentence.words in reference]
-        splits[name] = _split_check(sentences, report, len(duplicates), len(contradictions), len(leaked))
-        first_name = next(iter(paths))
-        found.notes += _notes(name, report, duplicates, contradictions, found)
-        found.notes += _leak_notes(name, first_name, leaked, reference or {}, found)
-        found.notes += _type_notes(name, first_name, splits)
-        reference = seen if reference is None else reference
+        leaked = [sentence for sentence in sentences if sentence.words in first]
+        split = _split_check(sentences, report, len(duplicates), len(contradictions), len(leaked))
+        found.notes += _notes(name, split, duplicates, contradictions, found)
+        found.notes += _notes_across(name, next(iter(paths)), split, splits, leaked, first, found)
+        first = first if splits else seen
+        splits[name] = split
     return CheckReport(splits, tuple(found.problems), tuple(found.notes))
 
 
@@ -213,14 +210,17 @@ def _split_check(
 
 def _notes(
     name: str,
-    report: ReadReport,
+    split: SplitCheck,
     duplicates: Sequence[Sentence],
     contradictions: Sequence[tuple[Sentence, Sentence]],
     found: _Findings,
 ) -> Iterator[str]:
     """What there is to know about one split on its own."""
-    for what, lines in sorted(report.repairs.items()):
+    for what, lines in sorted(split.repairs.items()):
         yield f"{name}: {what}: {len(lines)} ({found.places([str(line) for line in lines])})"
+    if split.longest > _LONG:
+        place = split.longest_source.rpartition(":")[2]
+        yield f"{name}: the longest sentence has {split.longest} words (line {place}); is a separator missing?"
     if duplicates:
         places = found.places([_line(sentence) for sentence in duplicates])
         yield f"{name}: {len(duplicates)} sentences repeat an earlier one: {places}"
@@ -229,20 +229,20 @@ def _notes(
         yield f"{name}: {len(contradictions)} repeated sentences are annotated differently: {places}"
 
 
-def _leak_notes(
+def _notes_across(
     name: str,
     first_name: str,
+    split: SplitCheck,
+    before: Mapping[str, SplitCheck],
     leaked: Sequence[Sentence],
-    reference: Mapping[tuple[str, ...], Sentence],
+    first: Mapping[tuple[str, ...], Sentence],
     found: _Findings,
 ) -> Iterator[str]:
+    """What there is to know about one split beside the first one."""
     if leaked:
-        places = found.places([f"{_line(sentence)} (as {_line(reference[sentence.words])})" for sentence in leaked])
+        places = found.places([f"{_line(sentence)} (as {_line(first[sentence.words])})" for sentence in leaked])
         yield f"{name}: {len(leaked)} sentences stand in {first_name} too, scores on them are too high: {places}"
-
-
-def _type_notes(name: str, first_name: str, splits: Mapping[str, SplitCheck]) -> Iterator[str]:
-    missing = set(splits[name].mentions) - set(splits[first_name].mentions)
+    missing = set(split.mentions) - set(before[first_name].mentions) if before else set()
     if missing:
         yield f"{name}: types that {first_name} never shows: {', '.join(sorted(missing))}"
 

@@ -108,6 +108,8 @@ class Learner:
             strategy.begin_step(context)
         dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
         self._grow(step.types, step.number)
+        if not self.training.train_embeddings:
+            self.model.encoder.backbone.get_input_embeddings().requires_grad_(False)
         train: Sequence[Sentence] = step.train
         for strategy in self.strategies:
             train = strategy.sentences(context, train)

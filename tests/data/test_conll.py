@@ -5,7 +5,7 @@ import pytest
 
 from ner_cl.data.readers import ReadReport, read_sentences, read_with_report
 from ner_cl.errors import ConfigError, DataError
-from ner_cl.types import Sentence, Span
+from ner_cl.types import Sentence
 
 
 @pytest.fixture
@@ -84,7 +84,9 @@ def test_every_repair_is_counted_with_its_lines(read) -> None:
     assert report.scheme == "iob2"
 
 
-@pytest.mark.parametrize("marker", ["-DOCSTART- -X- -X- O", "-DOCSTART- -X- O O", "-DOCSTART- O", "-DOCSTART- -DOCSTART- O", "-DOCSTART-,O"])
+@pytest.mark.parametrize(
+    "marker", ["-DOCSTART- -X- -X- O", "-DOCSTART- -X- O O", "-DOCSTART- O", "-DOCSTART- -DOCSTART- O", "-DOCSTART-,O"]
+)
 def test_document_markers_part_sentences(read, marker: str) -> None:
     sentences, _ = read(f"{marker}\n\na b c O\n{marker}\nd e f B-X\n")
     assert [sentence.words for sentence in sentences] == [("a",), ("d",)]
@@ -92,7 +94,14 @@ def test_document_markers_part_sentences(read, marker: str) -> None:
 
 @pytest.mark.parametrize(
     "comment",
-    ["# id 5e3\tdomain=en", "# id 5e3", "# sent_id = 4", "###MEDLINE:90092414", "## klue-1\ta whole sentence", "#\thttp://x.org/I-9"],
+    [
+        "# id 5e3\tdomain=en",
+        "# id 5e3",
+        "# sent_id = 4",
+        "###MEDLINE:90092414",
+        "## klue-1\ta whole sentence",
+        "#\thttp://x.org/I-9",
+    ],
 )
 @pytest.mark.parametrize("separator", ["\t", " "])
 def test_comments(read, comment: str, separator: str) -> None:
@@ -146,7 +155,9 @@ def test_the_type_is_all_after_the_first_hyphen(read) -> None:
         ("a,O\nb,B-X\n", 1, "replace the commas by tabs"),
     ],
 )
-def test_what_has_no_one_meaning_is_refused_with_its_line(read, tmp_path: Path, content: str, line: int, says: str) -> None:
+def test_what_has_no_one_meaning_is_refused_with_its_line(
+    read, tmp_path: Path, content: str, line: int, says: str
+) -> None:
     with pytest.raises(DataError) as caught:
         read(content)
     assert str(caught.value).startswith(f"{tmp_path / 'x.conll'}:{line}: ")
@@ -159,7 +170,11 @@ def test_what_has_no_one_meaning_is_refused_with_its_line(read, tmp_path: Path, 
 def test_tolerant_reading_lists_all_and_keeps_the_good_sentences(read) -> None:
     sentences, report = read("a\tB-X\n\nb\n\nc\n\nd\tZ-X\n\ne\tO\n", tolerant=True)
     assert [sentence.words for sentence in sentences] == [("a",), ("e",)]
-    assert [(problem.kind, problem.line) for problem in report.problems] == [("broken", 3), ("broken", 5), ("broken", 7)]
+    assert [(problem.kind, problem.line) for problem in report.problems] == [
+        ("broken", 3),
+        ("broken", 5),
+        ("broken", 7),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +194,7 @@ def test_files_that_are_no_utf8_text(read, content: bytes, says: str) -> None:
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none.conll: no such file"):
+    with pytest.raises(DataError, match=r"none\.conll: no such file"):
         read_sentences(tmp_path / "none.conll")
     with pytest.raises(DataError, match="is a folder"):
         read_sentences(tmp_path, format="conll")

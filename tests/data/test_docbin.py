@@ -95,7 +95,7 @@ def test_spans_that_say_nothing_are_refused(tmp_path: Path) -> None:
 def test_foreign_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.spacy"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="x.spacy: is not a spaCy DocBin") as caught:
+    with pytest.raises(DataError, match=r"x\.spacy: is not a spaCy DocBin") as caught:
         read_sentences(path)
     assert "\n" not in str(caught.value)
 

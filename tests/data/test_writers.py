@@ -29,7 +29,9 @@ Recipe = tuple[list[str], str, list[tuple[int, int, str]], set[str]]
 def recipes(word: st.SearchStrategy[str], *, texts: bool = False) -> st.SearchStrategy[list[Recipe]]:
     borders = st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from(TYPES))
     text = st.one_of(st.just(""), text_like) if texts else st.just("")
-    one = st.tuples(st.lists(word, min_size=1, max_size=8), text, st.lists(borders, max_size=4), st.sets(st.sampled_from(TYPES)))
+    one = st.tuples(
+        st.lists(word, min_size=1, max_size=8), text, st.lists(borders, max_size=4), st.sets(st.sampled_from(TYPES))
+    )
     return st.lists(one, min_size=1, max_size=4)
 
 
@@ -79,7 +81,10 @@ def test_columns_hold_flat_spans(drawn: list[Recipe], scheme: str, tmp_path: Pat
     write_sentences(path, items, scheme=scheme)
     back, report = read_with_report(path)
     assert [(item.words, item.spans) for item in back] == [(item.words, item.spans) for item in items]
-    assert set(report.repairs) <= {"byte-order mark at the start of the file removed", "word without a visible character kept"}
+    assert set(report.repairs) <= {
+        "byte-order mark at the start of the file removed",
+        "word without a visible character kept",
+    }
 
 
 def test_the_contract_line(tmp_path: Path) -> None:
@@ -88,10 +93,18 @@ def test_the_contract_line(tmp_path: Path) -> None:
     words = tuple(text[a:b] for a, b in split_words(text))
     person, both = Span(0, 1, "PER"), frozenset({"PER", "DRUG"})
     write_sentences(
-        path, [Sentence(words, (person,), both, text, tuple(split_words(text))), Sentence(("don't", "Ada"), (Span(1, 2, "PER"),), both)]
+        path,
+        [
+            Sentence(words, (person,), both, text, tuple(split_words(text))),
+            Sentence(("don't", "Ada"), (Span(1, 2, "PER"),), both),
+        ],
     )
     first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    assert first == {"text": text, "spans": [{"start": 0, "end": 3, "label": "PER"}], "annotated_types": ["DRUG", "PER"]}
+    assert first == {
+        "text": text,
+        "spans": [{"start": 0, "end": 3, "label": "PER"}],
+        "annotated_types": ["DRUG", "PER"],
+    }
     assert second["text"] == "don't Ada"
     assert second["spans"] == [{"start": 6, "end": 9, "label": "PER"}]
     assert second["word_offsets"] == [[0, 5], [6, 9]]
@@ -120,7 +133,9 @@ WORD, TYPED = Sentence(("a",)), frozenset({"X", "Y", "A\tB"})
         ("x.spacy", Sentence(("\ud83d",)), "UTF-8 cannot hold"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_the_old_file_stays(tmp_path: Path, name: str, sentence: Sentence, says: str) -> None:
+def test_what_does_not_fit_is_refused_and_the_old_file_stays(
+    tmp_path: Path, name: str, sentence: Sentence, says: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(b"old")
     with pytest.raises(DataError) as caught:
@@ -151,7 +166,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_unknown_formats_and_schemes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the ending '.xyz' says no format; name one of conll, jsonl, docbin"):
+    with pytest.raises(ConfigError, match=r"the ending '\.xyz' says no format; name one of conll, jsonl, docbin"):
         write_sentences(tmp_path / "x.xyz", [WORD])
     with pytest.raises(ConfigError, match="format 'hub' cannot be written"):
         write_sentences(tmp_path / "x", [WORD], format="hub")
@@ -165,7 +180,9 @@ def test_overlaps_in_a_docbin_are_a_span_group(tmp_path: Path) -> None:
 
     spans = (Span(0, 3, "X"), Span(2, 3, "Y"))
     assert first_overlap(spans) == spans
-    write_sentences(tmp_path / "x.spacy", [Sentence(("a", "b", "c"), spans, TYPED), Sentence(("a",), (Span(0, 1, "X"),), TYPED)])
+    write_sentences(
+        tmp_path / "x.spacy", [Sentence(("a", "b", "c"), spans, TYPED), Sentence(("a",), (Span(0, 1, "X"),), TYPED)]
+    )
     nested, flat = DocBin(store_user_data=True).from_disk(tmp_path / "x.spacy").get_docs(Vocab())
     assert [(span.start, span.end, span.label_) for span in nested.spans["sc"]] == [(0, 3, "X"), (2, 3, "Y")]
     assert [(span.start, span.end, span.label_) for span in flat.ents] == [(0, 1, "X")]

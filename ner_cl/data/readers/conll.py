@@ -38,14 +38,16 @@ class _Shape:
         """Judge by the lines that hold data for certain; those with `#` in front count only if there are no others."""
         data = [line for line in lines if line.strip() and not line.startswith("-DOCSTART-")]
         data = [line for line in data if not line.startswith("#")] or data
-        tabbed = 2 * sum("\t" in line for line in data) > len(data)
+        tabs, spaces = (sum(char in line for line in data) for char in "\t ")
+        tabbed = tabs > 0 and tabs >= spaces
         widths: Counter[int] = Counter()
         last: set[str] = set()
         for line in data:
             columns = _split(line, tabbed=tabbed)
             widths[len(columns)] += 1
             last.add(columns[-1])
-        return cls(tabbed, widths.most_common(1)[0][0] if widths else 0, frozenset(last) | {"O"})
+        usual = max(widths, key=lambda width: (width > 1, widths[width]), default=0)
+        return cls(tabbed, usual, frozenset(last) | {"O"})
 
     def is_comment(self, line: str, columns: Sequence[str]) -> bool:
         """Whether a line is a comment: it begins with `#` and does not end in a tag where the tag must be."""

@@ -1,6 +1,7 @@
 """spaCy's `DocBin` files (`.spacy`)."""
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, final
 
 from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport, read_bytes
@@ -51,30 +52,33 @@ def _docs(path: str) -> Iterator[tuple[int, Doc]]:
 
 
 def _drafts(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
-    found = [*doc.ents, *doc.spans.get(SPAN_GROUP, ())]
+    found = sorted([*doc.ents, *doc.spans.get(SPAN_GROUP, ())], key=lambda span: span.start)
+    starts = [span.start for span in found]
     for start, end in _sentence_borders(doc, found, number, report):
-        spans = [span for span in found if start <= span.start and span.end <= end]
+        # No span crosses a border, so those that start in the sentence are those that lie in it.
+        spans = found[bisect_left(starts, start) : bisect_left(starts, end)]
         draft = _draft(doc[start:end], spans, number, report)
         if draft is not None:
             yield draft
 
 
-def _sentence_borders(doc: Doc, spans: list[DocSpan], number: int, report: ReadReport) -> Iterator[tuple[int, int]]:
+def _sentence_borders(doc: Doc, spans: Sequence[DocSpan], number: int, report: ReadReport) -> Iterator[tuple[int, int]]:
     """Token borders of the sentences; a border inside a span is passed over."""
     if not doc.has_annotation("SENT_START"):
         yield 0, len(doc)
         return
+    inside = {token for span in spans for token in range(span.start + 1, span.end)}
     start = 0
     for sentence in doc.sents:
-        if any(span.start < sentence.end < span.end for span in spans):
+        if sentence.end in inside:
             report.repaired("sentence border inside a span passed over", number)
             continue
         yield start, sentence.end
         start = sentence.end
 
 
-def _draft(sentence: DocSpan, spans: list[DocSpan], number: int, report: ReadReport) -> Draft | None:
-    tokens = [token for token in sentence if not token.is_space]
+def _draft(sentence: DocSpan, spans: Sequence[DocSpan], number: int, report: ReadReport) -> Draft | None:
+    tokens = [token for token in sentence if not token.text.isspace()]
     if not tokens:
         report.repaired("text without a word skipped", number)
         return None

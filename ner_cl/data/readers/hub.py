@@ -39,7 +39,7 @@ class HubReader(Reader):
 
 
 def _rows(path: str) -> Iterator[Mapping[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="ner_cl_") as cache:
+    with tempfile.TemporaryDirectory(prefix="ner_cl_", ignore_cleanup_errors=True) as cache:
         dataset = _load(path, cache)
         names = {column: _class_names(feature) for column, feature in dataset.features.items()}
         for row in dataset:

@@ -51,7 +51,9 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
         return _label_studio(record, declared, line, options, report)
     words = record.get("tokens", record.get("words"))
     tag_key = next((key for key in _TAG_KEYS if _is_list_of_tags(record.get(key))), None)
-    if isinstance(words, list) and (tag_key or not isinstance(record.get("text"), str)):
+    # Spans beside a text count its characters, whatever else the record holds.
+    spanned = isinstance(record.get("text"), str) and (tag_key is None or "spans" in record or "entities" in record)
+    if isinstance(words, list) and not spanned:
         return _pretokenised(record, _words(words), tag_key, declared, line, report)
     if "text" not in record:
         raise RecordError(f"has no text; write {_SHAPE}")
@@ -243,7 +245,7 @@ def _words(words: Sequence[object]) -> list[str]:
 
 
 def _is_list_of_tags(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(tag, str | int) for tag in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(tag, str | int) for tag in value)
 
 
 def _check_types(spans: Sequence[Span], declared: frozenset[str] | None) -> None:
