@@ -134,7 +134,9 @@ def _where() -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="any annotated file (default: the quickstart corpus)")
+    parser.add_argument(
+        "--data", type=Path, default=DEFAULT_DATA, help="any annotated file (default: the quickstart corpus)"
+    )
     parser.add_argument("--sentences", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

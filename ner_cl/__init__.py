@@ -6,17 +6,21 @@
 >>> print(result.table); result.model.save("models/step3")                  # doctest: +SKIP
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from ner_cl.config import Config, TrainingOptions, load_config
-from ner_cl.data.readers import read_sentences
-from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, MissingExtra, ModelError, NerClError, TrainingError
-from ner_cl.model.ner_model import NerModel
-from ner_cl.model.store import load_model as load
-from ner_cl.train.learn import LearnResult, learn
-from ner_cl.train.run import Run, run_stream
 from ner_cl.types import Entity, Sentence, Span
+
+if TYPE_CHECKING:
+    from ner_cl.config import Config, TrainingOptions, load_config
+    from ner_cl.data.readers import read_sentences
+    from ner_cl.data.writers import write_sentences
+    from ner_cl.model.ner_model import NerModel
+    from ner_cl.model.store import load_model as load
+    from ner_cl.train.learn import LearnResult, learn
+    from ner_cl.train.run import Run, run_stream
 
 try:
     __version__ = version("ner-cl")
@@ -46,3 +50,33 @@ __all__ = [
     "run_stream",
     "write_sentences",
 ]
+
+# Where the names live that stand on torch or pydantic. They are imported at first use, so that `ner-cl --help` and
+# programs that only read data do not wait seconds for torch.
+_LATER = {
+    "Config": "ner_cl.config:Config",
+    "LearnResult": "ner_cl.train.learn:LearnResult",
+    "NerModel": "ner_cl.model.ner_model:NerModel",
+    "Run": "ner_cl.train.run:Run",
+    "TrainingOptions": "ner_cl.config:TrainingOptions",
+    "learn": "ner_cl.train.learn:learn",
+    "load": "ner_cl.model.store:load_model",
+    "load_config": "ner_cl.config:load_config",
+    "read_sentences": "ner_cl.data.readers:read_sentences",
+    "run_stream": "ner_cl.train.run:run_stream",
+    "write_sentences": "ner_cl.data.writers:write_sentences",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name that was not imported yet."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'ner_cl' has no attribute {name!r}")
+    module, _, attribute = _LATER[name].partition(":")
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

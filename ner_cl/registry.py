@@ -44,7 +44,9 @@ class Registry(Generic[T]):
         """The part called `name`; ConfigError with the nearest valid name otherwise."""
         self._load()
         if name not in self._parts:
-            raise ConfigError(f"unknown {self.kind} {name!r}{nearest(name, self._parts)}; known: {', '.join(sorted(self._parts))}")
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}{nearest(name, self._parts)}; known: {', '.join(sorted(self._parts))}"
+            )
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:

@@ -49,9 +49,13 @@ class Sentence:
         object.__setattr__(self, "spans", tuple(sorted(self.spans)))
         for span in self.spans:
             if not 0 <= span.start < span.end <= len(self.words):
-                raise DataError(f"{self.where}span {span.start}..{span.end} {span.type} lies outside the {len(self.words)} words")
+                what = f"span {span.start}..{span.end} {span.type}"
+                raise DataError(f"{self.where}{what} lies outside the {len(self.words)} words; check its offsets")
             if span.type not in self.annotated_types:
-                raise DataError(f"{self.where}a span has type {span.type}, which is not among the annotated types {sorted(self.annotated_types)}")
+                known = ", ".join(sorted(self.annotated_types)) or "none"
+                raise DataError(
+                    f"{self.where}a span has type {span.type}, which is not annotated here (types: {known})"
+                )
         if self.offsets is not None and len(self.offsets) != len(self.words):
             raise DataError(f"{self.where}{len(self.words)} words but {len(self.offsets)} offsets")
 

@@ -38,7 +38,7 @@ def test_a_span_must_lie_inside_the_words(start: int, end: int) -> None:
 
 
 def test_a_span_needs_an_annotated_type() -> None:
-    with pytest.raises(DataError, match=r"type LOC, which is not among the annotated types \['PER'\]"):
+    with pytest.raises(DataError, match=r"type LOC, which is not annotated here \(types: PER\)"):
         Sentence(WORDS, (LOC,), frozenset({"PER"}))
 
 

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = _globals_first(list(sys.argv[1:] if arguments is None else arguments))
     use_utf8()
     try:
-        return _run(words)
+        return _run([*words])  # click takes its list apart
     except BrokenPipeError:
         return _leave_pipe()
     except BaseException as error:

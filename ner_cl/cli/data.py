@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -104,13 +104,8 @@ def split(
 
     Every step is annotated for its own types only, as a model meets them that learns step by step.
     """
-    from ner_cl.data.protocols import ProtocolName
     from ner_cl.data.stream import build_stream, order_types
-    from ner_cl.registry import nearest
 
-    known = get_args(ProtocolName)
-    if protocol not in known:
-        raise ConfigError(f"--protocol {protocol!r} is unknown{nearest(protocol, known)}; choose {', '.join(known)}")
     corpus, files = _corpus(source, format_)
     listed = None if steps is None else parse_yaml(steps, "--steps")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(step, list) for step in listed)):

@@ -1,7 +1,7 @@
 """`ner-cl learn`: one new step on an existing model, the everyday verb."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 
 __all__ = ["learn"]
 
+Dev: TypeAlias = Annotated[
+    str | None, typer.Option("--dev", metavar="DATA", help="Sentences to select on and to measure old types with.")
+]
+Strategies: TypeAlias = Annotated[
+    str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
+]
+
 
 def learn(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Sentences annotated for the new types.")],
@@ -25,12 +32,8 @@ def learn(
         str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
     ] = None,
     head: Annotated[str | None, typer.Option("--head", metavar="NAME", help="Head of the new model.")] = None,
-    dev: Annotated[
-        str | None, typer.Option("--dev", metavar="DATA", help="Sentences to select on and to measure old types with.")
-    ] = None,
-    strategies: Annotated[
-        str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
-    ] = None,
+    dev: Dev = None,
+    strategies: Strategies = None,
     settings: Settings = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-stepN by default.")
@@ -124,15 +127,14 @@ def _training(settings: list[str]) -> "TrainingOptions":
         key, separator, text = setting.partition("=")
         if not separator:
             raise ConfigError(f"--set {setting}: write it as training.key=value")
-        section, *path = key.strip().split(".")[1:]
-        section_values = values
-        for part in path:
-            section_values = section_values.setdefault(section, {})
-            section = part
-            if not isinstance(section_values, dict):
-                raise ConfigError(f"--set {setting}: {key} does not lead to a value")
-        section_values[section] = parse_yaml(text, f"--set {key}")
-    return validate(TrainingOptions, values, "training")  # type: ignore[no-any-return]
+        _, *sections, last = key.strip().split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {setting}: {section} is not a section")
+        target[last] = parse_yaml(text, f"--set {key}")
+    return validate(TrainingOptions, values, "training")
 
 
 def _to_dict(result: "LearnResult", folder: Path) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def _read(path: str | None, options: CorpusOptions) -> tuple[Sentence, ...]:
     if path is None:
         return ()
     if not Path(path).is_file() and options.format != "hub" and "#" not in path:
-        raise DataError(f"{path}: no such file; set NER_CL_DATA to the folder of your corpora, or give paths with --set")
+        raise DataError(
+            f"{path}: no such file; set NER_CL_DATA to the folder of your corpora, or give paths with --set"
+        )
     sentences = read_sentences(
         path, format=options.format, scheme=options.scheme, on_overlap=options.on_overlap, alignment=options.alignment
     )

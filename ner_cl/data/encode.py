@@ -40,12 +40,14 @@ class PieceEncoder:
         overlap: pieces that neighbouring windows share, at least.
 
     Raises:
-        ModelError: if the tokenizer is not a fast one or the window leaves no room.
+        ModelError: if the tokenizer is not a fast one or is empty, or the window leaves no room.
     """
 
     def __init__(self, tokenizer: Any, *, max_pieces: int, overlap: int) -> None:
         if not tokenizer.is_fast:
             raise ModelError("this encoder has no fast tokenizer, which word alignment needs; choose another encoder")
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what `transformers` makes of a folder without the files
+            raise ModelError("this encoder has a tokenizer without a vocabulary; its tokenizer files are missing")
         self.tokenizer = tokenizer
         self._prefix, self._suffix = _special_pieces(tokenizer)
         self.capacity = max_pieces - len(self._prefix) - len(self._suffix)

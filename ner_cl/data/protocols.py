@@ -11,16 +11,18 @@ sentences, the steps and the seed alone.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ner_cl.errors import ConfigError
+from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
-__all__ = ["ProtocolName", "allocate", "check_steps", "disjoint", "generator", "greedy", "overlap"]
+__all__ = ["PROTOCOLS", "ProtocolName", "allocate", "check_steps", "disjoint", "generator", "greedy", "overlap"]
 
 ProtocolName = Literal["disjoint", "greedy", "overlap"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 
 def disjoint(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
@@ -79,14 +81,16 @@ def allocate(
     """Which sentences (indices) go to which step under a protocol, before anything is hidden.
 
     Raises:
-        ConfigError: if a step is empty or a type is in two steps.
+        ConfigError: if a step is empty, a type is in two steps, or there is no such protocol.
     """
     step_of = check_steps(steps)
     if protocol == "disjoint":
         return _allocate_disjoint(len(sentences), len(steps), seed)
     if protocol == "greedy":
         return _allocate_greedy(sentences, step_of, [len(types) for types in steps], seed)
-    return _allocate_overlap(sentences, step_of, len(steps))
+    if protocol == "overlap":
+        return _allocate_overlap(sentences, step_of, len(steps))
+    raise ConfigError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
 
 
 def check_steps(steps: Sequence[Sequence[str]]) -> dict[str, int]:

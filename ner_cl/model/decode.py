@@ -94,12 +94,20 @@ def span_log_probability(
     emissions = _emissions(log_probs, mask)
     row, start, end, type_ = spans.unbind(1)
     prefix, suffix = _prefixes(emissions), _suffixes(emissions)
-    position = torch.arange(emissions.shape[1], device=spans.device)
-    inside = emissions[row[:, None], position, 2 + 2 * type_[:, None]]  # [span word]
-    covered = (position > start[:, None]) & (position < end[:, None])
-    through = emissions[row, start, 1 + 2 * type_] + inside.masked_fill(~covered, 0).sum(1)
+    through = emissions[row, start, 1 + 2 * type_] + _inside_scores(emissions, spans)
     joint = prefix[row, start] + through + suffix[row, end]
     return (joint - prefix[row, -1]).clamp(max=0)
+
+
+def _inside_scores(emissions: Float[Tensor, "row word tag"], spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
+    """Summed score of the `I-` of every span's second to last word, in memory of the spans' words only."""
+    row, start, end, type_ = spans.unbind(1)
+    counts = end - start - 1
+    owner = torch.repeat_interleave(counts)  # [inside], the span of each inside word
+    first = counts.cumsum(0) - counts  # [span], where the inside words of a span begin
+    position = start[owner] + 1 + torch.arange(len(owner), device=spans.device) - first[owner]
+    scores = emissions[row[owner], position, 2 + 2 * type_[owner]]
+    return emissions.new_zeros(len(spans)).index_add(0, owner, scores)
 
 
 def _prefixes(emissions: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word+1"]:

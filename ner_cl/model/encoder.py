@@ -71,6 +71,12 @@ class Encoder(nn.Module):
         """Size of a word vector."""
         return int(self.config.hidden_size)
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """The word-piece embeddings."""
+        module: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        return module
+
     def forward(self, batch: Batch) -> Float[Tensor, "row word hidden"]:
         """Word vectors; those of padding are arbitrary and must be masked."""
         hidden = self.backbone(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).last_hidden_state

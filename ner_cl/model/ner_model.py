@@ -7,7 +7,7 @@ from typing import Any, final, overload
 import torch
 from torch import Tensor, nn
 
-from ner_cl.config import EncoderOptions, HeadOptions
+from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
@@ -52,9 +52,13 @@ class NerModel(nn.Module):
             name: alias, Hugging Face id or folder of the encoder.
             head: name or options of the head.
             **options: other `EncoderOptions`, such as `max_pieces`.
+
+        Raises:
+            ConfigError: if there is no such head or option.
+            ModelError: if the encoder cannot be found or read.
         """
-        head_options = HeadOptions(name=head) if isinstance(head, str) else head
-        return cls.from_options(EncoderOptions(name=name, **options), head_options)
+        head_options = validate(HeadOptions, {"name": head}, "head") if isinstance(head, str) else head
+        return cls.from_options(validate(EncoderOptions, {"name": name, **options}, "encoder"), head_options)
 
     @classmethod
     def from_options(cls, encoder_options: EncoderOptions, head_options: HeadOptions) -> "NerModel":

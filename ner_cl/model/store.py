@@ -19,7 +19,7 @@ from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import heads
 
-__all__ = ["FORMAT_VERSION", "load_model", "publish_folder", "save_model"]
+__all__ = ["FORMAT_VERSION", "load_model", "publish_folder", "recover_folders", "save_model"]
 
 FORMAT_VERSION = 1
 
@@ -36,6 +36,7 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
     replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
     draft.mkdir()
     try:
         write(draft)
@@ -51,6 +52,19 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
             replaced.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover_folders(parent: Path) -> None:
+    """Puts right what a process that was killed inside `publish_folder` left behind among the folders of `parent`.
+
+    A folder that was set aside and not yet replaced comes back; drafts are deleted. Nothing may be publishing there.
+    """
+    for replaced in parent.glob(".*.replaced-*"):
+        folder = parent / replaced.name[1:].rpartition(".replaced-")[0]
+        if not folder.exists():
+            replaced.rename(folder)
+    for leftover in (*parent.glob(".*.draft-*"), *parent.glob(".*.replaced-*")):
+        shutil.rmtree(leftover)
 
 
 def save_model(model: NerModel, folder: Path) -> None:
@@ -135,13 +149,16 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
             transformers.AutoConfig.from_pretrained(folder), dtype=torch.float32
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+        del backbone.config.ner_cl  # ours, not the encoder's
+        encoder = Encoder(backbone, tokenizer, encoder_options)
     except Exception as error:  # the libraries that read these files raise whatever they like
         raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
-    del backbone.config.ner_cl  # ours, not the encoder's
-    encoder = Encoder(backbone, tokenizer, encoder_options)
     head = heads[head_options.name](encoder.hidden, head_options)
-    for types in _read_steps(folder / "labels.json"):
-        head.grow(types)
+    try:
+        for types in _read_steps(folder / "labels.json"):
+            head.grow(types)
+    except ModelError as error:
+        raise ModelError(f"{folder / 'labels.json'}: {error}") from error
     return NerModel(encoder, head)
 
 
@@ -165,7 +182,7 @@ def _read_steps(path: Path) -> list[list[str]]:
     steps = _read_json(path).get("steps")
     rows: list[Any] = steps if isinstance(steps, list) else [None]
     if not all(isinstance(types, list) and all(isinstance(type_, str) for type_ in types) for types in rows):
-        raise ModelError(f"{path}: steps must be a list with the types of each step")
+        raise ModelError("steps must be a list with the types of each step")
     return rows
 
 

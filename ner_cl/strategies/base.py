@@ -30,7 +30,7 @@ class StepContext:
         number: the step, from 1.
         types: the new types.
         old_types: the types learned before.
-        model: the student; it has its new block from `begin_step` on.
+        model: the student; its new block is there once `sentences` is done.
         epochs: passes over the data that are planned, at most.
         batch_tokens: word pieces of a batch when predicting.
         precision: number format of forward passes.
@@ -79,10 +79,10 @@ class Strategy(ABC):
         self.options = options
 
     def begin_step(self, context: StepContext) -> None:  # noqa: B027
-        """Before anything else: keep a teacher, allocate state, add modules. The new block does not exist yet."""
+        """Before anything else: keep a teacher, allocate state, add modules."""
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The sentences to train on: mix some in, pseudo-label. The new block exists from here on."""
+        """The sentences to train on: mix some in, pseudo-label. The new block does not exist yet."""
         return train
 
     def begin_epoch(self, context: StepContext) -> None:  # noqa: B027

@@ -54,7 +54,10 @@ class Distill(Strategy):
         head = context.model.head
         if not context.old_types:
             return {"ce": self.options.beta * head.supervised(emissions, batch, unannotated="unknown")}
-        return head.distillation(emissions, batch, self._teacher_says(context, batch), self.options)
+        terms = head.distillation(emissions, batch, self._teacher_says(context, batch), self.options)
+        if not self.options.alpha:
+            del terms["kd"]  # or its gradient of zeros would have weight decay shrink blocks that nothing trains
+        return terms
 
     def end_step(self, context: StepContext) -> None:
         """Lets teacher and targets go."""

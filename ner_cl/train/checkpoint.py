@@ -105,7 +105,9 @@ class Checkpoint:
             path = self.folder / "best.safetensors"
             return saved, safetensors.torch.load_file(path) if path.is_file() else {}
         except Exception as error:
-            raise TrainingError(f"{self.folder}: damaged checkpoint ({error}); delete it to start the step anew") from error
+            raise TrainingError(
+                f"{self.folder}: damaged checkpoint ({error}); delete it to start the step anew"
+            ) from error
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

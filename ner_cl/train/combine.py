@@ -51,7 +51,8 @@ class Updater:
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._clip, norm)
         constraints = [c for strategy in self._strategies for c in strategy.constraints(self._context)]
         touched = {name for constraint in constraints for name in constraint} | set(self._gates)
-        before = {name: self._parameters[name].detach().clone() for name in touched}
+        # In the model's order: sums over a set of names would differ from process to process in their last bits.
+        before = {name: p.detach().clone() for name, p in self._parameters.items() if name in touched}
         self._step()
         with torch.no_grad():
             if constraints:
@@ -69,7 +70,7 @@ class Updater:
             raise ConfigError("strategies: two of them replace the optimizer's direction; keep one")
         for name, change in (own[0] if own else {}).items():
             with torch.no_grad():
-                self._parameters[name] += change
+                self._parameters[name].add_(change)
             self._parameters[name].grad = None  # what has its own direction is not the optimizer's any more
         self._optimizer.step()
 
@@ -90,7 +91,7 @@ def combine_gates(gates: Sequence[Mapping[str, Tensor]], parameters: Mapping[str
         for name, gate in declared.items():
             if name not in parameters:
                 raise TrainingError(f"a gate names {name}, which is no parameter of the model")
-            if gate.numel() and (gate.min() < 0 or gate.max() > 1):
+            if not ((gate >= 0) & (gate <= 1)).all():  # so put, it refuses NaN too
                 raise TrainingError(f"the gate of {name} leaves [0, 1]; a gate is one minus an importance in [0, 1]")
             combined[name] = combined[name] * gate if name in combined else gate
     return combined
@@ -113,31 +114,36 @@ def project(
 ) -> dict[str, Tensor]:
     """The change nearest to `change`, in the gated metric, that opposes no reference direction.
 
-    With `d = -change` and gate `m`, finds `v ≥ 0` such that `⟨m·(d + Σ vᵢ rᵢ), rⱼ⟩ ≥ 0` for every j (GEM's dual problem;
-    for one reference A-GEM's closed form), and returns `-(d + Σ vᵢ rᵢ)`, still to be multiplied by the gate.
+    With `d = -change` and gate `m`, finds `v ≥ 0` such that `⟨m·(d + Σ vᵢ rᵢ), rⱼ⟩ ≥ 0` for every j (GEM's dual
+    problem; for one reference A-GEM's closed form), and gives `-(d + Σ vᵢ rᵢ)`, still to be multiplied by the gate.
 
     Args:
         change: what the optimizer did to each parameter.
         constraints: reference gradients `r`, each on some of these parameters.
         gates: factors in [0, 1] on parameters; 1 where absent.
+
+    Returns:
+        The new change of the parameters that change otherwise than `change` says.
     """
     pairs = [[_product(left, right, gates) for right in constraints] for left in constraints]
     slopes = [-_product(change, reference, gates) for reference in constraints]
     if all(slope >= 0 for slope in slopes):
         return {}
     weights = _solve_dual(pairs, slopes)
-    projected = dict(change)
+    projected: dict[str, Tensor] = {}
     for weight, reference in zip(weights, constraints, strict=True):
         if weight > 0:
             for name, direction in reference.items():
-                projected[name] = projected[name] - weight * direction
+                projected[name] = projected.get(name, change[name]) - weight * direction
     return projected
 
 
 def _product(left: Mapping[str, Tensor], right: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> float:
     """`⟨m·left, right⟩` over the parameters both have: fp32 within a tensor, fp64 across tensors."""
     total = 0.0
-    for name in left.keys() & right.keys():
+    for name in right:
+        if name not in left:
+            continue
         masked = left[name] * gates[name] if name in gates else left[name]
         total += float((masked * right[name]).sum())
     return total

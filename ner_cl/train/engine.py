@@ -5,7 +5,7 @@ from typing import Any, final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 
 from ner_cl.evaluate.counts import Counts
@@ -66,6 +66,11 @@ class Engine:
         table = torch.tensor([[c.tp, c.fp, c.fn] for c in counts.values()], device=self.device).reshape(-1, 3)
         summed = self._accelerator.reduce(table, reduction="sum").tolist()
         return {type_: Counts(*row) for type_, row in zip(counts, summed, strict=True)}
+
+    def first(self, message: str) -> str:
+        """The first message that any process has; "" if none has one."""
+        messages = gather_object([message]) if self.processes > 1 else [message]
+        return next((found for found in messages if found), "")
 
     def wait(self) -> None:
         """Returns when every process has come here."""

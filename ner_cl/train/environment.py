@@ -38,9 +38,7 @@ def _version(name: str) -> str | None:
 def _git_revision() -> str | None:
     """The revision of the working directory's checkout, if it is one."""
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()

@@ -44,7 +44,7 @@ class UpdateDone:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch is over: mean `losses` over its updates, dev `score` (F1, 0 to 1), training `seconds` without the dev pass."""
+    """An epoch is over: mean `losses` of its updates, dev `score` (F1, 0 to 1), training `seconds` of the step so far."""
 
     step: int
     epoch: int

@@ -68,7 +68,9 @@ class LearnResult:
         width = max(len("type"), *(len(change.type) for change in self.changes))
         lines = [f"{'type':<{width}}  before   after  change  measured"]
         for change in self.changes:
-            moved = "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
+            moved = (
+                "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
+            )
             before, after = _percent(change.before, "new"), _percent(change.after, "-")
             lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
         return "\n".join(lines)
@@ -193,9 +195,8 @@ def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None
     found = {span.type for sentence in sentences for span in sentence.spans}
     for type_ in types:
         if type_ not in found:
-            raise DataError(
-                f"no sentence mentions {type_}{nearest(type_, found)}; the data have {', '.join(sorted(found)) or 'no spans'}"
-            )
+            known = ", ".join(sorted(found)) or "no spans"
+            raise DataError(f"no sentence mentions {type_}{nearest(type_, found)}; the data have {known}")
 
 
 def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | None) -> TypeChange:

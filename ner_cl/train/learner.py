@@ -99,7 +99,8 @@ class Learner:
             DataError: if there is no sentence, or a type is known already.
         """
         if not step.train:
-            raise DataError(f"step {step.number} has no training sentences; give data that mention {', '.join(step.types)}")
+            names = ", ".join(step.types)
+            raise DataError(f"step {step.number} has no training sentences; give data that mention {names}")
         old_steps = self.model.tagset.steps if old_steps is None else old_steps
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)
         context = self._context(step, old_steps, earlier)
@@ -107,12 +108,12 @@ class Learner:
         for strategy in self.strategies:
             strategy.begin_step(context)
         dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
-        self._grow(step.types, step.number)
-        if not self.training.train_embeddings:
-            self.model.encoder.backbone.get_input_embeddings().requires_grad_(False)
         train: Sequence[Sentence] = step.train
         for strategy in self.strategies:
             train = strategy.sentences(context, train)
+        self._grow(step.types, step.number)
+        if not self.training.train_embeddings:
+            self.model.encoder.embeddings.requires_grad_(False)
         context.encoded = self.model.encode(train)
         self.sentences = len(train)
         self.loop = StepTraining(

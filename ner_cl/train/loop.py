@@ -85,15 +85,21 @@ class StepTraining:
                 # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
                 optimizer.zero_grad(set_to_none=True)
-                losses = self._backward(wrapped, encoded, group)
+                losses, problem = self._backward(wrapped, encoded, group)
                 applied = updater.update()
+                if not applied and (problem := self.engine.first(problem)):
+                    raise TrainingError(problem)
                 progress.update += 1
                 progress.skipped += not applied
                 progress.train_seconds += time.perf_counter() - started
                 for name, value in losses.items():
                     progress.losses[name] = progress.losses.get(name, 0.0) + value
                 yield UpdateDone(
-                    step=context.number, epoch=progress.epoch, update=progress.update, losses=losses, skipped=not applied
+                    step=context.number,
+                    epoch=progress.epoch,
+                    update=progress.update,
+                    losses=losses,
+                    skipped=not applied,
                 )
                 if time.monotonic() - saved_at >= options.checkpoint_seconds:
                     self._save(optimizer, best)
@@ -105,6 +111,7 @@ class StepTraining:
 
         if best:
             model.load_state_dict(best)
+        optimizer.zero_grad(set_to_none=True)  # a strategy that measures gradients at the end starts from none
         model.requires_grad_(True).eval()
 
     def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
@@ -114,14 +121,23 @@ class StepTraining:
         size = self.options.accumulate * self.engine.processes
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 
-    def _backward(self, wrapped: torch.nn.Module, encoded: EncodedSentences, group: list[list[int]]) -> dict[str, float]:
-        """Gradients of one update; the group's loss is the mean over its words, however it is cut into batches."""
+    def _backward(
+        self, wrapped: torch.nn.Module, encoded: EncodedSentences, group: list[list[int]]
+    ) -> tuple[dict[str, float], str]:
+        """Gradients of one update; the group's loss is the mean over its words, however it is cut into batches.
+
+        Returns:
+            The mean loss terms over this process's words, and what is wrong if the loss is not finite, else "".
+        """
         context, engine = self.context, self.engine
         words = [sum(len(encoded.windows[row].word_pieces) for row in rows) for rows in group]
-        mine = engine.mine(list(zip(group, words, strict=True)))
-        # Every process must take part in the averaging; one without a batch of its own adds nothing.
+        mine = list(engine.mine(list(zip(group, words, strict=True))))
+        # Every process must take part in the averaging equally often; what fills up adds nothing.
+        mine += [(group[0], 0)] * (-(-len(group) // engine.processes) - len(mine))
+        own_share = sum(count for _, count in mine) / sum(words)
+        problem = ""
         totals: dict[str, Tensor] = {}
-        for rows, count in mine or [(group[0], 0)]:
+        for rows, count in mine:
             batch = encoded.batch(rows).to(engine.device)
             with autocast(engine.precision, engine.device):
                 emissions = wrapped(batch)  # blocks of [row, word, tag]
@@ -132,18 +148,19 @@ class StepTraining:
             share = count / sum(words)
             loss = torch.stack(list(terms.values())).sum() * share
             if not torch.isfinite(loss):
-                raise TrainingError(self._not_finite(encoded, rows))
+                problem = problem or self._not_finite(encoded, rows)
+                loss = loss * torch.nan  # no gradient is finite then, in any process: none updates, and all stop
             engine.backward(loss * engine.processes)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach() * share
-        return {name: float(value) for name, value in totals.items()}
+        return {name: float(value) / (own_share or 1.0) for name, value in totals.items()}, problem
 
     def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:
         """Scores the epoch, keeps its weights if they are the best, and decides whether to go on."""
         progress, options, stopping = self.progress, self.options, self.options.early_stopping
         score = self.dev_score()
         # Until anything is found at all, the later epoch is the better one and patience does not run.
-        better = not score or not progress.best_score or score > progress.best_score
+        better = score is None or not progress.best_score or score > progress.best_score
         if better:
             progress.best_score, progress.best_epoch, progress.bad_epochs = score, progress.epoch, 0
             best.update({name: tensor.detach().clone() for name, tensor in self.context.model.state_dict().items()})
@@ -165,9 +182,9 @@ class StepTraining:
         return event
 
     def _save(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
+        # No process waits here: clocks differ, so one might wait where another does not.
         if self.engine.is_main:
             self.checkpoint.save(self.progress, self.context.model, optimizer, best)
-        self.engine.wait()
 
     def _not_finite(self, encoded: EncodedSentences, rows: Sequence[int]) -> str:
         sentences = [encoded.sentences[encoded.windows[row].sentence] for row in rows]

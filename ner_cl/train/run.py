@@ -15,14 +15,14 @@ from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.evaluate.counts import Counts
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.store import load_model, write_json
+from ner_cl.model.store import load_model, recover_folders, write_json
 from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
 from ner_cl.train.environment import environment
 from ner_cl.train.events import Event, EventLog, RunDone, StepDone
 from ner_cl.train.learner import Learner
-from ner_cl.train.record import history_record, largest_drop
+from ner_cl.train.record import Scores, history_record, largest_drop
 
 __all__ = ["Run", "open_stream", "run_stream", "stream_events"]
 
@@ -42,9 +42,7 @@ class Run:
     config: Config
 
 
-def run_stream(
-    config: Config, *, resume: bool = False, on_event: Callable[[Event], None] = lambda event: None
-) -> Run:
+def run_stream(config: Config, *, resume: bool = False, on_event: Callable[[Event], None] = lambda event: None) -> Run:
     """Learns a stream step by step and returns its matrix; everything is kept under `config.output`.
 
     Args:
@@ -78,11 +76,15 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
     stream = open_stream(config)
     folder = Path(config.output)
     engine = Engine(config.training.precision)
+    _check_folder(folder, config, resume=resume)
+    engine.wait()
     if engine.is_main:
-        _open_folder(folder, config, resume=resume)
+        _open_folder(folder, config)
     engine.wait()
     log = EventLog(folder / "events.jsonl" if engine.is_main else None)
     model, matrix = _start(config, stream, folder)
+    if engine.is_main and matrix.counts:
+        matrix.save(folder)  # a run that was killed after a step was published and before its row was written
     learner = Learner(
         model,
         config.strategies,
@@ -92,9 +94,6 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
         checkpoint=Checkpoint(folder / "checkpoints" / "current"),
     )
     for step in stream.steps[len(matrix.counts) :]:
-        if _skipped(config, step, stream):
-            matrix = matrix.with_row(None)
-            continue
         step_started = time.perf_counter()
         for event in _learn(learner, step, stream):
             log.write(event)
@@ -102,7 +101,10 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
         counts = learner.count(stream.test_at(step.number), stream.seen(step.number))
         matrix = matrix.with_row(counts)
         if engine.is_main:
-            _publish(learner, step, matrix, folder, config)
+            matrix.save(folder)
+        _check_drop(matrix, step, config)
+        if engine.is_main:
+            _publish(learner, step, matrix, folder)
         engine.wait()
         done = _step_done(learner, step, matrix, time.perf_counter() - step_started)
         log.write(done)
@@ -129,19 +131,32 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
     return last_only and step.number < len(stream.steps)
 
 
-def _open_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Makes the run folder, or checks that the one there is this run's."""
+def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Refuses the folder of another run, or of this one if it is not to be resumed."""
     resolved = folder / "config.resolved.yaml"
-    values = config.model_dump(mode="json")
     if resolved.exists():
         if not resume:
-            raise ConfigError(f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder")
-        if _without_output(yaml.safe_load(resolved.read_text(encoding="utf-8"))) != _without_output(values):
-            raise ConfigError(f"{resolved}: was written by another configuration; resume with the same one, or use --output")
+            raise ConfigError(
+                f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder"
+            )
+        found = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+        if _without_output(found) != _without_output(config.model_dump(mode="json")):
+            raise ConfigError(
+                f"{resolved}: was written by another configuration; resume with the same one, or use --output"
+            )
+
+
+def _open_folder(folder: Path, config: Config) -> None:
+    """Makes the run folder, or puts right what a killed process left behind in the one there."""
+    for part in ("steps", "checkpoints"):
+        recover_folders(folder / part)
+    resolved = folder / "config.resolved.yaml"
+    if resolved.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "env.json", environment())
     draft = folder / ".config.resolved.yaml.draft"
+    values = config.model_dump(mode="json")
     draft.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     draft.replace(resolved)
 
@@ -153,10 +168,13 @@ def _without_output(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
-    """The model to go on with and the rows it has already earned: those of the steps that were published whole."""
+    """The model to go on with and the rows there are already: those of published steps and of steps left out."""
     matrix = Matrix.start([step.types for step in stream.steps])
     model: NerModel | None = None
     for step in stream.steps:
+        if _skipped(config, step, stream):
+            matrix = matrix.with_row(None)
+            continue
         published = folder / "steps" / f"{step.number:02d}"
         if not published.is_dir():
             break
@@ -166,20 +184,28 @@ def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matr
     return model or NerModel.from_options(config.encoder, config.head), matrix
 
 
-def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path, config: Config) -> None:
-    """The step's model folder and the matrix, unless the forgetting gate says no."""
-    model = learner.model
+def _before_and_after(matrix: Matrix) -> tuple[Scores, Scores]:
+    """F1 of every type before and after the last step."""
     before = matrix.f1[-2] if len(matrix.f1) > 1 else None
-    after = matrix.f1[-1] or {}
-    type_, drop = largest_drop(before or {}, after)
+    return before or {}, matrix.f1[-1] or {}
+
+
+def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
+    """The forgetting gate."""
+    type_, drop = largest_drop(*_before_and_after(matrix))
     limit = config.gate.max_drop
     if limit is not None and drop > limit:
-        matrix.save(folder)
         raise CheckFailed(
             f"step {step.number}: F1 of {type_} fell by {100 * drop:.1f} points, more than gate.max_drop "
             f"{100 * limit:.1f}; the step's model is not published"
         )
-    record = history_record(learner, step, before=before or {}, after=after)
+
+
+def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path) -> None:
+    """The step's model folder, with the row of the matrix that it has earned."""
+    model = learner.model
+    before, after = _before_and_after(matrix)
+    record = history_record(learner, step, before=before, after=after)
     model.history = [*model.history, record]
     model.metrics = {
         "counts": {name: {"tp": c.tp, "fp": c.fp, "fn": c.fn} for name, c in (matrix.counts[-1] or {}).items()},
@@ -187,7 +213,6 @@ def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path, config:
         "macro_f1": matrix.macro_f1[-1],
     }
     model.save(folder / "steps" / f"{step.number:02d}")
-    matrix.save(folder)
 
 
 def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> StepDone:

@@ -157,6 +157,10 @@ class TwoLetters:
     """A tokenizer that puts a special piece in the middle of the text."""
 
     is_fast = True
+    all_special_ids = (1, 2, 3)
+
+    def __len__(self) -> int:
+        return 10
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [1, 7, 2, 9, 3] if add_special_tokens else [7, 9]}

@@ -517,17 +517,14 @@ def test_span_scores_are_probabilities_of_the_right_chain(name: str, seed: int, 
 
 def enumerate_span(log_probs: Tensor, start: int, end: int, type_: int) -> float:
     """Probability of a span by listing all legal paths of three words."""
-    table = log_probs.double().exp().tolist()
-    total = hit = 0.0
-    for path in itertools.product(range(len(table[0])), repeat=len(table)):
-        if orphans(torch.tensor([path])).any():
-            continue
-        weight = math.prod(table[word][tag] for word, tag in enumerate(path))
-        total += weight
-        inside = [1 + 2 * type_, *[2 + 2 * type_] * (end - start - 1)]
-        if list(path[start:end]) == inside and (end == len(path) or path[end] != 2 + 2 * type_):
-            hit += weight
-    return hit / total
+    paths = torch.cartesian_prod(*[torch.arange(log_probs.shape[1])] * 3)
+    paths = paths[~orphans(paths).any(-1)]
+    weights = log_probs.double()[torch.arange(3), paths].sum(-1).exp()
+    wanted = torch.tensor([1 + 2 * type_, *[2 + 2 * type_] * (end - start - 1)])
+    hit = (paths[:, start:end] == wanted).all(-1)
+    if end < 3:
+        hit &= paths[:, end] != 2 + 2 * type_
+    return (weights[hit].sum() / weights.sum()).item()
 
 
 @BOTH

@@ -1,0 +1,71 @@
+"""The main job, start to end: `make demo`.
+
+Learns the quickstart stream twice, with plain fine-tuning and with ner_cl's default, and prints both F1 matrices side by
+side; then teaches the finished model one more type and finds entities with it. Every line that starts with `$` is a
+command that can be typed.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ner_cl.evaluate.matrix import Matrix, render_side_by_side
+
+RUNS = Path("runs/demo")
+CONFIG = "configs/quickstart.yaml"
+TEXTS = (
+    "Priya Raman flew from Lisbon to Oslo on Friday and paid 240 euros for the ticket.\n"
+    "The pharmacist at Hallworth Clinic told Tom to stop ibuprofen before starting warfarin in March.\n"
+    "My Galaxy tablet died two days after the update, and Norvane Electronics still wants $90 to look at it.\n"
+)
+
+
+def main() -> None:
+    started = time.monotonic()
+    shutil.rmtree(RUNS, ignore_errors=True)
+    plain = ["train", CONFIG, "--set", "strategies=[finetune]", "--output", str(RUNS / "finetune")]
+    ours = ["train", CONFIG, "--output", str(RUNS / "ner_cl")]
+    print("Six types arrive one after another; each step sees sentences annotated for its own type only.\n")
+    # Both at once, a thread each: two runs that share every core would only wait for one another.
+    print(_shown(plain), flush=True)
+    finetune = subprocess.Popen(_command([*plain, "--quiet"]), stdout=subprocess.DEVNULL, env=_one_thread())
+    print(_shown(ours), flush=True)
+    subprocess.run(_command(ours), check=True, stdout=subprocess.DEVNULL, env=_one_thread())
+    if finetune.wait():
+        sys.exit("the fine-tuning run failed; its message stands above")
+    matrices = [Matrix.load(RUNS / name / "matrix.json") for name in ("finetune", "ner_cl")]
+    print("\nF1 of every type on the whole test set, after each step:\n")
+    print(render_side_by_side(*matrices, ("plain fine-tuning", "ner_cl, its default")))
+
+    model, grown = RUNS / "ner_cl" / "steps" / "06", RUNS / "with-medication"
+    data = ["data/quickstart/train.jsonl", "--dev", "data/quickstart/dev.jsonl"]
+    print("\nA seventh type arrives. Old types are measured before and after, on the dev sentences:\n")
+    _run(["learn", *data, "--model", str(model), "--types", "MEDICATION", "--output", str(grown)])
+    print("\nAll seven types are found by one model:\n")
+    _run(["predict", str(grown), "-"], text=TEXTS)
+    print(f"\nThe runs and the model are in {RUNS}/. Done in {time.monotonic() - started:.0f} seconds.")
+
+
+def _run(arguments: list[str], *, text: str | None = None) -> None:
+    print(_shown(arguments), flush=True)
+    subprocess.run(_command(arguments), check=True, input=text, text=True)
+
+
+def _command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "ner_cl", *arguments]
+
+
+def _shown(arguments: list[str]) -> str:
+    return "$ ner-cl " + shlex.join(arguments)
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The configuration of a run: strict, frozen, and whole.
+
+Values come from, strongest first: the command line (`--set a.b=c`), the environment (`NER_CL__A__B=c`), the file, the
+defaults. Unknown keys are refused with the nearest valid one.
+"""
+
+from ner_cl.config.reading import load_config, parse_config
+from ner_cl.config.sections import (
+    Config,
+    CorpusOptions,
+    EarlyStoppingOptions,
+    EncoderOptions,
+    GateOptions,
+    HeadOptions,
+    OptimizerOptions,
+    Options,
+    StrategyOptions,
+    StreamOptions,
+    TrainingOptions,
+    parse_strategies,
+    validate,
+)
+
+__all__ = [
+    "Config",
+    "CorpusOptions",
+    "EarlyStoppingOptions",
+    "EncoderOptions",
+    "GateOptions",
+    "HeadOptions",
+    "OptimizerOptions",
+    "Options",
+    "StrategyOptions",
+    "StreamOptions",
+    "TrainingOptions",
+    "load_config",
+    "parse_config",
+    "parse_strategies",
+    "validate",
+]

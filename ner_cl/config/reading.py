@@ -1,0 +1,122 @@
+"""Reading a configuration: file, environment and command line, merged and checked."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ner_cl.config.sections import Config, validate
+from ner_cl.errors import ConfigError
+
+__all__ = ["find_file", "load_config", "parse_config"]
+
+ENVIRONMENT_PREFIX = "NER_CL__"
+
+
+def load_config(
+    path: str | Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
+    """Reads a YAML configuration.
+
+    Args:
+        path: the file.
+        overrides: `a.b=value` strings, the value in YAML; a number in a path indexes a list.
+        environment: `NER_CL__A__B` variables; the process's own by default.
+
+    Raises:
+        ConfigError: naming file and line, or key path, and what to do.
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    for key, text in sorted((os.environ if environment is None else environment).items()):
+        if key.startswith(ENVIRONMENT_PREFIX):
+            _assign(values, key[len(ENVIRONMENT_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override}: write it as key.path=value")
+        _assign(values, key.strip().split("."), text, f"--set {override}")
+    return parse_config(values, source=str(path), folder=path.parent)
+
+
+def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: Path = Path()) -> Config:
+    """A checked configuration from plain values; a pinned stream file is merged in and corpus paths are resolved.
+
+    Raises:
+        ConfigError: naming the key path and what to do.
+    """
+    merged = dict(values)
+    stream = merged.get("stream")
+    if isinstance(stream, Mapping):
+        merged["stream"] = _resolve_stream(dict(stream), folder, source)
+    return validate(Config, merged, source)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `ner-cl init` writes one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys; this file holds {type(values).__name__}")
+    return values
+
+
+def _assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) -> None:
+    try:
+        # YAML 1.1 reads 3e-4 as text; people mean the number.
+        value = float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: the value is not valid YAML") from error
+    target: Any = values
+    for key in keys[:-1]:
+        if isinstance(target, list) and key.isdigit() and int(key) < len(target):
+            target = target[int(key)]
+        elif isinstance(target, dict):
+            target = target.setdefault(key, {})
+        else:
+            raise ConfigError(f"{source}: {key!r} does not lead to a section")
+    if isinstance(target, list) and keys[-1].isdigit() and int(keys[-1]) < len(target):
+        target[int(keys[-1])] = value
+    elif isinstance(target, dict):
+        target[keys[-1]] = value
+    else:
+        raise ConfigError(f"{source}: {keys[-1]!r} does not lead to a value")
+
+
+def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[str, Any]:
+    if stream.get("file"):
+        pinned = find_file(str(stream["file"]), folder)
+        if pinned is None:
+            raise ConfigError(f"{source}: stream.file: {stream['file']} does not exist; give the path of a stream file")
+        base = _read_yaml(pinned)
+        files = {**base.get("corpus", {}), **(stream.get("corpus") or {})}
+        stream = {**base, **stream, "corpus": files}
+        stream.pop("file")
+    corpus = stream.get("corpus")
+    if isinstance(corpus, Mapping):
+        stream["corpus"] = {
+            key: str(find_file(value, folder) or value)
+            if key in ("train", "dev", "test") and isinstance(value, str)
+            else value
+            for key, value in corpus.items()
+        }
+    return stream
+
+
+def find_file(name: str, folder: Path) -> Path | None:
+    """The first existing file among `$NER_CL_DATA/name`, `folder/name` and `name`; None if there is none."""
+    roots = [Path(os.environ["NER_CL_DATA"])] if os.environ.get("NER_CL_DATA") else []
+    for root in (*roots, folder, Path()):
+        if (root / name).is_file():
+            return root / name
+    return None

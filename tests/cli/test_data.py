@@ -1,0 +1,164 @@
+"""`ner-cl data check`, `convert` and `split`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ner_cl.cli.app import main
+from ner_cl.data.readers import read_sentences
+from ner_cl.data.stream import Corpus, build_stream
+from tests.cli.conftest import Toy
+
+
+def test_check_counts_what_is_in_a_folder(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(toy.data)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["file", "train", "dev", "test"]
+    train = read_sentences(toy.data / "train.jsonl")
+    people = sum(span.type == "PER" for sentence in train for span in sentence.spans)
+    assert ["PER", str(people)] in [line.split()[:2] for line in lines]
+    assert lines[-1] == "no problems"
+
+
+def test_check_of_a_broken_file_ends_with_1_and_names_the_lines(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.conll"
+    path.write_text("Ada\tB-PER\n\nBob\n\nEve\tX-PER\n")
+    assert main(["data", "check", str(path), str(toy.orgs)]) == 1
+    captured = capsys.readouterr()
+    assert f"{path}:3: " in captured.out
+    assert f"{path}:5: " in captured.out
+    assert captured.err.splitlines() == ["ner-cl: error: 2 problems found; correct the data, then train on them"]
+    assert main(["data", "check", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], len(report["problems"])) == (False, 2)
+
+
+def test_check_can_take_spans_that_cut_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cut.jsonl"
+    path.write_text('{"text": "Adas book", "spans": [{"start": 0, "end": 3, "label": "PER"}]}\n')
+    assert main(["data", "check", str(path)]) == 1
+    assert main(["data", "check", str(path), "--alignment", "expand"]) == 0
+
+
+@pytest.mark.parametrize("names", [[], ["train.conll", "train.jsonl"]])
+def test_a_folder_must_say_which_file_is_which(
+    names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "name the files one by one" in capsys.readouterr().err
+
+
+def test_equal_names_in_two_folders_are_told_apart(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    other = f"{toy.data}/../data/train.jsonl"
+    assert main(["data", "check", str(toy.data / "train.jsonl"), other, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["splits"]) == {str(toy.data / "train.jsonl"), other}
+
+
+@pytest.mark.parametrize("scheme", ["iob1", "iob2", "bioes"])
+def test_convert_there_and_back_loses_nothing(
+    scheme: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns, binary, lines = (tmp_path / name for name in ("a.conll", "b.spacy", "c.jsonl"))
+    assert main(["data", "convert", str(toy.data / "train.jsonl"), str(columns), "--scheme", scheme]) == 0
+    assert "200 sentences with " in capsys.readouterr().err
+    assert main(["data", "convert", str(columns), str(binary), "--from", "conll"]) == 0
+    assert main(["data", "convert", str(binary), str(lines), "--to", "jsonl"]) == 0
+    first, last = read_sentences(toy.data / "train.jsonl"), read_sentences(lines)
+    assert [(s.words, s.spans, s.annotated_types) for s in last] == [
+        (s.words, s.spans, s.annotated_types) for s in first
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_convert_keeps_only_asked_types(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "per.jsonl"
+    assert main(["data", "convert", str(toy.data / "train.jsonl"), str(output), "--types", "PER,PRE"]) == 0
+    assert "no mention of PRE, did you mean 'PER'?" in capsys.readouterr().err
+    assert {span.type for sentence in read_sentences(output) for span in sentence.spans} == {"PER"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["out.xyz"], "says no format"),
+        (["out.jsonl", "--to", "jsonlines"], "cannot be written"),
+        (["out.conll", "--scheme", "iob3"], "unknown tag scheme"),
+        (["no/where/out.jsonl"], "cannot be written"),
+    ],
+)
+def test_convert_refuses_what_it_cannot_write(
+    words: list[str], said: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "convert", str(toy.orgs), str(tmp_path / words[0]), *words[1:]]
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_writes_what_the_stream_gives(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "steps"
+    words = ["data", "split", str(toy.data), str(output), "--protocol", "greedy", "--steps", "[[LOC], [PER]]"]
+    assert main([*words, "--seed", "3"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["1", "LOC", "100", "40"],
+        ["2", "PER", "100", "40"],
+    ]
+    corpus = Corpus(*(tuple(read_sentences(toy.data / f"{part}.jsonl")) for part in ("train", "dev", "test")))
+    stream = build_stream(corpus, [["LOC"], ["PER"]], protocol="greedy", seed=3)
+    for step in stream.steps:
+        folder = output / f"step-{step.number:02d}"
+        for part, sentences in (("train", step.train), ("dev", step.dev)):
+            read = read_sentences(folder / f"{part}.jsonl")
+            assert [(s.words, s.spans, s.annotated_types) for s in read] == [
+                (s.words, s.spans, s.annotated_types) for s in sentences
+            ]
+    assert len(read_sentences(output / "test.jsonl")) == 80
+
+    config = toy.write_config(toy.config.parent / "split.yaml", stream={"file": str(output / "stream.yaml")})
+    assert main(["train", str(config), "--dry-run", "--json"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert [step["types"] for step in description["steps"]] == [["LOC"], ["PER"]]
+    assert [step["mentions"] for step in description["steps"]] == [
+        {type_: sum(len(sentence.spans) for sentence in step.train) for type_ in step.types} for step in stream.steps
+    ]
+
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path) -> None:
+    output = tmp_path / "steps"
+    words = ["data", "split", str(toy.data / "train.jsonl"), str(output), "--order", "frequency", "--first", "2"]
+    assert main([*words, "--protocol", "overlap"]) == 0
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    assert found == {"step-01/train.jsonl", "stream.yaml"}
+    values = yaml.safe_load((output / "stream.yaml").read_text())
+    assert values["corpus"] == {"format": "auto", "train": str(toy.data / "train.jsonl")}
+    assert set(values["steps"][0]) == {"PER", "LOC"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--protocol", "gredy"], "did you mean 'greedy'"),
+        (["--order", "frequent"], "did you mean 'frequency'"),
+        (["--steps", "[PER, LOC]"], "list of lists"),
+        (["--steps", "[[PER], [LCO]]"], "did you mean 'LOC'"),
+        (["--steps", "[[PER], [PER]]"], "already in step 1"),
+        (["--steps", "[[PER"], "not valid YAML"),
+    ],
+)
+def test_split_refuses_what_makes_no_stream(
+    words: list[str], said: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "split", str(toy.data), str(tmp_path / "steps"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,95 @@
+"""`ner-cl evaluate`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ner_cl.cli.app import main
+from ner_cl.data.readers import read_sentences
+from ner_cl.data.writers import write_sentences
+from ner_cl.evaluate.counts import count_spans
+from ner_cl.model.predict import predict_sentences
+from ner_cl.model.store import load_model
+from tests.cli.conftest import Toy
+from tests.tiny import toy_sentences
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:
+    """The JSON that `evaluate` prints."""
+    assert main(["-q", "evaluate", *map(str, words), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    report: dict[str, object] = json.loads(captured.out)
+    return report
+
+
+def test_the_scores_are_those_of_the_library_and_of_seqeval(
+    toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate(capsys, model_folder, toy.data / "test.jsonl", "--lenient")
+    sentences = read_sentences(toy.data / "test.jsonl")
+    model = load_model(model_folder)
+    counts = count_spans(sentences, predict_sentences(model, sentences), ["PER", "LOC"])
+    assert report["sentences"] == 80
+    for type_, cell in counts.items():
+        row = report["types"][type_]  # type: ignore[index]
+        assert (row["tp"], row["fp"], row["fn"], row["support"]) == (cell.tp, cell.fp, cell.fn, cell.gold)
+        assert (row["precision"], row["recall"], row["f1"]) == (cell.precision, cell.recall, cell.f1)
+    for mode in ("strict", "lenient"):
+        for average in ("micro", "macro"):
+            ours, theirs = report[average], report["seqeval"][mode][average]  # type: ignore[index]
+            assert {key: ours[key] for key in theirs} == pytest.approx(theirs)  # type: ignore[index]
+
+
+def test_the_table_has_a_line_for_each_type_and_average(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores.json"
+    assert main(["evaluate", str(model_folder), str(toy.data / "test.jsonl"), "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["type", "precision", "recall", "f1", "support"]
+    assert [line.split()[0] for line in lines[1:]] == ["PER", "LOC", "micro", "macro", "seqeval"]
+    report = json.loads(output.read_text())
+    micro = report["micro"]
+    assert lines[3].split()[1:] == [*(f"{100 * micro[key]:.1f}" for key in ("precision", "recall", "f1")), "170"]
+    assert "lenient" not in report["seqeval"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_only_asked_types_are_scored(toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = evaluate(capsys, model_folder, toy.data / "test.jsonl", "--types", "LOC")
+    whole = evaluate(capsys, model_folder, toy.data / "test.jsonl")
+    assert report["types"] == {"LOC": whole["types"]["LOC"]}  # type: ignore[index]
+    assert report["micro"] == report["types"]["LOC"]  # type: ignore[index]
+
+
+def test_a_type_counts_only_where_it_is_annotated(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = [sentence.restrict(["PER"]) for sentence in read_sentences(toy.data / "test.jsonl")]
+    write_sentences(tmp_path / "half.jsonl", half)
+    assert main(["evaluate", str(model_folder), str(tmp_path / "half.jsonl")]) == 0
+    captured = capsys.readouterr()
+    assert "LOC" not in captured.out
+    assert "not scored, not annotated in the data: LOC" in captured.err
+    report = evaluate(capsys, model_folder, tmp_path / "half.jsonl")
+    whole = evaluate(capsys, model_folder, toy.data / "test.jsonl")
+    assert report["types"] == {"PER": whole["types"]["PER"]}  # type: ignore[index]
+
+
+def test_types_that_the_model_does_not_know_are_named(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sentences(tmp_path / "more.jsonl", toy_sentences(20, types=("PER", "ORG")))
+    assert main(["evaluate", str(model_folder), str(tmp_path / "more.jsonl")]) == 0
+    captured = capsys.readouterr()
+    assert "ORG" not in captured.out
+    assert "not scored, unknown to the model: ORG" in captured.err
+
+
+def test_data_of_other_types_are_refused(toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(model_folder), str(toy.orgs)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "is not annotated for PER, LOC; it has ORG" in captured.err

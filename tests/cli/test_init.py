@@ -1,0 +1,57 @@
+"""`ner-cl init`."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ner_cl.cli.app import main
+from ner_cl.config import Config, load_config
+from tests.cli.conftest import Toy
+
+
+@pytest.mark.parametrize("head", ["extendner", "addner"])
+def test_the_file_says_the_defaults(head: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert main(["init", str(path), "--head", head]) == 0
+    config = load_config(path, environment={})
+    bare = Config.model_validate({"stream": config.stream, "head": {"name": head}, "output": "runs/mine"})
+    distill = [{"name": "distill"}]
+    assert config == bare.model_copy(update={"strategies": Config(stream=config.stream, strategies=distill).strategies})  # type: ignore[arg-type]
+
+
+def test_the_file_can_be_trained_from(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = toy.data.parent / "started.yaml"
+    assert main(["init", str(path)]) == 0
+    assert main(["train", str(path), "--dry-run", "--set", "stream.steps=[[PER], [LOC]]"]) == 0
+    assert "step  types" in capsys.readouterr().out
+
+
+def test_a_pinned_stream_is_taken_by_name_or_by_file(
+    toy: Toy, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "a.yaml", "--stream", "wnut17"]) == 0
+    file = repository / "configs" / "streams" / "wnut17.yaml"
+    assert Path(yaml.safe_load(Path("a.yaml").read_text())["stream"]["file"]).samefile(file)
+    assert main(["init", "b.yaml", "--stream", str(file)]) == 0
+    assert load_config("b.yaml").stream == load_config("a.yaml").stream
+    assert main(["init", "c.yaml", "--stream", "wnut71"]) == 2
+    assert "did you mean 'wnut17'" in capsys.readouterr().err
+    assert not Path("c.yaml").exists()
+
+
+def test_a_file_is_replaced_only_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("mine")
+    assert main(["init", str(path)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+    assert main(["init", str(path), "--force"]) == 0
+    assert path.read_text() != "mine"
+
+
+def test_an_unknown_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "x.yaml"), "--head", "extendnr"]) == 2
+    assert "did you mean 'extendner'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,112 @@
+"""`ner-cl learn`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ner_cl.cli.app import main
+from ner_cl.model.store import load_model
+from tests.cli.conftest import Toy
+
+QUICK = ["--set", "training.batch_tokens=64", "--set", "training.epochs=2", "--set", "training.optimizer.lr=3e-3"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_learns_a_type_and_stays_what_it_was(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "tagger"
+    shutil.copytree(model_folder, model)
+    before = files(model)
+    dev = str(toy.data / "test.jsonl")
+    assert main(["learn", str(toy.orgs), "--model", str(model), "--types", "ORG", "--dev", dev, *QUICK]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].split() == ["type", "before", "after", "change", "measured"]
+    assert [line.split()[0] for line in lines[1:]] == ["PER", "LOC", "ORG"]
+    assert lines[1].endswith("gold")
+    assert "step 3 (ORG): 60 sentences" in captured.err
+    assert files(model) == before
+    grown = load_model(tmp_path / "tagger-step3")
+    assert grown.types == ("PER", "LOC", "ORG")
+    assert grown.history[-1]["types"] == ["ORG"]
+
+
+def test_json_says_what_the_table_says(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new"
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(output), *QUICK]
+    assert main(["-q", *words, "--json", "--strategies", "[{name: distill, temperature: 3}]"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    result = json.loads(captured.out)
+    assert (result["model"], result["step"]) == (str(output), 3)
+    assert [(row["type"], row["measured"]) for row in result["types"]] == [
+        ("PER", "agreement"),
+        ("LOC", "agreement"),
+        ("ORG", "gold"),
+    ]
+    (record,) = load_model(output).history[2:]
+    assert record["strategies"][0]["temperature"] == 3.0
+
+
+def test_the_gate_keeps_a_forgetful_model_from_being_saved(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--strategies", "finetune"]
+    dev = ["--dev", str(toy.data / "test.jsonl"), "--output", str(tmp_path / "new"), "--max-drop", "0.2"]
+    assert main([*words, *dev, *QUICK, "--set", "training.epochs=5"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("type")
+    assert "the model is not published" in captured.err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("head", ["extendner", "addner"])
+def test_a_new_model_starts_on_an_encoder(
+    head: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["learn", str(toy.orgs), "--encoder", str(toy.encoder), "--head", head, "--types", "ORG", *QUICK]
+    assert main(words) == 2
+    assert "--output" in capsys.readouterr().err
+    assert main([*words, "--output", str(tmp_path / "deep" / "new")]) == 0
+    model = load_model(tmp_path / "deep" / "new")
+    assert (model.types, model.head.options.name) == (("ORG",), head)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--model"),
+        (["--encoder", "x", "--head", "addnr", "--output", "y"], "did you mean 'addner'"),
+        (["--model", "MODEL", "--head", "addner"], "leave --encoder and --head out"),
+        (["--model", "MODEL", "--set", "seed=3"], "training"),
+        (["--model", "MODEL", "--set", "training.epochs"], "training.key=value"),
+        (["--model", "MODEL", "--set", "training.epoch=3"], "did you mean 'epochs'"),
+        (["--model", "MODEL", "--set", "training.epochs=0"], "epochs"),
+        (["--model", "MODEL", "--set", "training.epochs=[3"], "not valid YAML"),
+        (["--model", "MODEL", "--set", "training.optimizer=3", "--set", "training.optimizer.lr=3"], "optimizer"),
+        (["--model", "MODEL", "--strategies", "destill"], "did you mean 'distill'"),
+        (["--model", "MODEL", "--strategies", "joint"], "earlier steps"),
+        (["--model", "MODEL", "--strategies", "[finetune, distill]"], "both say how old types are held"),
+        (["--model", "MODEL", "--output", "DATA"], "not a model folder"),
+        (["--model", "MODEL", "--output", "/dev/null/x"], "nothing can be written"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(
+    words: list[str], said: str, toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"MODEL": str(model_folder), "DATA": str(toy.data)}
+    before = files(model_folder.parent)
+    assert main(["-q", "learn", str(toy.orgs), "--types", "ORG", *(names.get(word, word) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert said in line
+    assert files(model_folder.parent) == before

@@ -1,0 +1,68 @@
+"""What training says while it runs."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+import ner_cl.cli.progress
+from ner_cl.cli.progress import line_of, progress
+from ner_cl.train.events import EpochDone, Event, Resumed, RunDone, StepDone, StepStarted, UpdateDone
+
+EVENTS: list[Event] = [
+    StepStarted(step=2, types=("LOC",), sentences=10, words=50, updates=2, epochs=3),
+    Resumed(step=2, epoch=2, update=1),
+    UpdateDone(step=2, epoch=2, update=2, losses={"kd": 0.25, "ce": 0.5}),
+    UpdateDone(step=2, epoch=2, update=2, losses={"ce": 0.5}, skipped=True),
+    EpochDone(step=2, epoch=2, losses={"kd": 0.25, "ce": 0.5}, score=0.812, best=True, seconds=1.0, sentences=10),
+    StepDone(
+        step=2,
+        types=("LOC",),
+        best_epoch=2,
+        micro_f1=0.8,
+        macro_f1=None,
+        f1={"PER": 0.75, "LOC": None},
+        train_seconds=1.0,
+        seconds=2.0,
+        sentences_per_second=10.0,
+    ),
+    RunDone(metrics={}, seconds=3.0),
+]
+LINES = [
+    "step 2 (LOC): 10 sentences, 50 words, 2 updates an epoch, at most 3 epochs",
+    "step 2 goes on in epoch 2 after update 1",
+    None,
+    "step 2 epoch 2: update 2 skipped, its gradient is not finite",
+    "step 2 epoch 2: ce 0.5000 kd 0.2500, dev F1 81.2, best so far",
+    "step 2 done in 2 s: micro F1 80.0, macro F1 - (PER 75.0, LOC -)",
+    "all steps done in 3 s",
+]
+
+
+def test_every_event_is_one_line_or_none() -> None:
+    assert [line_of(event) for event in EVENTS] == LINES
+
+
+def test_elsewhere_than_on_a_terminal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    ner_cl.cli.progress.talk.quiet = False
+    with progress() as show:
+        for event in EVENTS:
+            show(event)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [line for line in LINES if line]
+
+
+@pytest.mark.parametrize("steps", [None, 1, 2])
+def test_on_a_terminal_there_are_bars(steps: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120, highlight=False)
+    monkeypatch.setattr(ner_cl.cli.progress, "talk", terminal)
+    with progress(steps) as show:
+        for event in EVENTS:
+            show(event)
+    shown = screen.getvalue()
+    assert "step 2 (LOC)" in shown
+    assert "epoch 2  loss 0.500" in shown
+    assert "step 2 done in 2 s" in shown
+    assert "4/6" in shown or "5/6" in shown

@@ -1,0 +1,144 @@
+"""`ner-cl train`."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ner_cl.cli.app import main
+from ner_cl.evaluate.matrix import Matrix, render
+from ner_cl.model.ner_model import NerModel
+from tests.cli.conftest import Toy
+
+
+def test_a_run_prints_its_matrix_and_keeps_everything(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    words = ["train", str(toy.config), "--output", str(output), "--set", "training.epochs=2"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    matrix = Matrix.load(output)
+    assert captured.out == render(matrix) + "\n"
+    assert [len(row or ()) for row in matrix.counts] == [1, 2]
+    for line in ("step 1 (PER): 100 sentences", "step 2 epoch 2: ce ", "step 2 done in ", f"everything is in {output}"):
+        assert line in captured.err
+    assert {"01", "02"} == {path.name for path in (output / "steps").iterdir()}
+
+    assert main(words) == 2
+    assert "use --resume" in capsys.readouterr().err
+
+    assert main([*words, "--resume", "--json", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert json.loads(captured.out) == {"output": str(output), **matrix.to_dict()}
+
+    assert main([*words, "--resume", "--set", "seed=14"]) == 2
+    assert "written by another configuration" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run_and_one_of_them_talks(toy: Toy, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    options = ["--mixed_precision=no", "--dynamo_backend=no", "-m", "ner_cl", "train", str(toy.config)]
+    settings = ["--output", str(output), "--set", "training.epochs=1"]
+    command = [sys.executable, *launch, *options, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == render(Matrix.load(output)) + "\n"
+    assert [line.split(":")[0] for line in done.stderr.splitlines() if " epoch " in line] == [
+        "step 1 epoch 1",
+        "step 2 epoch 1",
+    ]
+
+
+def test_the_toy_types_are_learned(run_folder: Path) -> None:
+    first, last = Matrix.load(run_folder).micro_f1
+    assert first is not None
+    assert last is not None
+    assert first > 0.9
+    assert last > 0.9
+
+
+def test_a_dry_run_describes_and_writes_nothing(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", str(toy.config), "--output", str(tmp_path / "run"), "--dry-run"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "strategies distill" in captured.out
+    assert main([*words, "--json"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert [(step["types"], step["sentences"], step["dev_sentences"]) for step in description["steps"]] == [
+        (["PER"], 100, 20),
+        (["LOC"], 100, 20),
+    ]
+    assert all(step["mentions"][type_] > 50 for step in description["steps"] for type_ in step["types"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strategies", ["[finetune, joint]", "[{name: distill, temprature: 2}]", "[destill]"])
+def test_a_dry_run_refuses_wrong_strategies(strategies: str, toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(toy.config), "--dry-run", "--set", f"strategies={strategies}"]) == 2
+    assert "strategies" in capsys.readouterr().err
+
+
+def test_the_gate_ends_a_run_that_forgets(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    settings = ["--set", "strategies=[finetune]", "--set", "training.epochs=4"]
+    assert main(["train", str(toy.config), "--output", str(output), "--max-drop", "0.1", *settings]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == render(Matrix.load(output)) + "\n"
+    assert "step 2: F1 of PER fell by" in captured.err.splitlines()[-1]
+    assert [path.name for path in (output / "steps").iterdir()] == ["01"]
+
+
+def test_seeds_give_a_run_each_and_their_mean(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-q", "train", str(toy.config), "--output", str(tmp_path), "--seeds", "1,2", "--set", "training.epochs=1"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    runs = [Matrix.load(tmp_path / f"seed-{seed}").metrics for seed in (1, 2)]
+    assert [result["seeds"]["1"], result["seeds"]["2"]] == runs
+    for key in ("final/micro_f1", "final/macro_f1", "forgetting/max_drop"):
+        values = [run[key] for run in runs]
+        assert result["mean"][key] == pytest.approx(statistics.mean(values))  # type: ignore[type-var]
+        assert result["sd"][key] == pytest.approx(statistics.stdev(values))  # type: ignore[type-var]
+    assert main([*words, "--resume"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["×", "100", "seed", "1", "seed", "2", "mean", "sd"]
+    assert table[-1].startswith("forgetting")
+
+
+@pytest.mark.parametrize("seeds", ["1,1", "1,,2", "one", "-1"])
+def test_wrong_seeds_are_refused(seeds: str, toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(toy.config), "--seeds", seeds]) == 2
+    assert "--seeds" in capsys.readouterr().err
+
+
+def test_a_run_interrupted_before_it_began_leaves_nothing(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NerModel, "from_options", interrupt)
+    assert main(["train", str(toy.config), "--output", str(tmp_path / "run")]) == 130
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.splitlines()[-1] == "ner-cl: error: interrupted"
+
+
+def test_a_run_interrupted_in_its_course_can_go_on(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["train", str(toy.config), "--output", str(tmp_path / "run"), "--set", "training.epochs=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(NerModel, "save", interrupt)
+        assert main(words) == 130
+    assert "--resume goes on with" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert len(Matrix.load(tmp_path / "run").counts) == 2

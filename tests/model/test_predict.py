@@ -1,0 +1,291 @@
+"""Prediction: offsets that fit the text, the same answers however texts are batched and cut, and odd texts."""
+
+import itertools
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ner_cl.data.words import split_words
+from ner_cl.errors import ModelError
+from ner_cl.model.decode import span_log_probability
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import emissions_of, predict_sentences, score_sentences
+from ner_cl.types import Entity, Sentence, Span
+from tests.tiny import SENTENCES, TOY_WORDS, tiny_encoder, tiny_model, toy_sentences, trained_model
+
+BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TEXTS = st.lists(
+    st.one_of(st.text(max_size=30), st.lists(st.sampled_from(TOY_WORDS), max_size=12).map(" ".join)), max_size=8
+)
+TEXT = "Ada Smith visited Rome North and Bob saw Oslo ."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"), positions=512)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> dict[str, NerModel]:
+    """Models that have really learned PER in step 1 and LOC in step 2."""
+    return {head: trained_model(folder, head) for head in ("addner", "extendner")}
+
+
+def rebuilt(model: NerModel, folder: Path, *, max_pieces: int, window_overlap: int = 0) -> NerModel:
+    """The same weights behind other windows."""
+    other = tiny_model(
+        folder, model.head.options, steps=model.tagset.steps, max_pieces=max_pieces, window_overlap=window_overlap
+    )
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def sentence_logits(model: NerModel, sentences: list[Sentence], *, batch_tokens: int = 4096) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    encoded = model.encode(sentences)
+    for indices, emissions in emissions_of(model, encoded, batch_tokens=batch_tokens, precision="fp32"):
+        for index, row, mask in zip(indices, emissions.flat(), emissions.word_mask, strict=True):
+            assert index not in found
+            found[index] = row[mask]
+    assert sorted(found) == list(range(len(sentences)))
+    return [found[index] for index in range(len(sentences))]
+
+
+# --- what comes back
+
+
+@BOTH
+def test_entities_of_a_text(models: dict[str, NerModel], head: str) -> None:
+    entities = models[head].predict(TEXT)
+    assert isinstance(entities, list)
+    assert [(entity.text, entity.type, entity.step) for entity in entities] == [
+        ("Ada Smith", "PER", 1),
+        ("Rome North", "LOC", 2),
+        ("Bob", "PER", 1),
+        ("Oslo", "LOC", 2),
+    ]
+    assert all(isinstance(entity, Entity) and 0.5 < entity.score <= 1 for entity in entities)
+
+
+@BOTH
+@given(texts=TEXTS)
+@PROPERTY
+def test_offsets_reproduce_the_text_for_any_text(models: dict[str, NerModel], head: str, texts: list[str]) -> None:
+    model = models[head]
+    for text, entities in zip(texts, model.predict(texts, precision="fp32"), strict=True):
+        borders = split_words(text)
+        for entity in entities:
+            assert text[entity.start : entity.end] == entity.text
+            assert entity.start in [start for start, _ in borders]
+            assert entity.end in [end for _, end in borders]
+            assert 0 <= entity.score <= 1
+            assert model.tagset.step_of(entity.type) == entity.step
+        assert all(before.end <= after.start for before, after in itertools.pairwise(entities))
+
+
+@BOTH
+def test_offsets_count_code_points_of_the_text_as_it_is(models: dict[str, NerModel], head: str) -> None:
+    plain = "Ada met Bob 🙂 at Rome 🇫🇷 ."
+    spaced = "\ufeff Ada\u00a0\u00a0met\u200b Bob 🙂\n\n at Rome\t🇫🇷 ."
+    (starts, ends), (moved_starts, moved_ends) = (zip(*split_words(text), strict=True) for text in (plain, spaced))
+    expected = [
+        (moved_starts[starts.index(e.start)], moved_ends[ends.index(e.end)], e.type, e.score)
+        for e in models[head].predict(plain)
+    ]
+    assert len(expected) > 1
+    assert [(e.start, e.end, e.type, e.score) for e in models[head].predict(spaced)] == expected
+
+
+@BOTH
+def test_one_text_gives_a_list_and_many_an_iterator_in_order(models: dict[str, NerModel], head: str) -> None:
+    model = models[head]
+    texts = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=8)] + ["", TEXT]
+    alone = [model.predict(text, precision="fp32") for text in texts]
+    together = model.predict(texts, precision="fp32", batch_tokens=64)
+    assert isinstance(together, Iterator)
+    for one, other in zip(alone, together, strict=True):
+        assert [(e.start, e.end, e.type) for e in one] == [(e.start, e.end, e.type) for e in other]
+        assert [e.score for e in one] == pytest.approx([e.score for e in other], abs=1e-4)
+    assert any(alone)
+
+
+def test_an_endless_stream_is_read_bit_by_bit(models: dict[str, NerModel]) -> None:
+    found = models["extendner"].predict(TEXT if number % 2 else "the report" for number in itertools.count())
+    assert [len(entities) for entities in itertools.islice(found, 1500)] == [0, 4] * 750  # over the border of a chunk
+
+
+def test_no_texts_give_nothing(models: dict[str, NerModel]) -> None:
+    assert list(models["extendner"].predict([])) == []
+
+
+@BOTH
+def test_min_score_leaves_out_what_is_below(models: dict[str, NerModel], head: str) -> None:
+    model = models[head]
+    text = "Ada Smith near Rome at Acme Bank with Jones and Lagos"
+    everything = model.predict(text, precision="fp32")
+    scores = sorted(entity.score for entity in everything)
+    assert len(set(scores)) > 2
+    for threshold in (0.0, scores[0], scores[1], scores[-1], 1.1):
+        kept = model.predict(text, min_score=threshold, precision="fp32")
+        assert kept == [entity for entity in everything if entity.score >= threshold]
+
+
+@BOTH
+def test_types_are_asked_for_by_name(models: dict[str, NerModel], head: str) -> None:
+    model = models[head]
+    assert {entity.type for entity in model.predict(TEXT, types=["LOC"])} == {"LOC"}
+    assert len(model.predict(TEXT, types=("LOC", "PER"))) == 4
+    assert model.predict(TEXT, types=[]) == []
+    with pytest.raises(ModelError, match="unknown type GPE; this model knows PER, LOC"):
+        model.predict([TEXT], types=["GPE"])
+
+
+def test_addner_modules_that_are_not_asked_do_not_matter(models: dict[str, NerModel], folder: Path) -> None:
+    """Asking for the types of one step gives what the model of that step alone says."""
+    both = models["addner"]
+    alone = tiny_model(folder, "addner", steps=[["PER"]])
+    alone.load_state_dict({k: v for k, v in both.state_dict().items() if not k.startswith("head.blocks.1")})
+    texts = [" ".join(sentence.words) for sentence in toy_sentences(30, seed=9)]
+    assert list(both.predict(texts, types=["PER"])) == list(alone.predict(texts))
+
+
+# --- odd texts
+
+
+@BOTH
+@pytest.mark.parametrize("text", ["", " ", "\n\t \n", "\u200b\u200d\ufeff", "\x00\x08"])
+def test_a_text_that_shows_nothing_has_no_entities(models: dict[str, NerModel], head: str, text: str) -> None:
+    assert models[head].predict(text) == []
+    assert list(models[head].predict([text, TEXT, text])) == [[], models[head].predict(TEXT), []]
+
+
+@BOTH
+@pytest.mark.parametrize("word", ["a" * 100_000, "\u0301" * 50_000, "7" * 101])
+def test_a_huge_word_is_one_unknown_word(models: dict[str, NerModel], head: str, word: str) -> None:
+    short, long = (f"Ada met Bob and {unknown} in Rome ." for unknown in ("é", word))
+    found = models[head].predict(long, precision="fp32")
+    assert all(long[e.start : e.end] == e.text for e in found)
+    shift = len(word) - 1
+    expected = [
+        (e.start + shift * (e.start > 16), e.end + shift * (e.end > 16), e.type, e.score)
+        for e in models[head].predict(short, precision="fp32")
+    ]
+    assert [(e.start, e.end, e.type, e.score) for e in found] == expected
+    assert expected
+
+
+def test_scoring_many_spans_of_a_long_document_takes_little_memory() -> None:
+    """A table of spans by words would take 800 MB here."""
+    log_probs = torch.randn(1, 10_000, 3).log_softmax(-1)
+    places = torch.arange(10_000)
+    spans = torch.stack([torch.zeros_like(places), places, places + 1, torch.zeros_like(places)], dim=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scores = span_log_probability(log_probs, torch.ones(1, 10_000, dtype=torch.bool), spans)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert (scores < 0).all()
+
+
+# --- batches and windows
+
+
+@BOTH
+@pytest.mark.parametrize("batch_tokens", [16, 100, 4096])
+def test_logits_do_not_depend_on_the_batch(
+    models: dict[str, NerModel], head: str, batch_tokens: int, folder: Path
+) -> None:
+    """Sentences that fit and sentences in several windows, in one list."""
+    model = rebuilt(models[head], folder, max_pieces=14, window_overlap=4)
+    sentences = [*toy_sentences(30, seed=5), *SENTENCES, Sentence(()), Sentence(("the", "Ada") * 20)]
+    assert len(model.encode(sentences)) > len(sentences)
+    together = sentence_logits(model, sentences, batch_tokens=batch_tokens)
+    for sentence, found in zip(sentences, together, strict=True):
+        [alone] = sentence_logits(model, [sentence])
+        assert len(found) == len(sentence.words)
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
+
+
+@BOTH
+def test_a_sentence_that_fits_does_not_feel_the_window(models: dict[str, NerModel], head: str, folder: Path) -> None:
+    sentences = list(toy_sentences(20, seed=6))
+    wide = sentence_logits(rebuilt(models[head], folder, max_pieces=512, window_overlap=64), sentences)
+    tight = sentence_logits(rebuilt(models[head], folder, max_pieces=64, window_overlap=16), sentences)
+    assert all(torch.equal(one, other) for one, other in zip(wide, tight, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize(("max_pieces", "overlap"), [(8, 0), (12, 5), (30, 10), (64, 31)])
+def test_windows_join_to_the_whole_where_context_plays_no_part(
+    models: dict[str, NerModel], head: str, max_pieces: int, overlap: int, folder: Path
+) -> None:
+    """Without attention and positions a word's logits depend on its first piece only: any misplaced word would show."""
+    whole = rebuilt(models[head], folder, max_pieces=512, window_overlap=64)
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            if "attention.output.dense" in name or "position_embeddings" in name:
+                parameter.zero_()
+    windowed = rebuilt(whole, folder, max_pieces=max_pieces, window_overlap=overlap)
+    words = [word for sentence in toy_sentences(30, seed=7) for word in sentence.words]
+    document = [Sentence(tuple(words[:300])), Sentence(tuple(words[300:310]))]
+    assert len(whole.encode(document)) == 2
+    assert len(windowed.encode(document)) > 5
+    for one, other in zip(sentence_logits(whole, document), sentence_logits(windowed, document), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert predict_sentences(whole, document) == predict_sentences(windowed, document)
+
+
+@BOTH
+def test_a_long_document_reads_in_windows_much_as_it_does_whole(
+    models: dict[str, NerModel], head: str, folder: Path
+) -> None:
+    """Less context changes what a toy model says of 5 words in 100, at most; positions it never saw are left out."""
+    whole = rebuilt(models[head], folder, max_pieces=128, window_overlap=32)
+    with torch.no_grad():
+        whole.encoder.backbone.embeddings.position_embeddings.weight.zero_()
+    windowed = rebuilt(whole, folder, max_pieces=66, window_overlap=32)
+    words = [word for sentence in toy_sentences(14, seed=7) for word in sentence.words][:100]
+    document = [Sentence(tuple(words))]
+    assert (len(whole.encode(document)), len(windowed.encode(document))) == (1, 3)
+    spans = [predict_sentences(model, document, precision="fp32")[0] for model in (whole, windowed)]
+    tags, same = (whole.tagset.encode(found, 100) for found in spans)
+    assert sum(tag > 0 for tag in tags) > 10
+    assert sum(tag != other for tag, other in zip(tags, same, strict=True)) <= 5
+
+
+# --- sentences
+
+
+@BOTH
+def test_scored_spans_are_the_predicted_spans(models: dict[str, NerModel], head: str) -> None:
+    model = models[head]
+    sentences = [*toy_sentences(25, seed=11), Sentence(()), *SENTENCES]
+    spans = predict_sentences(model, sentences, precision="fp32")
+    scored = score_sentences(model, sentences, precision="fp32")
+    assert [[item.span for item in row] for row in scored] == spans
+    assert all(0 <= item.score <= 1 for row in scored for item in row)
+    assert spans[25] == []
+    assert spans[26] == [Span(0, 2, "PER"), Span(3, 4, "LOC")]
+    assert predict_sentences(model, []) == []
+
+
+def test_predicting_leaves_the_mode_of_the_model_alone(models: dict[str, NerModel]) -> None:
+    model = models["extendner"]
+    before = model.predict(TEXT, precision="fp32")
+    model.train()
+    assert model.predict(TEXT, precision="fp32") == before  # dropout is off meanwhile
+    assert model.training
+    model.eval()
+    assert model.predict(TEXT, precision="fp32") == before
+    assert not model.training
+
+
+def test_predictions_carry_no_graph(models: dict[str, NerModel]) -> None:
+    model = models["addner"]
+    for _, emissions in emissions_of(model, model.encode(SENTENCES)):
+        assert not any(block.requires_grad for block in emissions.blocks)

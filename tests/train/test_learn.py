@@ -1,0 +1,203 @@
+"""The everyday verb: one more step on a model that exists."""
+
+from pathlib import Path
+
+import pytest
+
+import ner_cl
+from ner_cl.config import OptimizerOptions
+from ner_cl.data.writers import write_sentences
+from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
+from ner_cl.train.events import StepStarted
+from ner_cl.train.learn import LearnResult, TypeChange
+from ner_cl.types import Sentence
+from tests.tiny import toy_sentences
+from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, learn_all, learner_of, same_weights, toy_encoder, weights_of
+
+BOTH = toy_sentences(120, seed=40, types=("PER", "LOC"))
+DEV = toy_sentences(40, seed=41, types=("PER", "LOC"))
+NEW = [sentence.restrict({"LOC"}) for sentence in BOTH]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_encoder(tmp_path_factory.mktemp("encoder"), hidden=64)
+
+
+@pytest.fixture(scope="module")
+def old_model(encoder: Path) -> NerModel:
+    """Knows PER, well."""
+    from tests.tiny import toy_stream
+
+    learner = learner_of(encoder, training=GOOD_TRAINING)
+    list(learner.learn_step(toy_stream().steps[0]))
+    return learner.model.eval()
+
+
+@pytest.fixture(scope="module")
+def learned(old_model: NerModel) -> LearnResult:
+    return ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training=GOOD_TRAINING)
+
+
+def test_the_new_model_knows_more_and_the_old_one_is_unchanged(encoder: Path, old_model: NerModel) -> None:
+    before, state = weights_of(old_model), (list(old_model.history), dict(old_model.metrics), old_model.types)
+    result = ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training=SHORT_TRAINING)
+    assert same_weights(old_model, before)
+    assert (old_model.history, old_model.metrics, old_model.types) == state
+    assert all(p.requires_grad and p.grad is None for p in old_model.parameters())
+    assert result.model is not old_model
+    assert result.model.types == ("PER", "LOC")
+    assert not result.model.training
+
+
+def test_old_and_new_types_are_measured_on_gold_where_there_is_gold(old_model: NerModel, learned: LearnResult) -> None:
+    from ner_cl.evaluate.counts import count_spans
+
+    old, new = learned.changes
+    assert (old.type, old.measured, new.type, new.before, new.measured) == ("PER", "gold", "LOC", None, "gold")
+    before = count_spans(DEV, predict_sentences(old_model, DEV, precision="fp32"), ["PER"])
+    after = count_spans(DEV, predict_sentences(learned.model, DEV, precision="fp32"), ["PER", "LOC"])
+    assert old.before == before["PER"].f1
+    assert (old.after, new.after) == (after["PER"].f1, after["LOC"].f1)
+    assert new.after is not None
+    assert new.after > 0.8
+    assert old.drop == old.before - old.after < 0.1
+    assert learned.largest_drop == old
+
+
+def test_without_old_annotation_the_model_before_is_the_measure(old_model: NerModel) -> None:
+    dev = [sentence.restrict({"LOC"}) for sentence in DEV]
+    result = ner_cl.learn(old_model, NEW, types=["LOC"], dev=dev, training=GOOD_TRAINING)
+    old, new = result.changes
+    assert (old.measured, old.before, new.measured) == ("agreement", 1.0, "gold")
+    assert old.after is not None
+    assert 0.8 < old.after <= 1.0
+    assert "agreement" in result.table
+
+
+def test_the_step_is_written_into_the_models_history(learned: LearnResult, old_model: NerModel) -> None:
+    assert learned.model.history[:-1] == old_model.history
+    record = learned.model.history[-1]
+    assert (record["step"], record["types"], record["sentences"]) == (2, ["LOC"], len(NEW))
+    assert record["f1_after"] == {change.type: change.after for change in learned.changes}
+    assert record["measured"] == {"PER": "gold", "LOC": "gold"}
+    assert record["strategies"][0]["name"] == "distill"
+
+
+def test_a_tenth_is_held_back_where_no_dev_sentences_are_given(old_model: NerModel) -> None:
+    started = []
+
+    def receive(event: object) -> None:
+        if isinstance(event, StepStarted):
+            started.append(event.sentences)
+
+    result = ner_cl.learn(old_model, NEW, types=["LOC"], training=SHORT_TRAINING, on_event=receive)
+    assert started == [108]
+    assert result.changes[0].measured == "agreement"
+    ner_cl.learn(old_model, NEW[:30], types=["LOC"], training=SHORT_TRAINING, on_event=receive)
+    assert started[1:] == [20]  # a handful of sentences would tell nothing
+
+
+def test_only_the_new_types_are_looked_at(old_model: NerModel) -> None:
+    """Sentences that are annotated for old types too teach nothing more: the old annotation is hidden."""
+    models = [
+        ner_cl.learn(old_model, data, types=["LOC"], dev=[s.restrict({"LOC"}) for s in DEV], training=SHORT_TRAINING).model
+        for data in (BOTH, NEW)
+    ]
+    assert same_weights(*models)
+
+
+def test_learning_from_files_is_learning_from_sentences(old_model: NerModel, tmp_path: Path) -> None:
+    train, dev = tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
+    write_sentences(train, NEW)
+    write_sentences(dev, DEV)
+    by_file = ner_cl.learn(old_model, train, types=["LOC"], dev=str(dev), training=SHORT_TRAINING)
+    by_value = ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training=SHORT_TRAINING)
+    assert same_weights(by_file.model, by_value.model)
+    assert by_file.changes == by_value.changes
+    again = ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training=SHORT_TRAINING, seed=14)
+    assert not same_weights(again.model, by_value.model)
+
+
+def test_learning_goes_on_from_a_saved_model(learned: LearnResult, tmp_path: Path) -> None:
+    learned.model.save(tmp_path / "two")
+    third = toy_sentences(60, seed=42, types=("ORG",))
+    results = [
+        ner_cl.learn(model, third, types=["ORG"], training=SHORT_TRAINING)
+        for model in (learned.model, ner_cl.load(tmp_path / "two"))
+    ]
+    assert same_weights(results[0].model, results[1].model)
+    assert results[0].model.types == ("PER", "LOC", "ORG")
+    assert [record["step"] for record in results[1].model.history] == [r["step"] for r in learned.model.history] + [3]
+    assert [change.measured for change in results[0].changes] == ["agreement", "agreement", "gold"]
+
+
+def test_a_model_that_knows_nothing_learns_its_first_types(encoder: Path) -> None:
+    from tests.tiny import tiny_model
+
+    result = ner_cl.learn(tiny_model(encoder), BOTH, types=["LOC", "PER"], training=SHORT_TRAINING)
+    assert result.model.types == ("LOC", "PER")
+    assert [change.before for change in result.changes] == [None, None]
+    assert result.largest_drop is None
+    result.check(0.0)
+
+
+def test_the_gate_names_the_type_that_fell_most(learned: LearnResult, old_model: NerModel) -> None:
+    changes = (
+        TypeChange("PER", 0.9, 0.85, "gold"),
+        TypeChange("ORG", 0.8, None, "agreement"),
+        TypeChange("LOC", None, 0.3, "gold"),
+    )
+    result = LearnResult(learned.model, changes)
+    with pytest.raises(CheckFailed, match=r"ORG fell by 80.0 points of F1 \(agreement\), more than the 10.0 allowed"):
+        result.check(0.1)
+    result.check(0.8)
+    lines = result.table.splitlines()
+    assert lines[0].split() == ["type", "before", "after", "change", "measured"]
+    assert lines[1].split() == ["PER", "90.0", "85.0", "-5.0", "gold"]
+    assert lines[2].split() == ["ORG", "80.0", "-", "agreement"]
+    assert lines[3].split() == ["LOC", "new", "30.0", "gold"]
+
+
+def test_what_cannot_be_learned_is_refused_with_a_reason(old_model: NerModel, learned: LearnResult) -> None:
+    with pytest.raises(DataError, match=r"no sentence mentions LOCATION; the data have LOC|did you mean 'LOC'"):
+        ner_cl.learn(old_model, NEW, types=["LOCATION"])
+    with pytest.raises(ModelError, match="PER"):
+        ner_cl.learn(old_model, BOTH, types=["PER"])
+    with pytest.raises(ModelError, match="LOC"):
+        ner_cl.learn(learned.model, NEW, types=["LOC"])
+    with pytest.raises(ModelError, match="LOC"):
+        ner_cl.learn(old_model, NEW, types=["LOC", "LOC"])
+    for types in ("LOC", [], ()):
+        with pytest.raises(ConfigError, match="types: give a list of new types"):
+            ner_cl.learn(old_model, NEW, types=types)
+    with pytest.raises(DataError, match="there are no training sentences"):
+        ner_cl.learn(old_model, [], types=["LOC"])
+    with pytest.raises(DataError, match="no sentence mentions LOC"):
+        ner_cl.learn(old_model, [Sentence(("Rome",), (), frozenset({"LOC"}))], types=["LOC"])
+    with pytest.raises(ConfigError, match="strategies: joint needs the data of earlier steps"):
+        ner_cl.learn(old_model, NEW, types=["LOC"], strategies=["joint"])
+    with pytest.raises(ConfigError, match="strategies: .*unknown strategy 'distil', did you mean 'distill'"):
+        ner_cl.learn(old_model, NEW, types=["LOC"], strategies=["distil"])
+
+
+def test_a_high_rate_that_explodes_is_told_and_leaves_the_model(old_model: NerModel) -> None:
+    before = weights_of(old_model)
+    wild = SHORT_TRAINING.model_copy(update={"optimizer": OptimizerOptions(name="sgd", lr=1e30, head_lr=1e30, clip=0)})
+    with pytest.raises(ner_cl.TrainingError, match="the loss is not finite"):
+        ner_cl.learn(old_model, NEW, types=["LOC"], training=wild)
+    assert same_weights(old_model, before)
+
+
+def test_two_steps_by_learn_are_two_steps_of_a_learner(encoder: Path) -> None:
+    from tests.tiny import tiny_model, toy_stream
+
+    stream = toy_stream(train=60)
+    learner = learner_of(encoder)
+    learn_all(learner, stream)
+    model = tiny_model(encoder)
+    for step in stream.steps:
+        model = ner_cl.learn(model, step.train, types=step.types, dev=step.dev, training=SHORT_TRAINING).model
+    assert same_weights(model, learner.model)

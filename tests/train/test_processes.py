@@ -1,0 +1,239 @@
+"""Real processes: killed at any moment and resumed, and two that train together."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ner_cl.evaluate.matrix import Matrix
+from ner_cl.model.store import load_model
+from ner_cl.train.run import Run, run_stream
+from tests.train.toy_runs import f1_after, run_config, run_values, step_files
+
+pytestmark = pytest.mark.slow
+
+# Imports once, then trains in a fresh process whenever a line says so: the two seconds of imports are paid once, and
+# kills fall on training, saving and evaluation, not on them. Each line is answered with the process's id.
+TRAINER = """
+import os, sys, threading
+import torch
+torch.set_num_threads(1)
+from ner_cl.config import load_config
+from ner_cl.train.run import run_stream
+config = load_config(sys.argv[1], environment={})
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            run_stream(config, resume=True)
+        except BaseException as error:
+            sys.stderr.write(repr(error) + "\\n")
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+def environment() -> dict[str, str]:
+    """Of a child process: one thread, this checkout, warnings told."""
+    root = str(Path(__file__).parents[2])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def check_published(run: Path, expected: dict[str, bytes]) -> int:
+    """Every step folder that can be seen loads and is the right one; gives how many there are."""
+    folders = sorted((run / "steps").glob("[0-9]*"))
+    for folder in folders:
+        assert load_model(folder).types
+        assert (folder / "model.safetensors").read_bytes() == expected[f"steps/{folder.name}/model.safetensors"]
+    if (run / "matrix.json").exists():
+        assert len(Matrix.load(run).counts) >= len(folders) - 1
+    with contextlib.suppress(FileNotFoundError):
+        for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines():
+            json.loads(line)
+    return len(folders)
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(home: Path) -> None:
+    changes = {"strategies": ["distill"], "training": {"checkpoint_seconds": 0, "epochs": 3, "batch_tokens": 128}}
+    whole = run_stream(run_config(home, output=str(home / "whole"), **changes))
+    expected = step_files(whole.folder)
+    run = home / "killed"
+    path = home / "killed.yaml"
+    path.write_text(yaml.safe_dump(run_values(home, output=str(run), **changes)))
+    draw = random.Random(7)
+    kills, published, status = 0, set(), -1
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    with trainer:
+        for attempt in range(60):
+            trainer.stdin.write("\n")
+            trainer.stdin.flush()
+            child = int(trainer.stdout.readline())
+            if attempt < 30:
+                # A resumed process first loads the model, then makes an update and a checkpoint every few milliseconds.
+                wait_for_progress(run, draw.choice([1, 1, 2, 3]))
+                time.sleep(draw.uniform(0, 0.08))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            status = int(trainer.stdout.readline())
+            assert os.WIFSIGNALED(status) or status == 0
+            kills += os.WIFSIGNALED(status)
+            published.add(check_published(run, expected))
+            if status == 0:
+                break
+        trainer.stdin.close()
+    assert status == 0
+    assert kills >= 6
+    assert published == {0, 1, 2}
+    assert step_files(run) == expected
+    assert (run / "matrix.csv").read_bytes() == (whole.folder / "matrix.csv").read_bytes()
+    assert not [path for path in run.glob("*/.*") if path.is_dir()]
+
+
+def wait_for_progress(run: Path, changes: int) -> None:
+    """Until the checkpoint or the steps have been replaced so many times, or two seconds are over."""
+    deadline = time.monotonic() + 2
+
+    def stamp() -> tuple[int, ...]:
+        stamps = []
+        for folder in (run / "checkpoints", run / "steps"):
+            with contextlib.suppress(FileNotFoundError):
+                stamps.append(folder.stat().st_mtime_ns)
+        return tuple(stamps)
+
+    seen = stamp()
+    while changes and time.monotonic() < deadline:
+        time.sleep(0.002)
+        if (now := stamp()) != seen:
+            seen, changes = now, changes - 1
+
+
+def test_the_command_line_resumes_what_was_killed(home: Path) -> None:
+    path = home / "command.yaml"
+    changes = {"strategies": ["distill"], "training": {"checkpoint_seconds": 0, "epochs": 3}}
+    path.write_text(yaml.safe_dump(run_values(home, output=str(home / "command"), **changes)))
+    command = [sys.executable, "-W", "error", "-m", "ner_cl", "train", str(path), "--resume", "--quiet"]
+    first = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (home / "command" / "checkpoints" / "current").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.kill()
+    assert first.wait(10) == -signal.SIGKILL
+    second = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    assert (second.returncode, second.stderr) == (0, "")
+    whole = run_stream(run_config(home, output=str(home / "command-whole"), **changes))
+    assert step_files(home / "command") == step_files(whole.folder)
+    events = [json.loads(line) for line in (home / "command" / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events].count("Resumed") == 1
+
+
+# -- two processes --------------------------------------------------------------------------------------------------
+
+TWO = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def together(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Two processes that train together; the whole group is killed if it hangs."""
+    command = [sys.executable, *TWO, "-m", "ner_cl", "train", str(path), *flags]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+# Dropout draws differ from process to process, so it is off where two processes are compared with one.
+def without_dropout(encoder: Path) -> None:
+    config = json.loads((encoder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (encoder / "config.json").write_text(json.dumps(config))
+
+
+# SGD: Adam would turn gradients that are only rounding into whole steps.
+PLAIN = {
+    "epochs": 3,
+    "batch_tokens": 128,
+    "early_stopping": {"patience": 0},
+    "optimizer": {"name": "sgd", "lr": 0.05, "head_lr": 0.5, "momentum": 0.9},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(home: Path) -> Run:
+    """What one process makes of pairs of batches."""
+    run_values(home)
+    without_dropout(home / "encoder")
+    return run_stream(run_config(home, output=str(home / "alone"), training={**PLAIN, "accumulate": 2}))
+
+
+def close_to(run: Path, other: Path) -> None:
+    assert f1_after(run) == [pytest.approx(row, abs=0.03) for row in f1_after(other)]
+    for name in ("01", "02"):
+        one, two = (load_model(folder / "steps" / name).state_dict() for folder in (run, other))
+        for key, tensor in one.items():
+            torch.testing.assert_close(tensor, two[key], rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_make_the_updates_of_one(home: Path, alone: Run) -> None:
+    path = home / "together.yaml"
+    path.write_text(yaml.safe_dump(run_values(home, output=str(home / "together"), training=PLAIN)))
+    done = together(path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("PER") == 1  # one process prints the matrix
+    assert "Warning" not in done.stderr
+    close_to(home / "together", alone.folder)
+    names = [json.loads(line)["event"] for line in (home / "together" / "events.jsonl").read_text().splitlines()]
+    assert names == [*["StepStarted", *["EpochDone"] * 3, "StepDone"] * 2, "RunDone"]
+    told = [
+        [json.loads(line)["losses"]["ce"] for line in (run / "events.jsonl").read_text().splitlines() if "losses" in line]
+        for run in (home / "together", alone.folder)
+    ]
+    assert told[0] == pytest.approx(told[1], rel=0.3)  # of its own half of the words
+    # The folder is taken: both processes say so, once.
+    refused = together(path)
+    assert refused.returncode != 0
+    assert refused.stderr.count("holds a run already") == 1
+
+
+def test_two_processes_resume(home: Path, alone: Run) -> None:
+    """Also with batches that do not go evenly into processes and accumulation."""
+    path = home / "resumed.yaml"
+    training = {**PLAIN, "checkpoint_seconds": 0}
+    path.write_text(yaml.safe_dump(run_values(home, output=str(home / "resumed"), training=training)))
+    command = [sys.executable, *TWO, "-m", "ner_cl", "train", str(path), "--quiet"]
+    process = subprocess.Popen(command, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (home / "resumed" / "checkpoints" / "current").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    done = together(path, "--resume", "--quiet")
+    assert done.returncode == 0, done.stderr
+    close_to(home / "resumed", alone.folder)
+    assert "Resumed" in (home / "resumed" / "events.jsonl").read_text()
+    assert not [path for path in (home / "resumed").glob("*/.*") if path.is_dir()]
+
+

@@ -1,0 +1,234 @@
+"""Whole runs: the folder they leave, going on after an interruption, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import ner_cl
+from ner_cl.config import parse_config
+from ner_cl.errors import CheckFailed, ConfigError, TrainingError
+from ner_cl.evaluate.matrix import Matrix
+from ner_cl.model.store import load_model, publish_folder, recover_folders
+from ner_cl.train.run import Run, run_stream
+from tests.train.toy_runs import (
+    GOOD_TRAINING,
+    Interrupted,
+    f1_after,
+    interrupt_at,
+    run_config,
+    run_values,
+    same_weights,
+    step_files,
+    toy_encoder,
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder and a corpus."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> Run:
+    """A run that nothing interrupted."""
+    return run_stream(run_config(home, output=str(home / "whole")))
+
+
+def test_a_run_leaves_everything_in_its_folder(whole: Run) -> None:
+    names = {path.name for path in whole.folder.iterdir()}
+    assert {"config.resolved.yaml", "env.json", "events.jsonl", "steps", "matrix.json", "matrix.csv"} <= names
+    assert sorted(path.name for path in (whole.folder / "steps").iterdir()) == ["01", "02"]
+    assert parse_config(yaml.safe_load((whole.folder / "config.resolved.yaml").read_text())) == whole.config
+    events = [json.loads(line)["event"] for line in (whole.folder / "events.jsonl").read_text().splitlines()]
+    assert events == [*["StepStarted", "EpochDone", "EpochDone", "StepDone"] * 2, "RunDone"]
+    assert whole.matrix == Matrix.load(whole.folder)
+    first, second = (load_model(whole.folder / "steps" / name) for name in ("01", "02"))
+    assert (first.types, second.types) == (("PER",), ("PER", "LOC"))
+    assert [record["types"] for record in second.history] == [["PER"], ["LOC"]]
+    assert second.history[0] == first.history[0]
+    assert second.history[1]["f1_before"].keys() == {"PER"}
+    assert second.history[1]["f1_after"] == whole.matrix.f1[1]
+
+
+def test_the_matrix_is_that_of_the_published_models(whole: Run, home: Path) -> None:
+    from ner_cl.evaluate.counts import count_spans
+    from ner_cl.model.predict import predict_sentences
+    from ner_cl.train.run import open_stream
+
+    stream = open_stream(whole.config)
+    for step, row in zip(stream.steps, whole.matrix.counts, strict=True):
+        model = load_model(whole.folder / "steps" / f"{step.number:02d}")
+        test = stream.test_at(step.number)
+        assert count_spans(test, predict_sentences(model, test, precision="fp32"), stream.seen(step.number)) == row
+
+
+def test_the_same_configuration_gives_the_same_bytes_and_another_seed_does_not(whole: Run, home: Path) -> None:
+    again = run_stream(run_config(home, output=str(home / "again")))
+    assert step_files(again.folder) == step_files(whole.folder)
+    other = run_stream(run_config(home, output=str(home / "other"), seed=14))
+    assert step_files(other.folder).keys() == step_files(whole.folder).keys()
+    assert step_files(other.folder) != step_files(whole.folder)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_checkpoints_change_nothing_and_are_taken_up(home: Path, optimizer: str) -> None:
+    training = {"epochs": 3, "optimizer": {"name": optimizer, "lr": 5e-3, "head_lr": 5e-2, "momentum": 0.9}}
+    without = run_stream(
+        run_config(home, output=str(home / f"{optimizer}-without"), training={**training, "checkpoint_seconds": 9999})
+    )
+    assert not (without.folder / "checkpoints").exists()
+    config = run_config(
+        home, output=str(home / f"{optimizer}-with"), training={**training, "checkpoint_seconds": 0}
+    )
+    with pytest.raises(Interrupted):
+        run_stream(config, on_event=interrupt_at(4))
+    told: list[object] = []
+    resumed = run_stream(config, resume=True, on_event=told.append)
+    # The update that was interrupted is the one that no checkpoint holds yet.
+    assert [(type(e).__name__, e.epoch, e.update) for e in told[1:3]] == [("Resumed", 2, 1), ("UpdateDone", 2, 2)]
+    assert step_files(resumed.folder) == step_files(without.folder)
+
+
+def test_the_checkpoint_of_another_step_or_seed_is_not_taken(home: Path, whole: Run) -> None:
+    training = {"checkpoint_seconds": 0}
+    stopped = run_config(home, output=str(home / "seeded"), seed=99, training=training)
+    with pytest.raises(Interrupted):
+        run_stream(stopped, on_event=interrupt_at(3))
+    config = run_config(home, output=str(home / "unseeded"), training=training)
+    shutil.copytree(home / "seeded" / "checkpoints", home / "unseeded" / "checkpoints")
+    run = run_stream(config, resume=True)
+    assert step_files(run.folder) == step_files(whole.folder)
+
+
+def test_a_damaged_checkpoint_is_told(home: Path) -> None:
+    config = run_config(home, output=str(home / "damaged"), training={"checkpoint_seconds": 0})
+    with pytest.raises(Interrupted):
+        run_stream(config, on_event=interrupt_at(3))
+    student = home / "damaged" / "checkpoints" / "current" / "student.safetensors"
+    student.write_bytes(student.read_bytes()[:100])
+    with pytest.raises(TrainingError, match=r"checkpoints/current: damaged checkpoint .*; delete it to start the step"):
+        run_stream(config, resume=True)
+
+
+def test_a_finished_run_resumes_to_itself(whole: Run) -> None:
+    before = step_files(whole.folder)
+    told: list[str] = []
+    run = run_stream(whole.config, resume=True, on_event=lambda event: told.append(type(event).__name__))
+    assert told == ["RunDone"]
+    assert run.matrix == whole.matrix
+    assert step_files(whole.folder) == before
+
+
+def test_a_row_that_was_not_written_any_more_is_written_on_resume(home: Path, whole: Run) -> None:
+    copy = home / "unwritten"
+    shutil.copytree(whole.folder, copy)
+    for name in ("matrix.json", "matrix.csv"):
+        (copy / name).unlink()
+    run = run_stream(whole.config.model_copy(update={"output": str(copy)}), resume=True)
+    assert run.matrix == whole.matrix
+    assert (copy / "matrix.csv").read_bytes() == (whole.folder / "matrix.csv").read_bytes()
+
+
+def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
+    with pytest.raises(ConfigError, match=r"output: .*whole holds a run already; use --resume"):
+        run_stream(whole.config)
+    for changes in ({"seed": 14}, {"training": {"epochs": 3}}, {"strategies": ["finetune"]}):
+        with pytest.raises(ConfigError, match=r"config.resolved.yaml: was written by another configuration"):
+            run_stream(run_config(home, output=str(whole.folder), **changes), resume=True)
+    often = run_config(home, output=str(whole.folder), training={"checkpoint_seconds": 1})
+    assert run_stream(often, resume=True).matrix == whole.matrix
+
+
+def test_the_forgetting_gate_stops_a_run_before_the_step_is_published(tmp_path: Path) -> None:
+    toy_encoder(tmp_path / "encoder", hidden=64)
+    from tests.train.toy_runs import write_corpus
+
+    write_corpus(tmp_path / "corpus", train=200)
+    training = GOOD_TRAINING.model_dump(mode="json")
+    values = run_values(tmp_path, strategies=["finetune"], gate={"max_drop": 0.2}, training=training)
+    with pytest.raises(CheckFailed, match=r"step 2: F1 of PER fell by \d\d\.\d points, more than gate.max_drop 20.0"):
+        run_stream(parse_config(values))
+    run = tmp_path / "run"
+    assert [path.name for path in (run / "steps").iterdir()] == ["01"]
+    rows = f1_after(run)
+    assert len(rows) == 2
+    assert rows[1]["PER"] < rows[0]["PER"] - 0.2
+    with pytest.raises(CheckFailed):
+        run_stream(parse_config(values), resume=True)
+    kept = {**values, "strategies": ["distill"], "output": str(tmp_path / "kept")}
+    assert len(run_stream(parse_config(kept)).matrix.counts) == 2
+
+
+def test_the_upper_bound_may_be_trained_at_the_last_step_alone(home: Path) -> None:
+    every = run_stream(run_config(home, strategies=["joint"], output=str(home / "every")))
+    options = [{"name": "joint", "last_only": True}]
+    last = run_stream(run_config(home, strategies=options, output=str(home / "last")))
+    assert last.matrix.counts == (None, every.matrix.counts[1])
+    assert [path.name for path in (last.folder / "steps").iterdir()] == ["02"]
+    models = [load_model(run.folder / "steps" / "02") for run in (every, last)]
+    assert models[0].tagset == models[1].tagset
+    assert same_weights(*models)
+    told: list[str] = []
+    again = run_stream(last.config, resume=True, on_event=lambda event: told.append(type(event).__name__))
+    assert told == ["RunDone"]
+    assert again.matrix == last.matrix
+
+
+def test_what_a_killed_process_left_is_put_right(tmp_path: Path) -> None:
+    steps = tmp_path / "steps"
+
+    def publish(name: str) -> None:
+        publish_folder(steps / name, lambda draft: (draft / "file").write_text(name) and None)
+
+    publish("01")
+    publish("02")
+    (steps / ".02.draft-123").mkdir()
+    (steps / ".02.draft-123" / "file").write_text("half")
+    (steps / "02").rename(steps / ".02.replaced-123")  # killed between the two renamings
+    shutil.copytree(steps / "01", steps / ".01.replaced-77")  # killed before the old one was deleted
+    recover_folders(steps)
+    assert sorted(path.name for path in steps.iterdir()) == ["01", "02"]
+    assert (steps / "02" / "file").read_text() == "02"
+    assert (steps / "01" / "file").read_text() == "01"
+    recover_folders(tmp_path / "nowhere")
+
+
+def test_publishing_replaces_a_folder_whole_or_leaves_it(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    publish_folder(folder, lambda draft: (draft / "old").write_text("old") and None)
+
+    def fail(draft: Path) -> None:
+        (draft / "new").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        publish_folder(folder, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    publish_folder(folder, lambda draft: (draft / "new").write_text("new") and None)
+    assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_a_run_starts_clean_where_a_killed_one_left_drafts(home: Path, whole: Run) -> None:
+    copy = home / "littered"
+    shutil.copytree(whole.folder, copy)
+    (copy / "steps" / ".03.draft-5").mkdir()
+    (copy / "checkpoints").mkdir(exist_ok=True)
+    (copy / "checkpoints" / ".current.replaced-5").mkdir()
+    run_stream(whole.config.model_copy(update={"output": str(copy)}), resume=True)
+    assert not list(copy.glob("*/.*"))
+
+
+def test_the_public_api_runs_a_stream(home: Path) -> None:
+    config = home / "config.yaml"
+    config.write_text(yaml.safe_dump(run_values(home, output=str(home / "public"))))
+    run = ner_cl.run_stream(ner_cl.load_config(config, overrides=["training.epochs=1"], environment={}))
+    assert run.config.training.epochs == 1
+    assert len(run.matrix.counts) == 2
+    assert isinstance(ner_cl.load(run.folder / "steps" / "02"), ner_cl.NerModel)
+    assert torch.get_default_dtype() == torch.float32
