@@ -1,7 +1,7 @@
 """The main job, start to end: `make demo`.
 
-Learns the quickstart stream twice, with plain fine-tuning and with ner_cl's default, and prints both F1 matrices side by
-side; then teaches the finished model one more type and finds entities with it. Every line that starts with `$` is a
+Learns the quickstart stream twice, with plain fine-tuning and with ner_cl's default, and prints both F1 matrices side
+by side; then teaches the finished model one more type and finds entities with it. Every line that starts with `$` is a
 command that can be typed.
 """
 

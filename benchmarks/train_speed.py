@@ -5,8 +5,8 @@
 Measured, each `repeats` times in turn, medians:
     (a) bare       a plain loop: same encoder, head size, batches, precision, fused AdamW and clipping; nothing else
     (b) finetune   the same work through `Learner`
-    (c) addner, extendner with the teacher's answers computed once (the default): whole first epoch, which pays for them,
-        and an epoch after it
+    (c) addner, extendner with the teacher's answers computed once (the default): the first epoch, which pays for
+        them, and an epoch after it
     (d) the same with the teacher run in every update
 
 The corpus is split in two: its first type is learned before the measurement (so that there is a teacher), the others in

@@ -87,7 +87,7 @@ class HeadOptions(Options):
 class CorpusOptions(Options):
     """Where sentences are and how to read them.
 
-    Relative paths are looked up under `$NER_CL_DATA`, then beside the configuration file, then in the working directory.
+    Relative paths are looked up under `$NER_CL_DATA`, then beside the configuration, then in the working directory.
     """
 
     format: str = "auto"
@@ -110,7 +110,7 @@ class StreamOptions(Options):
         order: `alphabetical`, `frequency` or `random`; used when `steps` is not given.
         increment: types a step.
         first: types in step 1, if not `increment`.
-        protocol: `disjoint` (slices at random), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
+        protocol: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
         dev: how dev sentences are given to steps: `slice`, `whole`, or `auto` (as the protocol's authors did).
         seed: draws the slices; the type order too when it is `random`.
         orders: other published orders of `steps`, for reference and for `--orders`.
@@ -190,7 +190,7 @@ class TrainingOptions(Options):
 
 
 class GateOptions(Options):
-    """The forgetting gate: `max_drop` is the largest fall in F1 (0 to 1) of any old type in one step; None lets all pass."""
+    """The forgetting gate: `max_drop` is the largest fall in F1 (0 to 1) that any old type may take in one step."""
 
     max_drop: float | None = Field(None, ge=0, le=1)
 

@@ -88,7 +88,7 @@ def tags_of_spans(spans: Iterable[Span], length: int, first_id: dict[str, int]) 
             continue
         if any(ids[span.start : span.end]):
             raise DataError(
-                f"span {span.start}..{span.end} {span.type} overlaps another span; a flat tagger needs spans that do not overlap"
+                f"span {span.start}..{span.end} {span.type} overlaps another span; a flat tagger needs spans apart"
             )
         ids[span.start] = begin
         for position in range(span.start + 1, span.end):

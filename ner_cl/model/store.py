@@ -154,8 +154,9 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
     except Exception as error:  # the libraries that read these files raise whatever they like
         raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
     head = heads[head_options.name](encoder.hidden, head_options)
+    steps = _read_steps(folder / "labels.json")
     try:
-        for types in _read_steps(folder / "labels.json"):
+        for types in steps:
             head.grow(types)
     except ModelError as error:
         raise ModelError(f"{folder / 'labels.json'}: {error}") from error
@@ -182,7 +183,7 @@ def _read_steps(path: Path) -> list[list[str]]:
     steps = _read_json(path).get("steps")
     rows: list[Any] = steps if isinstance(steps, list) else [None]
     if not all(isinstance(types, list) and all(isinstance(type_, str) for type_ in types) for types in rows):
-        raise ModelError("steps must be a list with the types of each step")
+        raise ModelError(f"{path}: steps must be a list with the types of each step")
     return rows
 
 

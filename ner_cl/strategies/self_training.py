@@ -1,6 +1,5 @@
 """Self-training: the old model labels the new sentences."""
 
-import copy
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -10,8 +9,6 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
-from ner_cl.model.ner_model import NerModel
-from ner_cl.model.predict import predict_sentences
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.types import Sentence
@@ -37,18 +34,12 @@ class SelfTraining(Strategy):
     options_class = SelfTrainingOptions
     holds_old_types = True
 
-    def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now: once it has its new, untrained block, that block's guesses would mix in."""
-        self._teacher: NerModel | None = copy.deepcopy(context.model) if context.old_types else None
-
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The sentences with the old model's spans added, complete for all types seen."""
-        if self._teacher is None:
+        if not context.old_types:
             return train
-        predicted = predict_sentences(
-            self._teacher, train, batch_tokens=context.batch_tokens, precision=context.precision
-        )
-        self._teacher = None
+        # The new, untrained block does not exist yet, so its guesses cannot mix in.
+        predicted = context.predict(train)
         seen = (*context.old_types, *context.types)
         return [
             sentence.with_spans(

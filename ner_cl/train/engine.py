@@ -16,7 +16,7 @@ __all__ = ["Engine"]
 
 @final
 class Engine:
-    """A thin layer over `accelerate`: one process on a CPU or GPU, or several under `accelerate launch`.
+    """A thin layer over `accelerate`: one process on a CPU or GPU, or several under `accelerate launch` or `torchrun`.
 
     Args:
         precision: number format of forward passes.
@@ -25,7 +25,9 @@ class Engine:
     def __init__(self, precision: Precision = "auto") -> None:
         # Blocks without a loss in a batch (an old AddNER block under plain fine-tuning) have no gradient there.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self._accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
+        # Said outright, because `accelerate` would take processes without a GPU for strangers that each train alone.
+        cpu = not torch.accelerator.is_available()
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[unused])
         self.device: torch.device = self._accelerator.device
         self.precision: Precision = resolve_precision(precision, self.device)
 

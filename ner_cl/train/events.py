@@ -44,7 +44,7 @@ class UpdateDone:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch is over: mean `losses` of its updates, dev `score` (F1, 0 to 1), training `seconds` of the step so far."""
+    """An epoch is over: mean `losses` of its updates, dev `score` (F1, 0 to 1), `seconds` of training in the step."""
 
     step: int
     epoch: int

@@ -135,7 +135,9 @@ def test_a_strategy_is_one_final_class_with_frozen_options(name: str) -> None:
 
 
 @every_strategy
-def test_nothing_but_the_upper_bound_sees_earlier_data(home: Path, runs: Mapping[tuple[str, str], Run], name: str) -> None:
+def test_nothing_but_the_upper_bound_sees_earlier_data(
+    home: Path, runs: Mapping[tuple[str, str], Run], name: str
+) -> None:
     assert strategies[name].needs_earlier_data == (name == "joint")
 
 

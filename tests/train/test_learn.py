@@ -14,7 +14,15 @@ from ner_cl.train.events import StepStarted
 from ner_cl.train.learn import LearnResult, TypeChange
 from ner_cl.types import Sentence
 from tests.tiny import toy_sentences
-from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, learn_all, learner_of, same_weights, toy_encoder, weights_of
+from tests.train.toy_runs import (
+    GOOD_TRAINING,
+    SHORT_TRAINING,
+    learn_all,
+    learner_of,
+    same_weights,
+    toy_encoder,
+    weights_of,
+)
 
 BOTH = toy_sentences(120, seed=40, types=("PER", "LOC"))
 DEV = toy_sentences(40, seed=41, types=("PER", "LOC"))
@@ -103,7 +111,9 @@ def test_a_tenth_is_held_back_where_no_dev_sentences_are_given(old_model: NerMod
 def test_only_the_new_types_are_looked_at(old_model: NerModel) -> None:
     """Sentences that are annotated for old types too teach nothing more: the old annotation is hidden."""
     models = [
-        ner_cl.learn(old_model, data, types=["LOC"], dev=[s.restrict({"LOC"}) for s in DEV], training=SHORT_TRAINING).model
+        ner_cl.learn(
+            old_model, data, types=["LOC"], dev=[s.restrict({"LOC"}) for s in DEV], training=SHORT_TRAINING
+        ).model
         for data in (BOTH, NEW)
     ]
     assert same_weights(*models)

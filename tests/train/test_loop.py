@@ -123,7 +123,7 @@ def test_what_happened_before_in_the_process_does_not_matter(encoder: Path, stre
     assert same_weights(one.model, other.model)
 
 
-def learn_all_slowly(learner: Learner, stream: Stream):  # noqa: ANN201
+def learn_all_slowly(learner: Learner, stream: Stream):
     for step in stream.steps:
         yield from learner.learn_step(step)
 
@@ -378,7 +378,11 @@ def test_every_weight_but_the_word_pieces_is_trained(encoder: Path, stream: Stre
         learner = learner_of(encoder, training=training)
         before = weights_of(tiny_model(encoder))
         list(learner.learn_step(stream.steps[0]))
-        unchanged = {name for name, tensor in weights_of(learner.model).items() if name in before and torch.equal(tensor, before[name])}
+        unchanged = {
+            name
+            for name, tensor in weights_of(learner.model).items()
+            if name in before and torch.equal(tensor, before[name])
+        }
         words = {name for name in before if "word_embeddings" in name}
         assert unchanged & words == (set() if train_embeddings else words)
         assert not {name for name in unchanged - words if "position_ids" not in name}

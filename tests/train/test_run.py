@@ -82,9 +82,7 @@ def test_checkpoints_change_nothing_and_are_taken_up(home: Path, optimizer: str)
         run_config(home, output=str(home / f"{optimizer}-without"), training={**training, "checkpoint_seconds": 9999})
     )
     assert not (without.folder / "checkpoints").exists()
-    config = run_config(
-        home, output=str(home / f"{optimizer}-with"), training={**training, "checkpoint_seconds": 0}
-    )
+    config = run_config(home, output=str(home / f"{optimizer}-with"), training={**training, "checkpoint_seconds": 0})
     with pytest.raises(Interrupted):
         run_stream(config, on_event=interrupt_at(4))
     told: list[object] = []

@@ -30,6 +30,7 @@ def assemble(
             report.refuse(0, "holds no sentence; name a file with annotated sentences")
         return []
     found = frozenset(span.type for draft in settled for span in draft.spans)
+    report.declares_types = any(draft.annotated_types is not None for draft in settled)
     if types is not None:
         _check_known(types, found.union(*(draft.annotated_types or () for draft in settled)), report)
     return [_sentence(draft, report, found, types) for draft in settled]

@@ -37,6 +37,7 @@ class ReadReport:
         tolerant: collect problems and read on, instead of raising the first one.
         format: the format it was read as.
         scheme: the tag scheme it was read as, or "" where the format has none.
+        declares_types: whether the file itself says of any sentence which types it is annotated for.
         repairs: what was repaired or skipped → the lines it happened in.
         problems: what could not be read (tolerant reading only; each such sentence is left out).
     """
@@ -45,6 +46,7 @@ class ReadReport:
     tolerant: bool = False
     format: str = ""
     scheme: str = ""
+    declares_types: bool = False
     repairs: dict[str, list[int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
