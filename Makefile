@@ -2,37 +2,43 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: demo test check format benchmark clean
 
 ## Learn the quickstart stream with and without ner_cl, add a type, find entities.
-demo: $(STAMP)
+demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.demo
 
 ## All tests, with checked tensor shapes.
-test: $(STAMP)
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ## Lint, format and type checks.
-check: $(STAMP)
+check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+## Put the code in the project's format.
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 ## Training speed beside a bare PyTorch loop.
-benchmark: $(STAMP)
-	$(BIN)/python benchmarks/train_speed.py
+benchmark: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.train_speed
 
-$(STAMP): pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) ".[minilm]"
 	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) ".[dev]"
+	touch $@ $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) runs models .pytest_cache .mypy_cache .ruff_cache .hypothesis

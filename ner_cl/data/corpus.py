@@ -33,7 +33,7 @@ def load_corpus(options: CorpusOptions, *, name: str = "corpus") -> Corpus:
 def _read(path: str, options: CorpusOptions) -> tuple[list[Sentence], bool]:
     """The sentences, and whether the file says which types they are annotated for."""
     if options.format != "hub" and "#" not in path and not Path(path).exists():
-        raise DataError(f"{path}: no such file; set NER_CL_DATA to the folder of your corpora, or give paths with --set")
+        raise DataError(f"{path}: no such file; set NER_CL_DATA to your folder of corpora, or give paths with --set")
     sentences, report = read_with_report(
         path, format=options.format, scheme=options.scheme, on_overlap=options.on_overlap, alignment=options.alignment
     )

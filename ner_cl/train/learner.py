@@ -1,5 +1,6 @@
 """One step of learning, start to end."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -96,11 +97,10 @@ class Learner:
             earlier_dev: the same of the dev sentences.
 
         Raises:
-            DataError: if there is no sentence, or a type is known already.
+            DataError: if there is no sentence, or one is annotated for other types than the step's.
+            ModelError: if a type is known already.
         """
-        if not step.train:
-            names = ", ".join(step.types)
-            raise DataError(f"step {step.number} has no training sentences; give data that mention {names}")
+        _check_data(step)
         old_steps = self.model.tagset.steps if old_steps is None else old_steps
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)
         context = self._context(step, old_steps, earlier)
@@ -191,4 +191,17 @@ class Learner:
         settings = [strategy.options.model_dump_json() for strategy in self.strategies]
         settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
         settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
-        return fingerprint([Sentence(tuple(settings))])
+        return hashlib.sha256("\n".join(settings).encode()).hexdigest()
+
+
+def _check_data(step: Step) -> None:
+    """A step's sentences show nothing but its own types: old gold labels would make every comparison worthless."""
+    names = ", ".join(step.types)
+    if not step.train:
+        raise DataError(f"step {step.number} has no training sentences; give data that mention {names}")
+    for sentence in step.train:
+        if foreign := sentence.annotated_types - set(step.types):
+            raise DataError(
+                f"{sentence.where}step {step.number} learns {names}, but the sentence is annotated for "
+                f"{', '.join(sorted(foreign))} too; hide that with Sentence.restrict"
+            )
