@@ -41,7 +41,7 @@ def evaluate(
     from ner_cl.model.predict import predict_sentences
     from ner_cl.model.store import load_model
 
-    tagger = load_model(model)
+    tagger = load_model(model, device="auto")
     asked = names(types)
     tagger.check_types(asked)
     sentences = read_sentences(data, format=format_, alignment=alignment)

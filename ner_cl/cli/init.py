@@ -32,7 +32,7 @@ strategies:                # how old types are held; `ner-cl info` lists the nam
 training:
   epochs: 10               # at most, a step
   batch_tokens: 512        # word pieces of a batch, padding included
-  optimizer: {{name: adamw, lr: 3.0e-4, head_lr: 1.0e-3}}
+  optimizer: {{name: adamw, lr: 1.5e-4, head_lr: 1.0e-3}}
   precision: auto          # bf16 where the device computes in it, else fp32
   early_stopping: {{patience: 3}}
 

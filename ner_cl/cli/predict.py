@@ -50,7 +50,7 @@ def predict(
         raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, _FORMATS)}; choose {', '.join(_FORMATS)}")
     if format_ == "docbin" and output is None:
         raise ConfigError("--format docbin is binary; name a file with --output")
-    tagger = load_model(model)
+    tagger = load_model(model, device="auto")
     asked = names(types)
     tagger.check_types(asked)
     documents, again = tee(read_documents(source))

@@ -113,7 +113,7 @@ class StreamOptions(Options):
         protocol: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
         dev: how dev sentences are given to steps: `slice`, `whole`, or `auto` (as the protocol's authors did).
         seed: draws the slices; the type order too when it is `random`.
-        orders: other published orders of `steps`, for reference and for `--orders`.
+        orders: other published orders of `steps`, for reference: give one as `steps` to use it.
     """
 
     file: str | None = None

@@ -42,6 +42,7 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(draft)
         for path in draft.rglob("*"):
             if path.is_file():
+                path.chmod(0o644)  # safetensors makes files that nobody else may read, a server's user for one
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         if folder.exists():
@@ -111,8 +112,12 @@ def _write(model: NerModel, folder: Path) -> None:
         safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors")
 
 
-def load_model(folder: str | Path) -> NerModel:
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> NerModel:
     """Reads a model folder; nothing in it is ever unpickled.
+
+    Args:
+        folder: written by `NerModel.save`.
+        device: where to put the model; `auto` is a GPU where there is one.
 
     Raises:
         ModelError: if the folder is missing, incomplete, damaged, or written by a newer version.
@@ -133,7 +138,9 @@ def load_model(folder: str | Path) -> NerModel:
     model.metrics = _read_json(folder / "metrics.json")
     strategy_files = sorted((folder / "strategy").glob("*.safetensors"))
     model.strategy_state = {path.stem: _read_tensors(path) for path in strategy_files}
-    return model.eval()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
 
 
 def _build(folder: Path, settings: dict[str, Any]) -> NerModel:

@@ -33,10 +33,11 @@ class TypeChange:
 
     Attributes:
         type: the type.
-        before: F1 (0 to 1) before the step; None for a new type or without anything to compare with.
+        before: F1 (0 to 1) before the step; None for a new type, or when nothing was measured.
         after: F1 after it.
         measured: `gold` (dev annotation), or `agreement`: no dev sentence is annotated for this type, so the model
-            after the step is compared with the model before it; `before` is then 1.
+            after the step is compared with the model before it, and `before` is 1; or `nothing`, if that model found no
+            mention either.
     """
 
     type: str
@@ -71,7 +72,8 @@ class LearnResult:
             moved = (
                 "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
             )
-            before, after = _percent(change.before, "new"), _percent(change.after, "-")
+            new = "-" if change.measured == "nothing" else "new"
+            before, after = _percent(change.before, new), _percent(change.after, "-")
             lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
         return "\n".join(lines)
 
@@ -204,7 +206,9 @@ def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | N
         return TypeChange(type_, None, after.f1, "gold")
     if before.gold:
         return TypeChange(type_, before.f1, after.f1, "gold")
-    return TypeChange(type_, 1.0 if agreed.gold else None, agreed.f1, "agreement")
+    if agreed.gold:
+        return TypeChange(type_, 1.0, agreed.f1, "agreement")
+    return TypeChange(type_, None, None, "nothing")
 
 
 def _percent(value: float | None, missing: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,45 +80,54 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(home: Pat
     draw = random.Random(7)
     command = [sys.executable, "-c", TRAINER, str(path)]
     trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
-    left = {0: 4, 1: 4}  # kills while so many steps are published; then one more when the next one is
-    kills, published, status = 0, 0, -1
+    kills = {0: 0, 1: 0, 2: 0}  # by steps published at the start
+    published, status = 0, -1
     with trainer:
-        while status != 0:
+        for _ in range(40):
             trainer.stdin.write("\n")
             trainer.stdin.flush()
             child = int(trainer.stdout.readline())
-            if published in left:
-                if left[published]:
+            if published < 2:
+                if kills[published] < 4:
                     wait_for_changes(run / "checkpoints", draw.randint(1, 12))
-                    time.sleep(draw.uniform(0, 0.03))
-                else:
-                    wait_for_changes(run / "steps", 1)
-                left[published] = max(0, left[published] - 1)
+                else:  # right after the step is published
+                    wait_until((run / "steps" / f"{published + 1:02d}").exists)
+                time.sleep(draw.uniform(0, 0.03))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             status = int(trainer.stdout.readline())
             assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
-            kills += status != 0
+            kills[published] += status != 0
             published = check_published(run, expected)
+            if status == 0:
+                break
         trainer.stdin.close()
-    assert kills >= 6
-    assert left[0] < 4
-    assert left[1] < 4
+    assert status == 0
+    assert kills[0] + kills[1] >= 6
+    assert kills[0] > 0
+    assert kills[1] > 0
     assert step_files(run) == expected
     assert (run / "matrix.csv").read_bytes() == (whole.folder / "matrix.csv").read_bytes()
     assert not [path for path in run.glob("*/.*") if path.is_dir()]
 
 
-def wait_for_changes(folder: Path, changes: int) -> None:
-    """Until something in the folder has been made, renamed or deleted so many times, or five seconds are over."""
-    deadline = time.monotonic() + 5
-    seen = stamp = folder.stat().st_mtime_ns if folder.exists() else 0
-    while changes and time.monotonic() < deadline:
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Until something is so, or a minute is over."""
+    deadline = time.monotonic() + 60
+    while not reached() and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+def wait_for_changes(folder: Path, changes: int) -> None:
+    """Until something in the folder has been made, renamed or deleted so many times."""
+    stamps = set()
+
+    def reached() -> bool:
         with contextlib.suppress(FileNotFoundError):
-            stamp = folder.stat().st_mtime_ns
-        if stamp != seen:
-            seen, changes = stamp, changes - 1
+            stamps.add(folder.stat().st_mtime_ns)
+        return len(stamps) > changes
+
+    wait_until(reached)
 
 
 def test_the_command_line_resumes_what_was_killed(home: Path) -> None:
@@ -126,9 +136,7 @@ def test_the_command_line_resumes_what_was_killed(home: Path) -> None:
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "command"), **changes)))
     command = [sys.executable, "-W", "error", "-m", "ner_cl", "train", str(path), "--resume", "--quiet"]
     first = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (home / "command" / "checkpoints" / "current").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until((home / "command" / "checkpoints" / "current").exists)
     first.kill()
     assert first.wait(10) == -signal.SIGKILL
     second = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
@@ -235,9 +243,7 @@ def test_two_processes_resume(home: Path, alone: Run) -> None:
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "resumed"), training=training)))
     command = [sys.executable, "-m", *TORCHRUN, "-m", "ner_cl", "train", str(path), "--quiet"]
     process = subprocess.Popen(command, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (home / "resumed" / "checkpoints" / "current").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until((home / "resumed" / "checkpoints" / "current").exists)
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)

@@ -1,0 +1,58 @@
+"""What the component writes into a spaCy document."""
+
+from collections.abc import Iterable, Sequence
+
+from spacy.tokens import Doc, Span, SpanGroup
+
+from ner_cl.errors import ConfigError
+
+__all__ = ["register_extensions", "set_entities", "set_span_group"]
+
+_EXTENSIONS = ("score", "step")
+
+
+def set_span_group(doc: Doc, found: Sequence[Span], key: str) -> None:
+    """Puts everything that was found in `doc.spans[key]`, with the scores in order and the step of each type."""
+    attrs = {
+        "scores": [span._.score for span in found],
+        "steps": {span.label_: span._.step for span in found},
+    }
+    doc.spans[key] = SpanGroup(doc, name=key, attrs=attrs, spans=found)
+
+
+def set_entities(doc: Doc, found: Sequence[Span], *, overwrite: bool) -> None:
+    """Puts what was found beside the entities that are there; tokens that no entity covers become `O`."""
+    present = list(doc.ents)
+    # "Blocked" in spaCy's words: an entity rule or a person said that no entity may be here.
+    blocked = [doc[token.i : token.i + 1] for token in doc if token.ent_iob == 3 and not token.ent_type]
+    if overwrite:
+        taken = _tokens(found)
+        stay = [span for span in present if taken.isdisjoint(range(span.start, span.end))]
+        for token in taken:
+            doc[token].ent_id = 0  # of the entity that gives way
+        doc.set_ents([*stay, *found], blocked=[span for span in blocked if span.start not in taken])
+    else:
+        taken = _tokens([*present, *blocked])
+        free = [span for span in found if taken.isdisjoint(range(span.start, span.end))]
+        doc.set_ents([*present, *free], blocked=blocked)
+
+
+def _tokens(spans: Iterable[Span]) -> set[int]:
+    return {token for span in spans for token in range(span.start, span.end)}
+
+
+def register_extensions() -> None:
+    """Makes `span._.score` and `span._.step` known to spaCy.
+
+    Raises:
+        ConfigError: if an extension of that name exists that cannot be set.
+    """
+    for name in _EXTENSIONS:
+        if not Span.has_extension(name):
+            Span.set_extension(name, default=None)
+        _, method, getter, setter = Span.get_extension(name)
+        if method is not None or (getter is not None and setter is None):
+            raise ConfigError(
+                f"span._.{name} is computed by another extension and cannot be set; rename that one, or remove it "
+                f'with Span.remove_extension("{name}")'
+            )

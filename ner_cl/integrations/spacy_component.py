@@ -1,0 +1,342 @@
+"""The spaCy component `ner_cl`, found by its entry point.
+
+>>> import spacy
+>>> nlp = spacy.blank("en")
+>>> component = nlp.add_pipe("ner_cl", config={"model": "models/step2"})
+>>> [(e.text, e.label_, e._.score) for e in nlp("Ada lives in London.").ents]   # doctest: +SKIP
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final, no_type_check
+
+import srsly  # type: ignore[import-untyped]
+from pydantic import Field
+from spacy.language import Language
+from spacy.scorer import get_ner_prf
+from spacy.tokens import Doc
+from spacy.tokens import Span as DocSpan
+from spacy.training import Example
+from spacy.util import raise_error
+
+from ner_cl.config import Options, validate
+from ner_cl.errors import ConfigError, DataError, ModelError
+from ner_cl.integrations.model_source import ModelSource
+from ner_cl.integrations.spacy_annotation import register_extensions, set_entities, set_span_group
+from ner_cl.registry import nearest
+from ner_cl.types import Sentence
+
+if TYPE_CHECKING:  # transformers takes seconds to import, which a pipeline that is only described need not wait for
+    from ner_cl.model.ner_model import NerModel
+    from ner_cl.model.predict import ScoredSpan
+    from ner_cl.train.learn import LearnResult
+
+__all__ = ["ComponentOptions", "NerComponent", "make_ner_component"]
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+ErrorHandler = Callable[[str, Any, list[Any], Exception], Any]
+
+# Documents are gathered until they have this many words: enough to sort by length, and little memory.
+_CHUNK_WORDS = 1 << 16
+
+
+class ComponentOptions(Options):
+    """The settings of the component, in the pipeline's `config.cfg`.
+
+    Attributes:
+        model: a model folder, looked at when the first document comes; None where the pipeline folder holds it.
+        types: only these types; all by default.
+        min_score: entities below this probability are left out.
+        thresholds: the same by type, in place of `min_score`.
+        overwrite_ents: whether entities found here take the place of those in `doc.ents` that they overlap; else
+            those stay and the ones found here give way.
+        spans_key: key of `doc.spans` for everything that was found; None for none.
+        precision: number format of the encoder; `auto` is bf16 where the processor computes in it.
+        device: `cpu`, or `cuda:0`.
+        batch_tokens: word pieces of one batch, padding included.
+    """
+
+    model: str | None = None
+    types: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    min_score: Probability = 0.0
+    thresholds: dict[str, Probability] = Field(default_factory=dict)
+    overwrite_ents: bool = False
+    spans_key: str | None = "ner_cl"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "cpu"
+    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+
+
+@final
+class NerComponent:
+    """Sets `doc.ents`, `doc.spans["ner_cl"]`, and `_.score` and `_.step` of every span found.
+
+    Every token that is not whitespace gets a decision: spaCy's tokens are the words that the model reads, a document
+    at a time, in windows if it is long. The weights are read with the first document, once in each process.
+
+    Args:
+        name: of the component in its pipeline.
+        options: the settings.
+
+    Raises:
+        ConfigError: if another extension owns `span._.score` or `span._.step`.
+    """
+
+    is_trainable = False  # `spacy train` then leaves it as it is; `learn` is how it learns
+
+    def __init__(self, name: str, options: ComponentOptions) -> None:
+        self.name = name
+        self.options = options
+        self._error_handler: ErrorHandler = raise_error
+        self._source = ModelSource(None if options.model is None else Path(options.model), device=options.device)
+        register_extensions()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The types that are looked for, in learning order; empty while there is no readable model."""
+        asked = self.options.types
+        return tuple(type_ for type_ in self._source.types if asked is None or type_ in asked)
+
+    @property
+    def label_data(self) -> tuple[str, ...]:
+        """The same, under the name that `spacy init labels` asks for."""
+        return self.labels
+
+    @property
+    def model(self) -> "NerModel":
+        """The model; ask for it to read the weights before the first document comes.
+
+        Raises:
+            ModelError: if there is no model, it cannot be read, or it does not know a type that is asked for.
+            ConfigError: if there is a threshold for a type it does not know.
+        """
+        with self._source.borrow() as model:
+            self._check(model)
+            return model
+
+    def __call__(self, doc: Doc) -> Doc:
+        """Finds the entities of one document; the same as `pipe` of one."""
+        self._annotate([doc])
+        return doc
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 256) -> Iterator[Doc]:
+        """Finds the entities of many documents, in order; those of like length are computed together.
+
+        Args:
+            stream: the documents.
+            batch_size: how many are gathered at most before the first of them is handed on.
+        """
+        for docs in _chunks(stream, batch_size):
+            try:
+                self._annotate(docs)
+            except Exception as error:  # spaCy's contract: the pipeline's error handler decides
+                self._error_handler(self.name, self, docs, error)
+            else:
+                yield from docs
+
+    def set_error_handler(self, error_handler: ErrorHandler) -> None:
+        """Called with name, component, documents and error where a batch fails; spaCy's own raises."""
+        self._error_handler = error_handler
+
+    def get_error_handler(self) -> ErrorHandler:
+        """What is called where a batch fails."""
+        return self._error_handler
+
+    def initialize(self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None) -> None:
+        """Checks that there is a model that fits the options; see `model` for errors. Nothing is trained."""
+        _ = self.model
+
+    def score(self, examples: Iterable[Example], **options: Any) -> dict[str, Any]:
+        """Precision, recall and F1 of `doc.ents`, over all and by type, strictly by borders and type.
+
+        What was found among tokens whose gold entity is unset is neither right nor wrong.
+        """
+        return dict(get_ner_prf(examples, **options))
+
+    def learn(
+        self,
+        examples: Iterable[Example | Doc],
+        *,
+        types: Sequence[str],
+        dev: Iterable[Example | Doc] | None = None,
+        max_drop: float | None = None,
+        **options: Any,
+    ) -> "LearnResult":
+        """Teaches the model new types from documents annotated for them; from then on it is the one that serves.
+
+        Only sentences that are annotated throughout are learned from: a token whose entity is unset
+        (`ent_iob == 0`) is unknown, not `O`. How many were left out stands in the step's record,
+        `result.model.history[-1]["left_out"]`.
+
+        Args:
+            examples: documents annotated for `types`; other annotation in them is not looked at.
+            types: the new types, in order.
+            dev: documents to select on and to measure with.
+            max_drop: largest fall of an old type's F1 (0 to 1); if one falls further the old model goes on serving.
+            **options: of `ner_cl.learn`, such as `strategies`, `training` or `seed`.
+
+        Raises:
+            ConfigError: if the component is set to look for some types only.
+            DataError: if no sentence is annotated throughout, or none mentions a type.
+            ModelError: if a type is known already.
+            CheckFailed: if a type falls by more than `max_drop`.
+        """
+        from ner_cl.integrations.spacy_examples import sentences_of
+        from ner_cl.train.learn import learn
+
+        if self.options.types is not None:
+            raise ConfigError(
+                f"{self.name}.types: this component looks for {', '.join(self.options.types)} only; take the option "
+                "out before it learns more"
+            )
+        data = sentences_of(examples, types)
+        if data.left_out and not data.sentences:
+            raise DataError(
+                f"none of the {data.left_out} sentences is annotated throughout for {', '.join(types)}; tokens that "
+                "are no entities must be set to O, as doc.ents = [...] does"
+            )
+        if dev is not None:
+            options["dev"] = sentences_of(dev, types).sentences
+        result = learn(self.model, data.sentences, types=types, **options)
+        if max_drop is not None:
+            result.check(max_drop)
+        result.model.history[-1]["left_out"] = data.left_out
+        self._source = ModelSource(model=result.model, device=self.options.device)
+        return result
+
+    def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
+        """Writes the model folder to `path`; `ner_cl.load` reads it too."""
+        self._source.write(Path(path))
+
+    def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "NerComponent":
+        """Takes the model folder at `path`; the weights are read from there with the first document.
+
+        Raises:
+            ModelError: if there is no model.
+        """
+        folder = Path(path)
+        if not (folder / "labels.json").is_file():
+            raise ModelError(f"{folder}: holds no model; save the pipeline again with nlp.to_disk")
+        self._source = ModelSource(folder, device=self.options.device)
+        return self
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """The files of the model folder; nothing is pickled."""
+        return bytes(srsly.msgpack_dumps({"files": dict(self._source.files())}))
+
+    def from_bytes(self, data: bytes, *, exclude: Iterable[str] = ()) -> "NerComponent":
+        """Takes the model of `to_bytes`.
+
+        Raises:
+            ModelError: if the bytes are of something else.
+        """
+        try:
+            files = srsly.msgpack_loads(data)["files"]
+        except Exception as error:  # msgpack raises what it likes on foreign bytes
+            raise ModelError("these bytes are not of a ner_cl component; make them with to_bytes") from error
+        self._source = ModelSource(files=files, device=self.options.device)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register_extensions()  # the process that unpickles may not have built a component of its own
+
+    def _check(self, model: "NerModel") -> None:
+        model.check_types(self.options.types)
+        for type_ in self.options.thresholds:
+            if type_ not in model.types:
+                known = ", ".join(model.types)
+                raise ConfigError(
+                    f"{self.name}.thresholds: unknown type {type_}{nearest(type_, model.types)}; known: {known}"
+                )
+
+    def _annotate(self, docs: Sequence[Doc]) -> None:
+        from ner_cl.model.predict import score_sentences
+
+        tokens = [[token.i for token in doc if not token.is_space] for doc in docs]
+        filled = [(doc, own) for doc, own in zip(docs, tokens, strict=True) if own]
+        options = self.options
+        with self._source.borrow() as model:
+            self._check(model)
+            found = score_sentences(
+                model,
+                [Sentence(tuple(doc[index].text for index in own)) for doc, own in filled],
+                types=options.types,
+                batch_tokens=options.batch_tokens,
+                precision=options.precision,
+            )
+            steps = {type_: model.tagset.step_of(type_) for type_ in model.types}
+        scored = iter(found)
+        for doc, own in zip(docs, tokens, strict=True):
+            spans = self._spans(doc, own, next(scored) if own else [], steps)
+            if options.spans_key is not None:
+                set_span_group(doc, spans, options.spans_key)
+            set_entities(doc, spans, overwrite=options.overwrite_ents)
+
+    def _spans(
+        self, doc: Doc, tokens: Sequence[int], found: "Sequence[ScoredSpan]", steps: Mapping[str, int]
+    ) -> list[DocSpan]:
+        """What is probable enough, as spans of tokens with score and step."""
+        spans = []
+        for item in found:
+            type_ = item.span.type
+            if item.score >= self.options.thresholds.get(type_, self.options.min_score):
+                span = DocSpan(doc, tokens[item.span.start], tokens[item.span.end - 1] + 1, label=type_)
+                span._.score, span._.step = item.score, steps[type_]
+                spans.append(span)
+        return spans
+
+
+def _chunks(stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:
+    chunk: list[Doc] = []
+    words = 0
+    for doc in stream:
+        chunk.append(doc)
+        words += len(doc)
+        if len(chunk) >= batch_size or words >= _CHUNK_WORDS:
+            yield chunk
+            chunk, words = [], 0
+    if chunk:
+        yield chunk
+
+
+@no_type_check  # spaCy reads the signature, which the wrapper of a run-time type checker would hide
+def make_ner_component(
+    nlp: Language,
+    name: str,
+    model: str | None,
+    types: list[str] | None,
+    min_score: float,
+    thresholds: dict[str, float],
+    overwrite_ents: bool,
+    spans_key: str | None,
+    precision: str,
+    device: str,
+    batch_tokens: int,
+) -> NerComponent:
+    """The factory behind `nlp.add_pipe("ner_cl", config={...})`; for the settings see `ComponentOptions`.
+
+    Raises:
+        ConfigError: naming the setting that is wrong.
+    """
+    values = {
+        "model": model,
+        "types": types,
+        "min_score": min_score,
+        "thresholds": thresholds,
+        "overwrite_ents": overwrite_ents,
+        "spans_key": spans_key,
+        "precision": precision,
+        "device": device,
+        "batch_tokens": batch_tokens,
+    }
+    return NerComponent(name, validate(ComponentOptions, values, name))
+
+
+Language.factory(
+    "ner_cl",
+    default_config=ComponentOptions().model_dump(mode="json"),
+    assigns=["doc.ents", "doc.spans", "token.ent_iob", "token.ent_type", "span._.score", "span._.step"],
+    default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+    func=make_ner_component,
+)
