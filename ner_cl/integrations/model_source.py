@@ -32,7 +32,7 @@ class ModelSource:
         folder: a model folder; it is not looked at before the model is needed.
         files: contents of the files of a model folder, by relative path.
         model: a model at hand.
-        device: where the model computes, such as `cpu` or `cuda:0`.
+        device: where the model computes, such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
     """
 
     def __init__(
@@ -159,7 +159,9 @@ def _to_device(model: "NerModel", device: str) -> "NerModel":
     import torch
 
     try:
-        return model.to(torch.device(device))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"device: {device!r} cannot be used ({reason}); try 'cpu'") from error

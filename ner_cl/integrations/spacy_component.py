@@ -52,7 +52,7 @@ class ComponentOptions(Options):
             those stay and the ones found here give way.
         spans_key: key of `doc.spans` for everything that was found; None for none.
         precision: number format of the encoder; `auto` is bf16 where the processor computes in it.
-        device: `cpu`, or `cuda:0`.
+        device: such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
         batch_tokens: word pieces of one batch, padding included.
     """
 
@@ -102,13 +102,13 @@ class NerComponent:
         """The same, under the name that `spacy init labels` asks for."""
         return self.labels
 
-    @property
-    def model(self) -> "NerModel":
-        """The model; ask for it to read the weights before the first document comes.
+    # Not a property, and not called `model`: spaCy reads that attribute of every component when a pipe is added.
+    def load(self) -> "NerModel":
+        """The model; call it to read the weights before the first document comes.
 
         Raises:
             ModelError: if there is no model, it cannot be read, or it does not know a type that is asked for.
-            ConfigError: if there is a threshold for a type it does not know.
+            ConfigError: if there is a threshold for a type it does not know, or no such device.
         """
         with self._source.borrow() as model:
             self._check(model)
@@ -143,8 +143,8 @@ class NerComponent:
         return self._error_handler
 
     def initialize(self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None) -> None:
-        """Checks that there is a model that fits the options; see `model` for errors. Nothing is trained."""
-        _ = self.model
+        """Checks that there is a model that fits the options; see `load` for errors. Nothing is trained."""
+        self.load()
 
     def score(self, examples: Iterable[Example], **options: Any) -> dict[str, Any]:
         """Precision, recall and F1 of `doc.ents`, over all and by type, strictly by borders and type.
@@ -197,7 +197,7 @@ class NerComponent:
             )
         if dev is not None:
             options["dev"] = sentences_of(dev, types).sentences
-        result = learn(self.model, data.sentences, types=types, **options)
+        result = learn(self.load(), data.sentences, types=types, **options)
         if max_drop is not None:
             result.check(max_drop)
         result.model.history[-1]["left_out"] = data.left_out

@@ -100,9 +100,9 @@ class Learner:
             DataError: if there is no sentence, or one is annotated for other types than the step's.
             ModelError: if a type is known already.
         """
-        _check_data(step)
         old_steps = self.model.tagset.steps if old_steps is None else old_steps
-        Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)
+        Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
+        _check_data(step)
         context = self._context(step, old_steps, earlier)
         self.model.requires_grad_(True).eval()
         for strategy in self.strategies:

@@ -68,7 +68,7 @@ class StepTraining:
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
         wrapped = self.engine.wrap(model)
         updater = Updater(self.strategies, context, optimizer, clip=options.optimizer.clip)
-        saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
 
         while not progress.finished:
             context.epoch = progress.epoch
@@ -77,42 +77,47 @@ class StepTraining:
                 strategy.begin_epoch(context)
             plan = self._plan(encoded, progress.epoch)
             for group in plan[progress.update :]:
-                started = time.perf_counter()
-                done = (progress.epoch - 1) * len(plan) + progress.update
-                factor = rate_factor(done, options.epochs * len(plan), options.optimizer.warmup)
-                for parameters in optimizer.param_groups:
-                    parameters["lr"] = parameters["peak"] * factor
-                # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
-                torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
-                optimizer.zero_grad(set_to_none=True)
-                losses, problem = self._backward(wrapped, encoded, group)
-                applied = updater.update()
-                if not applied and (problem := self.engine.first(problem)):
-                    raise TrainingError(problem)
-                progress.update += 1
-                progress.skipped += not applied
-                progress.train_seconds += time.perf_counter() - started
-                for name, value in losses.items():
-                    progress.losses[name] = progress.losses.get(name, 0.0) + value
-                yield UpdateDone(
-                    step=context.number,
-                    epoch=progress.epoch,
-                    update=progress.update,
-                    losses=losses,
-                    skipped=not applied,
-                )
-                if time.monotonic() - saved_at >= options.checkpoint_seconds:
-                    self._save(optimizer, best)
-                    saved_at = time.monotonic()
+                yield self._update(wrapped, optimizer, updater, group, len(plan))
+                self._save_if_due(optimizer, best)
             yield self._end_epoch(encoded, best, len(plan))
-            if time.monotonic() - saved_at >= options.checkpoint_seconds:
-                self._save(optimizer, best)
-                saved_at = time.monotonic()
+            self._save_if_due(optimizer, best)
 
         if best:
             model.load_state_dict(best)
         optimizer.zero_grad(set_to_none=True)  # a strategy that measures gradients at the end starts from none
         model.requires_grad_(True).eval()
+
+    def _update(
+        self,
+        wrapped: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        updater: Updater,
+        group: list[list[int]],
+        updates: int,
+    ) -> UpdateDone:
+        """One update on a group of batches; `updates` is how many an epoch has."""
+        progress, options, encoded = self.progress, self.options, self.context.encoded
+        assert encoded is not None
+        started = time.perf_counter()
+        done = (progress.epoch - 1) * updates + progress.update
+        factor = rate_factor(done, options.epochs * updates, options.optimizer.warmup)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = parameters["peak"] * factor
+        # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
+        torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
+        optimizer.zero_grad(set_to_none=True)
+        losses, problem = self._backward(wrapped, encoded, group)
+        applied = updater.update()
+        if not applied and (problem := self.engine.first(problem)):
+            raise TrainingError(problem)
+        progress.update += 1
+        progress.skipped += not applied
+        progress.train_seconds += time.perf_counter() - started
+        for name, value in losses.items():
+            progress.losses[name] = progress.losses.get(name, 0.0) + value
+        return UpdateDone(
+            step=progress.step, epoch=progress.epoch, update=progress.update, losses=losses, skipped=not applied
+        )
 
     def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
         """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
@@ -181,10 +186,14 @@ class StepTraining:
         progress.epoch, progress.update, progress.losses, progress.skipped = progress.epoch + 1, 0, {}, 0
         return event
 
-    def _save(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
+    def _save_if_due(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
+        """Keeps the state if the last checkpoint is old enough."""
+        if time.monotonic() - self._saved_at < self.options.checkpoint_seconds:
+            return
         # No process waits here: clocks differ, so one might wait where another does not.
         if self.engine.is_main:
             self.checkpoint.save(self.progress, self.context.model, optimizer, best)
+        self._saved_at = time.monotonic()
 
     def _not_finite(self, encoded: EncodedSentences, rows: Sequence[int]) -> str:
         sentences = [encoded.sentences[encoded.windows[row].sentence] for row in rows]

@@ -1,6 +1,7 @@
 """What the component writes into a document, and how it answers to wrong settings."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_pipe_takes_lists_and_generators_and_keeps_order(nlp: Language, texts: l
 
 def test_pipe_batches_across_documents(nlp: Language, texts: list[str]) -> None:
     calls = []
-    handle = nlp.get_pipe("ner_cl").model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    handle = nlp.get_pipe("ner_cl").load().encoder.register_forward_hook(lambda *_: calls.append(1))
     list(nlp.pipe(texts))
     handle.remove()
     assert len(calls) < len(texts) / 5
@@ -125,7 +126,8 @@ def test_pipe_is_lazy(nlp: Language) -> None:
 def test_long_documents_are_read_to_the_end(nlp: Language) -> None:
     doc = nlp(" ".join(["the report today met Ada near Rome ."] * 400))
     assert len(doc) > 3000
-    assert [e.label_ for e in doc.ents] == ["PER", "LOC"] * 400
+    starts = [e.start for e in doc.ents]
+    assert max(later - start for start, later in pairwise([0, *starts, len(doc)])) < 40
 
 
 def test_types_scores_and_thresholds(pipeline: Build, nlp: Language) -> None:

@@ -231,7 +231,11 @@ def test_windows_join_to_the_whole_where_context_plays_no_part(
             if "attention.output.dense" in name or "position_embeddings" in name:
                 parameter.zero_()
     windowed = rebuilt(whole, folder, max_pieces=max_pieces, window_overlap=overlap)
-    words = [word for sentence in toy_sentences(30, seed=7) for word in sentence.words]
+    # Every fifth word has many pieces, so that windows are of unequal length and are not read in their order.
+    words = [
+        word * (1 if number % 5 else 1 + number % 3)
+        for number, word in enumerate(word for sentence in toy_sentences(30, seed=7) for word in sentence.words)
+    ]
     document = [Sentence(tuple(words[:300])), Sentence(tuple(words[300:310]))]
     assert len(whole.encode(document)) == 2
     assert len(windowed.encode(document)) > 5

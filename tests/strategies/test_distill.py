@@ -36,8 +36,9 @@ def begin(folder: Path, head: str, **options: object) -> tuple[Distill, StepCont
     before = copy.deepcopy(model)
     strategy = Distill(DistillStrategyOptions(**options))
     context = toy_context(model, ["LOC"], grown=False)
+    model.train()
     strategy.begin_step(context)
-    model.grow(["LOC"], generator=torch.Generator().manual_seed(4))
+    model.eval().grow(["LOC"], generator=torch.Generator().manual_seed(4))
     context.encoded = model.encode(TRAIN)
     return strategy, context, before
 

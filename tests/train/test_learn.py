@@ -189,7 +189,7 @@ def test_what_cannot_be_learned_is_refused_with_a_reason(old_model: NerModel, le
         ner_cl.learn(old_model, [Sentence(("Rome",), (), frozenset({"LOC"}))], types=["LOC"])
     with pytest.raises(ConfigError, match="strategies: joint needs the data of earlier steps"):
         ner_cl.learn(old_model, NEW, types=["LOC"], strategies=["joint"])
-    with pytest.raises(ConfigError, match="strategies: .*unknown strategy 'distil', did you mean 'distill'"):
+    with pytest.raises(ConfigError, match=r"strategies: .*unknown strategy 'distil', did you mean 'distill'"):
         ner_cl.learn(old_model, NEW, types=["LOC"], strategies=["distil"])
 
 

@@ -1,0 +1,78 @@
+"""The component among spaCy's own."""
+
+from collections.abc import Callable
+
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin
+
+from tests.integrations.conftest import entities
+
+Build = Callable[..., Language]
+RULES = [{"label": "GREETING", "pattern": "hello"}, {"label": "VIP", "pattern": "Ada Smith"}]
+
+
+def with_rules(nlp: Language, **position: str) -> Language:
+    nlp.add_pipe("entity_ruler", config={"overwrite_ents": False}, **position).add_patterns(RULES)
+    return nlp
+
+
+def labels(doc: Doc) -> list[tuple[str, str]]:
+    return [(entity.text, entity.label_) for entity in doc.ents]
+
+
+def test_rules_before_win_and_rules_after_fill_the_gaps(pipeline: Build) -> None:
+    text = "hello the report met Ada Smith near Rome ."
+    before = with_rules(pipeline(), before="ner_cl")(text)
+    assert labels(before) == [("hello", "GREETING"), ("Ada Smith", "VIP"), ("Rome", "LOC")]
+    overwritten = with_rules(pipeline(overwrite_ents=True), before="ner_cl")(text)
+    assert labels(overwritten) == [("hello", "GREETING"), ("Ada Smith", "PER"), ("Rome", "LOC")]
+    after = with_rules(pipeline(), after="ner_cl")(text)
+    assert labels(after) == [("hello", "GREETING"), ("Ada Smith", "PER"), ("Rome", "LOC")]
+
+
+def test_sentence_splitters_before_and_after(pipeline: Build) -> None:
+    text = "the report met Ada near Rome . a report saw Bob at Oslo ."
+    plain = entities(pipeline()(text))
+    for position in ("before", "after"):
+        nlp = pipeline()
+        nlp.add_pipe("sentencizer", **{position: "ner_cl"})
+        doc = nlp(text)
+        assert entities(doc) == plain
+        assert [len(sentence.ents) for sentence in doc.sents] == [2, 2]
+
+
+def test_merged_entities_keep_their_score(pipeline: Build) -> None:
+    nlp = pipeline()
+    nlp.add_pipe("merge_entities")
+    doc = nlp("the report met Ada Smith near Rome .")
+    assert "Ada Smith" in [token.text for token in doc]
+    assert all(entity._.score for entity in doc.ents)
+
+
+def test_as_tuples_disabling_and_docs_as_input(pipeline: Build, texts: list[str]) -> None:
+    nlp = pipeline()
+    expected = [entities(doc) for doc in nlp.pipe(texts)]
+    pairs = list(nlp.pipe([(text, {"id": number}) for number, text in enumerate(texts)], as_tuples=True))
+    assert [context["id"] for _, context in pairs] == list(range(len(texts)))
+    assert [entities(doc) for doc, _ in pairs] == expected
+    assert [entities(doc) for doc in nlp.pipe(nlp.make_doc(text) for text in texts)] == expected
+    with nlp.select_pipes(disable="ner_cl"):
+        assert not nlp(texts[0]).ents
+
+
+def test_scores_survive_a_docbin(pipeline: Build, texts: list[str]) -> None:
+    nlp = pipeline()
+    docs = list(nlp.pipe(texts))
+    data = DocBin(docs=docs, store_user_data=True).to_bytes()
+    again = list(DocBin(store_user_data=True).from_bytes(data).get_docs(nlp.vocab))
+    assert [entities(doc) for doc in again] == [entities(doc) for doc in docs]
+    groups = [(dict(doc.spans["ner_cl"].attrs), [s.label_ for s in doc.spans["ner_cl"]]) for doc in docs]
+    assert [(dict(doc.spans["ner_cl"].attrs), [s.label_ for s in doc.spans["ner_cl"]]) for doc in again] == groups
+
+
+def test_tokens_of_any_make_are_words(pipeline: Build) -> None:
+    nlp = pipeline()
+    doc = Doc(
+        nlp.vocab, words=["met", "Ada", "Smith", "in", "Oslo", "."], spaces=[True, False, False, True, False, False]
+    )
+    assert [(e.text, e.label_) for e in nlp(doc).ents] == [("AdaSmith", "PER"), ("Oslo", "LOC")]
