@@ -8,21 +8,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, final, no_type_check
+from typing import TYPE_CHECKING, Any, final, no_type_check
 
 import srsly  # type: ignore[import-untyped]
-from pydantic import Field
 from spacy.language import Language
 from spacy.scorer import get_ner_prf
 from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
 from spacy.training import Example
-from spacy.util import raise_error
+from spacy.util import get_minor_version_range, raise_error, split_requirement
 
-from ner_cl.config import Options, validate
+import ner_cl
+from ner_cl.config import validate
 from ner_cl.errors import ConfigError, DataError, ModelError
 from ner_cl.integrations.model_source import ModelSource
 from ner_cl.integrations.spacy_annotation import register_extensions, set_entities, set_span_group
+from ner_cl.integrations.spacy_options import ComponentOptions
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
@@ -31,40 +32,13 @@ if TYPE_CHECKING:  # transformers takes seconds to import, which a pipeline that
     from ner_cl.model.predict import ScoredSpan
     from ner_cl.train.learn import LearnResult
 
-__all__ = ["ComponentOptions", "NerComponent", "make_ner_component"]
+__all__ = ["NerComponent", "make_ner_component"]
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 ErrorHandler = Callable[[str, Any, list[Any], Exception], Any]
 
+_DISTRIBUTION = "ner-cl"
 # Documents are gathered until they have this many words: enough to sort by length, and little memory.
 _CHUNK_WORDS = 1 << 16
-
-
-class ComponentOptions(Options):
-    """The settings of the component, in the pipeline's `config.cfg`.
-
-    Attributes:
-        model: a model folder, looked at when the first document comes; None where the pipeline folder holds it.
-        types: only these types; all by default.
-        min_score: entities below this probability are left out.
-        thresholds: the same by type, in place of `min_score`.
-        overwrite_ents: whether entities found here take the place of those in `doc.ents` that they overlap; else
-            those stay and the ones found here give way.
-        spans_key: key of `doc.spans` for everything that was found; None for none.
-        precision: number format of the encoder; `auto` is bf16 where the processor computes in it.
-        device: such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
-        batch_tokens: word pieces of one batch, padding included.
-    """
-
-    model: str | None = None
-    types: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    min_score: Probability = 0.0
-    thresholds: dict[str, Probability] = Field(default_factory=dict)
-    overwrite_ents: bool = False
-    spans_key: str | None = "ner_cl"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: str = "cpu"
-    batch_tokens: Annotated[int, Field(ge=1)] = 4096
 
 
 @final
@@ -253,7 +227,8 @@ class NerComponent:
     def _annotate(self, docs: Sequence[Doc]) -> None:
         from ner_cl.model.predict import score_sentences
 
-        tokens = [[token.i for token in doc if not token.is_space] for doc in docs]
+        # Not `token.is_space`, which a vocabulary without a language behind it does not know.
+        tokens = [[token.i for token in doc if not token.text.isspace()] for doc in docs]
         filled = [(doc, own) for doc, own in zip(docs, tokens, strict=True) if own]
         options = self.options
         with self._source.borrow() as model:
@@ -300,6 +275,15 @@ def _chunks(stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:
         yield chunk
 
 
+def _require_this_package(nlp: Language) -> None:
+    """Writes ner_cl into the pipeline's requirements, which `spacy package` finds by itself for setuptools only."""
+    if ner_cl.__version__ == "0+unknown":  # a source tree that was never installed
+        return
+    others = [text for text in nlp.meta.get("requirements", []) if split_requirement(text)[0] != _DISTRIBUTION]
+    own = _DISTRIBUTION + get_minor_version_range(ner_cl.__version__)
+    nlp.meta["requirements"] = [*others, own]
+
+
 @no_type_check  # spaCy reads the signature, which the wrapper of a run-time type checker would hide
 def make_ner_component(
     nlp: Language,
@@ -330,7 +314,9 @@ def make_ner_component(
         "device": device,
         "batch_tokens": batch_tokens,
     }
-    return NerComponent(name, validate(ComponentOptions, values, name))
+    component = NerComponent(name, validate(ComponentOptions, values, name))
+    _require_this_package(nlp)
+    return component
 
 
 Language.factory(

@@ -50,7 +50,7 @@ def sentences_of(examples: Iterable[Example | Doc], types: Collection[str]) -> A
         declared = doc.user_data.get(ANNOTATED_TYPES)
         annotated = occurring if declared is None else frozenset(declared)
         for stretch in _stretches(doc):
-            tokens = [token for token in stretch if not token.is_space]
+            tokens = [token for token in stretch if not token.text.isspace()]
             complete = declared is not None or all(token.ent_iob != 0 for token in tokens)
             if not tokens:
                 continue
@@ -61,7 +61,7 @@ def sentences_of(examples: Iterable[Example | Doc], types: Collection[str]) -> A
     return AnnotatedSentences(tuple(sentences), left_out)
 
 
-def _doc(example: Example | Doc) -> Doc:
+def _doc(example: object) -> Doc:
     if isinstance(example, Example):
         return example.reference
     if isinstance(example, Doc):
@@ -89,7 +89,7 @@ def _sentence(stretch: DocSpan, annotated: frozenset[str], source: str) -> Sente
     for token in stretch:
         if token.ent_iob == 3:
             start = len(words)
-        if not token.is_space:
+        if not token.text.isspace():
             words.append(token.text)
             if token.ent_iob in (1, 3) and token.ent_type_ in annotated:
                 if spans and spans[-1].start == start:

@@ -107,7 +107,7 @@ def test_bf16_trains(home: Path, pair: tuple[str, str]) -> None:
 
 
 @every_strategy
-def test_the_order_of_the_list_does_not_matter(home: Path, runs: Mapping[tuple[str, str], Run], name: str) -> None:
+def test_the_order_of_the_list_does_not_matter(home: Path, name: str) -> None:
     """Beside one that holds old types: `distill`, or for those that do so themselves, any that does not."""
     partner = next((s for s in strategies if strategies[s].holds_old_types != strategies[name].holds_old_types), None)
     if partner is None:
@@ -135,9 +135,7 @@ def test_a_strategy_is_one_final_class_with_frozen_options(name: str) -> None:
 
 
 @every_strategy
-def test_nothing_but_the_upper_bound_sees_earlier_data(
-    home: Path, runs: Mapping[tuple[str, str], Run], name: str
-) -> None:
+def test_nothing_but_the_upper_bound_sees_earlier_data(name: str) -> None:
     assert strategies[name].needs_earlier_data == (name == "joint")
 
 

@@ -59,6 +59,15 @@ def gold_doc(sentence: Sentence, vocab: Vocab) -> Doc:
     return doc
 
 
-def entities(doc: Doc) -> list[tuple[int, int, str, float]]:
-    """Everything that was found, with scores rounded to what batches of another shape leave unchanged."""
-    return [(e.start_char, e.end_char, e.label_, round(e._.score, 4)) for e in doc.ents]
+class Score(float):
+    """A probability; batches of another shape change its last digits."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and abs(self - other) < 1e-4
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def entities(doc: Doc) -> list[tuple[int, int, str, Score]]:
+    """Everything that was found."""
+    return [(e.start_char, e.end_char, e.label_, Score(e._.score)) for e in doc.ents]

@@ -12,6 +12,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 
+import ner_cl
 from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
@@ -190,16 +191,17 @@ def test_two_components_do_not_clobber_one_another(model_folder: Path) -> None:
 
 
 def test_score_skips_what_nobody_annotated(nlp: Language) -> None:
-    (sentence,) = toy_sentences(1, seed=11, types=("PER", "LOC"))
-    assert sentence.spans
-    gold = gold_doc(sentence, nlp.vocab)
-    predicted = nlp(Doc(nlp.vocab, words=[token.text for token in gold]))
-    scores = nlp.get_pipe("ner_cl").score([Example(predicted, gold)])
-    assert set(scores) == {"ents_p", "ents_r", "ents_f", "ents_per_type"}
-    first = Span(gold, sentence.spans[0].start, sentence.spans[0].end, sentence.spans[0].type)
-    gold.set_ents([], missing=[first], outside=[])
-    gold.set_ents([], missing=[gold[:]])
-    assert nlp.get_pipe("ner_cl").score([Example(predicted, gold)])["ents_f"] is None
+    component = nlp.get_pipe("ner_cl")
+    predicted = nlp(TEXT)  # PER, LOC, PER, LOC
+    gold = nlp.make_doc(TEXT)
+    assert component.score([Example(predicted, gold)])["ents_f"] is None  # no token has a gold entity
+    ada, rome, bob, oslo = (gold[e.start : e.end] for e in predicted.ents)
+    gold.set_ents([Span(gold, ada.start, ada.end, "PER")], missing=[rome, oslo])
+    scores = component.score([Example(predicted, gold)])
+    assert (scores["ents_p"], scores["ents_r"]) == (0.5, 1.0)  # Bob is wrong; Rome and Oslo are not judged
+    assert set(scores["ents_per_type"]) >= {"PER"}
+    gold.set_ents([Span(gold, ada.start, ada.end, "PER")], missing=[rome, oslo, bob])
+    assert component.score([Example(predicted, gold)])["ents_f"] == 1.0
 
 
 def test_evaluate(nlp: Language) -> None:
@@ -207,6 +209,17 @@ def test_evaluate(nlp: Language) -> None:
     scores = nlp.evaluate([Example(nlp.make_doc(gold.text), gold) for gold in golds])
     assert scores["ents_f"] > 0.8
     assert set(scores["ents_per_type"]) == {"PER", "LOC"}
+
+
+def test_the_pipeline_requires_this_package_once(tmp_path: Path, pipeline: Build) -> None:
+    nlp = pipeline()
+    nlp.meta["requirements"].insert(0, "en-other>=1.0")
+    nlp.add_pipe("ner_cl", name="second")
+    own = f"ner-cl>={ner_cl.__version__},<"
+    assert [text.startswith(own) for text in nlp.meta["requirements"]] == [False, True]
+    nlp.remove_pipe("second")
+    nlp.to_disk(tmp_path / "pipeline")
+    assert spacy.load(tmp_path / "pipeline").meta["requirements"] == nlp.meta["requirements"]
 
 
 def test_metadata(nlp: Language) -> None:

@@ -236,7 +236,7 @@ def test_windows_join_to_the_whole_where_context_plays_no_part(
         word * (1 if number % 5 else 1 + number % 3)
         for number, word in enumerate(word for sentence in toy_sentences(30, seed=7) for word in sentence.words)
     ]
-    document = [Sentence(tuple(words[:300])), Sentence(tuple(words[300:310]))]
+    document = [Sentence(tuple(words[:150])), Sentence(tuple(words[150:160]))]
     assert len(whole.encode(document)) == 2
     assert len(windowed.encode(document)) > 5
     for one, other in zip(sentence_logits(whole, document), sentence_logits(windowed, document), strict=True):

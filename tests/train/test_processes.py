@@ -23,9 +23,9 @@ from tests.train.toy_runs import f1_after, run_config, run_values, step_files
 
 pytestmark = pytest.mark.slow
 
-# Imports once, then trains in a fresh process whenever a line says so: the seconds that imports take are spent once, and
-# kills fall on training, saving and evaluation, not on them. Each line is answered with the id of the process and, when
-# it is over, its status.
+# Imports once, then trains in a fresh process whenever a line says so: the seconds that imports take are spent once,
+# and kills fall on training, saving and evaluation, not on them. Each line is answered with the id of the process and,
+# when it is over, its status.
 TRAINER = """
 import os, sys
 import torch
@@ -251,10 +251,13 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_with_the_reason(hom
     assert not (home / "wild" / "steps").exists()
 
 
-def test_two_processes_resume(home: Path, alone: Run) -> None:
-    """Also with batches that do not go evenly into processes and accumulation."""
+@pytest.mark.usefixtures("alone")
+def test_two_processes_resume(home: Path) -> None:
+    """Here an epoch is four batches and then three, of which one process gets two and the other one."""
+    uneven = {**PLAIN, "batch_tokens": 76}
+    whole = run_stream(run_config(home, output=str(home / "uneven"), training={**uneven, "accumulate": 4}))
     path = home / "resumed.yaml"
-    training = {**PLAIN, "checkpoint_seconds": 0}
+    training = {**uneven, "accumulate": 2, "checkpoint_seconds": 0}
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "resumed"), training=training)))
     command = [sys.executable, "-m", *TORCHRUN, "-m", "ner_cl", "train", str(path), "--quiet"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
@@ -262,6 +265,6 @@ def test_two_processes_resume(home: Path, alone: Run) -> None:
     kill_family(process)
     done = together(TORCHRUN, path, "--resume", "--quiet")
     assert done.returncode == 0, done.stderr
-    close_to(home / "resumed", alone.folder)
+    close_to(home / "resumed", whole.folder)
     assert "Resumed" in (home / "resumed" / "events.jsonl").read_text()
     assert not [path for path in (home / "resumed").glob("*/.*") if path.is_dir()]
