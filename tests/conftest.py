@@ -6,9 +6,9 @@ import os
 # threads that wait for a core they do not get make tiny tensors ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 

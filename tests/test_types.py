@@ -33,7 +33,8 @@ def test_spans_overlap_exactly_if_they_share_a_word(left: Span, right: Span) -> 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 1), (0, 7), (2, 2), (3, 2), (6, 7)])
 def test_a_span_must_lie_inside_the_words(start: int, end: int) -> None:
-    with pytest.raises(DataError, match=rf"^x\.conll:7: span {start}\.\.{end} PER lies outside the 6 words; check its offsets$"):
+    message = rf"^x\.conll:7: span {start}\.\.{end} PER lies outside the 6 words; check its offsets$"
+    with pytest.raises(DataError, match=message):
         Sentence(WORDS, (Span(start, end, "PER"),), frozenset({"PER"}), source="x.conll:7")
 
 

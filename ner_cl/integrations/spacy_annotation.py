@@ -24,7 +24,8 @@ def set_entities(doc: Doc, found: Sequence[Span], *, overwrite: bool) -> None:
     """Puts what was found beside the entities that are there; tokens that no entity covers become `O`."""
     present = list(doc.ents)
     # "Blocked" in spaCy's words: an entity rule or a person said that no entity may be here.
-    blocked = [doc[token.i : token.i + 1] for token in doc if token.ent_iob == 3 and not token.ent_type]
+    iob, type_ = doc.to_array(["ENT_IOB", "ENT_TYPE"]).T
+    blocked = [doc[token : token + 1] for token in ((iob == 3) & (type_ == 0)).nonzero()[0].tolist()]
     if overwrite:
         taken = _tokens(found)
         stay = [span for span in present if taken.isdisjoint(range(span.start, span.end))]

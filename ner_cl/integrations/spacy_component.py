@@ -227,15 +227,18 @@ class NerComponent:
     def _annotate(self, docs: Sequence[Doc]) -> None:
         from ner_cl.model.predict import score_sentences
 
+        texts = [_texts(doc) for doc in docs]
         # Not `token.is_space`, which a vocabulary without a language behind it does not know.
-        tokens = [[token.i for token in doc if not token.text.isspace()] for doc in docs]
-        filled = [(doc, own) for doc, own in zip(docs, tokens, strict=True) if own]
+        tokens = [[index for index, text in enumerate(own) if not text.isspace()] for own in texts]
+        sentences = [
+            Sentence(tuple(text[index] for index in own)) for text, own in zip(texts, tokens, strict=True) if own
+        ]
         options = self.options
         with self._source.borrow() as model:
             self._check(model)
             found = score_sentences(
                 model,
-                [Sentence(tuple(doc[index].text for index in own)) for doc, own in filled],
+                sentences,
                 types=options.types,
                 batch_tokens=options.batch_tokens,
                 precision=options.precision,
@@ -260,6 +263,12 @@ class NerComponent:
                 span._.score, span._.step = item.score, steps[type_]
                 spans.append(span)
         return spans
+
+
+def _texts(doc: Doc) -> list[str]:
+    """The text of every token, without making a Python object of each, which the document would keep."""
+    strings = doc.vocab.strings
+    return [strings[orth] for orth in doc.to_array("ORTH").tolist()]
 
 
 def _chunks(stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:

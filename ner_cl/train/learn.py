@@ -22,8 +22,8 @@ __all__ = ["LearnResult", "TypeChange", "learn"]
 
 Data = str | Path | Sequence[Sentence]
 
-# Share of the sentences held back to select on when no dev sentences are given.
-_HELD_BACK = 0.1
+# Without dev sentences a tenth of the training sentences is held back, but no fewer than this many: a handful would
+# tell nothing. Where that would be more than half of them, none can be spared.
 _FEWEST_HELD_BACK = 10
 
 
@@ -72,7 +72,7 @@ class LearnResult:
             moved = (
                 "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
             )
-            new = "-" if change.measured == "nothing" else "new"
+            new = "new" if change.type in self.model.tagset.steps[-1] else "-"
             before, after = _percent(change.before, new), _percent(change.after, "-")
             lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
         return "\n".join(lines)
@@ -116,7 +116,8 @@ def learn(
         train: sentences annotated for the new types, or a file of them; other annotation in them is not looked at.
         types: the new types, in order.
         dev: sentences to select on and to measure old types with; those it is not annotated for are measured by
-            agreement with the model before the step. Without it, a tenth of `train` is held back.
+            agreement with the model before the step. Without it, a tenth of `train` is held back, or nothing of fewer
+            than 20 sentences: then all epochs are trained and nothing is measured.
         strategies: options or `{"name": …}` mappings; distillation by default.
         training: options of the loop.
         seed: of everything random.
@@ -134,7 +135,7 @@ def learn(
         >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
         >>> print(result.table)                                           # doctest: +SKIP
     """
-    step, dev_sentences = _prepare(model, train, types, dev, seed, reading)
+    step, dev_sentences = _prepare(model, train, types, dev, reading)
     options = training or TrainingOptions()
     try:
         parsed = parse_strategies(strategies)
@@ -165,7 +166,7 @@ def learn(
 
 
 def _prepare(
-    model: NerModel, train: Data, types: Sequence[str], dev: Data | None, seed: int, reading: dict[str, Any]
+    model: NerModel, train: Data, types: Sequence[str], dev: Data | None, reading: dict[str, Any]
 ) -> tuple[Step, list[Sentence]]:
     """The step with old and other types hidden, and the dev sentences with all their annotation."""
     if isinstance(types, str) or not types:
@@ -173,15 +174,15 @@ def _prepare(
     model.tagset.grow(types)
     sentences = _read(train, reading)
     _check_mentions(sentences, types)
-    # What the file is annotated for is what the user says it is: the new types.
-    visible = [s.with_spans((x for x in s.spans if x.type in types), types) for s in sentences]
-    if dev is None:
-        held_back = max(_FEWEST_HELD_BACK, round(_HELD_BACK * len(visible)))
-        every = max(2, len(visible) // held_back)
-        dev_sentences = visible[::every]
-        visible = [s for index, s in enumerate(visible) if index % every]
-    else:
+    visible = [sentence.restrict(types) for sentence in sentences]
+    if dev is not None:
         dev_sentences = _read(dev, reading)
+    elif len(visible) < 2 * _FEWEST_HELD_BACK:
+        dev_sentences = []
+    else:
+        every = min(10, len(visible) // _FEWEST_HELD_BACK)
+        dev_sentences = visible[::every]
+        visible = [sentence for index, sentence in enumerate(visible) if index % every]
     number = len(model.tagset.steps) + 1
     own = tuple(s.restrict(types) for s in dev_sentences)
     return Step(number, tuple(types), tuple(visible), own), dev_sentences
@@ -203,7 +204,7 @@ def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None
 
 def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | None) -> TypeChange:
     if before is None or agreed is None:
-        return TypeChange(type_, None, after.f1, "gold")
+        return TypeChange(type_, None, after.f1, "gold" if after.gold else "nothing")
     if before.gold:
         return TypeChange(type_, before.f1, after.f1, "gold")
     if agreed.gold:

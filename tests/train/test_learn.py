@@ -11,7 +11,7 @@ from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.events import StepStarted
-from ner_cl.train.learn import LearnResult, TypeChange
+from ner_cl.train.learn import LearnResult, TypeChange, _prepare
 from ner_cl.types import Sentence
 from tests.tiny import toy_sentences
 from tests.train.toy_runs import (
@@ -211,3 +211,19 @@ def test_two_steps_by_learn_are_two_steps_of_a_learner(encoder: Path) -> None:
     for step in stream.steps:
         model = ner_cl.learn(model, step.train, types=step.types, dev=step.dev, training=SHORT_TRAINING).model
     assert same_weights(model, learner.model)
+
+
+def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_model: NerModel) -> None:
+    sentence = next(sentence for sentence in NEW if sentence.spans)
+    result = ner_cl.learn(old_model, [sentence], types=["LOC"], training=SHORT_TRAINING)
+    assert result.model.history[-1]["sentences"] == 1
+    assert [(change.measured, change.after) for change in result.changes] == [("nothing", None)] * 2
+    assert [line.split()[1:3] for line in result.table.splitlines()[1:]] == [["-", "-"], ["new", "-"]]
+
+
+def test_a_sentence_that_was_not_annotated_for_the_new_type_stays_so(old_model: NerModel) -> None:
+    """It is trained on, for the teacher knows something of it, but its words are no negatives of the new type."""
+    silent = [sentence.restrict(()) for sentence in NEW[:5]]
+    step, _ = _prepare(old_model, [*NEW, *silent], ["LOC"], DEV, {})
+    shown = [sentence.annotated_types for sentence in step.train]
+    assert shown == [frozenset({"LOC"})] * len(NEW) + [frozenset()] * len(silent)
