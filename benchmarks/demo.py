@@ -30,7 +30,7 @@ def main() -> None:
     plain = ["train", CONFIG, "--set", "strategies=[finetune]", "--output", str(RUNS / "finetune")]
     ours = ["train", CONFIG, "--output", str(RUNS / "ner_cl")]
     print("Six types arrive one after another; each step sees sentences annotated for its own type only.\n")
-    # Both at once, a thread each: two runs that share every core would only wait for one another.
+    # Both at once, a thread each (see `_one_thread`).
     print(_shown(plain), flush=True)
     finetune = subprocess.Popen(_command([*plain, "--quiet"]), stdout=subprocess.DEVNULL, env=_one_thread())
     print(_shown(ours), flush=True)
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _run(arguments: list[str], *, text: str | None = None) -> None:
     print(_shown(arguments), flush=True)
-    subprocess.run(_command(arguments), check=True, input=text, text=True)
+    subprocess.run(_command(arguments), check=True, input=text, text=True, env=_one_thread())
 
 
 def _command(arguments: list[str]) -> list[str]:
@@ -65,6 +65,7 @@ def _shown(arguments: list[str]) -> str:
 
 
 def _one_thread() -> dict[str, str]:
+    """The environment for one thread a process: threads that share cores with other work only wait for one another."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
