@@ -104,14 +104,16 @@ def split(
 
     Every step is annotated for its own types only, as a model meets them that learns step by step.
     """
+    from ner_cl.data.protocols import check_protocol
     from ner_cl.data.stream import build_stream, order_types
 
+    chosen_protocol = check_protocol(protocol)
     corpus, files = _corpus(source, format_)
     listed = None if steps is None else parse_yaml(steps, "--steps")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(step, list) for step in listed)):
         raise ConfigError(f"--steps {steps!r}: write a list of lists, such as '[[PER], [LOC, ORG]]'")
     chosen = listed or order_types(corpus, order=order, increment=increment, first=first, seed=seed)
-    stream = build_stream(corpus, chosen, protocol=protocol, seed=seed)  # type: ignore[arg-type]
+    stream = build_stream(corpus, chosen, protocol=chosen_protocol, seed=seed)
     _write_stream(target, stream, files, format_, seed)
     rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
     emit(table(["step", "types", "train", "dev"], rows, text_columns=2))

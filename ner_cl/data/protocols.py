@@ -19,7 +19,17 @@ from ner_cl.errors import ConfigError
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
-__all__ = ["PROTOCOLS", "ProtocolName", "allocate", "check_steps", "disjoint", "generator", "greedy", "overlap"]
+__all__ = [
+    "PROTOCOLS",
+    "ProtocolName",
+    "allocate",
+    "check_protocol",
+    "check_steps",
+    "disjoint",
+    "generator",
+    "greedy",
+    "overlap",
+]
 
 ProtocolName = Literal["disjoint", "greedy", "overlap"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
@@ -84,13 +94,20 @@ def allocate(
         ConfigError: if a step is empty, a type is in two steps, or there is no such protocol.
     """
     step_of = check_steps(steps)
+    check_protocol(protocol)
     if protocol == "disjoint":
         return _allocate_disjoint(len(sentences), len(steps), seed)
     if protocol == "greedy":
         return _allocate_greedy(sentences, step_of, [len(types) for types in steps], seed)
-    if protocol == "overlap":
-        return _allocate_overlap(sentences, step_of, len(steps))
-    raise ConfigError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
+    return _allocate_overlap(sentences, step_of, len(steps))
+
+
+def check_protocol(name: str) -> ProtocolName:
+    """The protocol of that name; ConfigError, with the nearest one, if there is none."""
+    for protocol in PROTOCOLS:
+        if protocol == name:
+            return protocol
+    raise ConfigError(f"unknown protocol {name!r}{nearest(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
 
 
 def check_steps(steps: Sequence[Sequence[str]]) -> dict[str, int]:
