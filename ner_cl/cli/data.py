@@ -77,6 +77,11 @@ def convert(
     for what, lines in sorted(report.repairs.items()):
         say(f"note: {what}: {len(lines)} (first in line {lines[0]})")
     write_sentences(target, sentences, format=to, scheme=scheme)
+    if len({sentence.annotated_types for sentence in sentences}) > 1 and target.suffix not in (".jsonl", ".json"):
+        say(
+            "note: the sentences are annotated for different types, which only JSONL can say; read from this file, "
+            "they will count as annotated for all of them"
+        )
     say(
         f"{len(sentences)} sentences with {sum(len(sentence.spans) for sentence in sentences)} mentions are in {target}"
     )

@@ -71,6 +71,9 @@ def learn(
         emit_json(_to_dict(result, folder))
     else:
         emit(result.table)
+    for change in result.changes:
+        if change.before is None and change.measured == "nothing":
+            say(f"note: nothing measures {change.type}; give --dev sentences that mention it")
     if max_drop is not None:
         result.check(max_drop)
     if is_main_process():

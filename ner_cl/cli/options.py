@@ -71,10 +71,12 @@ def check_model_output(folder: Path) -> None:
     """Refuses, before any work is done, a place where a model could not be saved.
 
     Raises:
-        ModelError: if it is taken by something other than a model, or cannot be written.
+        ModelError: if it is taken, or cannot be written.
     """
-    if folder.exists() and not (folder / "labels.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"--output {folder}: exists and is not a model folder; choose another folder")
+    if (folder / "labels.json").is_file():
+        raise ModelError(f"--output {folder}: holds a model already; choose another folder, or delete that one first")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"--output {folder}: exists and is not empty; choose another folder")
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"--output {folder}: nothing can be written in {parent}; choose another folder")

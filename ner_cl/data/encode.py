@@ -67,7 +67,8 @@ class PieceEncoder:
         if not sentences:
             return []
         encoding = self.tokenizer(
-            [list(words) for words in sentences],
+            # A lone surrogate is no text to a tokenizer; a question mark stands in for it.
+            [[word.encode("utf-8", "replace").decode() for word in words] for words in sentences],
             is_split_into_words=True,
             add_special_tokens=False,
             return_attention_mask=False,

@@ -18,6 +18,7 @@ SCHEMES: tuple[SchemeName, ...] = ("iob1", "iob2", "bioes", "io")
 _ALIASES = {"iob": "auto", "bio": "iob2", "bilou": "bioes", "bmes": "bioes", "iobes": "bioes"}
 _PREFIXES = {"iob1": "BI", "iob2": "BI", "bioes": "BIESLUM", "io": "I"}
 _PREFIXED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
+_UNKNOWN_PREFIX = re.compile(r"(?![BIESLUM])[A-Z]-.+", re.DOTALL)
 _NO_TAG = frozenset({"", "o", "0", "_", "-", "*"})
 
 
@@ -65,7 +66,7 @@ class TagTable:
         prefixed = {tag: Tag(*match.groups()) for tag in counts if (match := _PREFIXED.fullmatch(tag))}
         others = [tag for tag in counts if tag != "O" and tag not in prefixed]
         if scheme in {"auto", "io"} and sum(counts[tag] for tag in others) > sum(counts[tag] for tag in prefixed):
-            return cls._bare(counts)
+            return cls._bare(counts, strict=scheme == "auto")
         resolved = _detect(counts, prefixed) if scheme == "auto" else scheme
         refused = {tag: _no_prefix(tag) for tag in others}
         for tag, (prefix, type_) in prefixed.items():
@@ -81,6 +82,8 @@ class TagTable:
                 refused[tag] = (
                     f"tag {tag!r} has two prefixes; write {type_!r}, or name the scheme if the type is called {type_!r}"
                 )
+        if scheme == "auto":
+            refused |= {tag: _two_schemes(tag) for tag in _rarer_marks(counts, prefixed)}
         table = {"O": Tag("O", "")} | {tag: parts for tag, parts in prefixed.items() if tag not in refused}
         refused |= {tag: _whitespace(tag) for tag in table if any(char.isspace() and char != " " for char in tag)}
         if scheme == "auto" and resolved == "iob2" and _is_iob1(sentences, table):
@@ -88,9 +91,11 @@ class TagTable:
         return cls(resolved, {tag: parts for tag, parts in table.items() if tag not in refused}, refused)
 
     @classmethod
-    def _bare(cls, tags: Iterable[str]) -> "TagTable":
-        """The table of a file whose tags are type names without a prefix."""
+    def _bare(cls, tags: Iterable[str], *, strict: bool) -> "TagTable":
+        """The table of a file whose tags are type names without a prefix; `strict` refuses what looks like one."""
         refused = {tag: _no_prefix(tag) for tag in tags if tag in _NO_TAG or not any(map(str.isalnum, tag))}
+        if strict:
+            refused |= {tag: _unknown_prefix(tag) for tag in tags if _UNKNOWN_PREFIX.fullmatch(tag)}
         refused |= {tag: _mixed(tag) for tag in tags if tag != "O" and looks_like_tag(tag)}
         refused |= {tag: _whitespace(tag) for tag in tags if any(char.isspace() and char != " " for char in tag)}
         good = {tag: Tag("I", tag) for tag in tags if tag != "O" and tag not in refused}
@@ -99,6 +104,18 @@ class TagTable:
 
 def _no_prefix(tag: str) -> str:
     return f"tag {tag!r} is neither O nor a prefix, a hyphen and a type (such as B-PER); correct it"
+
+
+def _unknown_prefix(tag: str) -> str:
+    return (
+        f"tag {tag!r} has an unknown prefix; write B-, I-, E- or S-, or name the scheme io if the type is called that"
+    )
+
+
+def _two_schemes(tag: str) -> str:
+    return (
+        f"tag {tag!r}: the file mixes the end and single marks of BIOES (E-, S-) with those of BILOU (L-, U-); use one"
+    )
 
 
 def _mixed(tag: str) -> str:
@@ -118,6 +135,12 @@ def _detect(counts: Mapping[str, int], prefixed: Mapping[str, Tag]) -> str:
     if ends + totals["S"] + totals["U"] + totals["M"] and totals["B"] <= 2 * ends:
         return "bioes"
     return "iob2" if totals["B"] or not totals["I"] else "io"
+
+
+def _rarer_marks(counts: Mapping[str, int], prefixed: Mapping[str, Tag]) -> list[str]:
+    """The tags with the rarer marks where a file has both those of BIOES and those of BILOU."""
+    families = [[tag for tag, (prefix, _) in prefixed.items() if prefix in marks] for marks in ("ES", "LU")]
+    return min(families, key=lambda tags: sum(counts[tag] for tag in tags))
 
 
 def _is_iob1(sentences: Iterable[Sequence[str]], table: Mapping[str, Tag]) -> bool:

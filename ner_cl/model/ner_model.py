@@ -168,6 +168,8 @@ class NerModel(nn.Module):
         """ModelError if the model knows no type yet, or one of `types` is unknown to it."""
         if not self.types:
             raise ModelError("this model knows no type yet; teach it one with `ner-cl learn` or ner_cl.learn")
+        if isinstance(types, str):
+            raise ModelError(f"types must be a list of names, not the text {types!r}; write [{types!r}]")
         for type_ in types or ():
             self.tagset.step_of(type_)
 

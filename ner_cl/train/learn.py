@@ -87,9 +87,15 @@ class LearnResult:
         """The forgetting gate.
 
         Raises:
-            CheckFailed: if an old type fell by more than `max_drop` (0 to 1).
+            CheckFailed: if an old type fell by more than `max_drop` (0 to 1), or no old type could be measured.
         """
         worst = self.largest_drop
+        old = self.changes[: self.model.tagset.type_offset(len(self.model.tagset.steps))]
+        if old and worst is None:
+            raise CheckFailed(
+                f"none of the old types ({', '.join(change.type for change in old)}) could be measured; give dev "
+                "sentences that mention them, annotated or not; the model is not published"
+            )
         if worst is not None and worst.drop > max_drop:
             raise CheckFailed(
                 f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}), more than the "

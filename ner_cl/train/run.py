@@ -131,6 +131,10 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
     return last_only and step.number < len(stream.steps)
 
 
+# What may stand in the folder of a run that was killed before it wrote its configuration.
+_FIRST_FILES = {"env.json", ".config.resolved.yaml.draft", "events.jsonl", "checkpoints", "steps"}
+
+
 def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     """Refuses the folder of another run, or of this one if it is not to be resumed."""
     resolved = folder / "config.resolved.yaml"
@@ -144,6 +148,8 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             raise ConfigError(
                 f"{resolved}: was written by another configuration; resume with the same one, or use --output"
             )
+    elif folder.exists() and (not folder.is_dir() or any(path.name not in _FIRST_FILES for path in folder.iterdir())):
+        raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
 
 
 def _open_folder(folder: Path, config: Config) -> None:

@@ -95,7 +95,8 @@ def test_a_new_model_starts_on_an_encoder(
         (["--model", "MODEL", "--strategies", "destill"], "did you mean 'distill'"),
         (["--model", "MODEL", "--strategies", "joint"], "earlier steps"),
         (["--model", "MODEL", "--strategies", "[finetune, distill]"], "both say how old types are held"),
-        (["--model", "MODEL", "--output", "DATA"], "not a model folder"),
+        (["--model", "MODEL", "--output", "DATA"], "exists and is not empty"),
+        (["--model", "MODEL", "--output", "MODEL"], "holds a model already"),
         (["--model", "MODEL", "--output", "/dev/null/x"], "nothing can be written"),
     ],
 )

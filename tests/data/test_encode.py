@@ -169,3 +169,9 @@ class TwoLetters:
 def test_special_pieces_inside_the_text_are_refused() -> None:
     with pytest.raises(ModelError, match="cannot find the special pieces"):
         PieceEncoder(TwoLetters(), max_pieces=64, overlap=8)
+
+
+def test_a_lone_surrogate_is_read_as_a_question_mark(tokenizer: Any) -> None:
+    pieces = PieceEncoder(tokenizer, max_pieces=32, overlap=4)
+    odd, plain = pieces.windows([["\ud800x"]]), pieces.windows([["?x"]])
+    assert odd[0].piece_ids == plain[0].piece_ids

@@ -129,3 +129,19 @@ def test_scheme_names() -> None:
     assert [check_scheme(name) for name in ("BILOU", "bio", "IOB1", "auto")] == ["bioes", "iob2", "iob1", "auto"]
     with pytest.raises(ConfigError, match="unknown tag scheme 'iob3', did you mean"):
         check_scheme("iob3")
+
+
+def test_an_unknown_prefix_is_no_type() -> None:
+    table = TagTable.of([["Q-PER", "O", "Z-LOC"]])
+    assert set(table.refused) == {"Q-PER", "Z-LOC"}
+    assert "unknown prefix" in table.refused["Q-PER"]
+    named = TagTable.of([["Q-PER", "O", "Z-LOC"]], "io")
+    assert not named.refused
+    assert {parts.type for parts in named.tags.values()} == {"", "Q-PER", "Z-LOC"}
+    assert not TagTable.of([["art-film", "O", "product-car"]]).refused
+
+
+def test_the_marks_of_two_schemes_do_not_mix() -> None:
+    table = TagTable.of([["B-PER", "E-PER", "S-LOC", "O"], ["U-LOC", "S-PER"]])
+    assert set(table.refused) == {"U-LOC"}
+    assert "mixes" in table.refused["U-LOC"]

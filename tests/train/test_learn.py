@@ -219,6 +219,8 @@ def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_
     assert result.model.history[-1]["sentences"] == 1
     assert [(change.measured, change.after) for change in result.changes] == [("nothing", None)] * 2
     assert [line.split()[1:3] for line in result.table.splitlines()[1:]] == [["-", "-"], ["new", "-"]]
+    with pytest.raises(CheckFailed, match=r"none of the old types \(PER\) could be measured; give dev"):
+        result.check(1.0)
 
 
 def test_a_sentence_that_was_not_annotated_for_the_new_type_stays_so(old_model: NerModel) -> None:

@@ -132,6 +132,15 @@ def test_a_row_that_was_not_written_any_more_is_written_on_resume(home: Path, wh
     assert (copy / "matrix.csv").read_bytes() == (whole.folder / "matrix.csv").read_bytes()
 
 
+def test_a_folder_that_holds_something_else_is_refused(home: Path, whole: Run) -> None:
+    taken = home / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("all of it")
+    with pytest.raises(ConfigError, match=r"taken exists and is no run folder"):
+        run_stream(whole.config.model_copy(update={"output": str(taken)}))
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
+
+
 def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
     with pytest.raises(ConfigError, match=r"output: .*whole holds a run already; use --resume"):
         run_stream(whole.config)
