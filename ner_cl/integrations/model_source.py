@@ -156,12 +156,10 @@ def _limit_threads() -> None:
 
 
 def _to_device(model: "NerModel", device: str) -> "NerModel":
-    import torch
+    from ner_cl.model.precision import resolve_device
 
     try:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return model.to(device)
+        return model.to(resolve_device(device))
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"device: {device!r} cannot be used ({reason}); try 'cpu'") from error

@@ -5,9 +5,16 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "autocast", "resolve_precision"]
+__all__ = ["Precision", "autocast", "resolve_device", "resolve_precision"]
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto` made concrete: a GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

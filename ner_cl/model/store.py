@@ -17,6 +17,7 @@ from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.precision import resolve_device
 from ner_cl.registry import heads
 
 __all__ = ["FORMAT_VERSION", "load_model", "publish_folder", "recover_folders", "save_model"]
@@ -138,9 +139,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Ner
     model.metrics = _read_json(folder / "metrics.json")
     strategy_files = sorted((folder / "strategy").glob("*.safetensors"))
     model.strategy_state = {path.stem: _read_tensors(path) for path in strategy_files}
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
+    return model.to(resolve_device(device)).eval()
 
 
 def _build(folder: Path, settings: dict[str, Any]) -> NerModel:

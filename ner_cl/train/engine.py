@@ -77,8 +77,3 @@ class Engine:
     def wait(self) -> None:
         """Returns when every process has come here."""
         self._accelerator.wait_for_everyone()
-
-    def close(self) -> None:
-        """Ends the process group, if there is one."""
-        if self.processes > 1:
-            self._accelerator.end_training()

@@ -1,8 +1,8 @@
 """The everyday verb: one new step on an existing model."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ner_cl.registry import nearest
 from ner_cl.train.events import Event
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 
 __all__ = ["LearnResult", "TypeChange", "learn"]
 
@@ -151,23 +151,20 @@ def learn(
     learner = Learner(copy.deepcopy(model), parsed, options, seed=seed)
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
-    predicted_before = learner.predict(dev_sentences) if old_types else []
-    before = count_spans(dev_sentences, predicted_before, old_types) if old_types else {}
+    # A model that knows no type finds nothing; decoding needs one.
+    before = learner.predict(dev_sentences) if old_types else [[] for _ in dev_sentences]
     for event in learner.learn_step(step):
         on_event(event)
-    after = count_spans(dev_sentences, predicted := learner.predict(dev_sentences), learner.model.types)
-    agreed: dict[str, Counts] = {}
-    if old_types:
-        reference = [s.with_spans(spans, old_types) for s, spans in zip(dev_sentences, predicted_before, strict=True)]
-        agreed = count_spans(reference, predicted, old_types)
-    changes = tuple(_change(type_, before.get(type_), after[type_], agreed.get(type_)) for type_ in learner.model.types)
+    after = learner.predict(dev_sentences)
+    counts = count_spans(dev_sentences, after, learner.model.types)
+    changes = _changes(dev_sentences, before, after, old_types, counts)
     grown = learner.model.cpu().eval()
     record = history_record(
         learner, step, before={c.type: c.before for c in changes}, after={c.type: c.after for c in changes}
     )
     record["measured"] = {change.type: change.measured for change in changes}
     grown.history = [*model.history, record]
-    grown.metrics = {"counts": {t: {"tp": c.tp, "fp": c.fp, "fn": c.fn} for t, c in after.items()}}
+    grown.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
     return LearnResult(grown, changes)
 
 
@@ -206,6 +203,19 @@ def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None
         if type_ not in found:
             known = ", ".join(sorted(found)) or "no spans"
             raise DataError(f"no sentence mentions {type_}{nearest(type_, found)}; the data have {known}")
+
+
+def _changes(
+    dev: Sequence[Sentence],
+    before: Sequence[Sequence[Span]],
+    after: Sequence[Sequence[Span]],
+    old_types: Sequence[str],
+    counts: Mapping[str, Counts],
+) -> tuple[TypeChange, ...]:
+    """A row for every type of `counts`, which is what is right and wrong after the step by gold."""
+    reference = [sentence.with_spans(spans, old_types) for sentence, spans in zip(dev, before, strict=True)]
+    gold_before, agreed = count_spans(dev, before, old_types), count_spans(reference, after, old_types)
+    return tuple(_change(type_, gold_before.get(type_), count, agreed.get(type_)) for type_, count in counts.items())
 
 
 def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | None) -> TypeChange:

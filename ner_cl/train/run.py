@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path) -> None
     record = history_record(learner, step, before=before, after=after)
     model.history = [*model.history, record]
     model.metrics = {
-        "counts": {name: {"tp": c.tp, "fp": c.fp, "fn": c.fn} for name, c in (matrix.counts[-1] or {}).items()},
+        "counts": {type_: asdict(count) for type_, count in (matrix.counts[-1] or {}).items()},
         "micro_f1": matrix.micro_f1[-1],
         "macro_f1": matrix.macro_f1[-1],
     }
