@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from ner_cl.config import EncoderOptions, HeadOptions, OptimizerOptions, TrainingOptions, parse_strategies
+from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Corpus, Stream, build_stream
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
-from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.learner import Learner
+from ner_cl.train.loop import loss_terms
 from ner_cl.types import Sentence, Span
 
 # Products this small only lose time to a second thread.
@@ -168,6 +171,7 @@ def toy_context(
     train: Sequence[Sentence] = (),
     earlier: Sequence[Sentence] = (),
     grown: bool = True,
+    strategies: Sequence[Strategy] = (),
 ) -> StepContext:
     """The context of a step on `model`, for calling the hooks of a strategy by hand.
 
@@ -177,22 +181,31 @@ def toy_context(
         train: the sentences, encoded where the model knows the types.
         earlier: sentences of the steps so far.
         grown: whether the model knows `types` already; if not, call `model.grow` after `begin_step`.
+        strategies: whose losses make the training loss.
     """
     steps = model.tagset.steps[:-1] if grown else model.tagset.steps
-    return StepContext(
+
+    def training_loss(batch: Batch) -> Tensor:
+        terms = loss_terms(strategies, context, batch, model(batch))
+        return torch.stack(list(terms.values())).sum()
+
+    context = StepContext(
         number=len(steps) + 1,
         types=tuple(types),
         old_types=tuple(type_ for step in steps for type_ in step),
         model=model,
         epochs=1,
+        train_tokens=128,
         batch_tokens=256,
         precision="fp32",
         earlier=tuple(earlier),
         reset_model=lambda: None,
         predict=lambda sentences: predict_sentences(model, sentences, precision="fp32"),
+        training_loss=training_loss,
         generator=lambda purpose: generator(13, purpose),
         encoded=model.encode(train) if train else None,
     )
+    return context
 
 
 def trained_model(

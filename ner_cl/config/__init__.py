@@ -17,6 +17,7 @@ from ner_cl.config.sections import (
     StrategyOptions,
     StreamOptions,
     TrainingOptions,
+    check_composition,
     parse_strategies,
     validate,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "StrategyOptions",
     "StreamOptions",
     "TrainingOptions",
+    "check_composition",
     "load_config",
     "parse_config",
     "parse_strategies",

@@ -20,6 +20,7 @@ __all__ = [
     "StrategyOptions",
     "StreamOptions",
     "TrainingOptions",
+    "check_composition",
     "parse_strategies",
     "validate",
 ]
@@ -140,6 +141,8 @@ class OptimizerOptions(Options):
         momentum: for `sgd`.
         warmup: share of the updates over which the rate rises; it then falls linearly to 0.
         clip: largest gradient norm; 0 turns clipping off.
+        apply_to: whether soft masks and projections of strategies act on the `update` or, as the papers do under `sgd`,
+            on the `gradient`. Adam would divide a mask on the gradient out again, so that is refused.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -149,6 +152,16 @@ class OptimizerOptions(Options):
     momentum: float = Field(0.0, ge=0, lt=1)
     warmup: float = Field(0.1, ge=0, le=1)
     clip: float = Field(1.0, ge=0)
+    apply_to: Literal["update", "gradient"] = "update"
+
+    @model_validator(mode="after")
+    def _gradient_only_under_sgd(self) -> "OptimizerOptions":
+        if self.apply_to == "gradient" and self.name != "sgd":
+            raise ValueError(
+                "apply_to: gradient does nothing under adamw, which divides the mask out again; "
+                "use apply_to: update, or name: sgd"
+            )
+        return self
 
 
 class EarlyStoppingOptions(Options):
@@ -212,6 +225,15 @@ class Config(Options):
     def _parse_strategies(cls, value: Any) -> Any:
         return parse_strategies(value) if isinstance(value, list | tuple) else value
 
+    @field_validator("strategies")
+    @classmethod
+    def _composable(cls, value: tuple[StrategyOptions, ...]) -> tuple[StrategyOptions, ...]:
+        try:
+            check_composition(value)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("strategies: ")) from error
+        return value
+
 
 def parse_strategies(items: Sequence[Any]) -> tuple[StrategyOptions, ...]:
     """Each item, a mapping with `name` or a name alone, as the options of the strategy it names."""
@@ -233,6 +255,22 @@ def parse_strategies(items: Sequence[Any]) -> tuple[StrategyOptions, ...]:
         if names.count(name) > 1:
             raise ValueError(f"strategy {name!r} is listed twice; list it once")
     return tuple(parsed)
+
+
+def check_composition(options: Sequence[StrategyOptions]) -> None:
+    """Refuses a list of strategies that do not go together.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    classes: dict[str, Any] = {item.name: strategies[item.name] for item in options}
+    holding = [name for name, class_ in classes.items() if class_.holds_old_types]
+    if len(holding) > 1:
+        raise ConfigError(f"strategies: {' and '.join(holding)} both say how old types are held; keep one of them")
+    for name, class_ in classes.items():
+        for other, reason in class_.excludes.items():
+            if other in classes:
+                raise ConfigError(f"strategies: {name} and {other} cannot be combined: {reason}; keep one of them")
 
 
 def validate(model: type[Section], values: Any, source: str) -> Section:

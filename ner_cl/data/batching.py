@@ -33,6 +33,9 @@ class Batch:
         annotated: whether the row's annotation is complete for each type of the tagset.
         word_numbers: running number of each word in the whole set, for cached per-word values; 0 where padded.
         annotated_types: indices of the types annotated in any row, known without a look at the device.
+        rows: number of each row in the whole set.
+        row_words: words of each row.
+        remembered: whether each row was kept from an earlier step: annotated, but for none of the newest step's types.
     """
 
     piece_ids: Int[Tensor, "row piece"]
@@ -43,6 +46,28 @@ class Batch:
     annotated: Bool[Tensor, "row type"]
     word_numbers: Int[Tensor, "row word"]
     annotated_types: frozenset[int]
+    rows: tuple[int, ...] = ()
+    row_words: tuple[int, ...] = ()
+    remembered: tuple[bool, ...] = ()
+
+    def select(self, rows: Sequence[int]) -> "Batch":
+        """Some of the rows, by their position in this batch."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.piece_ids.device)
+        annotated = self.annotated[index]
+        return replace(
+            self,
+            piece_ids=self.piece_ids[index],
+            piece_mask=self.piece_mask[index],
+            word_pieces=self.word_pieces[index],
+            word_mask=self.word_mask[index],
+            targets=self.targets[index],
+            annotated=annotated,
+            word_numbers=self.word_numbers[index],
+            annotated_types=frozenset(annotated.any(dim=0).nonzero().flatten().tolist()),
+            rows=tuple(self.rows[row] for row in rows),
+            row_words=tuple(self.row_words[row] for row in rows),
+            remembered=tuple(self.remembered[row] for row in rows),
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -68,6 +93,9 @@ class EncodedSentences:
         pieces: the encoder's word-piece cutter.
         tagset: gives the target ids; spans of types it does not know are left out.
 
+    Attributes:
+        remembered: whether each window was kept from an earlier step: annotated, but for no type of the newest step.
+
     Raises:
         DataError: if two spans of known types overlap; the message names the sentence's source.
     """
@@ -81,6 +109,9 @@ class EncodedSentences:
         self._targets = [_targets(sentence, tagset) for sentence in sentences]
         types = tagset.types
         self._annotated = [np.array([type_ in s.annotated_types for type_ in types], dtype=bool) for s in sentences]
+        newest = set(tagset.steps[-1]) if tagset.steps else set()
+        remembered = [bool(s.annotated_types) and newest.isdisjoint(s.annotated_types) for s in sentences]
+        self.remembered = [remembered[window.sentence] for window in self.windows]
         self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
         self.annotated_types = frozenset(
             index for index, type_ in enumerate(types) if any(type_ in s.annotated_types for s in sentences)
@@ -122,6 +153,9 @@ class EncodedSentences:
             annotated=torch.from_numpy(annotated),
             word_numbers=torch.from_numpy(numbers),
             annotated_types=frozenset(np.flatnonzero(annotated.any(axis=0)).tolist()),
+            rows=tuple(rows),
+            row_words=tuple(len(window.word_pieces) for window in windows),
+            remembered=tuple(self.remembered[row] for row in rows),
         )
 
     def in_length_order(self, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:

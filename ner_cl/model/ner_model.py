@@ -32,6 +32,7 @@ class NerModel(nn.Module):
         history: one record a step: types, data hash, F1 of every type before and after.
         metrics: exact counts of the last evaluation.
         strategy_state: tensors that strategies keep for later steps, by strategy name; never needed to predict.
+        kept_sentences: sentences that strategies keep for later steps, by strategy name; never needed to predict.
     """
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
@@ -41,6 +42,7 @@ class NerModel(nn.Module):
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.strategy_state: Mapping[str, Mapping[str, Tensor]] = {}
+        self.kept_sentences: Mapping[str, Sequence[Sentence]] = {}
 
     @classmethod
     def from_encoder(

@@ -13,6 +13,8 @@ import torch
 import transformers
 
 from ner_cl.config import EncoderOptions, HeadOptions, validate
+from ner_cl.data.readers import read_sentences
+from ner_cl.data.writers import write_sentences
 from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
@@ -111,6 +113,9 @@ def _write(model: NerModel, folder: Path) -> None:
         (folder / "strategy").mkdir(exist_ok=True)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
         safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors")
+    for name, sentences in sorted(model.kept_sentences.items()):
+        (folder / "strategy").mkdir(exist_ok=True)
+        write_sentences(folder / "strategy" / f"{name}.jsonl", sentences)
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> NerModel:
@@ -139,6 +144,8 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Ner
     model.metrics = _read_json(folder / "metrics.json")
     strategy_files = sorted((folder / "strategy").glob("*.safetensors"))
     model.strategy_state = {path.stem: _read_tensors(path) for path in strategy_files}
+    kept = sorted((folder / "strategy").glob("*.jsonl"))
+    model.kept_sentences = {path.stem: tuple(read_sentences(path, format="jsonl")) for path in kept}
     return model.to(resolve_device(device)).eval()
 
 

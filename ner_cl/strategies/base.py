@@ -1,7 +1,7 @@
-"""What a strategy of continual learning may do: seven hooks, all empty here."""
+"""What a strategy of continual learning may do: hooks, all empty here."""
 
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,16 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.data.batching import Batch, EncodedSentences, plan_batches
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision
+from ner_cl.strategies.constraints import Constraint
 from ner_cl.types import Sentence, Span
 
-__all__ = ["Constraint", "StepContext", "Strategy"]
-
-# A tensor for each parameter that a reference direction touches, by parameter name.
-Constraint = Mapping[str, Tensor]
+__all__ = ["StepContext", "Strategy"]
 
 
 @dataclass(kw_only=True)
@@ -32,14 +30,19 @@ class StepContext:
         old_types: the types learned before.
         model: the student; its new block is there once `sentences` is done.
         epochs: passes over the data that are planned, at most.
+        train_tokens: word pieces of a batch when training.
         batch_tokens: word pieces of a batch when predicting.
         precision: number format of forward passes.
         earlier: the sentences of steps 1 to `number`, annotated for all types seen. Only strategies that say
             `needs_earlier_data` (the joint upper bound) find anything here.
         reset_model: gives the student back its pre-trained encoder and an untrained head. For the joint upper bound.
         predict: the spans the student finds now.
+        training_loss: the loss that is trained, all terms of all strategies, of a batch; in fp32, and in the mode the
+            model is in. For measuring at the end of a step.
         generator: makes an independent random stream for a purpose, the same one whenever the step is run again.
         epoch: the epoch being trained, from 1; 0 before the first.
+        update: the updates made in this epoch.
+        rate: the share of the peak learning rates that the schedule allows now, in [0, 1].
         encoded: the step's sentences as they are trained on; set before the first `losses`.
     """
 
@@ -48,14 +51,33 @@ class StepContext:
     old_types: tuple[str, ...]
     model: NerModel
     epochs: int
+    train_tokens: int
     batch_tokens: int
     precision: Precision
     earlier: tuple[Sentence, ...]
     reset_model: Callable[[], None]
     predict: Callable[[Sequence[Sentence]], list[list[Span]]]
+    training_loss: Callable[[Batch], Float[Tensor, ""]]
     generator: Callable[[str], np.random.Generator]
     epoch: int = 0
+    update: int = 0
+    rate: float = 1.0
     encoded: EncodedSentences | None = None
+
+    def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
+        """The step's own sentences in batches of training size on the model's device, without remembered ones.
+
+        Args:
+            sentences: at most so many, drawn at random; all by default.
+            purpose: of the draw, for its random stream.
+        """
+        assert self.encoded is not None
+        encoded = self.encoded
+        own = [row for row, remembered in enumerate(encoded.remembered) if not remembered]
+        if sentences is not None and len(own) > sentences:
+            own = sorted(self.generator(purpose).choice(own, size=sentences, replace=False).tolist())
+        for rows in plan_batches([encoded.lengths[row] for row in own], batch_tokens=self.train_tokens):
+            yield encoded.batch([own[row] for row in rows]).to(self.model.device)
 
 
 class Strategy(ABC):
@@ -66,14 +88,18 @@ class Strategy(ABC):
 
     Attributes:
         options_class: the options; its `name` is the name in configurations.
-        holds_old_types: whether the strategy says how old types are held. Exactly one of a list does; `distill` is
-            added to a list without one.
+        holds_old_types: whether the strategy says what is learned from the new sentences and how old types are held in
+            it. Exactly one of a list does; a list without one gets its `stands_on`.
+        stands_on: which strategy holds old types where the list names none.
         needs_earlier_data: whether it breaks the rules on purpose and reads the data of earlier steps.
+        excludes: names of strategies it cannot be combined with, each with the reason.
     """
 
     options_class: ClassVar[type[StrategyOptions]]
     holds_old_types: ClassVar[bool] = False
+    stands_on: ClassVar[str] = "distill"
     needs_earlier_data: ClassVar[bool] = False
+    excludes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: StrategyOptions) -> None:
         self.options = options
@@ -85,11 +111,25 @@ class Strategy(ABC):
         """The sentences to train on: mix some in, pseudo-label. The new block does not exist yet."""
         return train
 
+    def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
+        """The batches of an epoch, as row numbers of `context.encoded`: draw remembered rows into them.
+
+        Args:
+            context: of the step.
+            batches: every row once, in random order.
+            generator: the epoch's own; the plan must depend on nothing else that changes.
+        """
+        return batches
+
     def begin_epoch(self, context: StepContext) -> None:  # noqa: B027
         """Before each epoch: freeze or thaw parameters on a schedule."""
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Named loss terms of a batch; the loop minimises the sum of all terms of all strategies."""
+        """Named loss terms of a batch; the loop minimises the sum of all terms of all strategies.
+
+        A term is a mean over the words of the batch. Remembered rows (`Batch.remembered`) are the business of the
+        strategy that remembers them; see `own_rows`.
+        """
         return {}
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
@@ -97,15 +137,27 @@ class Strategy(ABC):
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[Constraint]:
-        """Reference directions `r` that the update must not oppose (`⟨-update, r⟩ ≥ 0`); asked for at every update."""
+        """What the update must not do; asked for at every update, while gradients stand in `.grad`: leave them."""
         return ()
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-        """The optimizer's step replaced: the update to add to each parameter, or None to leave it to the optimizer."""
+        """The optimizer's step replaced: the update to add to each parameter, or None to leave it to the optimizer.
+
+        The learning rate is the strategy's own business; `context.rate` is what the schedule says of it.
+        """
         return None
 
+    def settle(self, context: StepContext) -> None:  # noqa: B027
+        """After the best weights are restored: the last change to the weights, before anybody measures them."""
+
     def end_step(self, context: StepContext) -> None:  # noqa: B027
-        """After the best weights are restored: measure importance, choose replay, store bases."""
+        """When the weights are final: measure importance, choose what to remember, store bases.
+
+        The model is in eval mode with all gradients on and None; it is left so, and its weights are not changed.
+        """
+
+    def release(self) -> None:  # noqa: B027
+        """When every strategy has measured: let go of what only this step needed."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a later step needs, kept under `strategy/` of the model folder."""
@@ -113,3 +165,17 @@ class Strategy(ABC):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes back what `state_dict` gave."""
+
+    def kept_sentences(self) -> Sequence[Sentence]:
+        """Sentences a later step needs, kept under `strategy/` of the model folder until somebody deletes them."""
+        return ()
+
+    def load_sentences(self, sentences: Sequence[Sentence]) -> None:  # noqa: B027
+        """Takes back what `kept_sentences` gave, or less: sentences may have been deleted, for privacy."""
+
+    def progress(self) -> dict[str, Tensor]:
+        """What changes from update to update and cannot be computed again: kept in checkpoints inside a step."""
+        return {}
+
+    def load_progress(self, progress: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Takes back what `progress` gave, after `begin_step`, `sentences` and `gates` of the resumed step."""

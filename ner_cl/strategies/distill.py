@@ -14,6 +14,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Distill", "DistillStrategyOptions", "teacher_logits"]
 
@@ -51,15 +52,19 @@ class Distill(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce` and `kd`; in step 1, where nobody knows better, plain cross entropy."""
-        head = context.model.head
-        if not context.old_types:
-            return {"ce": self.options.beta * head.supervised(emissions, batch, unannotated="unknown")}
-        terms = head.distillation(emissions, batch, self._teacher_says(context, batch), self.options)
-        if not self.options.alpha:
-            del terms["kd"]  # or its gradient of zeros would have weight decay shrink blocks that nothing trains
-        return terms
 
-    def end_step(self, context: StepContext) -> None:
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+            head = context.model.head
+            if not context.old_types:
+                return {"ce": self.options.beta * head.supervised(emissions, batch, unannotated="unknown")}
+            found = head.distillation(emissions, batch, self._teacher_says(context, batch), self.options)
+            if not self.options.alpha:
+                del found["kd"]  # or its gradient of zeros would have weight decay shrink blocks that nothing trains
+            return found
+
+        return on_rows(batch, emissions, terms, remembered=False)
+
+    def release(self) -> None:
         """Lets teacher and targets go."""
         self._targets = self._teacher = None
 

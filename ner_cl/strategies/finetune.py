@@ -10,6 +10,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.rows import cross_entropy_as_labelled
 
 __all__ = ["Finetune", "FinetuneOptions"]
 
@@ -30,4 +31,4 @@ class Finetune(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy that takes every `O` at its word."""
-        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}
+        return cross_entropy_as_labelled(context.model.head, batch, emissions)

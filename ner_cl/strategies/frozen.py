@@ -11,6 +11,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.rows import cross_entropy_as_labelled
 
 __all__ = ["Frozen", "FrozenOptions"]
 
@@ -49,4 +50,4 @@ class Frozen(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy as labelled: what it says about old types reaches frozen rows only."""
-        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}
+        return cross_entropy_as_labelled(context.model.head, batch, emissions)

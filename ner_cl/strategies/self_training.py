@@ -11,6 +11,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.rows import cross_entropy_as_labelled
 from ner_cl.types import Sentence
 
 __all__ = ["SelfTraining", "SelfTrainingOptions"]
@@ -51,4 +52,4 @@ class SelfTraining(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy; the pseudo-labels count as gold."""
-        return {"ce": context.model.head.supervised(emissions, batch, unannotated="negative")}
+        return cross_entropy_as_labelled(context.model.head, batch, emissions)

@@ -5,6 +5,7 @@ moments, the best weights so far and a handful of numbers are all. safetensors a
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +17,7 @@ from torch import Tensor
 from ner_cl.errors import TrainingError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import publish_folder, write_json
+from ner_cl.strategies.base import Strategy
 
 __all__ = ["Checkpoint", "Progress"]
 
@@ -63,7 +65,12 @@ class Checkpoint:
         self.folder = folder
 
     def save(
-        self, progress: Progress, model: NerModel, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
+        self,
+        progress: Progress,
+        model: NerModel,
+        optimizer: torch.optim.Optimizer,
+        strategies: Sequence[Strategy],
+        best: dict[str, Tensor],
     ) -> None:
         """Writes everything needed to go on."""
         if self.folder is None:
@@ -72,6 +79,11 @@ class Checkpoint:
         def write(draft: Path) -> None:
             safetensors.torch.save_file(_plain(model.state_dict()), draft / "student.safetensors")
             safetensors.torch.save_file(_plain(_moments(optimizer)), draft / "optimizer.safetensors")
+            for strategy in strategies:
+                if changing := strategy.progress():
+                    safetensors.torch.save_file(
+                        _plain(changing), draft / f"{strategy.options.name}.progress.safetensors"
+                    )
             if best:
                 safetensors.torch.save_file(_plain(best), draft / "best.safetensors")
             write_json(draft / "progress.json", asdict(progress))
@@ -79,7 +91,7 @@ class Checkpoint:
         publish_folder(self.folder, write)
 
     def load(
-        self, progress: Progress, model: NerModel, optimizer: torch.optim.Optimizer
+        self, progress: Progress, model: NerModel, optimizer: torch.optim.Optimizer, strategies: Sequence[Strategy]
     ) -> tuple[Progress, dict[str, Tensor]] | None:
         """Puts model and optimizer where the checkpoint left them; None if there is none for this step of this run.
 
@@ -87,6 +99,7 @@ class Checkpoint:
             progress: of a fresh start; step and fingerprint must agree with the checkpoint's.
             model: the student, with its new block.
             optimizer: fresh, over its parameters.
+            strategies: given back what they keep inside a step.
 
         Returns:
             The progress made and the best weights so far.
@@ -102,6 +115,10 @@ class Checkpoint:
                 return None
             model.load_state_dict(safetensors.torch.load_file(self.folder / "student.safetensors"))
             _restore_moments(optimizer, safetensors.torch.load_file(self.folder / "optimizer.safetensors"))
+            for strategy in strategies:
+                path = self.folder / f"{strategy.options.name}.progress.safetensors"
+                if path.is_file():
+                    strategy.load_progress(safetensors.torch.load_file(path))
             path = self.folder / "best.safetensors"
             return saved, safetensors.torch.load_file(path) if path.is_file() else {}
         except Exception as error:

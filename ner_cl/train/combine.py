@@ -1,20 +1,25 @@
 """One place where gates, constraints and preconditioners of all strategies meet the optimizer.
 
 Soft masks and projections act on the *update*, not on the gradient: Adam divides a constant factor on the gradient out
-again, and decoupled weight decay moves a parameter whose gradient is zero. Both are combined in the gated metric, where
-projecting and masking agree; done one after the other they break the constraint.
+again, and decoupled weight decay moves a parameter whose gradient is zero. Under SGD they may act on the gradient, as
+in the papers. Both are combined in the gated metric, where projecting and masking agree; done one after the other they
+break the constraint.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from ner_cl.errors import ConfigError, TrainingError
-from ner_cl.strategies.base import Constraint, StepContext, Strategy
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import Constraint, HalfSpace, Subspace
+from ner_cl.train.project import Projector
 
-__all__ = ["Updater", "combine_gates", "gated", "project"]
+__all__ = ["Updater", "combine_gates", "hold_back"]
+
+Vector = Mapping[str, Tensor]
 
 
 @final
@@ -26,45 +31,91 @@ class Updater:
         context: of the step.
         optimizer: over the parameters of the student.
         clip: largest gradient norm; 0 for none.
+        apply_to: whether gates and constraints act on the update or on the gradient.
+        average: averages the tensors of a reference gradient over processes.
 
     Raises:
         ConfigError: if two strategies want to replace the optimizer's direction.
     """
 
     def __init__(
-        self, strategies: Sequence[Strategy], context: StepContext, optimizer: torch.optim.Optimizer, *, clip: float
+        self,
+        strategies: Sequence[Strategy],
+        context: StepContext,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip: float,
+        apply_to: Literal["update", "gradient"] = "update",
+        average: Callable[[Vector], Vector] = lambda tensors: tensors,
     ) -> None:
         self._strategies = strategies
         self._context = context
         self._optimizer = optimizer
         self._clip = clip
+        self._apply_to = apply_to
+        self._average = average
         self._parameters = dict(context.model.named_parameters())
         self._gates = combine_gates([strategy.gates(context) for strategy in strategies], self._parameters)
+        self._importance = {name: 1 - gate for name, gate in self._gates.items()}
+        self._project = Projector(self._gates)
+        self._before: dict[str, Tensor] = {}
 
     def update(self) -> bool:
         """Clips, steps, projects and gates; False, with nothing changed, if the gradient is not finite."""
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
             return False
+        constraints = self._constraints()
+        if self._apply_to == "gradient":
+            self._shape_gradients(gradients, constraints)
+            norm, constraints = nn.utils.get_total_norm(gradients.values()), []
         if self._clip:
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._clip, norm)
-        constraints = [c for strategy in self._strategies for c in strategy.constraints(self._context)]
-        touched = {name for constraint in constraints for name in constraint} | set(self._gates)
+        gated = self._gates.keys() & gradients.keys() if self._apply_to == "update" else set()
+        touched = gated.union(*(names_of(constraint) for constraint in constraints)) & gradients.keys()
         # In the model's order: sums over a set of names would differ from process to process in their last bits.
-        before = {name: p.detach().clone() for name, p in self._parameters.items() if name in touched}
-        self._step()
+        before = self._remember([name for name in self._parameters if name in touched])
+        self._step(gradients)
         with torch.no_grad():
             if constraints:
-                self._project(before, constraints)
-            for name, gate in self._gates.items():
-                parameter = self._parameters[name]
-                parameter.copy_(gated(before[name], parameter, gate))
+                change = {name: self._parameters[name] - old for name, old in before.items()}
+                for name, projected in self._project(change, constraints).items():
+                    self._parameters[name].copy_(before[name] + projected)
+            names = [name for name in before if name in gated]
+            hold_back(
+                [self._parameters[name] for name in names],
+                [before[name] for name in names],
+                [self._importance[name] for name in names],
+            )
         return True
 
-    def _step(self) -> None:
+    def _constraints(self) -> list[Constraint]:
+        """What strategies ask for, references averaged over processes; nothing that is not finite."""
+        found: list[Constraint] = []
+        for strategy in self._strategies:
+            for constraint in strategy.constraints(self._context):
+                if isinstance(constraint, HalfSpace):
+                    reference = self._average(constraint.reference)
+                    # A reference that overflowed says nothing, and would make the update say nothing either.
+                    if not torch.isfinite(nn.utils.get_total_norm(reference.values())):
+                        continue
+                    constraint = HalfSpace(reference, constraint.margin, constraint.ridge)
+                found.append(constraint)
+        return found
+
+    def _shape_gradients(self, gradients: Vector, constraints: Sequence[Constraint]) -> None:
+        """The paper's way under SGD: project and mask the gradient, and leave the rest to the optimizer."""
+        if constraints:
+            descent = {name: -gradient for name, gradient in gradients.items()}
+            for name, projected in self._project(descent, constraints).items():
+                gradients[name].copy_(-projected)
+        for name, gate in self._gates.items():
+            if name in gradients:
+                gradients[name].mul_(gate)
+
+    def _step(self, gradient: Vector) -> None:
         """The optimizer's step, or a strategy's own direction where one gives it."""
-        gradient = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         own = [found for s in self._strategies if (found := s.precondition(self._context, gradient)) is not None]
         if len(own) > 1:
             raise ConfigError("strategies: two of them replace the optimizer's direction; keep one")
@@ -74,13 +125,25 @@ class Updater:
             self._parameters[name].grad = None  # what has its own direction is not the optimizer's any more
         self._optimizer.step()
 
-    def _project(self, before: Mapping[str, Tensor], constraints: Sequence[Constraint]) -> None:
-        change = {name: self._parameters[name] - before[name] for name in before}
-        for name, projected in project(change, constraints, self._gates).items():
-            self._parameters[name].copy_(before[name] + projected)
+    def _remember(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Copies of parameters, in buffers that are used again at the next update."""
+        for name in names:
+            if name not in self._before:
+                self._before[name] = torch.empty_like(self._parameters[name], requires_grad=False)
+        before = {name: self._before[name] for name in names}
+        if before:
+            torch._foreach_copy_(list(before.values()), [self._parameters[name].detach() for name in names])
+        return before
 
 
-def combine_gates(gates: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def names_of(constraint: Constraint) -> set[str]:
+    """The parameters a constraint touches."""
+    if isinstance(constraint, HalfSpace):
+        return set(constraint.reference)
+    return set(constraint.directions if isinstance(constraint, Subspace) else constraint.bases)
+
+
+def combine_gates(gates: Sequence[Vector], parameters: Vector) -> dict[str, Tensor]:
     """The product of all strategies' gates, by parameter name.
 
     Raises:
@@ -97,70 +160,17 @@ def combine_gates(gates: Sequence[Mapping[str, Tensor]], parameters: Mapping[str
     return combined
 
 
-def gated(before: Tensor, after: Tensor, gate: Tensor) -> Tensor:
-    """`before + gate · (after - before)`, equal to the last bit to `before` at gate 0 and to `after` at gate 1.
+def hold_back(after: Sequence[Tensor], before: Sequence[Tensor], importance: Sequence[Tensor]) -> None:
+    """`after ← after + importance · (before - after)` in place: the update times one minus the importance.
+
+    Equal to `before` to the last bit at importance 1, and to `after` at importance 0, as `lerp` promises at both ends.
 
     Args:
-        before: parameter before the update.
-        after: parameter after it.
-        gate: factors in [0, 1], of a shape that broadcasts to the parameter's.
+        after: parameters after the update.
+        before: the same before it.
+        importance: factors in [0, 1], each of a shape that broadcasts to the parameter's.
     """
-    between = torch.where(gate == 1, after, before + gate * (after - before))
-    return torch.where(gate == 0, before, between)
-
-
-def project(
-    change: Mapping[str, Tensor], constraints: Sequence[Constraint], gates: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The change nearest to `change`, in the gated metric, that opposes no reference direction.
-
-    With `d = -change` and gate `m`, finds `v ≥ 0` such that `⟨m·(d + Σ vᵢ rᵢ), rⱼ⟩ ≥ 0` for every j (GEM's dual
-    problem; for one reference A-GEM's closed form), and gives `-(d + Σ vᵢ rᵢ)`, still to be multiplied by the gate.
-
-    Args:
-        change: what the optimizer did to each parameter.
-        constraints: reference gradients `r`, each on some of these parameters.
-        gates: factors in [0, 1] on parameters; 1 where absent.
-
-    Returns:
-        The new change of the parameters that change otherwise than `change` says.
-    """
-    pairs = [[_product(left, right, gates) for right in constraints] for left in constraints]
-    slopes = [-_product(change, reference, gates) for reference in constraints]
-    if all(slope >= 0 for slope in slopes):
-        return {}
-    weights = _solve_dual(pairs, slopes)
-    projected: dict[str, Tensor] = {}
-    for weight, reference in zip(weights, constraints, strict=True):
-        if weight > 0:
-            for name, direction in reference.items():
-                projected[name] = projected.get(name, change[name]) - weight * direction
-    return projected
-
-
-def _product(left: Mapping[str, Tensor], right: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> float:
-    """`⟨m·left, right⟩` over the parameters both have: fp32 within a tensor, fp64 across tensors."""
-    total = 0.0
-    for name in right:
-        if name not in left:
-            continue
-        masked = left[name] * gates[name] if name in gates else left[name]
-        total += float((masked * right[name]).sum())
-    return total
-
-
-def _solve_dual(pairs: Sequence[Sequence[float]], slopes: Sequence[float], *, sweeps: int = 10_000) -> list[float]:
-    """`argmin ½ vᵀQv + qᵀv` over `v ≥ 0` by coordinate descent, which a handful of references solves at once."""
-    weights = [0.0] * len(slopes)
-    for _ in range(sweeps):
-        moved = 0.0
-        for i, row in enumerate(pairs):
-            if row[i] <= 0:
-                continue
-            slope = slopes[i] + sum(q * v for q, v in zip(row, weights, strict=True))
-            new = max(0.0, weights[i] - slope / row[i])
-            moved = max(moved, abs(new - weights[i]) * row[i] ** 0.5)
-            weights[i] = new
-        if moved < 1e-12:
-            break
-    return weights
+    if after:
+        torch._foreach_lerp_(
+            list(after), list(before), [i.expand_as(b) for i, b in zip(importance, before, strict=True)]
+        )

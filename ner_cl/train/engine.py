@@ -69,6 +69,12 @@ class Engine:
         summed = self._accelerator.reduce(table, reduction="sum").tolist()
         return {type_: Counts(*row) for type_, row in zip(counts, summed, strict=True)}
 
+    def average(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Each tensor's mean over processes, all of which must ask for the same names in the same order."""
+        if self.processes == 1:
+            return tensors
+        return {name: self._accelerator.reduce(tensor, reduction="mean") for name, tensor in tensors.items()}
+
     def first(self, message: str) -> str:
         """The first message that any process has; "" if none has one."""
         messages = gather_object([message]) if self.processes > 1 else [message]

@@ -5,41 +5,43 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from ner_cl.config import StrategyOptions, TrainingOptions
+from ner_cl.config import StrategyOptions, TrainingOptions, check_composition, parse_strategies
+from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
-from ner_cl.errors import ConfigError, DataError
+from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.registry import strategies as strategy_registry
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.distill import DistillStrategyOptions
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event
-from ner_cl.train.loop import StepTraining
+from ner_cl.train.loop import StepTraining, loss_terms
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Learner", "build_strategies"]
 
 
 def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
-    """The strategies of a list of options, in an order of their own; `distill` is added if none holds old types.
+    """The strategies of a list of options, in an order of their own; what the list stands on is added to it.
 
     Raises:
-        ConfigError: if two of them hold old types.
+        ConfigError: if some of them cannot be combined.
     """
-    built: list[Strategy] = [strategy_registry[item.name](item) for item in options]
-    holding = [strategy.options.name for strategy in built if strategy.holds_old_types]
-    if len(holding) > 1:
-        raise ConfigError(f"strategies: {' and '.join(holding)} both say how old types are held; keep one of them")
-    if not holding:
-        built.append(strategy_registry["distill"](DistillStrategyOptions()))
-    return sorted(built, key=lambda strategy: strategy.options.name)
+    check_composition(options)
+    classes: list[type[Strategy]] = [strategy_registry[item.name] for item in options]
+    if not any(class_.holds_old_types for class_ in classes):
+        # `distill` unless all of them come with another ground of their own.
+        grounds = {class_.stands_on for class_ in classes}
+        options = [*options, *parse_strategies([grounds.pop() if len(grounds) == 1 else "distill"])]
+    return [strategy_registry[item.name](item) for item in sorted(options, key=lambda item: item.name)]
 
 
 @final
@@ -73,6 +75,7 @@ class Learner:
         self.checkpoint = checkpoint or Checkpoint(None)
         for strategy in self.strategies:
             strategy.load_state_dict(model.strategy_state.get(strategy.options.name, {}))
+            strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
 
     @property
     def needs_earlier_data(self) -> bool:
@@ -127,9 +130,20 @@ class Learner:
             fingerprint=self._fingerprint(step),
         )
         yield from self.loop.run()
+        self._finish(context)
+
+    def _finish(self, context: StepContext) -> None:
+        """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""
+        for strategy in self.strategies:
+            strategy.settle(context)
         for strategy in self.strategies:
             strategy.end_step(context)
+        for strategy in self.strategies:
+            strategy.release()
         self.model.strategy_state = {s.options.name: state for s in self.strategies if (state := s.state_dict())}
+        self.model.kept_sentences = {
+            s.options.name: tuple(kept) for s in self.strategies if (kept := s.kept_sentences())
+        }
 
     @property
     def progress(self) -> Progress:
@@ -155,19 +169,27 @@ class Learner:
             for number, types in enumerate(old_steps, start=1):
                 self._grow(types, number)
 
-        return StepContext(
+        def training_loss(batch: Batch) -> Float[Tensor, ""]:
+            with torch.autocast(self.engine.device.type, enabled=False):
+                terms = loss_terms(self.strategies, context, batch, self.model(batch))
+            return torch.stack(list(terms.values())).sum()
+
+        context = StepContext(
             number=step.number,
             types=step.types,
             old_types=tuple(type_ for types in old_steps for type_ in types),
             model=self.model,
             epochs=self.training.epochs,
+            train_tokens=self.training.batch_tokens,
             batch_tokens=self.training.eval_batch_tokens,
             precision=self.engine.precision,
             earlier=tuple(earlier) if self.needs_earlier_data else (),
             reset_model=reset_model,
             predict=self.predict,
+            training_loss=training_loss,
             generator=lambda purpose: generator(self.seed, f"step {step.number}/{purpose}"),
         )
+        return context
 
     def _grow(self, types: Sequence[str], number: int) -> None:
         draw = generator(self.seed, f"step {number}/new rows")

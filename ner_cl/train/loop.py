@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.config import TrainingOptions
-from ner_cl.data.batching import EncodedSentences, plan_batches
+from ner_cl.data.batching import Batch, EncodedSentences, plan_batches
 from ner_cl.errors import TrainingError
+from ner_cl.model.heads.base import Emissions
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.checkpoint import Checkpoint, Progress
@@ -18,7 +20,7 @@ from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
 from ner_cl.train.optimizer import make_optimizer, rate_factor
 
-__all__ = ["StepTraining"]
+__all__ = ["StepTraining", "loss_terms"]
 
 
 @dataclass(kw_only=True)
@@ -63,11 +65,18 @@ class StepTraining:
             updates=len(plan),
             epochs=options.epochs,
         )
-        if saved := self.checkpoint.load(progress, model, optimizer):
+        updater = Updater(
+            self.strategies,
+            context,
+            optimizer,
+            clip=options.optimizer.clip,
+            apply_to=options.optimizer.apply_to,
+            average=self.engine.average,
+        )
+        if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):
             (self.progress, best), progress = saved, saved[0]
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
         wrapped = self.engine.wrap(model)
-        updater = Updater(self.strategies, context, optimizer, clip=options.optimizer.clip)
         self._saved_at = time.monotonic()
 
         while not progress.finished:
@@ -103,6 +112,7 @@ class StepTraining:
         factor = rate_factor(done, options.epochs * updates, options.optimizer.warmup)
         for parameters in optimizer.param_groups:
             parameters["lr"] = parameters["peak"] * factor
+        self.context.update, self.context.rate = progress.update, factor
         # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
         optimizer.zero_grad(set_to_none=True)
@@ -123,6 +133,10 @@ class StepTraining:
         """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
         generator = self.context.generator(f"batches/{epoch}")
         batches = plan_batches(encoded.lengths, batch_tokens=self.options.batch_tokens, generator=generator)
+        for strategy in self.strategies:
+            batches = strategy.plan(
+                self.context, batches, self.context.generator(f"plan/{epoch}/{strategy.options.name}")
+            )
         size = self.options.accumulate * self.engine.processes
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 
@@ -146,10 +160,7 @@ class StepTraining:
             batch = encoded.batch(rows).to(engine.device)
             with autocast(engine.precision, engine.device):
                 emissions = wrapped(batch)  # blocks of [row, word, tag]
-            terms: dict[str, Tensor] = {}
-            for strategy in self.strategies:
-                for name, term in strategy.losses(context, batch, emissions).items():
-                    terms[name] = terms[name] + term if name in terms else term
+            terms = loss_terms(self.strategies, context, batch, emissions)
             share = count / sum(words)
             loss = torch.stack(list(terms.values())).sum() * share
             if not torch.isfinite(loss):
@@ -192,7 +203,7 @@ class StepTraining:
             return
         # No process waits here: clocks differ, so one might wait where another does not.
         if self.engine.is_main:
-            self.checkpoint.save(self.progress, self.context.model, optimizer, best)
+            self.checkpoint.save(self.progress, self.context.model, optimizer, self.strategies, best)
         self._saved_at = time.monotonic()
 
     def _not_finite(self, encoded: EncodedSentences, rows: Sequence[int]) -> str:
@@ -202,3 +213,14 @@ class StepTraining:
             f"step {self.context.number}, epoch {self.progress.epoch}: the loss is not finite on {len(rows)} sentences "
             f"({where}{', …' if len(rows) > 5 else ''}); lower training.optimizer.lr or use training.precision=fp32"
         )
+
+
+def loss_terms(
+    strategies: Sequence[Strategy], context: StepContext, batch: Batch, emissions: Emissions
+) -> dict[str, Float[Tensor, ""]]:
+    """The loss terms of all strategies on a batch; terms of the same name are added up."""
+    terms: dict[str, Tensor] = {}
+    for strategy in strategies:
+        for name, term in strategy.losses(context, batch, emissions).items():
+            terms[name] = terms[name] + term if name in terms else term
+    return terms

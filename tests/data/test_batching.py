@@ -104,7 +104,13 @@ def test_moving_a_batch_moves_every_tensor(encoded: EncodedSentences) -> None:
     moved = batch.to(torch.device("meta"))
     assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
     assert moved.annotated_types == batch.annotated_types
-    assert set(Batch.__dataclass_fields__) == {*TENSORS, "annotated_types"}  # none was forgotten above
+    assert set(Batch.__dataclass_fields__) == {
+        *TENSORS,
+        "annotated_types",
+        "rows",
+        "row_words",
+        "remembered",
+    }  # none was forgotten above
     assert batch.to(torch.device("cpu")) is batch
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ner_cl.errors import ConfigError, TrainingError
 from ner_cl.model.ner_model import NerModel
-from ner_cl.strategies.base import Constraint, StepContext, Strategy
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import Constraint, HalfSpace
 from ner_cl.strategies.finetune import FinetuneOptions
-from ner_cl.train.combine import Updater, combine_gates, gated, project
+from ner_cl.train.combine import Updater, combine_gates, hold_back
+from ner_cl.train.project import Projector
 from tests.tiny import tiny_model, toy_context
 
 WEIGHT = "head.blocks.0.weight"  # [3, 32]
@@ -32,7 +34,7 @@ class Declared(Strategy):
         self,
         *,
         gates: Mapping[str, Tensor] | None = None,
-        constraints: Sequence[Constraint] = (),
+        constraints: Sequence[Mapping[str, Tensor]] = (),
         scale: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(FinetuneOptions())
@@ -42,7 +44,7 @@ class Declared(Strategy):
         return self._gates
 
     def constraints(self, context: StepContext) -> Sequence[Constraint]:
-        return self.references
+        return [HalfSpace(reference) for reference in self.references]
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
         return None if self._scale is None else {name: factor * gradient[name] for name, factor in self._scale.items()}
@@ -85,6 +87,12 @@ def train(
             parameter.grad = gradient * mask[name] if mask and name in mask else gradient
         assert updater.update()
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def gated(before: Tensor, after: Tensor, gate: Tensor) -> Tensor:
+    held = after.clone()
+    hold_back([held], [before], [1 - gate])
+    return held
 
 
 def half_mask(shape: torch.Size, value: float = 1.0) -> Tensor:
@@ -166,7 +174,15 @@ def vector(*values: float) -> dict[str, Tensor]:
     return {"w": torch.tensor(values)}
 
 
-def projected(direction: dict[str, Tensor], references: Sequence[Constraint], gates: dict[str, Tensor]) -> Tensor:
+def project(
+    change: Mapping[str, Tensor], references: Sequence[Mapping[str, Tensor]], gates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    return Projector(gates)(change, [HalfSpace(reference) for reference in references])
+
+
+def projected(
+    direction: dict[str, Tensor], references: Sequence[Mapping[str, Tensor]], gates: dict[str, Tensor]
+) -> Tensor:
     """The descent direction after projection; a change is a descent direction with its sign turned."""
     change = {name: -value for name, value in direction.items()}
     return -(change | project(change, references, gates))["w"]

@@ -15,7 +15,8 @@ from ner_cl.errors import ConfigError
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.store import load_model
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import Constraint, StepContext, Strategy
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import Constraint
 from ner_cl.train.learner import build_strategies
 from ner_cl.train.run import run_stream
 from ner_cl.types import Sentence

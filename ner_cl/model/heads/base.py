@@ -51,6 +51,11 @@ class Emissions:
         """All blocks side by side."""
         return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks, dim=-1)
 
+    def select(self, rows: Sequence[int]) -> "Emissions":
+        """Some of the rows."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.word_mask.device)
+        return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index])
+
 
 class Head(nn.Module, ABC):
     """An output layer on word vectors that gains a block of columns in every step.
