@@ -9,8 +9,8 @@ import pytest
 
 from ner_cl.registry import strategies
 
-# errors, types → registry → config → data → model → evaluate → strategies → train → integrations, cli
-LAYERS = ["errors", "types", "registry", "config", "data", "model", "evaluate", "strategies", "train"]
+# errors, types, files → registry → config → data → model → evaluate → strategies → train → integrations, cli
+LAYERS = ["errors", "types", "files", "registry", "config", "data", "model", "evaluate", "strategies", "train"]
 LAST = ["integrations", "cli", "__main__"]  # neither of the first two is on the other's left
 ROOT = Path(__file__).parents[1] / "ner_cl"
 MODULES = {

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ner_cl.cli.console import emit, emit_json, say, table
-from ner_cl.cli.files import new_folder
 from ner_cl.cli.options import Alignment, Format, Json, Types, names, parse_yaml
 from ner_cl.errors import CheckFailed, ConfigError, DataError
+from ner_cl.files import new_folder
 
 if TYPE_CHECKING:  # not imported before a verb runs, so that `--help` is quick
     from ner_cl.data.check import CheckReport

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ner_cl.cli.console import emit, emit_json, percent, say, table
-from ner_cl.cli.files import replace_file
 from ner_cl.cli.options import Alignment, Format, Json, Types, names
 from ner_cl.errors import DataError
+from ner_cl.files import replace_file
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.model.ner_model import NerModel

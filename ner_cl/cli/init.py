@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ner_cl.cli.console import say
-from ner_cl.cli.files import replace_file
 from ner_cl.errors import ConfigError
+from ner_cl.files import replace_file
 
 __all__ = ["init"]
 

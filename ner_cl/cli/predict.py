@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ner_cl.cli.documents import Document, read_documents
-from ner_cl.cli.files import replace_file
 from ner_cl.cli.options import Types, names
 from ner_cl.errors import ConfigError
+from ner_cl.files import replace_file
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.types import Entity, Sentence

@@ -1,7 +1,6 @@
 """Writing annotated sentences to files, so that either the whole file is there or none of it."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,6 +10,7 @@ from ner_cl.data.readers.docbin import ANNOTATED_TYPES, SPAN_GROUP
 from ner_cl.data.schemes import check_scheme, tags_of_spans
 from ner_cl.data.words import split_words
 from ner_cl.errors import ConfigError, DataError
+from ner_cl.files import replace_file
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
@@ -66,18 +66,12 @@ def write_sentences(
     for number, sentence in enumerate(items, start=1):
         if not sentence.words:
             raise DataError(f"{_where(sentence, number)}has no words; leave it out")
-    _replace(Path(name), _WRITERS[chosen](items, scheme))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one move, so that no reader ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    data = _WRITERS[chosen](items, scheme)
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
+        with replace_file(Path(name)) as file:
+            file.write(data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); check the folder and its permissions") from None
+        raise DataError(f"{name}: cannot be written ({error.strerror}); check the folder and its permissions") from None
 
 
 def _conll(sentences: Sequence[Sentence], scheme: str) -> bytes:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import Counts, macro_f1, micro_f1
 from ner_cl.evaluate.metrics import summary
+from ner_cl.files import replace_text
 
 __all__ = ["Matrix", "render", "render_side_by_side"]
 
@@ -157,21 +157,11 @@ class Matrix:
     def save(self, folder: Path) -> None:
         """Writes `matrix.json` and `matrix.csv`, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "matrix.json", self.to_json())
-        _write(folder / "matrix.csv", self.to_csv())
+        replace_text(folder / "matrix.json", self.to_json())
+        replace_text(folder / "matrix.csv", self.to_csv())
 
 
 _ADAPTER: TypeAdapter[Matrix] = TypeAdapter(Matrix)
-
-
-def _write(path: Path, text: str) -> None:
-    """Through a file beside it, so that a reader never meets half a file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def render(matrix: Matrix) -> str:

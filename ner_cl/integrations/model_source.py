@@ -108,7 +108,8 @@ class ModelSource:
         Raises:
             ModelError: if there is no model, or the folder holds something else or cannot be written.
         """
-        from ner_cl.model.store import publish_folder, save_model
+        from ner_cl.files import publish_folder
+        from ner_cl.model.store import save_model
 
         if self._folder is not None:
             paths, origin = _model_files(self._folder), self._folder

@@ -1,9 +1,6 @@
 """The model folder: safetensors and JSON only, written whole or not at all."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +13,16 @@ from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import ConfigError, ModelError
+from ner_cl.files import publish_folder, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
 from ner_cl.registry import heads
 
-__all__ = ["FORMAT_VERSION", "load_model", "publish_folder", "recover_folders", "save_model"]
+__all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
-
-
-def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary folder, then puts it in place by renaming: readers see it whole or not at all.
-
-    Args:
-        folder: where the result goes; an existing folder is replaced.
-        write: fills the folder it is given.
-    """
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
-    replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
-    draft.mkdir()
-    try:
-        write(draft)
-        for path in draft.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors makes files that nobody else may read, a server's user for one
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(replaced)
-        draft.rename(folder)
-    finally:
-        if replaced.exists() and not folder.exists():  # the second renaming failed: what was there stays there
-            replaced.rename(folder)
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def recover_folders(parent: Path) -> None:
-    """Puts right what a process that was killed inside `publish_folder` left behind among the folders of `parent`.
-
-    A folder that was set aside and not yet replaced comes back; drafts are deleted. Nothing may be publishing there.
-    """
-    for replaced in parent.glob(".*.replaced-*"):
-        folder = parent / replaced.name[1:].rpartition(".replaced-")[0]
-        if not folder.exists():
-            replaced.rename(folder)
-    for leftover in (*parent.glob(".*.draft-*"), *parent.glob(".*.replaced-*")):
-        shutil.rmtree(leftover)
 
 
 def save_model(model: NerModel, folder: Path) -> None:
@@ -223,8 +177,3 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Indented UTF-8 JSON with a final newline."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ner_cl.errors import TrainingError
+from ner_cl.files import publish_folder, write_json
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.store import publish_folder, write_json
 from ner_cl.strategies.base import Strategy
 
 __all__ = ["Checkpoint", "Progress"]

@@ -14,8 +14,9 @@ from ner_cl.data.stream import Step, Stream, build_stream, order_types
 from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.evaluate.counts import Counts
 from ner_cl.evaluate.matrix import Matrix
+from ner_cl.files import recover_folders, replace_text, write_json
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.store import load_model, recover_folders, write_json
+from ner_cl.model.store import load_model
 from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
@@ -132,7 +133,7 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
 
 
 # What may stand in the folder of a run that was killed before it wrote its configuration.
-_FIRST_FILES = {"env.json", ".config.resolved.yaml.draft", "events.jsonl", "checkpoints", "steps"}
+_FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "steps"}
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
@@ -148,8 +149,13 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             raise ConfigError(
                 f"{resolved}: was written by another configuration; resume with the same one, or use --output"
             )
-    elif folder.exists() and (not folder.is_dir() or any(path.name not in _FIRST_FILES for path in folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and all(_may_be_first(path) for path in folder.iterdir())):
         raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
+
+
+def _may_be_first(path: Path) -> bool:
+    """Whether a run that was killed before it wrote its configuration may have left this."""
+    return path.name in _FIRST_FILES or path.name.startswith(".config.resolved.yaml.")
 
 
 def _open_folder(folder: Path, config: Config) -> None:
@@ -161,10 +167,7 @@ def _open_folder(folder: Path, config: Config) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "env.json", environment())
-    draft = folder / ".config.resolved.yaml.draft"
-    values = config.model_dump(mode="json")
-    draft.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    draft.replace(resolved)
+    replace_text(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def _without_output(values: dict[str, Any]) -> dict[str, Any]:

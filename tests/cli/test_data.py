@@ -91,7 +91,7 @@ def test_convert_keeps_only_asked_types(toy: Toy, tmp_path: Path, capsys: pytest
         (["out.xyz"], "says no format"),
         (["out.jsonl", "--to", "jsonlines"], "cannot be written"),
         (["out.conll", "--scheme", "iob3"], "unknown tag scheme"),
-        (["no/where/out.jsonl"], "cannot be written"),
+        (["/proc/none/out.jsonl"], "cannot be written"),
     ],
 )
 def test_convert_refuses_what_it_cannot_write(

@@ -157,12 +157,17 @@ def test_files_are_replaced_whole_with_ordinary_permissions(tmp_path: Path) -> N
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\)"):
-        write_sentences(tmp_path / "none" / "x.conll", [WORD])
     (tmp_path / "x.conll").mkdir()
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match=r"x\.conll: is a folder; name a file in it"):
         write_sentences(tmp_path / "x.conll", [WORD])
+    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\); check the folder"):
+        write_sentences("/proc/none/x.conll", [WORD])
     assert list(tmp_path.iterdir()) == [tmp_path / "x.conll"]
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    write_sentences(tmp_path / "new" / "x.conll", [WORD])
+    assert (tmp_path / "new" / "x.conll").read_bytes() == b"a\tO\n\n"
 
 
 def test_unknown_formats_and_schemes(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 
 from ner_cl.config import HeadOptions
 from ner_cl.errors import ModelError
+from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.store import FORMAT_VERSION, load_model, publish_folder, recover_folders, save_model
+from ner_cl.model.store import FORMAT_VERSION, load_model, save_model
 from tests.tiny import tiny_encoder, tiny_model
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])

@@ -12,7 +12,8 @@ import ner_cl
 from ner_cl.config import parse_config
 from ner_cl.errors import CheckFailed, ConfigError, TrainingError
 from ner_cl.evaluate.matrix import Matrix
-from ner_cl.model.store import load_model, publish_folder, recover_folders
+from ner_cl.files import publish_folder, recover_folders
+from ner_cl.model.store import load_model
 from ner_cl.train.run import Run, run_stream
 from tests.train.toy_runs import (
     GOOD_TRAINING,

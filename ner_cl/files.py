@@ -1,0 +1,99 @@
+"""Files and folders that are there whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ner_cl.errors import DataError
+
+__all__ = ["new_folder", "publish_folder", "recover_folders", "replace_file", "replace_text", "write_json"]
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` at the end, if nothing went wrong."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file in it")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts UTF-8 text with plain line ends at `path` in one move."""
+    with replace_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` at the end, if nothing went wrong; DataError where there is one already."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise DataError(f"{path}: exists already; choose another folder, or delete it first")
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary folder, then puts it in place by renaming: readers see it whole or not at all.
+
+    Args:
+        folder: where the result goes; an existing folder is replaced.
+        write: fills the folder it is given.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
+    replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    draft.mkdir()
+    try:
+        write(draft)
+        for path in draft.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors makes files that nobody else may read, a server's user for one
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(replaced)
+        draft.rename(folder)
+    finally:
+        if replaced.exists() and not folder.exists():  # the second renaming failed: what was there stays there
+            replaced.rename(folder)
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover_folders(parent: Path) -> None:
+    """Puts right what a process that was killed inside `publish_folder` left behind among the folders of `parent`.
+
+    A folder that was set aside and not yet replaced comes back; drafts are deleted. Nothing may be publishing there.
+    """
+    for replaced in parent.glob(".*.replaced-*"):
+        folder = parent / replaced.name[1:].rpartition(".replaced-")[0]
+        if not folder.exists():
+            replaced.rename(folder)
+    for leftover in (*parent.glob(".*.draft-*"), *parent.glob(".*.replaced-*")):
+        shutil.rmtree(leftover)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Indented UTF-8 JSON with a final newline."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
