@@ -122,6 +122,9 @@ def split(
     _write_stream(target, stream, files, format_, seed)
     rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
     emit(table(["step", "types", "train", "dev"], rows, text_columns=2))
+    taken = {sentence.source for step in stream.steps for sentence in step.train}
+    if left := sum(sentence.source not in taken for sentence in corpus.train):
+        say(f"note: {left} of {len(corpus.train)} training sentences are in no step")
 
 
 def _named(paths: list[str]) -> dict[str, str]:

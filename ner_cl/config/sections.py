@@ -1,7 +1,7 @@
 """The sections of a configuration: strict, frozen, every option with its default."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -120,7 +120,7 @@ class StreamOptions(Options):
     file: str | None = None
     name: str = "stream"
     corpus: CorpusOptions
-    steps: tuple[tuple[str, ...], ...] | None = None
+    steps: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] | None = Field(None, min_length=1)
     order: Literal["alphabetical", "frequency", "random"] = "alphabetical"
     increment: int = Field(1, ge=1)
     first: int | None = Field(None, ge=1)

@@ -42,12 +42,15 @@ class Tagset:
         """A tagset that knows `types` in addition, as one more step.
 
         Raises:
-            ModelError: if `types` is empty, names a type twice, or names one that was learned before.
+            ModelError: if `types` is empty, names a type twice, or names one that was learned before; if a name is
+                `O`, blank or not printable.
         """
         if not types:
             raise ModelError("a step must learn at least one type; name the new types")
         known = dict(zip(self.types, (self.step_of(type_) for type_ in self.types), strict=True))
         for index, type_ in enumerate(types):
+            if type_ == "O" or not type_.strip() or not type_.isprintable():
+                raise ModelError(f"{type_!r} cannot be the name of a type; rename it in the data")
             if type_ in known:
                 raise ModelError(f"type {type_} was already learned in step {known[type_]}; name new types only")
             if type_ in types[:index]:

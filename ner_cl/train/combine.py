@@ -7,6 +7,7 @@ break the constraint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from ner_cl.errors import ConfigError, TrainingError
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.constraints import Constraint, HalfSpace, Subspace
-from ner_cl.train.project import Projector
+from ner_cl.strategies.constraints import Constraint, HalfSpace
+from ner_cl.train.project import Projector, names_of
 
 __all__ = ["Updater", "combine_gates", "hold_back"]
 
@@ -70,18 +71,21 @@ class Updater:
         if self._apply_to == "gradient":
             self._shape_gradients(gradients, constraints)
             norm, constraints = nn.utils.get_total_norm(gradients.values()), []
+        slope = _length(gradients, constraints)
         if self._clip:
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._clip, norm)
         gated = self._gates.keys() & gradients.keys() if self._apply_to == "update" else set()
-        touched = gated.union(*(names_of(constraint) for constraint in constraints)) & gradients.keys()
+        asked = set().union(*(names_of(constraint) for constraint in constraints))
+        touched = (gated | asked) & gradients.keys()
         # In the model's order: sums over a set of names would differ from process to process in their last bits.
         before = self._remember([name for name in self._parameters if name in touched])
         self._step(gradients)
         with torch.no_grad():
             if constraints:
-                change = {name: self._parameters[name] - old for name, old in before.items()}
-                for name, projected in self._project(change, constraints).items():
-                    self._parameters[name].copy_(before[name] + projected)
+                change = {name: self._parameters[name] - old for name, old in before.items() if name in asked}
+                unit = _length(change, constraints) / slope
+                for name, projected in self._project(change, constraints, unit=unit).items():
+                    torch.add(before[name], projected, out=self._parameters[name])
             names = [name for name in before if name in gated]
             hold_back(
                 [self._parameters[name] for name in names],
@@ -91,23 +95,20 @@ class Updater:
         return True
 
     def _constraints(self) -> list[Constraint]:
-        """What strategies ask for, references averaged over processes; nothing that is not finite."""
-        found: list[Constraint] = []
-        for strategy in self._strategies:
-            for constraint in strategy.constraints(self._context):
-                if isinstance(constraint, HalfSpace):
-                    reference = self._average(constraint.reference)
-                    # A reference that overflowed says nothing, and would make the update say nothing either.
-                    if not torch.isfinite(nn.utils.get_total_norm(reference.values())):
-                        continue
-                    constraint = HalfSpace(reference, constraint.margin, constraint.ridge)
-                found.append(constraint)
-        return found
+        """What strategies ask for, references averaged over processes."""
+        return [
+            replace(constraint, reference=self._average(constraint.reference))
+            if isinstance(constraint, HalfSpace)
+            else constraint
+            for strategy in self._strategies
+            for constraint in strategy.constraints(self._context)
+        ]
 
     def _shape_gradients(self, gradients: Vector, constraints: Sequence[Constraint]) -> None:
         """The paper's way under SGD: project and mask the gradient, and leave the rest to the optimizer."""
         if constraints:
-            descent = {name: -gradient for name, gradient in gradients.items()}
+            touched = set().union(*(names_of(constraint) for constraint in constraints))
+            descent = {name: -gradient for name, gradient in gradients.items() if name in touched}
             for name, projected in self._project(descent, constraints).items():
                 gradients[name].copy_(-projected)
         for name, gate in self._gates.items():
@@ -136,11 +137,14 @@ class Updater:
         return before
 
 
-def names_of(constraint: Constraint) -> set[str]:
-    """The parameters a constraint touches."""
-    if isinstance(constraint, HalfSpace):
-        return set(constraint.reference)
-    return set(constraint.directions if isinstance(constraint, Subspace) else constraint.bases)
+def _length(vector: Vector, constraints: Sequence[Constraint]) -> Tensor:
+    """Length of a vector in the parameters of half-spaces with a margin.
+
+    Margins count in lengths of the gradient. An optimizer makes an update of another length of it, and under an
+    adaptive one no learning rate says which, so the two are measured.
+    """
+    names = set().union(*(names_of(c) for c in constraints if isinstance(c, HalfSpace) and c.margin))
+    return nn.utils.get_total_norm([tensor for name, tensor in vector.items() if name in names])
 
 
 def combine_gates(gates: Sequence[Vector], parameters: Vector) -> dict[str, Tensor]:

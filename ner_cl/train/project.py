@@ -1,6 +1,7 @@
 """The update nearest to the optimizer's that keeps every constraint, in the metric of the gates."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 from typing import final
 
 import torch
@@ -10,9 +11,14 @@ from torch import Tensor
 from ner_cl.errors import ConfigError
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
 
-__all__ = ["Projector"]
+__all__ = ["Projector", "names_of"]
 
 Vector = Mapping[str, Tensor]
+# Of directions' products, taken between directions of length 1: what lies below is rounding, or behind closed gates.
+_SMALLEST_EIGENVALUE = 1e-7
+# Columns of directions that are multiplied in fp64 at a time.
+_CHUNK = 65_536
+_MOST_ROUNDS = 200
 
 
 @final
@@ -23,102 +29,174 @@ class Projector:
     half-space and `⟨m·d, b⟩ = 0` for every direction of a subspace. That is done in this metric because projecting
     first and masking afterwards breaks the constraint again. Masking is left to the caller.
 
+    What lies in the subspaces is taken out of the update and of the references first; what the half-spaces then add
+    cannot lead back into them.
+
     Args:
         gates: factors in [0, 1] on parameters, by name; 1 where absent.
     """
 
     def __init__(self, gates: Mapping[str, Tensor]) -> None:
         self._gates = gates
-        # Bases live as long as a step and so do gates: what is computed from both is computed once.
-        self._factors: dict[int, tuple[Subspace, Float[Tensor, "direction direction"]]] = {}
+        # Subspaces live as long as a step, and so do gates: what is computed from both is computed once. The first
+        # part of a key is the subspace, which an entry keeps alive, so that its number means nothing else.
+        self._inverses: dict[tuple[int, tuple[str, ...]], tuple[Subspace, Float[Tensor, "direction direction"]]] = {}
+        self._rounds: dict[tuple[int, str], tuple[InputSubspace, int]] = {}
 
-    def __call__(self, change: Vector, constraints: Sequence[Constraint]) -> dict[str, Tensor]:
+    def __call__(
+        self, change: Vector, constraints: Sequence[Constraint], *, unit: Tensor | float = 1.0
+    ) -> dict[str, Tensor]:
         """The new change of those parameters that have to change otherwise than `change` says.
+
+        A half-space whose reference is not finite is passed over: it says nothing, and would make the update say
+        nothing either.
 
         Args:
             change: what the optimizer did to each parameter, or would do.
-            constraints: on these parameters.
+            constraints: on these parameters; on others they say nothing.
+            unit: the length in `change` that margins of half-spaces count in.
 
         Raises:
             ConfigError: if two constraints keep subspaces of the same parameter.
         """
         subspaces = [c for c in constraints if not isinstance(c, HalfSpace)]
         half_spaces = [c for c in constraints if isinstance(c, HalfSpace)]
-        _check_apart(subspaces)
-        moved = self._out_of(subspaces, change)
-        if not half_spaces:
+        self._forget_all_but(subspaces)
+        moved = self._out_of(subspaces, change, change.keys())
+        if not half_spaces or not change:
             return moved
-        inside = {**change, **moved}
-        references = [{**h.reference, **self._out_of(subspaces, h.reference)} for h in half_spaces]
-        products = self._products([*references, inside])
-        slopes = [-value for value in products[-1][:-1]]
-        if all(slope >= 0 for slope in slopes):
-            return moved
-        weights = solve_dual(
-            [
-                [*row[:i], row[i] + h.ridge, *row[i + 1 : -1]]
-                for i, (row, h) in enumerate(zip(products[:-1], half_spaces, strict=True))
-            ],
-            slopes,
-            [h.margin for h in half_spaces],
-        )
+        references = []
+        for half_space in half_spaces:
+            reference = {name: part for name, part in half_space.reference.items() if name in change}
+            references.append({**reference, **self._out_of(subspaces, reference, change.keys())})
+        weights = self._weights(half_spaces, references, {**change, **moved}, unit)
         for weight, reference in zip(weights, references, strict=True):
             if weight > 0:
-                for name in reference.keys() & change.keys():
-                    moved[name] = moved.get(name, change[name]) - weight * reference[name]
+                _subtract(moved, change, reference, weight)
         return moved
 
-    def _products(self, vectors: Sequence[Vector]) -> list[list[float]]:
-        """`⟨m·left, right⟩` of every pair: fp32 within a tensor, fp64 across tensors, one look at the device."""
-        total: Tensor | None = None
-        for name in _names(vectors[:-1]):
-            if name not in vectors[-1]:
-                continue
-            like = vectors[-1][name]
-            rows = torch.stack([vector[name] if name in vector else torch.zeros_like(like) for vector in vectors])
-            masked = rows * self._gates[name] if name in self._gates else rows
-            gram = (masked.flatten(1) @ rows.flatten(1).T).double()
-            total = gram if total is None else total + gram
-        return [[0.0] * len(vectors)] * len(vectors) if total is None else total.tolist()
+    def _weights(
+        self, half_spaces: Sequence[HalfSpace], references: Sequence[Vector], change: Vector, unit: Tensor | float
+    ) -> list[float]:
+        """How much of each reference the change must lose; nothing of any if no half-space is violated."""
+        products, length = self._products([*references, change], unit)
+        weights = [0.0] * len(half_spaces)
+        kept = [i for i, row in enumerate(products[:-1]) if isfinite(row[i]) and isfinite(row[-1])]
+        slopes = [-products[i][-1] for i in kept]
+        if all(slope >= 0 for slope in slopes):
+            return weights
+        pairs = [[products[i][j] + (half_spaces[i].ridge if i == j else 0.0) for j in kept] for i in kept]
+        least = [half_spaces[i].margin * length if isfinite(length) else 0.0 for i in kept]
+        for i, weight in zip(kept, solve_dual(pairs, slopes, least), strict=True):
+            weights[i] = weight
+        return weights
 
-    def _out_of(self, subspaces: Sequence[Subspace | InputSubspace], vector: Vector) -> dict[str, Tensor]:
-        """The parts of a vector that the subspaces touch, without what lies in them."""
+    def _products(self, vectors: Sequence[Vector], unit: Tensor | float) -> tuple[list[list[float]], float]:
+        """`⟨m·left, right⟩` of every pair, and the unit: fp32 within a tensor, fp64 across, one look at the device."""
+        last = vectors[-1]
+        like = next(iter(last.values()))
+        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=like.device)
+        # By name in the order of the change: sums over a set of names would differ from process to process.
+        for name, part in last.items():
+            if not any(name in vector for vector in vectors[:-1]):
+                continue
+            rows = torch.stack([vector[name] if name in vector else torch.zeros_like(part) for vector in vectors])
+            total += self._masked(name, rows).flatten(1) @ rows.flatten(1).T
+        *values, length = torch.cat([total.flatten(), torch.as_tensor(unit).to(total).reshape(1)]).tolist()
+        size = len(vectors)
+        return [values[start : start + size] for start in range(0, size * size, size)], length
+
+    def _out_of(
+        self, subspaces: Sequence[Subspace | InputSubspace], vector: Vector, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The parts of a vector that the subspaces touch, without what lies in them.
+
+        Args:
+            subspaces: of parameters of their own each.
+            vector: 0 where a name is absent.
+            names: of parameters that change; the subspaces say nothing of others.
+        """
         found: dict[str, Tensor] = {}
         for subspace in subspaces:
-            if isinstance(subspace, InputSubspace):
-                for name in subspace.bases.keys() & vector.keys():
-                    found[name] = out_of_inputs(vector[name], subspace.bases[name], self._gates.get(name))
-            else:
-                found |= self._out_of_directions(subspace, vector)
+            if isinstance(subspace, Subspace):
+                found |= self._out_of_directions(subspace, vector, tuple(n for n in subspace.directions if n in names))
+                continue
+            for name, basis in subspace.bases.items():
+                if name in vector and basis.shape[1]:
+                    found[name] = self._out_of_basis(subspace, name, vector[name])
         return found
 
-    def _out_of_directions(self, subspace: Subspace, vector: Vector) -> dict[str, Tensor]:
-        names = [name for name in subspace.directions if name in vector]
+    def _out_of_directions(self, subspace: Subspace, vector: Vector, names: tuple[str, ...]) -> dict[str, Tensor]:
         parts = {name: subspace.directions[name].flatten(1) for name in names}
-        shares = sum(parts[name] @ self._masked(name, vector[name]).flatten() for name in names)
-        if not isinstance(shares, Tensor):
+        touched = [name for name in names if name in vector and len(parts[name])]
+        if not touched:
             return {}
-        if any(name in self._gates for name in names):
-            shares = torch.cholesky_solve(shares.unsqueeze(1), self._factor(subspace)).squeeze(1)
-        return {name: vector[name] - (shares @ parts[name]).view_as(vector[name]) for name in names}
+        shares = torch.stack([(parts[n] @ self._masked(n, vector[n]).flatten()).double() for n in touched]).sum(dim=0)
+        if len(names) < len(subspace.directions) or any(name in self._gates for name in names):
+            shares = self._inverse(subspace, names) @ shares
+        shares = shares.float()
+        found = {}
+        for name in names:
+            inside = (shares @ parts[name]).view(subspace.directions[name].shape[1:])
+            found[name] = vector[name] - inside if name in vector else -inside
+        return found
 
-    def _factor(self, subspace: Subspace) -> Float[Tensor, "direction direction"]:
-        """Cholesky factor of the directions' products in the gated metric; the identity where no gate touches them."""
-        known = self._factors.get(id(subspace))
-        if known is None or known[0] is not subspace:
+    def _inverse(self, subspace: Subspace, names: tuple[str, ...]) -> Float[Tensor, "direction direction"]:
+        """Inverse of the directions' products in the gated metric, on some of their parameters.
+
+        Combinations of directions that vanish there, for they lie behind closed gates or in parameters that do not
+        change, are out of reach of the update and are passed over.
+        """
+        key = (id(subspace), names)
+        if key not in self._inverses:
             gram: Tensor | None = None
-            for name, stacked in subspace.directions.items():
-                part = (self._masked(name, stacked).flatten(1) @ stacked.flatten(1).T).double()
-                gram = part if gram is None else gram + part
+            for name in names:
+                stacked = subspace.directions[name].flatten(1)
+                gate = self._gates[name].expand(subspace.directions[name].shape[1:]) if name in self._gates else None
+                for start in range(0, stacked.shape[1], _CHUNK):
+                    chunk = stacked[:, start : start + _CHUNK].double()
+                    masked = chunk if gate is None else chunk * gate.flatten()[start : start + _CHUNK]
+                    gram = masked @ chunk.T if gram is None else gram + masked @ chunk.T
             assert gram is not None
-            # Directions wholly behind closed gates are out of reach anyway; the ridge keeps the rest solvable.
-            gram = gram + 1e-9 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            known = (subspace, torch.linalg.cholesky(gram).float())
-            self._factors[id(subspace)] = known
-        return known[1]
+            lengths = gram.diagonal().sqrt()
+            scale = torch.where(lengths > 0, 1 / lengths, 0.0)
+            values, vectors = torch.linalg.eigh(scale[:, None] * gram * scale)
+            inverted = torch.where(values > _SMALLEST_EIGENVALUE, 1 / values, 0.0)
+            self._inverses[key] = subspace, scale[:, None] * (vectors * inverted @ vectors.T) * scale
+        return self._inverses[key][1]
+
+    def _out_of_basis(
+        self, subspace: InputSubspace, name: str, weight: Float[Tensor, "output input"]
+    ) -> Float[Tensor, "output input"]:
+        basis, gate = subspace.bases[name], self._gates.get(name)
+        if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
+            return out_of_inputs(weight, basis)
+        key = (id(subspace), name)
+        if key not in self._rounds:
+            self._rounds[key] = subspace, rounds_needed(basis, gate.expand_as(weight))
+        return out_of_inputs(weight, basis, gate, rounds=self._rounds[key][1])
 
     def _masked(self, name: str, tensor: Tensor) -> Tensor:
         return tensor * self._gates[name] if name in self._gates else tensor
+
+    def _forget_all_but(self, subspaces: Sequence[Subspace | InputSubspace]) -> None:
+        """Checks that no two subspaces share a parameter, and lets go of what was computed for others."""
+        taken: set[str] = set()
+        for subspace in subspaces:
+            names = names_of(subspace)
+            if twice := taken & names:
+                raise ConfigError(f"strategies: two of them keep subspaces of {min(twice)}; keep one of the two")
+            taken |= names
+        current = {id(subspace) for subspace in subspaces}
+        self._inverses = {key: value for key, value in self._inverses.items() if key[0] in current}
+        self._rounds = {key: value for key, value in self._rounds.items() if key[0] in current}
+
+
+def names_of(constraint: Constraint) -> set[str]:
+    """The parameters a constraint touches."""
+    if isinstance(constraint, HalfSpace):
+        return set(constraint.reference)
+    return set(constraint.directions if isinstance(constraint, Subspace) else constraint.bases)
 
 
 def out_of_inputs(
@@ -126,7 +204,7 @@ def out_of_inputs(
     basis: Float[Tensor, "input rank"],
     gate: Tensor | None = None,
     *,
-    rounds: int = 100,
+    rounds: int = _MOST_ROUNDS,
 ) -> Float[Tensor, "output input"]:
     """The matrix nearest to `weight` in the gated metric that, once gated, gives 0 for every input of the basis.
 
@@ -137,25 +215,47 @@ def out_of_inputs(
         weight: what to project.
         basis: orthonormal columns `M`.
         gate: factors in [0, 1] that broadcast to the weight.
-        rounds: of conjugate gradients at most.
+        rounds: of conjugate gradients.
     """
-    if gate is None or gate.shape[-1] == 1:
+    if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
         return weight - (weight @ basis) @ basis.T
-    residual = (gate * weight) @ basis
+    return weight - _solve_rows(weight, basis, gate, rounds)[0] @ basis.T
+
+
+def rounds_needed(basis: Float[Tensor, "input rank"], gate: Float[Tensor, "output input"]) -> int:
+    """Rounds of conjugate gradients that solve any row, found on a random weight, with a few to spare.
+
+    Found once a step, so that no update has to look at the device to know when to stop.
+    """
+    weight = torch.randn(gate.shape, generator=torch.Generator().manual_seed(0)).to(gate)
+    found = _solve_rows(weight, basis, gate, None)[1]
+    return min(_MOST_ROUNDS, found + max(2, found // 4))
+
+
+def _solve_rows(
+    weight: Float[Tensor, "output input"], basis: Float[Tensor, "input rank"], gate: Tensor, rounds: int | None
+) -> tuple[Float[Tensor, "output rank"], int]:
+    """The `c` of every row, and the rounds made: so many, or if None until every row is solved."""
+    masked = gate * weight
+    residual = masked @ basis
+    enough = 1e-13 * masked.square().sum(dim=-1, keepdim=True)  # below, a residual is rounding
     shares = torch.zeros_like(residual)
     direction, size = residual, residual.square().sum(dim=-1, keepdim=True)
-    enough = 1e-14 * size.max()
-    for _ in range(min(rounds, 2 * basis.shape[1])):
-        if not (size > enough).any():
+    tiny = torch.finfo(size.dtype).tiny
+    done = 0
+    while done < (_MOST_ROUNDS if rounds is None else rounds):
+        unsolved = size > enough
+        if rounds is None and not unsolved.any():
             break
         image = (gate * (direction @ basis.T)) @ basis
-        length = size / (direction * image).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
-        shares = shares + length * direction
-        residual = residual - length * image
+        length = torch.where(unsolved, size / (direction * image).sum(dim=-1, keepdim=True).clamp(min=tiny), 0.0)
+        shares = torch.addcmul(shares, length, direction)
+        residual = torch.addcmul(residual, length, image, value=-1)
         following = residual.square().sum(dim=-1, keepdim=True)
-        direction = residual + following / size.clamp(min=torch.finfo(size.dtype).tiny) * direction
+        direction = torch.addcmul(residual, following / size.clamp(min=tiny), direction)
         size = following
-    return weight - shares @ basis.T
+        done += 1
+    return shares, done
 
 
 def solve_dual(
@@ -170,6 +270,11 @@ def solve_dual(
         sweeps: over all coordinates at most.
     """
     weights = list(least)
+    # What a weight moves the solution by, compared with what its reference alone would.
+    lengths = [row[i] ** 0.5 for i, row in enumerate(pairs)]
+    enough = 1e-10 * max(
+        (abs(q) / length for q, length in zip(slopes, lengths, strict=True) if length > 0), default=0.0
+    )
     for _ in range(sweeps):
         moved = 0.0
         for i, row in enumerate(pairs):
@@ -177,22 +282,17 @@ def solve_dual(
                 continue
             slope = slopes[i] + sum(q * v for q, v in zip(row, weights, strict=True))
             new = max(least[i], weights[i] - slope / row[i])
-            moved = max(moved, abs(new - weights[i]) * row[i] ** 0.5)
+            moved = max(moved, abs(new - weights[i]) * lengths[i])
             weights[i] = new
-        if moved < 1e-12:
+        if moved <= enough:
             break
     return weights
 
 
-def _names(vectors: Iterable[Vector]) -> list[str]:
-    """Every name once, in the order in which they come: sums over a set would differ from process to process."""
-    return list(dict.fromkeys(name for vector in vectors for name in vector))
-
-
-def _check_apart(subspaces: Sequence[Subspace | InputSubspace]) -> None:
-    taken: set[str] = set()
-    for subspace in subspaces:
-        names = subspace.directions.keys() if isinstance(subspace, Subspace) else subspace.bases.keys()
-        if twice := taken & names:
-            raise ConfigError(f"strategies: two of them keep subspaces of {min(twice)}; keep one of the two")
-        taken |= names
+def _subtract(moved: dict[str, Tensor], change: Vector, reference: Vector, weight: float) -> None:
+    """`moved ← change - weight · reference` where `moved` has nothing yet, in place where it has."""
+    if again := [name for name in reference if name in moved]:
+        torch._foreach_sub_([moved[name] for name in again], [reference[name] for name in again], alpha=weight)
+    if new := [name for name in reference if name not in moved]:
+        found = torch._foreach_sub([change[name] for name in new], [reference[name] for name in new], alpha=weight)
+        moved.update(zip(new, found, strict=True))

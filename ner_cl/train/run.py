@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ner_cl.config import Config
 from ner_cl.data.corpus import load_corpus
@@ -79,6 +81,11 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
     engine = Engine(config.training.precision)
     _check_folder(folder, config, resume=resume)
     engine.wait()
+    with _lock(folder) if engine.is_main else nullcontext():
+        yield from _learn_stream(config, stream, engine, folder, started)
+
+
+def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, started: float) -> Iterator[Event]:
     if engine.is_main:
         _open_folder(folder, config)
     engine.wait()
@@ -151,6 +158,29 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             )
     elif folder.exists() and not (folder.is_dir() and all(_may_be_first(path) for path in folder.iterdir())):
         raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder; a lock falls with the process that holds it, however that ends.
+
+    Raises:
+        ConfigError: if another run is writing there, or nothing can be written there.
+    """
+    folder = folder.absolute()
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"output: another run is writing to {folder}; wait for it, or use --output") from None
+    except OSError as error:
+        raise ConfigError(f"output: {folder} cannot be written ({error.strerror}); use --output") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _may_be_first(path: Path) -> bool:

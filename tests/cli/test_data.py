@@ -134,10 +134,12 @@ def test_split_writes_what_the_stream_gives(toy: Toy, tmp_path: Path, capsys: py
     assert "exists already" in capsys.readouterr().err
 
 
-def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path) -> None:
+def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "steps"
     words = ["data", "split", str(toy.data / "train.jsonl"), str(output), "--order", "frequency", "--first", "2"]
     assert main([*words, "--protocol", "overlap"]) == 0
+    without = sum(not sentence.spans for sentence in read_sentences(toy.data / "train.jsonl"))
+    assert f"note: {without} of 200 training sentences are in no step" in capsys.readouterr().err
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert found == {"step-01/train.jsonl", "stream.yaml"}
     values = yaml.safe_load((output / "stream.yaml").read_text())

@@ -98,3 +98,9 @@ def test_touching_spans_of_one_type_stay_two() -> None:
     spans = [Span(0, 1, "PER"), Span(1, 3, "PER")]
     assert TAGSET.encode(spans, 3) == [1, 1, 2]
     assert spans_of_tags([1, 1, 2], ["PER"]) == spans
+
+
+@pytest.mark.parametrize("name", ["O", "", "  ", "PER\tX", "a\nb"])
+def test_a_name_that_would_break_files_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="cannot be the name of a type"):
+        Tagset().grow([name])

@@ -14,7 +14,8 @@ from ner_cl.errors import CheckFailed, ConfigError, TrainingError
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.store import load_model
-from ner_cl.train.run import Run, run_stream
+from ner_cl.train.events import StepStarted
+from ner_cl.train.run import Run, run_stream, stream_events
 from tests.train.toy_runs import (
     GOOD_TRAINING,
     Interrupted,
@@ -150,6 +151,21 @@ def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
             run_stream(run_config(home, output=str(whole.folder), **changes), resume=True)
     often = run_config(home, output=str(whole.folder), training={"checkpoint_seconds": 1})
     assert run_stream(often, resume=True).matrix == whole.matrix
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_goes_on(home: Path) -> None:
+    config = run_config(home, output=str(home / "shared"))
+    first = stream_events(config)
+    assert isinstance(next(first), StepStarted)
+    with pytest.raises(ConfigError, match=r"output: another run is writing to .*shared; wait for it, or use --output"):
+        next(stream_events(config, resume=True))
+    first.close()
+    run_stream(config, resume=True)
+
+
+def test_a_run_where_nothing_can_be_written_is_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match="output: /proc/none/run cannot be written"):
+        run_stream(run_config(home, output="/proc/none/run"))
 
 
 def test_the_forgetting_gate_stops_a_run_before_the_step_is_published(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Reading configurations: what YAML would let pass and a person would not."""
+
+from pathlib import Path
+
+import pytest
+
+from ner_cl.config import OptimizerOptions, load_config, parse_strategies, validate
+from ner_cl.errors import ConfigError
+
+CONFIG = """\
+stream:
+  corpus: {train: a.jsonl, test: b.jsonl}
+  steps: [[PER], [LOC]]
+"""
+
+
+def config_file(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).touch()
+    return path
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = config_file(tmp_path, CONFIG + "seed: 1\ntraining: {epochs: 2}\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml:6: not valid YAML \(key 'seed' stands twice; keep one\)"):
+        load_config(path)
+    path = config_file(tmp_path, CONFIG + "training: {epochs: 2, epochs: 3}\n")
+    with pytest.raises(ConfigError, match="key 'epochs' stands twice"):
+        load_config(path)
+
+
+def test_anchors_and_merges_are_read(tmp_path: Path) -> None:
+    text = CONFIG + "training: &base {epochs: 2}\ngate: {<<: {max_drop: 0.1}, max_drop: 0.2}\n"
+    config = load_config(config_file(tmp_path, text))
+    assert (config.training.epochs, config.gate.max_drop) == (2, 0.2)
+
+
+@pytest.mark.parametrize("steps", ["[]", "[[PER], []]"])
+def test_a_stream_without_types_is_refused(tmp_path: Path, steps: str) -> None:
+    with pytest.raises(ConfigError, match=r"stream\.steps.* at least 1 item"):
+        load_config(config_file(tmp_path, CONFIG), overrides=[f"stream.steps={steps}"])
+
+
+def test_a_mask_on_the_gradient_is_refused_under_adam() -> None:
+    with pytest.raises(ConfigError, match="apply_to: gradient does nothing under adamw"):
+        validate(OptimizerOptions, {"apply_to": "gradient"}, "training.optimizer")
+    assert OptimizerOptions(name="sgd", apply_to="gradient").apply_to == "gradient"
+
+
+def test_strategies_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    path = config_file(tmp_path, CONFIG + "strategies: [finetune, joint]\n")
+    with pytest.raises(ConfigError, match=r"strategies: finetune and joint both say how old types are held"):
+        load_config(path)
+    assert [options.name for options in parse_strategies(["finetune"])] == ["finetune"]
