@@ -1,11 +1,14 @@
 """A table of finished runs: quality, forgetting, time. `python -m benchmarks.results RUN... > table.md`
 
-Each RUN is a run folder of `ner-cl train`. A run whose folder is named `joint` is what the others' gap is measured to.
-F1 is × 100. Wall time and sentences a second are those of the machine that made the run, and of what else it did then.
+Each RUN is a run folder of `ner-cl train`, or a folder of several seeds (`--seeds`), whose means are shown with their
+standard deviations. A run whose folder is named `joint` is what the others' gap is measured to. F1 is × 100. Wall time is
+that of the machine that made the run, and of what else it did then; the time in updates leaves evaluation out.
 """
 
 import json
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +19,57 @@ COLUMNS = (
     ("macro F1, last step", "final/macro_f1"),
     ("micro F1, mean over steps", "average/micro_f1"),
     ("macro F1, mean over steps", "average/macro_f1"),
+    ("old types, mean over steps", "old/macro_f1_average"),
     ("new type when learned", "learning/new_f1_mean"),
     ("forgetting (max drop)", "forgetting/max_drop"),
 )
 
 
 def main() -> None:
-    runs = {path.name: path for path in map(Path, sys.argv[1:])}
-    matrices = {name: Matrix.load(path / "matrix.json") for name, path in runs.items()}
-    joint = matrices["joint"].metrics["final/micro_f1"] if "joint" in matrices else None
+    runs = {path.name: seeds_of(path) for path in map(Path, sys.argv[1:])}
+    metrics = {name: [Matrix.load(seed).metrics for seed in seeds] for name, seeds in runs.items()}
+    joint = mean([found["final/micro_f1"] for found in metrics["joint"]]) if "joint" in metrics else None
     titles = [title for title, _ in COLUMNS]
-    print("| run | " + " | ".join([*titles, "micro F1 below joint", "wall time", "training sentences/s"]) + " |")
-    print("|---" * (len(COLUMNS) + 4) + "|")
-    for name, path in runs.items():
-        metrics = matrices[name].metrics
-        final = metrics["final/micro_f1"]
-        cells = [percent(metrics.get(key)) for _, key in COLUMNS]
-        cells.append("" if joint is None or final is None or name == "joint" else percent(joint - final))
-        print(f"| {name} | " + " | ".join([*cells, *timing(path)]) + " |")
+    print("| run | seeds | " + " | ".join([*titles, "micro F1 below joint", "wall time", "training sentences/s"]) + " |")
+    print("|---" * (len(COLUMNS) + 5) + "|")
+    for name, seeds in runs.items():
+        cells = [spread([found.get(key) for found in metrics[name]]) for _, key in COLUMNS]
+        final = mean([found["final/micro_f1"] for found in metrics[name]])
+        cells.append("" if joint is None or final is None or name == "joint" else f"{100 * (joint - final):.1f}")
+        print(f"| {name} | {len(seeds)} | " + " | ".join([*cells, *timing(seeds)]) + " |")
 
 
-def timing(path: Path) -> list[str]:
-    """Seconds of the whole run and sentences a second in updates."""
-    events: list[dict[str, Any]] = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
-    steps = [event for event in events if event["event"] == "StepDone"]
-    seconds = sum(step["train_seconds"] for step in steps)
-    sentences = sum(step["sentences_per_second"] * step["train_seconds"] for step in steps)
-    wall = sum(event["seconds"] for event in events if event["event"] == "RunDone")
-    return [f"{wall / 60:.1f} min", f"{sentences / max(seconds, 1e-9):.0f}"]
+def seeds_of(folder: Path) -> list[Path]:
+    """The run folders in a folder of seeds, or the one folder itself."""
+    if (folder / "matrix.json").is_file() and (folder / "events.jsonl").is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/events.jsonl") if (path.parent / "matrix.json").is_file())
 
 
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def timing(runs: Sequence[Path]) -> list[str]:
+    """Mean minutes of a whole run, and sentences a second in updates."""
+    wall = seconds = sentences = 0.0
+    for path in runs:
+        events: list[dict[str, Any]] = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+        steps = [event for event in events if event["event"] == "StepDone"]
+        seconds += sum(step["train_seconds"] for step in steps)
+        sentences += sum(step["sentences_per_second"] * step["train_seconds"] for step in steps)
+        wall += sum(event["seconds"] for event in events if event["event"] == "RunDone")
+    return [f"{wall / len(runs) / 60:.1f} min", f"{sentences / max(seconds, 1e-9):.0f}"]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean × 100, with ± the standard deviation where there are several."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    deviation = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.1f}{deviation}"
 
 
 if __name__ == "__main__":
