@@ -27,6 +27,8 @@ COLUMNS = (
 
 def main() -> None:
     runs = {path.name: seeds_of(path) for path in map(Path, sys.argv[1:])}
+    if empty := [name for name, seeds in runs.items() if not seeds]:
+        sys.exit(f"no finished run in {', '.join(empty)}")
     metrics = {name: [Matrix.load(seed).metrics for seed in seeds] for name, seeds in runs.items()}
     joint = mean([found["final/micro_f1"] for found in metrics["joint"]]) if "joint" in metrics else None
     titles = [title for title, _ in COLUMNS]

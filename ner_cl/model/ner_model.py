@@ -17,7 +17,10 @@ from ner_cl.model.precision import Precision
 from ner_cl.registry import heads
 from ner_cl.types import Entity, Sentence
 
-__all__ = ["NerModel"]
+__all__ = ["SENTENCE_PREFIX", "NerModel"]
+
+SENTENCE_PREFIX = "sentence/"
+"""How the names of tensors begin that strategies keep about a single sentence; they are deleted with the sentences."""
 
 
 @final
@@ -174,6 +177,23 @@ class NerModel(nn.Module):
             raise ModelError(f"types must be a list of names, not the text {types!r}; write [{types!r}]")
         for type_ in types or ():
             self.tagset.step_of(type_)
+
+    def forget_sentences(self) -> int:
+        """Deletes the sentences that strategies keep and all they stored about single sentences.
+
+        What the model predicts does not change, and it can still learn more; only replay has nothing left to replay.
+
+        Returns:
+            How many sentences went.
+        """
+        count = sum(len(sentences) for sentences in self.kept_sentences.values())
+        self.kept_sentences = {}
+        states = {
+            name: {key: tensor for key, tensor in state.items() if not key.startswith(SENTENCE_PREFIX)}
+            for name, state in self.strategy_state.items()
+        }
+        self.strategy_state = {name: state for name, state in states.items() if state}
+        return count
 
     def save(self, folder: str | Path) -> None:
         """Writes the model folder, whole or not at all; an existing folder is replaced."""

@@ -2,22 +2,36 @@
 
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
+from ner_cl.strategies.das import Das
 from ner_cl.strategies.distill import Distill
+from ner_cl.strategies.ewc import Ewc
 from ner_cl.strategies.finetune import Finetune
 from ner_cl.strategies.frozen import Frozen
+from ner_cl.strategies.gpm import Gpm
 from ner_cl.strategies.joint import Joint
+from ner_cl.strategies.lwf import Lwf
+from ner_cl.strategies.replay import Replay
 from ner_cl.strategies.self_training import SelfTraining
+from ner_cl.strategies.spg import Spg
+from ner_cl.strategies.weight_average import WeightAverage
 
 __all__ = [
     "Constraint",
+    "Das",
     "Distill",
+    "Ewc",
     "Finetune",
     "Frozen",
+    "Gpm",
     "HalfSpace",
     "InputSubspace",
     "Joint",
+    "Lwf",
+    "Replay",
     "SelfTraining",
+    "Spg",
     "StepContext",
     "Strategy",
     "Subspace",
+    "WeightAverage",
 ]

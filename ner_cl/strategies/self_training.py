@@ -36,14 +36,16 @@ class SelfTraining(Strategy):
     holds_old_types = True
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The sentences with the old model's spans added, complete for all types seen."""
+        """The sentences with the old model's spans added, complete for all types seen; remembered ones as they are."""
         if not context.old_types:
             return train
         # The new, untrained block does not exist yet, so its guesses cannot mix in.
         predicted = context.predict(train)
         seen = (*context.old_types, *context.types)
         return [
-            sentence.with_spans(
+            sentence
+            if sentence.annotated_types and sentence.annotated_types.isdisjoint(context.types)
+            else sentence.with_spans(
                 [*sentence.spans, *(old for old in spans if not any(old.overlaps(gold) for gold in sentence.spans))],
                 seen,
             )

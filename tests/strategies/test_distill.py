@@ -14,7 +14,8 @@ from ner_cl.model.heads.base import DistillOptions, Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext
-from ner_cl.strategies.distill import Distill, DistillStrategyOptions, teacher_logits
+from ner_cl.strategies.distill import Distill, DistillStrategyOptions
+from ner_cl.strategies.teacher import teacher_logits
 from ner_cl.train.learner import build_strategies
 from tests.tiny import TOY_TYPES, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream, trained_model
 

@@ -171,7 +171,7 @@ def test_decay_alone_moves_a_weight_and_a_closed_gate_stops_it(model: NerModel) 
 
 
 def vector(*values: float) -> dict[str, Tensor]:
-    return {"w": torch.tensor(values)}
+    return {"w": torch.tensor(values, dtype=torch.float32)}
 
 
 def project(
