@@ -1,4 +1,4 @@
-"""`ner-cl data`: look at annotated sentences, convert them, cut them into the steps of a stream."""
+"""`ner-cl data`: look at annotated sentences, convert them, cut them into steps, delete those a model keeps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # not imported before a verb runs, so that `--help` is quick
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Check, convert or split annotated sentences.", rich_markup_mode=None)
+app = typer.Typer(help="Check, convert, split or forget annotated sentences.", rich_markup_mode=None)
 
 Scheme = Annotated[str, typer.Option("--scheme", help="Tag scheme of column files: iob1, iob2, bioes or io.")]
 
@@ -125,6 +125,20 @@ def split(
     taken = {sentence.source for step in stream.steps for sentence in step.train}
     if left := sum(sentence.source not in taken for sentence in corpus.train):
         say(f"note: {left} of {len(corpus.train)} training sentences are in no step")
+
+
+@app.command()
+def forget(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+) -> None:
+    """Delete the sentences that a model keeps to learn more with.
+
+    What it predicts does not change. Copies elsewhere, such as the folders of earlier steps, are not touched.
+    """
+    from ner_cl.model.store import forget_sentences
+
+    count = forget_sentences(model)
+    say(f"{count} sentence{'' if count == 1 else 's'} deleted from {model}")
 
 
 def _named(paths: list[str]) -> dict[str, str]:

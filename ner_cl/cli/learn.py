@@ -19,6 +19,10 @@ __all__ = ["learn"]
 Dev: TypeAlias = Annotated[
     str | None, typer.Option("--dev", metavar="DATA", help="Sentences to select on and to measure old types with.")
 ]
+Replay: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--replay", metavar="DATA", help="Sentences annotated for old types, to be trained on again."),
+]
 Strategies: TypeAlias = Annotated[
     str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
 ]
@@ -33,6 +37,7 @@ def learn(
     ] = None,
     head: Annotated[str | None, typer.Option("--head", metavar="NAME", help="Head of the new model.")] = None,
     dev: Dev = None,
+    replay: Replay = None,
     strategies: Strategies = None,
     settings: Settings = None,
     output: Annotated[
@@ -60,6 +65,7 @@ def learn(
             data,
             types=names(types) or [],
             dev=dev,
+            replay=replay,
             strategies=_strategies(strategies),
             training=training,
             seed=seed,
@@ -76,9 +82,7 @@ def learn(
             say(f"note: nothing measures {change.type}; give --dev sentences that mention it")
     if max_drop is not None:
         result.check(max_drop)
-    if is_main_process():
-        result.model.save(folder)
-    say(f"the model is in {folder}")
+    _save(result.model, folder)
 
 
 def _start(model: Path | None, encoder: str | None, head: str | None, output: Path | None) -> "tuple[NerModel, Path]":
@@ -101,6 +105,14 @@ def _start(model: Path | None, encoder: str | None, head: str | None, output: Pa
         folder = output
     check_model_output(folder)
     return student, folder
+
+
+def _save(model: "NerModel", folder: Path) -> None:
+    if is_main_process():
+        model.save(folder)
+    say(f"the model is in {folder}")
+    if kept := sum(len(sentences) for sentences in model.kept_sentences.values()):
+        say(f"note: it keeps {kept} sentences to learn more with; ner-cl data forget {folder} deletes them")
 
 
 def _head(name: str | None) -> Any:

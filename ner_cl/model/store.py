@@ -1,6 +1,7 @@
 """The model folder: safetensors and JSON only, written whole or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import ConfigError, ModelError
-from ner_cl.files import publish_folder, write_json
+from ner_cl.files import publish_folder, recover_folders, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
 from ner_cl.registry import heads
 
-__all__ = ["FORMAT_VERSION", "load_model", "save_model"]
+__all__ = ["FORMAT_VERSION", "forget_sentences", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 
@@ -63,13 +64,39 @@ def _write(model: NerModel, folder: Path) -> None:
     (folder / "history.jsonl").write_text("".join(lines), encoding="utf-8")
     write_json(folder / "metrics.json", model.metrics)
     (folder / "README.md").write_text(model_card(model), encoding="utf-8")
+    if model.strategy_state or model.kept_sentences:
+        (folder / "strategy").mkdir()
+        _write_strategies(model, folder / "strategy")
+
+
+def _write_strategies(model: NerModel, folder: Path) -> None:
+    """What strategies keep for later steps."""
     for name, state in sorted(model.strategy_state.items()):
-        (folder / "strategy").mkdir(exist_ok=True)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-        safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors")
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
     for name, sentences in sorted(model.kept_sentences.items()):
-        (folder / "strategy").mkdir(exist_ok=True)
-        write_sentences(folder / "strategy" / f"{name}.jsonl", sentences)
+        write_sentences(folder / f"{name}.jsonl", sentences)
+
+
+def forget_sentences(folder: Path) -> int:
+    """Deletes from a model folder what `NerModel.forget_sentences` deletes from a model; other files stay as they are.
+
+    Returns:
+        How many sentences went.
+
+    Raises:
+        ModelError: if it is no model folder.
+    """
+    if (folder / "labels.json").is_file():
+        recover_folders(folder)  # a process that was killed here may have left the sentences set aside
+    model = load_model(folder)
+    count = model.forget_sentences()
+    kept = folder / "strategy"
+    if model.strategy_state:
+        publish_folder(kept, lambda draft: _write_strategies(model, draft))
+    elif kept.exists():
+        shutil.rmtree(kept)
+    return count
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> NerModel:

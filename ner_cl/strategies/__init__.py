@@ -1,5 +1,6 @@
 """Strategies of continual learning, a file each: importing this package registers the built-in ones."""
 
+from ner_cl.strategies.agem import Agem
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
 from ner_cl.strategies.das import Das
@@ -7,26 +8,33 @@ from ner_cl.strategies.distill import Distill
 from ner_cl.strategies.ewc import Ewc
 from ner_cl.strategies.finetune import Finetune
 from ner_cl.strategies.frozen import Frozen
+from ner_cl.strategies.gem import Gem
 from ner_cl.strategies.gpm import Gpm
 from ner_cl.strategies.joint import Joint
 from ner_cl.strategies.lwf import Lwf
+from ner_cl.strategies.ncl import Ncl
+from ner_cl.strategies.ogd import Ogd
 from ner_cl.strategies.replay import Replay
 from ner_cl.strategies.self_training import SelfTraining
 from ner_cl.strategies.spg import Spg
 from ner_cl.strategies.weight_average import WeightAverage
 
 __all__ = [
+    "Agem",
     "Constraint",
     "Das",
     "Distill",
     "Ewc",
     "Finetune",
     "Frozen",
+    "Gem",
     "Gpm",
     "HalfSpace",
     "InputSubspace",
     "Joint",
     "Lwf",
+    "Ncl",
+    "Ogd",
     "Replay",
     "SelfTraining",
     "Spg",

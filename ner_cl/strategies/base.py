@@ -44,6 +44,7 @@ class StepContext:
         update: the updates made in this epoch.
         rate: the share of the peak learning rates that the schedule allows now, in [0, 1].
         encoded: the step's sentences as they are trained on; set before the first `losses`.
+        unlabeled: words of the step's domain without any annotation, for strategies that can use them.
     """
 
     number: int
@@ -63,6 +64,7 @@ class StepContext:
     update: int = 0
     rate: float = 1.0
     encoded: EncodedSentences | None = None
+    unlabeled: tuple[Sentence, ...] = ()
 
     def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
         """The step's own sentences in batches of training size on the model's device, without remembered ones.
@@ -160,7 +162,11 @@ class Strategy(ABC):
         """When every strategy has measured: let go of what only this step needed."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a later step needs, kept under `strategy/` of the model folder."""
+        """What a later step needs, kept under `strategy/` of the model folder.
+
+        The name of a tensor about a single sentence begins with `ner_cl.model.ner_model.SENTENCE_PREFIX`: then it is
+        deleted where the sentences are.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027

@@ -15,7 +15,9 @@ class HalfSpace:
 
     Attributes:
         reference: a tensor for each parameter it touches, by parameter name.
-        margin: least weight of the reference in the projection once any half-space is violated (GEM's memory strength).
+        margin: least weight of the reference in the projection once any half-space is violated (GEM's memory strength),
+            where the gradient has weight 1; an update that an optimizer made longer or shorter is projected in
+            proportion.
         ridge: added to the diagonal of the dual problem (GEM's ε).
     """
 

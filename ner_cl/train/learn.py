@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ner_cl.config import TrainingOptions, parse_strategies
+from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
 from ner_cl.errors import CheckFailed, ConfigError, DataError
@@ -109,6 +109,7 @@ def learn(
     *,
     types: Sequence[str],
     dev: Data | None = None,
+    replay: Data | None = None,
     strategies: Sequence[Any] = (),
     training: TrainingOptions | None = None,
     seed: int = 13,
@@ -124,6 +125,8 @@ def learn(
         dev: sentences to select on and to measure old types with; those it is not annotated for are measured by
             agreement with the model before the step. Without it, a tenth of `train` is held back, or nothing of fewer
             than 20 sentences: then all epochs are trained and nothing is measured.
+        replay: sentences annotated for old types, or a file of them: the memory of the strategy `replay`, in place of
+            what the model remembers. The strategy is added to the list where it is not in it.
         strategies: options or `{"name": …}` mappings; distillation by default.
         training: options of the loop.
         seed: of everything random.
@@ -134,7 +137,7 @@ def learn(
         The new model with a row of F1 before and after for every type.
 
     Raises:
-        DataError: if the data cannot be read or do not mention a type.
+        DataError: if the data cannot be read or do not mention a type, or `replay` is not about old types.
         ModelError: if a type is known already.
 
     Example:
@@ -143,12 +146,14 @@ def learn(
     """
     step, dev_sentences = _prepare(model, train, types, dev, reading)
     options = training or TrainingOptions()
-    try:
-        parsed = parse_strategies(strategies)
-    except ValueError as error:
-        raise ConfigError(f"strategies: {error}") from error
-    old_types = model.types
-    learner = Learner(copy.deepcopy(model), parsed, options, seed=seed)
+    parsed = _parse(strategies)
+    old_types, student = model.types, copy.deepcopy(model)
+    if replay is not None:
+        kept = _read(replay, reading)
+        _check_replay(kept, old_types, types)
+        student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
+        parsed += () if any(item.name == "replay" for item in parsed) else _parse(["replay"])
+    learner = Learner(student, parsed, options, seed=seed)
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
     # A model that knows no type finds nothing; decoding needs one.
@@ -191,6 +196,13 @@ def _prepare(
     return Step(number, tuple(types), tuple(visible), own), dev_sentences
 
 
+def _parse(strategies: Sequence[Any]) -> tuple[StrategyOptions, ...]:
+    try:
+        return parse_strategies(strategies)
+    except ValueError as error:
+        raise ConfigError(f"strategies: {error}") from error
+
+
 def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
     return read_sentences(data, **reading) if isinstance(data, str | Path) else list(data)
 
@@ -203,6 +215,25 @@ def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None
         if type_ not in found:
             known = ", ".join(sorted(found)) or "no spans"
             raise DataError(f"no sentence mentions {type_}{nearest(type_, found)}; the data have {known}")
+
+
+def _check_replay(kept: Sequence[Sentence], old_types: Sequence[str], types: Sequence[str]) -> None:
+    if not kept:
+        raise DataError("there are no sentences to replay; leave replay out, or give some annotated for old types")
+    known = ", ".join(old_types) or "no type yet"
+    for sentence in kept:
+        if not sentence.annotated_types:
+            raise DataError(f"{sentence.where}a sentence to replay is annotated for no type; name its annotated_types")
+        for type_ in sorted(sentence.annotated_types.difference(old_types)):
+            if type_ in types:
+                raise DataError(
+                    f"{sentence.where}a sentence to replay is annotated for {type_}, which is only being learned; "
+                    "give it with the training sentences"
+                )
+            raise DataError(
+                f"{sentence.where}a sentence to replay is annotated for {type_}, which the model does not know"
+                f"{nearest(type_, old_types)}; it knows {known}"
+            )
 
 
 def _changes(

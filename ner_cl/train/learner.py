@@ -89,6 +89,7 @@ class Learner:
         old_steps: Sequence[Sequence[str]] | None = None,
         earlier: Sequence[Sentence] = (),
         earlier_dev: Sequence[Sentence] = (),
+        unlabeled: Sequence[Sentence] = (),
     ) -> Iterator[Event]:
         """Learns one step, yielding what happens. Afterwards `model` is the student with its best weights.
 
@@ -98,6 +99,7 @@ class Learner:
                 starts at the last step).
             earlier: everything seen so far with all annotation; handed only to a strategy that needs it.
             earlier_dev: the same of the dev sentences.
+            unlabeled: words of the step's domain without annotation, for strategies that can use them.
 
         Raises:
             DataError: if there is no sentence, or one is annotated for other types than the step's.
@@ -107,6 +109,7 @@ class Learner:
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
         _check_data(step)
         context = self._context(step, old_steps, earlier)
+        context.unlabeled = tuple(unlabeled)
         self.model.requires_grad_(True).eval()
         for strategy in self.strategies:
             strategy.begin_step(context)
@@ -127,7 +130,7 @@ class Learner:
             dev_score=lambda: self._score(dev),
             seed=int(context.generator("dropout").integers(2**62)),
             checkpoint=self.checkpoint,
-            fingerprint=self._fingerprint(step),
+            fingerprint=self._fingerprint(step, unlabeled),
         )
         yield from self.loop.run()
         self._finish(context)
@@ -208,11 +211,12 @@ class Learner:
     def _score(self, dev: Sequence[Sentence]) -> float | None:
         return micro_f1(self.count(dev, self.model.types)) if dev else None
 
-    def _fingerprint(self, step: Step) -> str:
+    def _fingerprint(self, step: Step, unlabeled: Sequence[Sentence]) -> str:
         """Of everything that decides how a step goes, but for where files are and how often a checkpoint is made."""
         settings = [strategy.options.model_dump_json() for strategy in self.strategies]
         settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
         settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
+        settings += [fingerprint(unlabeled)] if unlabeled else []
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """The update nearest to the optimizer's that keeps every constraint, in the metric of the gates."""
 
 from collections.abc import Collection, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import final
 
 import torch
@@ -16,6 +16,8 @@ __all__ = ["Projector", "names_of"]
 Vector = Mapping[str, Tensor]
 # Of directions' products, taken between directions of length 1: what lies below is rounding, or behind closed gates.
 _SMALLEST_EIGENVALUE = 1e-7
+# Of the length of a vector, what is left of it when everything has been taken out.
+_ROUNDING = 1e-5
 # Columns of directions that are multiplied in fp64 at a time.
 _CHUNK = 65_536
 _MOST_ROUNDS = 200
@@ -65,46 +67,63 @@ class Projector:
         moved = self._out_of(subspaces, change, change.keys())
         if not half_spaces or not change:
             return moved
-        references = []
-        for half_space in half_spaces:
-            reference = {name: part for name, part in half_space.reference.items() if name in change}
-            references.append({**reference, **self._out_of(subspaces, reference, change.keys())})
-        weights = self._weights(half_spaces, references, {**change, **moved}, unit)
+        whole = [{name: part for name, part in h.reference.items() if name in change} for h in half_spaces]
+        references = [{**reference, **self._out_of(subspaces, reference, change.keys())} for reference in whole]
+        # What is left of a reference inside the subspaces is rounding, and no direction to push along.
+        least = [_ROUNDING**2 * self._square(reference) for reference in whole] if subspaces else [0.0] * len(whole)
+        weights = self._weights(half_spaces, references, {**change, **moved}, [unit, *least])
         for weight, reference in zip(weights, references, strict=True):
             if weight > 0:
                 _subtract(moved, change, reference, weight)
         return moved
 
     def _weights(
-        self, half_spaces: Sequence[HalfSpace], references: Sequence[Vector], change: Vector, unit: Tensor | float
+        self,
+        half_spaces: Sequence[HalfSpace],
+        references: Sequence[Vector],
+        change: Vector,
+        numbers: Sequence[Tensor | float],
     ) -> list[float]:
-        """How much of each reference the change must lose; nothing of any if no half-space is violated."""
-        products, length = self._products([*references, change], unit)
+        """How much of each reference the change must lose; nothing of any if no half-space is violated.
+
+        Args:
+            half_spaces: with margin and ridge.
+            references: of each, out of the subspaces.
+            change: out of the subspaces.
+            numbers: the unit of margins, and the least square of each reference.
+        """
+        products, (unit, *least) = self._products([*references, change], numbers)
         weights = [0.0] * len(half_spaces)
-        kept = [i for i, row in enumerate(products[:-1]) if isfinite(row[i]) and isfinite(row[-1])]
-        slopes = [-products[i][-1] for i in kept]
-        if all(slope >= 0 for slope in slopes):
+        squares, slopes = [row[i] for i, row in enumerate(products)], [-row[-1] for row in products]
+        kept = [i for i, low in enumerate(least) if low <= squares[i] < inf and isfinite(slopes[i])]
+        if all(slopes[i] >= 0 for i in kept):
             return weights
         pairs = [[products[i][j] + (half_spaces[i].ridge if i == j else 0.0) for j in kept] for i in kept]
-        least = [half_spaces[i].margin * length if isfinite(length) else 0.0 for i in kept]
-        for i, weight in zip(kept, solve_dual(pairs, slopes, least), strict=True):
+        margins = [half_spaces[i].margin * unit if isfinite(unit) else 0.0 for i in kept]
+        for i, weight in zip(kept, solve_dual(pairs, [slopes[i] for i in kept], margins), strict=True):
             weights[i] = weight
         return weights
 
-    def _products(self, vectors: Sequence[Vector], unit: Tensor | float) -> tuple[list[list[float]], float]:
-        """`⟨m·left, right⟩` of every pair, and the unit: fp32 within a tensor, fp64 across, one look at the device."""
-        last = vectors[-1]
+    def _products(
+        self, vectors: Sequence[Vector], numbers: Sequence[Tensor | float]
+    ) -> tuple[list[list[float]], list[float]]:
+        """`⟨m·left, right⟩` of every pair, fp64 across parameters, and the numbers, in one look at the device."""
+        last, size = vectors[-1], len(vectors)
         like = next(iter(last.values()))
-        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=like.device)
+        total = torch.zeros(size, size, dtype=torch.float64, device=like.device)
         # By name in the order of the change: sums over a set of names would differ from process to process.
         for name, part in last.items():
             if not any(name in vector for vector in vectors[:-1]):
                 continue
             rows = torch.stack([vector[name] if name in vector else torch.zeros_like(part) for vector in vectors])
             total += self._masked(name, rows).flatten(1) @ rows.flatten(1).T
-        *values, length = torch.cat([total.flatten(), torch.as_tensor(unit).to(total).reshape(1)]).tolist()
-        size = len(vectors)
-        return [values[start : start + size] for start in range(0, size * size, size)], length
+        values = torch.cat([total.flatten(), *(torch.as_tensor(n).to(total).reshape(1) for n in numbers)]).tolist()
+        return [values[start : start + size] for start in range(0, size * size, size)], values[size * size :]
+
+    def _square(self, vector: Vector) -> Tensor | float:
+        """`⟨m·x, x⟩`."""
+        squares = [(self._masked(name, part) * part).sum().double() for name, part in vector.items()]
+        return torch.stack(squares).sum() if squares else 0.0
 
     def _out_of(
         self, subspaces: Sequence[Subspace | InputSubspace], vector: Vector, names: Collection[str]
@@ -114,15 +133,16 @@ class Projector:
         Args:
             subspaces: of parameters of their own each.
             vector: 0 where a name is absent.
-            names: of parameters that change; the subspaces say nothing of others.
+            names: of parameters that change, in an order that fixes the order of sums; the subspaces say nothing of
+                others.
         """
         found: dict[str, Tensor] = {}
         for subspace in subspaces:
             if isinstance(subspace, Subspace):
-                found |= self._out_of_directions(subspace, vector, tuple(n for n in subspace.directions if n in names))
+                found |= self._out_of_directions(subspace, vector, tuple(n for n in names if n in subspace.directions))
                 continue
-            for name, basis in subspace.bases.items():
-                if name in vector and basis.shape[1]:
+            for name in subspace.bases.keys() & vector.keys():
+                if subspace.bases[name].shape[1]:
                     found[name] = self._out_of_basis(subspace, name, vector[name])
         return found
 

@@ -1,15 +1,18 @@
-"""`ner-cl data check`, `convert` and `split`."""
+"""`ner-cl data check`, `convert`, `split` and `forget`."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ner_cl.cli.app import main
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Corpus, build_stream
+from ner_cl.model.store import load_model
 from tests.cli.conftest import Toy
+from tests.tiny import toy_sentences
 
 
 def test_check_counts_what_is_in_a_folder(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,3 +167,57 @@ def test_split_refuses_what_makes_no_stream(
     assert main(["data", "split", str(toy.data), str(tmp_path / "steps"), *words]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# --- forget
+
+
+@pytest.fixture
+def remembering(model_folder: Path, tmp_path: Path) -> Path:
+    """A model that keeps sentences, tensors about them, and one that is about none."""
+    model = load_model(model_folder)
+    kept = tuple(sentence.restrict({"PER"}) for sentence in toy_sentences(3, types=("PER",)))
+    model.kept_sentences = {"replay": kept, "agem": kept[:1]}
+    model.strategy_state = {
+        "replay": {"sentence/1": torch.ones(2, 3)},
+        "ewc": {"fisher": torch.ones(4), "sentence/2": torch.ones(1)},
+    }
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_forget_deletes_sentences_and_what_is_about_them_and_nothing_else(
+    remembering: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (remembering / "notes.txt").write_text("mine")
+    assert main(["data", "forget", str(remembering)]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"4 sentences deleted from {remembering}\n")
+    found = {str(path.relative_to(remembering)) for path in remembering.rglob("*") if path.is_file()}
+    expected = {str(path.relative_to(model_folder)) for path in model_folder.rglob("*") if path.is_file()}
+    assert found == expected | {"notes.txt", "strategy/ewc.safetensors"}
+    assert list(load_model(remembering).strategy_state["ewc"]) == ["fisher"]
+    for name in expected:
+        assert (remembering / name).read_bytes() == (model_folder / name).read_bytes()
+    assert [path.name for path in remembering.parent.iterdir()] == ["model"]
+    assert main(["data", "forget", str(remembering)]) == 0
+    assert capsys.readouterr().err == f"0 sentences deleted from {remembering}\n"
+
+
+def test_forget_finishes_what_a_killed_one_began(remembering: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (remembering / "strategy").rename(remembering / ".strategy.replaced-1")
+    assert main(["-q", "data", "forget", str(remembering)]) == 0
+    left = [path.name for path in remembering.rglob("*") if "replaced" in path.name or path.suffix == ".jsonl"]
+    assert left == ["history.jsonl"]
+    assert list(load_model(remembering).strategy_state) == ["ewc"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "folder", "file"])
+def test_forget_refuses_what_is_no_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder" / "strategy").mkdir(parents=True)
+    (tmp_path / "folder" / "strategy" / "replay.jsonl").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    assert main(["data", "forget", str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / name) in line
+    assert (tmp_path / "folder" / "strategy" / "replay.jsonl").read_text() == "mine"

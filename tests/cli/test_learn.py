@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from ner_cl.cli.app import main
+from ner_cl.data.readers import read_sentences
+from ner_cl.data.writers import write_sentences
 from ner_cl.model.store import load_model
 from tests.cli.conftest import Toy
+from tests.tiny import toy_sentences
 
 QUICK = ["--set", "training.batch_tokens=64", "--set", "training.epochs=2", "--set", "training.optimizer.lr=3e-3"]
 
@@ -111,3 +114,88 @@ def test_what_cannot_work_is_said_before_any_work(
     (line,) = captured.err.splitlines()
     assert said in line
     assert files(model_folder.parent) == before
+
+
+# --- replay
+
+
+@pytest.fixture
+def old(toy: Toy, tmp_path: Path) -> Path:
+    """A few sentences annotated for the old types."""
+    path = tmp_path / "old.jsonl"
+    write_sentences(path, read_sentences(toy.data / "train.jsonl")[:8])
+    return path
+
+
+def learn_with_replay(toy: Toy, model: Path, output: Path, old: Path, *more: str) -> int:
+    words = ["learn", str(toy.orgs), "--model", str(model), "--types", "ORG", "--output", str(output)]
+    return main([*words, "--replay", str(old), *QUICK, *more])
+
+
+def test_old_sentences_are_replayed_kept_and_can_be_deleted(
+    toy: Toy, model_folder: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new"
+    assert learn_with_replay(toy, model_folder, output, old) == 0
+    captured = capsys.readouterr()
+    assert "step 3 (ORG): 58 sentences" in captured.err  # 10 of 60 are held back
+    kept = load_model(output).kept_sentences["replay"]
+    assert [sentence.words for sentence in kept[:8]] == [sentence.words for sentence in read_sentences(old)]
+    assert captured.err.splitlines()[-1] == (
+        f"note: it keeps {len(kept)} sentences to learn more with; ner-cl data forget {output} deletes them"
+    )
+    assert [item["name"] for item in load_model(output).history[-1]["strategies"]] == ["distill", "replay"]
+    assert main(["data", "forget", str(output)]) == 0
+    assert capsys.readouterr().err.splitlines() == [f"{len(kept)} sentences deleted from {output}"]
+    assert load_model(output).kept_sentences == {}
+
+
+def test_replay_in_the_list_keeps_its_options_and_its_memory_is_replaced(
+    toy: Toy, model_folder: Path, old: Path, tmp_path: Path
+) -> None:
+    options = "[{name: replay, budget: 4, unit: total}]"
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert learn_with_replay(toy, model_folder, first, old, "--strategies", options) == 0
+    assert len(load_model(first).kept_sentences["replay"]) == 4
+    write_sentences(tmp_path / "org.jsonl", read_sentences(toy.orgs)[:2])
+    write_sentences(tmp_path / "misc.jsonl", toy_sentences(30, seed=5, types=("MISC",)))
+    words = ["learn", str(tmp_path / "misc.jsonl"), "--model", str(first), "--types", "MISC", "--output", str(second)]
+    assert main([*words, "--replay", str(tmp_path / "org.jsonl"), *QUICK]) == 0
+    kept = load_model(second).kept_sentences["replay"]
+    assert {type_ for sentence in kept for type_ in sentence.annotated_types} == {"ORG", "MISC"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "old.jsonl: is empty"),
+        (
+            '{"text": "Ada", "spans": [], "annotated_types": []}',
+            "old.jsonl:1: a sentence to replay is annotated for no",
+        ),
+        (
+            '{"text": "Ada", "spans": [], "annotated_types": ["PRE"]}',
+            "which the model does not know, did you mean 'PER'",
+        ),
+        ('{"text": "Acme", "spans": [{"start": 0, "end": 4, "label": "ORG"}]}', "ORG, which is only being learned"),
+        ('{"text": "Ada"', "old.jsonl:1"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(
+    line: str, said: str, toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.jsonl"
+    path.write_text(f"{line}\n" if line else "")
+    assert learn_with_replay(toy, model_folder, tmp_path / "new", path, "-q") == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert said in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_memory_and_an_upper_bound_beside_it_are_refused(
+    toy: Toy, model_folder: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert learn_with_replay(toy, model_folder, tmp_path / "new", tmp_path / "none.jsonl", "-q") == 2
+    assert "none.jsonl" in capsys.readouterr().err
+    assert learn_with_replay(toy, model_folder, tmp_path / "new", old, "-q", "--strategies", "joint") == 2
+    assert "cannot be combined" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""A-GEM: no update against the mean gradient of remembered sentences (Chaudhry et al. 2019, ICLR)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, final
+
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import HalfSpace
+from ner_cl.strategies.memory import Memory, MemoryOptions
+from ner_cl.strategies.references import References
+from ner_cl.types import Sentence
+
+__all__ = ["Agem", "AgemOptions"]
+
+
+class AgemOptions(StrategyOptions, MemoryOptions):
+    """Which sentences are kept, and how many of them every update is compared with.
+
+    Attributes:
+        draw: remembered sentences an update, as many of each earlier step; by default as many as make one training
+            batch (`training.batch_tokens`).
+    """
+
+    name: Literal["agem"] = "agem"
+    draw: int | None = Field(None, ge=1)
+
+
+@strategies.register("agem")
+@final
+class Agem(Strategy):
+    """Keeps a few sentences of every step, and no update may raise the loss on a fresh draw of them, to first order.
+
+    Where the update would, the part of it that opposes their gradient is taken out (Chaudhry et al. 2019, equation 11).
+    The loss of a remembered sentence is that of its own step's types only, so it demands nothing of any other.
+    """
+
+    options_class = AgemOptions
+    options: AgemOptions
+    excludes: ClassVar[Mapping[str, str]] = {"gem": "agem is gem with one reference in place of one a step"}
+
+    def __init__(self, options: AgemOptions) -> None:
+        super().__init__(options)
+        self._memory = Memory(options)
+        self._references: References | None = None
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Encodes the memory, once a step; there is nothing to gate."""
+        self._references = References(context, self._memory.by_step(context.model.tagset.steps[:-1]))
+        return {}
+
+    def constraints(self, context: StepContext) -> Sequence[HalfSpace]:
+        """The gradient on a draw of remembered sentences, a new one at every update."""
+        assert self._references is not None
+        if not self._references.groups:
+            return ()
+        generator = context.generator(f"agem/{context.epoch}/{context.update}")
+        rows = self._references.draw(
+            self._references.groups, generator, count=self.options.draw, tokens=context.train_tokens
+        )
+        gradient = self._references.gradient(context, rows, generator)
+        return (HalfSpace(gradient),) if gradient else ()
+
+    def end_step(self, context: StepContext) -> None:
+        """Chooses what to remember of this step."""
+        self._memory.remember(context)
+
+    def release(self) -> None:
+        """Lets the encoded memory go."""
+        self._references = None
+
+    def kept_sentences(self) -> Sequence[Sentence]:
+        """The memory."""
+        return self._memory.sentences
+
+    def load_sentences(self, sentences: Sequence[Sentence]) -> None:
+        """Takes the memory back."""
+        self._memory.load(sentences)

@@ -1,0 +1,220 @@
+"""Elastic weight consolidation, online: a quadratic pull to the weights of the step before, by Fisher information."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+
+__all__ = ["Ewc", "EwcOptions", "QuadraticPenalty"]
+
+
+class EwcOptions(StrategyOptions):
+    """How strong the pull is, and how the Fisher information is measured.
+
+    Attributes:
+        strength: weight of the penalty (λ in `λ/2 · Σ F (θ - θ*)²`); 0 turns it off.
+        decay: what the Fisher information of earlier steps is multiplied by at the end of each step (γ).
+        fisher: whose labels the gradients are of: `sample` draws them from the model (the Fisher information), `gold`
+            takes the annotation (the empirical Fisher), where `O` says nothing of types that were not annotated.
+        samples: sentences of the step it is measured on.
+    """
+
+    name: Literal["ewc"] = "ewc"
+    strength: float = Field(100.0, ge=0)
+    decay: float = Field(1.0, ge=0, le=1)
+    fisher: Literal["sample", "gold"] = "sample"
+    samples: int = Field(200, ge=1)
+
+
+class QuadraticPenalty(torch.autograd.Function):
+    """`λ/2 · Σ weight · (θ - anchor)²` whose gradient is made along with its value.
+
+    Autograd's own would go over all parameters, and ask for memory of their size, about three times as often.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, strength: float, weights: list[Tensor], anchors: list[Tensor], *parameters: Tensor
+    ) -> Float[Tensor, ""]:
+        """The penalty over all tensors: fp32 within a tensor, fp64 across tensors."""
+        pulls: list[Tensor] = []
+        values: list[Tensor] = []
+        # On a CPU one tensor at a time, which stays in its cache; elsewhere all at once, since every call costs there.
+        size = 1 if parameters[0].device.type == "cpu" else len(parameters)
+        room = torch.empty(max(p.numel() for p in parameters)) if size == 1 else None
+        for start in range(0, len(parameters), size):
+            part = slice(start, start + size)
+            away = _difference(parameters[part], anchors[part], room)
+            pull = torch._foreach_mul(away, weights[part])
+            if strength != 1.0:
+                torch._foreach_mul_(pull, strength)
+            values += [torch.dot(a.flatten(), p.flatten()) for a, p in zip(away, pull, strict=True)]
+            pulls += pull
+        each = torch.stack(values)
+        ctx.save_for_backward(each, *pulls)
+        return (each.double().sum() / 2).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """`λ · weight · (θ - anchor)`; none, rather than zeros, for a tensor that stands at its anchor."""
+        # By now the loop has looked at the loss, so a look at what it was made of is no further wait for the device.
+        values, *pulls = ctx.saved_tensors
+        factor = gradients[0].item()
+        if factor != 1.0:
+            torch._foreach_mul_(pulls, factor)
+        moved = (pull if value else None for pull, value in zip(pulls, values.tolist(), strict=True))
+        return (None, None, None, *moved)
+
+
+def _difference(parameters: Sequence[Tensor], anchors: Sequence[Tensor], room: Tensor | None) -> list[Tensor]:
+    """`θ - anchor`, of a single parameter in `room`: fresh memory costs more than all the arithmetic."""
+    if room is None:
+        return list(torch._foreach_sub(list(parameters), list(anchors)))
+    out = room[: parameters[0].numel()].view_as(parameters[0])
+    return [torch.sub(parameters[0], anchors[0], out=out)]
+
+
+@strategies.register("ewc")
+@final
+class Ewc(Strategy):
+    """Weights that mattered for what was learned are pulled back to where they were.
+
+    Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks", equation 3, with one running
+    Fisher information and one anchor as in Schwarz et al. 2018, "Progress & Compress", section 3.2: after each step
+    `F ← γF + F_step` and `θ* ← θ`. `F_step` is the mean of squared gradients of the log-likelihood of single sentences,
+    on their words. Parameters that did not exist or did not train when it was measured are free.
+    """
+
+    options_class = EwcOptions
+    options: EwcOptions
+    stands_on = "finetune"
+    excludes: ClassVar[Mapping[str, str]] = {
+        "joint": "it starts every step from the pre-trained encoder, far from the weights of the step before"
+    }
+
+    def __init__(self, options: StrategyOptions) -> None:
+        super().__init__(options)
+        self._fisher: dict[str, Tensor] = {}
+        self._anchor: dict[str, Tensor] = {}
+        self._trained: list[str] = []
+        self.release()
+
+    def begin_step(self, context: StepContext) -> None:
+        """Brings what is known of earlier steps to the model's device."""
+        device = context.model.device
+        self._fisher = {name: tensor.to(device) for name, tensor in self._fisher.items()}
+        self._anchor = {name: tensor.to(device) for name, tensor in self._anchor.items()}
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """None; but now it is known what trains in this step."""
+        self._trained = [name for name, parameter in context.model.named_parameters() if parameter.requires_grad]
+        if self.options.strength:
+            held = [name for name in self._trained if name in self._fisher]
+            self._weights = [self._fisher[name] for name in held]
+            self._anchors = [self._anchor[name] for name in held]
+            self._held = [context.model.get_parameter(name) for name in held]
+        return {}
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ewc`, the penalty: the same for every batch."""
+        if not self._held:
+            return {}
+        penalty = QuadraticPenalty.apply(self.options.strength, self._weights, self._anchors, *self._held)  # type: ignore[no-untyped-call]
+        return {"ewc": penalty}
+
+    def end_step(self, context: StepContext) -> None:
+        """`F ← γF + F_step` and `θ* ← θ`, for what trained in this step."""
+        measured = self._measure(context, self._trained)
+        decayed = {name: self.options.decay * self._fisher[name] for name in measured if name in self._fisher}
+        self._fisher |= {name: decayed[name] + new if name in decayed else new for name, new in measured.items()}
+        self._anchor |= {name: context.model.get_parameter(name).detach().clone() for name in measured}
+
+    def release(self) -> None:
+        """Lets go of what the penalty was made from."""
+        self._held, self._weights, self._anchors = [], [], []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`fisher/…` and `anchor/…` by parameter name."""
+        return {
+            **{f"fisher/{name}": tensor for name, tensor in self._fisher.items()},
+            **{f"anchor/{name}": tensor for name, tensor in self._anchor.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
+        self._fisher, self._anchor = (
+            {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
+            for kind in ("fisher/", "anchor/")
+        )
+
+    def _measure(self, context: StepContext, names: Sequence[str]) -> dict[str, Tensor]:
+        """The mean over sentences of squared gradients, by name of the parameter."""
+        parameters = [context.model.get_parameter(name) for name in names]
+        squares = {id(parameter): torch.zeros_like(parameter, requires_grad=False) for parameter in parameters}
+
+        def add_square(parameter: Tensor) -> None:
+            """As soon as a gradient is there it is squared and dropped: they never all stand in memory."""
+            gradient = parameter.grad
+            assert gradient is not None
+            squares[id(parameter)].addcmul_(gradient, gradient)
+            parameter.grad = None
+
+        draw = context.generator("ewc/labels")
+        labels = torch.Generator(context.model.device).manual_seed(int(draw.integers(2**62)))
+        batches = self._sentences(context)
+        hooks = [p.register_post_accumulate_grad_hook(add_square) for p in parameters]  # type: ignore[no-untyped-call]
+        try:
+            for batch in batches:
+                with torch.autocast(context.model.device.type, enabled=False):
+                    likelihood = self._likelihood(context, batch, labels)
+                torch.autograd.backward(likelihood, inputs=parameters)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: squares[id(p)] / max(1, len(batches)) for name, p in zip(names, parameters, strict=True)}
+
+    def _likelihood(self, context: StepContext, batch: Batch, labels: torch.Generator) -> Float[Tensor, ""]:
+        """The log-likelihood of a sentence's words, gold or drawn, up to its sign."""
+        emissions = context.model(batch)
+        if self.options.fisher == "sample":
+            return sampled_likelihood(emissions, labels)
+        mean = context.model.head.supervised(emissions, batch, unannotated="unknown")
+        return mean * sum(batch.row_words)
+
+    def _sentences(self, context: StepContext) -> list[Batch]:
+        """A batch for each sentence that is measured, with all its windows; remembered ones had their turn before."""
+        encoded = context.encoded
+        assert encoded is not None
+        rows: dict[int, list[int]] = {}
+        for row, (window, remembered) in enumerate(zip(encoded.windows, encoded.remembered, strict=True)):
+            if not remembered:
+                rows.setdefault(window.sentence, []).append(row)
+        drawn = list(rows)
+        if len(drawn) > self.options.samples:
+            draw = context.generator("ewc/sentences")
+            drawn = sorted(draw.choice(drawn, size=self.options.samples, replace=False).tolist())
+        return [encoded.batch(rows[sentence]).to(context.model.device) for sentence in drawn]
+
+
+def sampled_likelihood(emissions: Emissions, generator: torch.Generator) -> Float[Tensor, ""]:
+    """The log-likelihood of tags drawn from the model's own distribution, one for each word and block.
+
+    Args:
+        emissions: with a graph.
+        generator: draws the tags.
+    """
+    total = emissions.blocks[0].new_zeros(())
+    for block in emissions.blocks:
+        log_probs = torch.log_softmax(block[emissions.word_mask].float(), dim=-1)  # [word, tag]
+        tags = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+        total = total + log_probs.gather(-1, tags).sum()
+    return total

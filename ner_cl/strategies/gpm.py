@@ -1,0 +1,190 @@
+"""GPM: gradient projection memory, bases of layer inputs and no samples (Saha et al. 2021, ICLR)."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import InputSubspace
+from ner_cl.strategies.linear_layers import input_groups, linear_layers, real_pieces, tap, values_at
+
+__all__ = ["Gpm", "GpmOptions", "extend_basis"]
+
+
+class GpmOptions(StrategyOptions):
+    """How much of the inputs of old steps is protected, and from how much text it is learned.
+
+    Attributes:
+        threshold: share of the inputs' energy that the basis of a layer explains after step 1, in [0, 1]; 0 turns the
+            strategy off.
+        increase: added to the share in every later step; the share never passes 1.
+        samples: sentences of the step whose inputs are looked at, drawn at random.
+        positions: of their word pieces, at most so many.
+        wide: what becomes, after step 1, of weights with more inputs than the encoder is wide, which are the second
+            halves of its feed-forward blocks: `project` them as all others, or `freeze` them. Their projection takes
+            longer than that of all others together.
+        heads: protect old head blocks too: what they make of word vectors, and their biases.
+    """
+
+    name: Literal["gpm"] = "gpm"
+    threshold: float = Field(0.97, ge=0, le=1)
+    increase: float = Field(0.003, ge=0, le=1)
+    samples: int = Field(128, ge=1)
+    positions: int = Field(2000, ge=1)
+    wide: Literal["project", "freeze"] = "project"
+    heads: bool = False
+
+
+@strategies.register("gpm")
+@final
+class Gpm(Strategy):
+    """Moves a weight only in ways that do not change what it makes of the inputs of old steps.
+
+    The gradient of a linear layer lies in the span of its inputs, so does an old step's need of it. From step 2 on,
+    biases, LayerNorm and embeddings of the encoder, which have no inputs in this sense, stay as they are.
+    """
+
+    options_class = GpmOptions
+    options: GpmOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "joint": "joint starts anew from the pre-trained encoder, whose inputs the bases do not describe",
+        "ogd": "both keep the update out of subspaces of the same weights",
+    }
+
+    def __init__(self, options: GpmOptions) -> None:
+        super().__init__(options)
+        # By the names of the layers that share the input, parted by spaces.
+        self._bases: dict[str, Float[Tensor, "input rank"]] = {}
+        self._constraints: tuple[InputSubspace, ...] = ()
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Prepares the constraint and freezes what has no basis or has nowhere left to go."""
+        self._constraints = ()
+        if self._bases:
+            device = context.model.device
+            bases = {
+                f"{name}.weight": basis
+                for names, cpu_basis in self._bases.items()
+                if cpu_basis.shape[1] < cpu_basis.shape[0]
+                for basis in [cpu_basis.to(device)]  # one tensor for all that share it
+                for name in names.split()
+            }
+            self._freeze(context, bases.keys())
+            self._constraints = (InputSubspace(bases),)
+        return {}
+
+    def constraints(self, context: StepContext) -> Sequence[InputSubspace]:
+        """The inputs of old steps, the same object at every update."""
+        return self._constraints
+
+    def end_step(self, context: StepContext) -> None:
+        """Adds the inputs of this step to the bases, as far as they do not explain them yet."""
+        options = self.options
+        if not options.threshold:
+            return
+        share = min(1.0, options.threshold + options.increase * (context.number - 1))
+        known = {names.split()[0]: names for names in self._bases}
+        for names, products in self._input_products(context).items():
+            old = known.get(names.split()[0])
+            empty = products.new_zeros(len(products), 0, dtype=torch.float32)
+            basis = empty if old is None else self._bases.pop(old).to(products.device)
+            self._bases[names] = extend_basis(basis, products, share=share).cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A basis for each group of layers that share their input."""
+        return dict(self._bases)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the bases back."""
+        self._bases = dict(state)
+
+    def _freeze(self, context: StepContext, free: Collection[str]) -> None:
+        """Turns off everything in the encoder, and if asked in old head blocks, that no basis leaves room to."""
+        head = [f"head.blocks.{index}." for index in range(len(context.model.head.blocks) - 1)]
+        protected = ("encoder.", *head) if self.options.heads else ("encoder.",)
+        for name, parameter in context.model.named_parameters():
+            if name.startswith(protected) and name not in free:
+                parameter.requires_grad_(False)
+
+    def _input_products(self, context: StepContext) -> dict[str, Float[Tensor, "input input"]]:
+        """The sum of `x xᵀ` over inputs of each group of layers, in fp64."""
+        model, options = context.model, self.options
+        widest = model.encoder.hidden if options.wide == "freeze" else float("inf")
+        layers = {
+            name: layer
+            for name, layer in linear_layers(model).items()
+            if layer.in_features <= widest and (options.heads or not name.startswith("head."))
+        }
+        batches = list(context.batches(sentences=options.samples, purpose="gpm/sentences"))
+        draw = context.generator("gpm/positions")
+        pieces = _thinned([real_pieces(model, batch) for batch in batches], options.positions, draw)
+        words = _thinned([batch.word_mask for batch in batches], options.positions, draw)
+        products: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            with torch.no_grad(), tap(layers) as calls:
+                model(batch)
+            for names in input_groups(calls):
+                for call in calls:
+                    if call.name != names[0]:
+                        continue
+                    inputs = values_at(call.name, call.inputs, pieces=pieces[index], words=words[index]).double()
+                    total = products.setdefault(" ".join(names), inputs.new_zeros(2 * inputs.shape[-1:]))
+                    total.addmm_(inputs.T, inputs)
+        return products
+
+
+def extend_basis(
+    basis: Float[Tensor, "input old"], products: Float[Tensor, "input input"], *, share: float
+) -> Float[Tensor, "input rank"]:
+    """Adds the fewest directions with which a basis explains at least a share of the energy of some inputs.
+
+    Saha et al. 2021, section 4, equations 8 and 9, on the residual `X - M Mᵀ X`. The rule is "at least": with one
+    input, one direction (the published code takes one fewer in its first step).
+
+    Args:
+        basis: orthonormal columns so far.
+        products: `X Xᵀ` of the inputs, in fp64.
+        share: in [0, 1].
+
+    Returns:
+        The old columns, untouched, and new ones after them.
+    """
+    old = basis.double()
+    inside = old.T @ products
+    residual = products - old @ inside
+    residual = residual - (residual @ old) @ old.T
+    energy, vectors = torch.linalg.eigh((residual + residual.T) / 2)
+    energy, vectors = energy.flip(0).clamp(min=0), vectors.flip(1)
+    total = products.trace()
+    explained = (inside * old.T).sum()
+    # Rounding must ask neither for a direction more nor, at a share of 1, for directions that nothing points to.
+    wanted = share * total - 1e-9 * total
+    before = explained + energy.cumsum(0) - energy  # what is explained without each direction
+    count = int(((before < wanted) & (energy > 1e-12 * total)).sum())
+    new = vectors[:, : min(count, len(products) - old.shape[1])]
+    new = new - old @ (old.T @ new)
+    return torch.cat([basis, (new / new.norm(dim=0)).to(basis.dtype)], dim=1)
+
+
+def _thinned(masks: list[Bool[Tensor, "row place"]], most: int, draw: np.random.Generator) -> list[Tensor]:
+    """The masks with at most so many places left of all together, drawn at random."""
+    counts = [int(mask.sum()) for mask in masks]
+    kept = np.zeros(sum(counts), dtype=bool)
+    kept[draw.choice(len(kept), size=min(most, len(kept)), replace=False)] = True
+
+    def thin() -> Iterator[Tensor]:
+        start = 0
+        for mask, count in zip(masks, counts, strict=True):
+            thinned = torch.zeros_like(mask)
+            thinned[mask] = torch.from_numpy(kept[start : start + count]).to(mask.device)
+            start += count
+            yield thinned
+
+    return list(thin())

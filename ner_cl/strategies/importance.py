@@ -1,0 +1,91 @@
+"""Importance of parameters and units: how far their loss gradient stands out, measured without a trace in the model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ner_cl.strategies.base import StepContext
+
+__all__ = ["GradientSum", "measuring", "relative_importance"]
+
+
+def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
+    """`|tanh(z)|` with `z` the gradient's z-score within the tensor: 0 at the mean of the tensor, towards 1 far off it.
+
+    SPG (Konishi et al. 2023) per parameter tensor, DAS (Ke et al. 2023) per layer and kind of unit. It is a relative
+    measure: whatever the scale of the gradients, about a third of normally distributed ones get more than 0.76. A
+    single entry, or entries all alike, stand out from nothing and get 0.
+
+    Args:
+        gradient: summed over batches, with its sign.
+
+    Returns:
+        Importance in [0, 1], fp32.
+
+    Example:
+        >>> relative_importance(torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -0.5]]))[0].tolist()
+        [0.38063..., 0.88595..., 0.09986...]
+    """
+    if gradient.numel() < 2:
+        return torch.zeros_like(gradient, dtype=torch.float32)
+    # In fp64 the mean of equal entries is that entry exactly, so that no rounding noise is blown up to importance.
+    centred = gradient.double() - gradient.double().mean()
+    spread = centred.std(unbiased=True)
+    return torch.where(spread > 0, (centred / spread).tanh().abs(), 0.0).float()
+
+
+@final
+class GradientSum:
+    """Gradients of scalars added up, with their sign, over the batches of a measurement.
+
+    A batch whose gradients overflow adds nothing, as it would update nothing.
+
+    Args:
+        inputs: what to differentiate by.
+
+    Attributes:
+        tensors: the sums so far, one for each input.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        self._inputs = list(inputs)
+        self.tensors = [torch.zeros_like(tensor, requires_grad=False) for tensor in self._inputs]
+
+    def add(self, value: Float[Tensor, ""], *, keep_graph: bool = False) -> None:
+        """Adds the gradients of `value`; neither weights nor their `.grad` are touched.
+
+        Args:
+            value: a sum over the words of a batch.
+            keep_graph: whether another value of the same forward pass follows.
+        """
+        gradients = torch.autograd.grad(
+            value, self._inputs, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        )
+        if torch.isfinite(nn.utils.get_total_norm(gradients)):
+            torch._foreach_add_(self.tensors, list(gradients))
+
+
+@contextmanager
+def measuring(context: StepContext, purpose: str, *, dropout: bool) -> Iterator[None]:
+    """Puts the model in a mode for measuring, with random numbers of its own; afterwards both are as they were.
+
+    Args:
+        context: of the step.
+        purpose: of the random numbers, the same ones whenever the step is run again.
+        dropout: whether dropout is on, as in training.
+    """
+    model = context.model
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.autocast(model.device.type, enabled=False):
+        torch.manual_seed(int(context.generator(purpose).integers(2**62)))
+        model.train(dropout)
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,122 @@
+"""The linear layers of a model, and what goes into and comes out of them at real words."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ner_cl.data.batching import Batch
+from ner_cl.errors import ConfigError
+from ner_cl.model.ner_model import NerModel
+
+__all__ = ["Call", "encoder_layers", "input_groups", "linear_layers", "real_pieces", "tap", "values_at"]
+
+
+class Call(NamedTuple):
+    """One use of a layer in a forward pass.
+
+    Attributes:
+        name: of the layer.
+        inputs: what went in, `[row, piece or word, input]`.
+        outputs: what came out, with its graph where there is one.
+    """
+
+    name: str
+    inputs: Float[Tensor, "row place input"]
+    outputs: Float[Tensor, "row place output"]
+
+
+def linear_layers(model: NerModel) -> dict[str, nn.Linear]:
+    """Every linear layer of encoder and head, by the name that `.weight` and `.bias` complete to a parameter's."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def encoder_layers(model: NerModel) -> list[str]:
+    """The names of the transformer layers of the encoder, from the lowest up.
+
+    They are the entries of the module list that holds the most linear layers.
+
+    Raises:
+        ConfigError: if the encoder has no such list.
+    """
+    lists = {
+        name: sum(isinstance(inner, nn.Linear) for inner in module.modules())
+        for name, module in model.encoder.named_modules(prefix="encoder")
+        if isinstance(module, nn.ModuleList)
+    }
+    if not any(lists.values()):
+        raise ConfigError("encoder.name: this encoder has no list of transformer layers; choose another encoder")
+    longest = max(lists, key=lambda name: lists[name])
+    return [f"{longest}.{index}" for index in range(len(model.get_submodule(longest)))]  # type: ignore[arg-type]
+
+
+@contextmanager
+def tap(layers: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
+    """Records every use of some layers while it is open.
+
+    The tensors are those of the forward pass, not copies; give the list up, or clear it, after each batch.
+
+    Args:
+        layers: by name.
+    """
+    calls: list[Call] = []
+
+    def record(name: str) -> torch.utils.hooks.RemovableHandle:
+        return layers[name].register_forward_hook(
+            lambda _module, inputs, outputs: calls.append(Call(name, inputs[0], outputs))
+        )
+
+    handles = [record(name) for name in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def real_pieces(model: NerModel, batch: Batch) -> Bool[Tensor, "row piece"]:
+    """Which pieces stand for text: neither padding nor pieces such as `[CLS]` and `[SEP]`.
+
+    Those two have inputs of their own kind, far from any word's and often far larger: with them, second moments of
+    inputs would say more of them than of words.
+    """
+    tokenizer = model.encoder.tokenizer
+    marks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    special = torch.tensor([mark for mark in marks if mark is not None], device=batch.piece_ids.device)
+    return batch.piece_mask.bool() & ~torch.isin(batch.piece_ids, special)
+
+
+def values_at(
+    name: str,
+    values: Float[Tensor, "row place value"],
+    *,
+    pieces: Bool[Tensor, "row piece"],
+    words: Bool[Tensor, "row word"],
+) -> Float[Tensor, "position value"]:
+    """What a layer saw or said at real pieces, or for a layer of the head, which reads word vectors, at real words.
+
+    Args:
+        name: of the layer.
+        values: of a whole batch.
+        pieces: which pieces are real.
+        words: which words are real.
+    """
+    return values[words if name.startswith("head.") else pieces]
+
+
+def input_groups(calls: list[Call]) -> list[tuple[str, ...]]:
+    """Layers that read the very same tensor, such as query, key and value, or the blocks of a head.
+
+    Args:
+        calls: of one forward pass.
+    """
+    readers: dict[int, dict[str, None]] = {}
+    for call in calls:
+        readers.setdefault(id(call.inputs), {})[call.name] = None
+    groups: dict[str, tuple[str, ...]] = {}
+    for names in readers.values():
+        groups.setdefault(next(iter(names)), tuple(names))  # a layer used twice stays in its first group
+    return list(groups.values())

@@ -1,0 +1,87 @@
+"""Learning without forgetting: cross entropy as labelled, and distillation on every word (Li & Hoiem 2016)."""
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.losses import kd_sub, masked_mean
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.rows import cross_entropy_as_labelled, on_rows
+from ner_cl.strategies.teacher import Teacher
+
+__all__ = ["Lwf", "LwfOptions"]
+
+
+class LwfOptions(StrategyOptions):
+    """Weight and form of the distillation term, and how the teacher is run.
+
+    Attributes:
+        strength: weight of the distillation term (λ); 0 is plain fine-tuning.
+        temperature: divides both logits inside the KL term.
+        scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature. The
+            paper has no such factor.
+        cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
+            beside the student in every update, which costs time and gives the same targets.
+    """
+
+    name: Literal["lwf"] = "lwf"
+    strength: float = Field(1.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+    scale: bool = True
+    cache: bool = True
+
+
+@strategies.register("lwf")
+@final
+class Lwf(Strategy):
+    """Cross entropy on the new sentences as they are labelled, and the teacher's old columns imitated on every word.
+
+    Li & Hoiem 2016, "Learning without forgetting", equations 1 to 3. With AddNER that is what `distill` does. With
+    ExtendNER the two terms contradict each other wherever a mention of an old type is labelled `O`; `distill` gives
+    each word only one of them.
+    """
+
+    options_class = LwfOptions
+    options: LwfOptions
+    holds_old_types = True
+
+    def begin_step(self, context: StepContext) -> None:
+        """Keeps the model as it is now, unless there is nothing to imitate."""
+        imitates = context.old_types and self.options.strength > 0
+        self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ce` and, from step 2 on, `kd`."""
+        teacher = self._teacher
+        terms = cross_entropy_as_labelled(context.model.head, batch, emissions)
+        if teacher is None:
+            return terms
+
+        def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+            return {"kd": self._divergence(emissions, teacher.says(context, batch))}
+
+        return {**terms, **on_rows(batch, emissions, imitation, remembered=False)}
+
+    def release(self) -> None:
+        """Lets teacher and targets go."""
+        self._teacher = None
+
+    def _divergence(self, emissions: Emissions, teacher: Float[Tensor, "row word old"]) -> Float[Tensor, ""]:
+        """KL from teacher to student over the old columns of each block, summed over blocks, a mean over all words."""
+        terms = []
+        start, old = 0, teacher.shape[-1]
+        for block in emissions.blocks:
+            said = teacher[..., start : start + block.shape[-1]]
+            if said.shape[-1]:
+                kl = kd_sub(said, block[..., : said.shape[-1]], temperature=self.options.temperature)
+                terms.append(masked_mean(kl, emissions.word_mask))
+            start = min(old, start + block.shape[-1])
+        factor = self.options.temperature**2 if self.options.scale else 1.0
+        return self.options.strength * factor * torch.stack(terms).sum()

@@ -1,0 +1,133 @@
+"""Masked language modelling on raw text before a step, under masks (Ke et al. 2023, as published: no labels)."""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ner_cl.data.batching import Batch, plan_batches
+from ner_cl.errors import ModelError
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.precision import autocast
+from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.importance import measuring
+from ner_cl.types import Sentence
+
+__all__ = ["MaskedWords", "pretrain", "raw_text"]
+
+_SHARE = 0.15  # of the pieces are guessed: 8 in 10 of them masked, 1 replaced, 1 left as it is (Devlin et al. 2019)
+
+
+@final
+class MaskedWords:
+    """Guesses masked word pieces from an encoder's hidden states, through its own input embeddings and a bias.
+
+    Args:
+        encoder: whose tokenizer has a mask.
+
+    Attributes:
+        bias: of each piece of the vocabulary, to be trained along.
+
+    Raises:
+        ModelError: if there is no mask, or hidden states and embeddings differ in size.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._embeddings = encoder.embeddings.get_parameter("weight")
+        if encoder.tokenizer.mask_token_id is None or self._embeddings.shape[1] != encoder.hidden:
+            raise ModelError(
+                "strategy das cannot pretrain this encoder, which has no mask piece or embeddings of another size than "
+                "its hidden states; set pretrain_epochs: 0"
+            )
+        device = self._embeddings.device
+        self._encoder = encoder
+        self._mask_id: int = encoder.tokenizer.mask_token_id
+        self._special = torch.tensor(sorted(encoder.tokenizer.all_special_ids), device=device)
+        self.bias = torch.zeros(len(self._embeddings), device=device, requires_grad=True)
+
+    def loss(self, batch: Batch, generator: np.random.Generator) -> Float[Tensor, ""]:
+        """Mean cross entropy of the pieces guessed; 0 if none is.
+
+        Args:
+            batch: of any words; its targets are not looked at.
+            generator: draws what is guessed.
+        """
+        ids, chosen = self.corrupt(batch.piece_ids, generator)
+        hidden: Tensor = self._encoder.backbone(input_ids=ids, attention_mask=batch.piece_mask).last_hidden_state
+        guesses = F.linear(hidden[chosen], self._embeddings, self.bias).float()
+        # A sum, as the mean over no piece is not a number.
+        return F.cross_entropy(guesses, batch.piece_ids[chosen], reduction="sum") / max(1, len(guesses))
+
+    def corrupt(
+        self, ids: Int[Tensor, "row piece"], generator: np.random.Generator
+    ) -> tuple[Int[Tensor, "row piece"], Bool[Tensor, "row piece"]]:
+        """The pieces with some masked or replaced, and which of them are to be guessed; special ones never."""
+        chosen, kind, piece = torch.from_numpy(generator.random((3, *ids.shape))).to(ids.device)
+        guessed = (chosen < _SHARE) & ~torch.isin(ids, self._special)
+        shown = torch.where(kind < 0.8, torch.full_like(ids, self._mask_id), ids)
+        shown = torch.where(kind >= 0.9, (piece * len(self.bias)).long(), shown)
+        return torch.where(guessed, shown, ids), guessed
+
+
+def raw_text(context: StepContext) -> list[Sentence]:
+    """The words of the step's own sentences and of its unlabeled ones, without annotation."""
+    assert context.encoded is not None
+    encoded = context.encoded
+    own = {window.sentence for window, old in zip(encoded.windows, encoded.remembered, strict=True) if not old}
+    sentences = [encoded.sentences[index] for index in sorted(own)]
+    return [Sentence(sentence.words) for sentence in (*sentences, *context.unlabeled)]
+
+
+def pretrain(context: StepContext, gates: Mapping[str, Tensor], *, epochs: int, rate: float) -> None:
+    """Goes on pre-training the encoder's trainable parameters on the step's raw text, updates gated.
+
+    AdamW without weight decay, the rate falling linearly to 0, as in the authors' code.
+
+    Args:
+        context: of the step.
+        gates: factors in [0, 1] on the updates of parameters, by name.
+        epochs: passes over the text.
+        rate: learning rate at the beginning.
+    """
+    model = context.model
+    task = MaskedWords(model.encoder)
+    encoded = model.encode(raw_text(context))
+    plan = [
+        rows
+        for epoch in range(epochs)
+        for rows in plan_batches(
+            encoded.lengths, batch_tokens=context.train_tokens, generator=context.generator(f"das/pretrain/{epoch}")
+        )
+    ]
+    named = {f"encoder.{name}": parameter for name, parameter in model.encoder.named_parameters()}
+    named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    held = {name: gates[name].to(model.device) for name in named if name in gates}
+    trained = [*named.values(), task.bias]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
+    draw = context.generator("das/pretrain/masks")
+    with measuring(context, "das/pretrain/dropout", dropout=True):
+        for update, rows in enumerate(plan):
+            optimizer.param_groups[0]["lr"] = rate * (1 - update / len(plan))
+            with autocast(context.precision, model.device):
+                loss = task.loss(encoded.batch(rows).to(model.device), draw)
+            loss.backward()  # type: ignore[no-untyped-call]
+            _step(optimizer, trained, [named[name] for name in held], list(held.values()))
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _step(
+    optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], held: Sequence[Tensor], gates: Sequence[Tensor]
+) -> None:
+    """One clipped update, of which a gate lets its share through; none if the gradient is not finite."""
+    norm = nn.utils.clip_grad_norm_(trained, 1.0)
+    if torch.isfinite(norm):
+        before = [parameter.detach().clone() for parameter in held]
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, old, gate in zip(held, before, gates, strict=True):
+                parameter.copy_(torch.lerp(old, parameter, gate.expand_as(old)))
+    optimizer.zero_grad(set_to_none=True)

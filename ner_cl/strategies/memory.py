@@ -1,0 +1,162 @@
+"""The exemplar memory: a few sentences of every step, kept for the steps to come."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Literal, final
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field, model_validator
+
+from ner_cl.config import Options
+from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.selection import balanced, enough_mentions, herding, in_turn, reservoir, type_features
+from ner_cl.types import Sentence
+
+__all__ = ["Memory", "MemoryOptions"]
+
+
+class MemoryOptions(Options):
+    """How many sentences are kept of each step, and which.
+
+    Attributes:
+        budget: how many, in the unit that `unit` says.
+        unit: `step`, so many sentences a step; `step_fraction`, that share of a step's sentences; `new_fraction`, of
+            every step at most that share of the newest step's sentences; `total`, so many sentences shared evenly by
+            all steps; `type`, sentences with so many mentions of each type. `auto` is `step_fraction` for a budget
+            below 1, else `step`. A share is rounded, but never to nothing.
+        selection: `random`; `reservoir`, the same distribution drawn in one pass; `balanced`, each time the sentence
+            that most raises the count of the type that is rarest so far; `herding`, the sentences whose mean word
+            vectors come nearest to the mean of each type (iCaRL).
+    """
+
+    budget: float = Field(0.01, gt=0)
+    unit: Literal["auto", "step", "step_fraction", "new_fraction", "total", "type"] = "auto"
+    selection: Literal["random", "reservoir", "balanced", "herding"] = "random"
+
+    @model_validator(mode="after")
+    def _budget_fits_unit(self) -> "MemoryOptions":
+        if self.resolved_unit == "step_fraction" and self.budget > 1:
+            raise ValueError(f"budget: a share of a step's sentences is at most 1, not {self.budget:g}")
+        if self.resolved_unit in ("step", "total", "type") and self.budget % 1:
+            raise ValueError(f"budget: {self.budget:g} is no whole number, which unit: {self.resolved_unit} counts in")
+        return self
+
+    @property
+    def resolved_unit(self) -> str:
+        """The unit with `auto` decided."""
+        if self.unit == "auto":
+            return "step_fraction" if self.budget < 1 else "step"
+        return self.unit
+
+
+@final
+class Memory:
+    """Sentences of earlier steps, each annotated for the types of its own step only.
+
+    Those of a step stand in the order of their worth, so a step that must give some up gives up the last ones.
+
+    Args:
+        options: how many and which.
+
+    Attributes:
+        sentences: the sentences, in the order of steps.
+    """
+
+    def __init__(self, options: MemoryOptions) -> None:
+        self.options = options
+        self.sentences: tuple[Sentence, ...] = ()
+
+    def load(self, sentences: Sequence[Sentence]) -> None:
+        """Takes back `sentences`, or less: some may have been deleted."""
+        self.sentences = tuple(sentences)
+
+    def by_step(self, steps: Sequence[Sequence[str]]) -> list[tuple[Sentence, ...]]:
+        """The sentences of each step; one that is annotated for types of several steps is the last one's.
+
+        Args:
+            steps: the types of each step.
+        """
+        groups: list[list[Sentence]] = [[] for _ in steps]
+        for sentence in self.sentences:
+            own = [number for number, types in enumerate(steps) if not sentence.annotated_types.isdisjoint(types)]
+            if own:
+                groups[own[-1]].append(sentence)
+        return [tuple(group) for group in groups]
+
+    def remember(self, context: StepContext) -> None:
+        """Chooses from the step's own sentences, and gives up what the budget no longer allows of earlier steps.
+
+        Args:
+            context: at the end of the step, when the weights are final.
+        """
+        own = _own_sentences(context)
+        groups = [*self.by_step(context.model.tagset.steps[:-1]), self._choose(context, own)]
+        limits = self._limits([len(group) for group in groups], len(own))
+        self.sentences = tuple(chain(*(group[:limit] for group, limit in zip(groups, limits, strict=True))))
+
+    def _choose(self, context: StepContext, own: Sequence[Sentence]) -> tuple[Sentence, ...]:
+        """The best of the step's sentences first: as many as the budget could allow."""
+        unit, budget = self.options.resolved_unit, self.options.budget
+        mentions = _mentions(own, context.types)
+        if unit == "type":
+            chosen = enough_mentions(self._ranking(context, own, mentions, len(own)), mentions, int(budget))
+            return tuple(own[index] for index in chosen)
+        most = int(budget) if unit in ("step", "total") else _share(budget, len(own))
+        return tuple(own[index] for index in islice(self._ranking(context, own, mentions, most), most))
+
+    def _ranking(
+        self, context: StepContext, own: Sequence[Sentence], mentions: Float[np.ndarray, "sentence type"], most: int
+    ) -> Iterator[int]:
+        # Strategies that remember with the same options remember the same sentences.
+        generator = context.generator("memory")
+        if self.options.selection == "balanced":
+            return balanced(mentions, generator)
+        if self.options.selection == "reservoir":
+            return iter(reservoir(range(len(own)), most, generator))
+        others: Iterator[int] = iter(generator.permutation(len(own)).tolist())
+        if self.options.selection == "random":
+            return others
+        features = type_features(context.model, own, context.types, batch_tokens=context.batch_tokens)
+        return in_turn([chain(in_turn([_herd(*part) for part in features.values()]), others)])
+
+    def _limits(self, sizes: Sequence[int], new: int) -> list[int]:
+        """How many sentences each step may keep of those it has."""
+        unit, budget = self.options.resolved_unit, self.options.budget
+        if unit == "new_fraction":
+            return [min(size, _share(budget, new)) for size in sizes]
+        if unit != "total":
+            return list(sizes)
+        limits, left = [0] * len(sizes), int(budget)
+        # A step that has less than its share leaves the rest to the others.
+        for place, index in enumerate(sorted(range(len(sizes)), key=lambda index: sizes[index])):
+            limits[index] = min(sizes[index], -(-left // (len(sizes) - place)))
+            left -= limits[index]
+        return limits
+
+
+def _own_sentences(context: StepContext) -> list[Sentence]:
+    """The step's sentences, annotated for its types only; of equal ones the first, and no remembered ones."""
+    assert context.encoded is not None
+    distinct: dict[tuple[object, ...], Sentence] = {}
+    for sentence in context.encoded.sentences:
+        shown = sentence.restrict(context.types)
+        if shown.annotated_types:
+            distinct.setdefault((shown.words, shown.spans), shown)
+    return list(distinct.values())
+
+
+def _mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> Float[np.ndarray, "sentence type"]:
+    counts = np.zeros((len(sentences), len(types)))
+    for row, sentence in enumerate(sentences):
+        for span in sentence.spans:
+            counts[row, types.index(span.type)] += 1
+    return counts
+
+
+def _herd(sentences: list[int], features: Float[np.ndarray, "sentence hidden"]) -> Iterator[int]:
+    return (sentences[item] for item in herding(features))
+
+
+def _share(fraction: float, count: int) -> int:
+    return max(1, round(fraction * count))

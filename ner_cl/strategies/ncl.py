@@ -1,0 +1,263 @@
+"""NCL: natural continual learning, steps bounded in the metric of what was learned (Kao et al. 2021, NeurIPS)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from ner_cl.config import StrategyOptions
+from ner_cl.errors import ConfigError
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
+from ner_cl.strategies.linear_layers import encoder_layers
+
+__all__ = ["Ncl", "NclOptions"]
+
+
+class NclOptions(StrategyOptions):
+    """The prior, the trust region and the rate at which it is walked.
+
+    Attributes:
+        lr: step size γ of the encoder; the schedule of `training` scales it, its optimizer's own rates do not count.
+        head_lr: the same of the head.
+        momentum: of the steps.
+        layers: how many of the encoder's last layers learn after step 1. The rest is frozen then.
+        data_size: N, words that a step's information counts for: the prior before step 1 is the identity over N. Larger
+            holds old types tighter.
+        prior: λ, weight of the pull towards the weights before the step.
+        damping: α, added to each factor before it is inverted. The prior keeps them invertible without.
+        radius: longest update in the metric of the precision; 0 for no bound but the rate.
+        samples: sentences of the step that its Fisher information is measured on, drawn at random.
+        kronecker_sum: how the information of two steps is added: `additive` or `nearest`.
+        first_step: who trains step 1, where there is nothing to hold yet: the `optimizer` of `training`, as under any
+            other strategy, or `ncl` as in the paper (those layers that learn later too; the rest by the optimizer).
+    """
+
+    name: Literal["ncl"] = "ncl"
+    lr: float = Field(0.2, gt=0)
+    head_lr: float = Field(0.3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    layers: int = Field(2, ge=0)
+    data_size: int = Field(10_000, ge=1)
+    prior: float = Field(1.0, ge=0)
+    damping: float = Field(0.0, ge=0)
+    radius: float = Field(0.0, ge=0)
+    samples: int = Field(500, ge=1)
+    kronecker_sum: Literal["additive", "nearest"] = "additive"
+    first_step: Literal["optimizer", "ncl"] = "optimizer"
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    """Parameters that share a precision: a weight with its bias as last column, or a single tensor.
+
+    Attributes:
+        names: of the parameters.
+        parameters: themselves.
+        precision: of old steps together with the prior.
+        inverse: of it, damped.
+        anchor: the weights before the step.
+        rate: learning rate.
+        momentum: running sum of preconditioned forces; None before the first.
+    """
+
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+    precision: Kronecker | Diagonal
+    inverse: Kronecker | Diagonal
+    anchor: Tensor
+    rate: float
+    momentum: Tensor | None = None
+
+
+@strategies.register("ncl")
+@final
+class Ncl(Strategy):
+    """Walks to the optimum of loss and prior along `-Λ⁻¹∇L - (θ - μ)`, never far in directions old steps care for.
+
+    `Λ` is the precision of the weights after the old steps: a Kronecker product for each linear layer, a diagonal for
+    LayerNorm. It takes the optimizer's place for all that learns: the last layers of the encoder and the head.
+    """
+
+    options_class = NclOptions
+    options: NclOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "ewc": "both put the same quadratic prior on the weights, which would count twice",
+        "joint": "joint starts anew from the pre-trained encoder, which the precision says nothing of",
+    }
+
+    def __init__(self, options: NclOptions) -> None:
+        super().__init__(options)
+        self._precisions: dict[str, Kronecker | Diagonal] = {}
+        self._parts: list[_Part] = []
+
+    def begin_step(self, context: StepContext) -> None:
+        """Checks that the precision is that of the layers to train.
+
+        Raises:
+            ConfigError: if it was measured with another number of layers.
+        """
+        known = {name for name in self._precisions if name.startswith("encoder.")}
+        wanted = {name for name, _ in _shapes(self._layers(context)) if name.startswith("encoder.")}
+        if self._precisions and known != wanted:
+            raise ConfigError("strategies.ncl.layers: not as in the steps before; keep it the same in all steps")
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Inverts the precision, once for the whole step, and freezes the rest of the encoder."""
+        self._parts = []
+        if context.number > 1 or self.options.first_step == "ncl":
+            for name, shape in _shapes(self._layers(context)):
+                self._parts.append(self._part(context, name, shape))
+        if context.number > 1:
+            learning = {name for part in self._parts for name in part.names}
+            for name, parameter in context.model.named_parameters():
+                if name not in learning:
+                    parameter.requires_grad_(False)
+        return {}
+
+    def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Kao et al. 2021, equation 9, in loss form: `δ = -γ/N · [Λ⁻¹∇L + λ(θ - μ)]`, with momentum."""
+        if not self._parts:
+            return None
+        with torch.no_grad():
+            parts = [part for part in self._parts if all(name in gradient for name in part.names)]
+            changes = [self._change(context, part, _joined([gradient[name] for name in part.names])) for part in parts]
+            if self.options.radius and changes:
+                lengths = [(c * part.precision.times(c)).sum() for part, c in zip(parts, changes, strict=True)]
+                length = torch.stack(lengths).sum().sqrt()
+                shrink = (self.options.radius / length).clamp(max=1.0)  # of no length: infinite, so 1
+                changes = [change * shrink for change in changes]
+        found: dict[str, Tensor] = {}
+        for part, change in zip(parts, changes, strict=True):
+            found |= _parted(change, part.names)
+        return found
+
+    def end_step(self, context: StepContext) -> None:
+        """Adds what this step knows of the weights to their precision."""
+        batches = context.batches(sentences=self.options.samples, purpose="ncl/sentences")
+        seed = int(context.generator("ncl/tags").integers(2**62))
+        layers = self._layers(context)
+        measured = fisher(context.model, batches, layers, seed=seed)
+        for name, shape in _shapes(layers):
+            old, new = self._precision(name, shape), measured.get(name)
+            if isinstance(old, Kronecker) and isinstance(new, Kronecker):
+                new = Kronecker(new.inputs.cpu(), new.outputs.cpu())
+                self._precisions[name] = kronecker_sum(old, new, how=self.options.kronecker_sum)
+            elif isinstance(old, Diagonal) and isinstance(new, Diagonal):
+                self._precisions[name] = Diagonal(old.values + new.values.cpu())
+            else:
+                self._precisions[name] = old  # nothing of the step reached it
+
+    def release(self) -> None:
+        """Lets inverses, anchors and momentum go."""
+        self._parts = []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both factors of each linear layer, and the diagonals."""
+        state: dict[str, Tensor] = {}
+        for name, precision in self._precisions.items():
+            if isinstance(precision, Kronecker):
+                state |= {f"{name}/inputs": precision.inputs, f"{name}/outputs": precision.outputs}
+            else:
+                state[f"{name}/diagonal"] = precision.values
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the precision back."""
+        self._precisions = {}
+        for key, values in state.items():
+            name, kind = key.rsplit("/", maxsplit=1)
+            if kind == "inputs":
+                self._precisions[name] = Kronecker(values, state[f"{name}/outputs"])
+            elif kind == "diagonal":
+                self._precisions[name] = Diagonal(values)
+
+    def progress(self) -> dict[str, Tensor]:
+        """The momentum of each part."""
+        return {part.names[0]: part.momentum for part in self._parts if part.momentum is not None}
+
+    def load_progress(self, progress: Mapping[str, Tensor]) -> None:
+        """Takes the momentum back."""
+        for part in self._parts:
+            if part.names[0] in progress:
+                part.momentum = progress[part.names[0]].to(part.anchor.device)
+
+    def _layers(self, context: StepContext) -> dict[str, nn.Linear | nn.LayerNorm]:
+        """What learns after step 1, of what a precision is known for: the last layers, and the head."""
+        names = encoder_layers(context.model)
+        last = tuple(f"{name}." for name in names[len(names) - min(self.options.layers, len(names)) :])
+        return {
+            name: module
+            for name, module in context.model.named_modules()
+            if isinstance(module, nn.Linear | nn.LayerNorm) and name.startswith((*last, "head."))
+        }
+
+    def _precision(self, name: str, shape: tuple[int, ...]) -> Kronecker | Diagonal:
+        """What is known so far; the prior where nothing is."""
+        return self._precisions.get(name) or scaled_identity(shape, 1 / self.options.data_size)
+
+    def _part(self, context: StepContext, name: str, shape: tuple[int, ...]) -> _Part:
+        parameters = dict(context.model.named_parameters())
+        names = (
+            (name,)
+            if name in parameters
+            else tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in parameters)
+        )
+        tensors = tuple(parameters[full] for full in names)
+        anchor = _joined(tensors).detach().clone()
+        precision = self._precision(name, shape)
+        inverse = precision.inverse(damping=self.options.damping)
+        rate = self.options.head_lr if name.startswith("head.") else self.options.lr
+        return _Part(names, tensors, _on(precision, anchor.device), _on(inverse, anchor.device), anchor, rate)
+
+    def _change(self, context: StepContext, part: _Part, slope: Tensor) -> Tensor:
+        """The update of a part.
+
+        The paper's code gathers momentum before preconditioning; both are linear and nothing of the preconditioner
+        changes within a step, so gathering after it is the same, and spares two products wherever Λ⁻¹Λ is the identity.
+        """
+        options = self.options
+        pull = _joined(part.parameters) - part.anchor
+        if options.damping:
+            pull = part.inverse.times(part.precision.times(pull))
+        force = part.inverse.times(slope) + options.prior * pull
+        if options.momentum:
+            force = force if part.momentum is None else part.momentum.mul_(options.momentum).add_(force)
+            part.momentum = force
+        return force * (-part.rate * context.rate / options.data_size)
+
+
+def _shapes(layers: Mapping[str, nn.Linear | nn.LayerNorm]) -> list[tuple[str, tuple[int, ...]]]:
+    """Of everything that has a precision: a layer's name for a linear one with its bias, a parameter's name else."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for name, layer in layers.items():
+        own = dict(layer.named_parameters())
+        if isinstance(layer, nn.Linear):
+            found.append((name, (layer.out_features, layer.in_features + ("bias" in own))))
+        else:
+            found += [(f"{name}.{parameter}", tuple(own[parameter].shape)) for parameter in own]
+    return found
+
+
+def _joined(tensors: Sequence[Tensor]) -> Float[Tensor, "..."]:
+    """A weight with its bias as last column, or the one tensor there is."""
+    if len(tensors) == 1:
+        return tensors[0]
+    weight, bias = tensors
+    return torch.cat([weight, bias.unsqueeze(1)], dim=1)
+
+
+def _parted(joined: Float[Tensor, "..."], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The reverse of `_joined`."""
+    return {names[0]: joined} if len(names) == 1 else {names[0]: joined[:, :-1], names[1]: joined[:, -1]}
+
+
+def _on(precision: Kronecker | Diagonal, device: torch.device) -> Kronecker | Diagonal:
+    if isinstance(precision, Kronecker):
+        return Kronecker(precision.inputs.to(device), precision.outputs.to(device))
+    return Diagonal(precision.values.to(device))

@@ -1,0 +1,206 @@
+"""OGD: orthogonal gradient descent, directions of old outputs and no samples (Farajtabar et al. 2020, AISTATS)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.ner_model import NerModel
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import Subspace
+from ner_cl.strategies.linear_layers import encoder_layers
+
+__all__ = ["Ogd", "OgdOptions", "gold_logits", "orthogonalise"]
+
+# A gradient of which less than this share is left says nothing that the directions before it do not say.
+_SMALLEST_SHARE = 1e-4
+
+
+class OgdOptions(StrategyOptions):
+    """How many directions are stored, and over which parameters.
+
+    Attributes:
+        per_step: sentences with mentions whose gradients are stored after a step, drawn at random; a direction each.
+            0 turns the strategy off.
+        scope: the parameters that directions are stored of: `head_and_last`, the head's blocks and the last layers of
+            the encoder; `last`, those layers alone; `encoder`, all of the encoder that is trained.
+        last: how many layers, counted from the end, `head_and_last` and `last` mean.
+    """
+
+    name: Literal["ogd"] = "ogd"
+    per_step: int = Field(20, ge=0)
+    scope: Literal["head_and_last", "last", "encoder"] = "head_and_last"
+    last: int = Field(1, ge=1)
+
+
+@strategies.register("ogd")
+@final
+class Ogd(Strategy):
+    """Moves the weights only in ways that leave outputs for old sentences as they are, to first order.
+
+    What is stored of a sentence is the gradient of the logits of its gold tags ("ground truth logit", the paper's
+    OGD-GTL), which does not vanish when the loss does.
+    """
+
+    options_class = OgdOptions
+    options: OgdOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "gpm": "both keep the update out of subspaces of the same weights",
+        "joint": "joint starts anew from the pre-trained encoder, whose outputs the directions do not describe",
+    }
+
+    def __init__(self, options: OgdOptions) -> None:
+        super().__init__(options)
+        self._directions: dict[str, Float[Tensor, "direction ..."]] = {}
+        self._constraints: tuple[Subspace, ...] = ()
+        self._trained: frozenset[str] = frozenset()
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Prepares the constraint, and looks which parameters this step trains; there is nothing to gate."""
+        self._trained = frozenset(name for name, p in context.model.named_parameters() if p.requires_grad)
+        directions = {name: part.to(context.model.device) for name, part in self._directions.items()}
+        self._constraints = (Subspace(directions),) if directions else ()
+        return {}
+
+    def constraints(self, context: StepContext) -> Sequence[Subspace]:
+        """The directions of old outputs, the same object at every update."""
+        return self._constraints
+
+    def end_step(self, context: StepContext) -> None:
+        """Adds the directions of this step's outputs, as far as they point anywhere new."""
+        model, rows = context.model, self._rows(context)
+        names = [name for name in self._in_scope(model) if name in self._trained]
+        if not rows or not names:
+            return
+        parameters = [model.get_parameter(name) for name in names]
+        basis, count = self._with_room(dict(zip(names, parameters, strict=True)), len(rows))
+        assert context.encoded is not None
+        for row in rows:
+            batch = context.encoded.batch([row]).to(model.device)
+            with torch.autocast(model.device.type, enabled=False):
+                output = gold_logits(model(batch), batch, old_types=len(context.old_types))
+            gradient = torch.autograd.grad(output, parameters, allow_unused=True, materialize_grads=True)
+            so_far = {name: part[:count] for name, part in basis.items()}
+            if direction := orthogonalise(dict(zip(names, gradient, strict=True)), so_far):
+                for name, part in direction.items():
+                    basis[name][count] = part
+                count += 1
+        self._directions = {name: part[:count].clone().cpu() for name, part in basis.items()} if count else {}
+
+    def release(self) -> None:
+        """Lets the constraint go."""
+        self._constraints = ()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For each parameter its part of every direction, stacked."""
+        return dict(self._directions)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the directions back."""
+        # Copied, because a tensor read from a file lies where it lies there, and what the last bits of a product are
+        # depends on how its factors are aligned in memory.
+        self._directions = {name: part.clone() for name, part in state.items()}
+
+    def _rows(self, context: StepContext) -> list[int]:
+        """Rows of the step's own sentences that mention its types, drawn at random."""
+        assert context.encoded is not None
+        encoded, types = context.encoded, set(context.types)
+        found = [
+            row
+            for row, window in enumerate(encoded.windows)
+            if not encoded.remembered[row]
+            and any(
+                span.type in types
+                and span.start < window.first_word + len(window.word_pieces)
+                and window.first_word < span.end
+                for span in encoded.sentences[window.sentence].spans
+            )
+        ]
+        size = min(self.options.per_step, len(found))
+        return (
+            sorted(context.generator("ogd/sentences").choice(found, size=size, replace=False).tolist()) if size else []
+        )
+
+    def _in_scope(self, model: NerModel) -> list[str]:
+        """The parameters to store directions of. Every block of the head there is now will be an old one."""
+        if self.options.scope == "encoder":
+            parts: tuple[str, ...] = ("encoder.",)
+        else:
+            parts = tuple(f"{layer}." for layer in encoder_layers(model)[-self.options.last :])
+        if self.options.scope == "head_and_last":
+            parts = (*parts, "head.")
+        return [name for name, _ in model.named_parameters() if name.startswith(parts)]
+
+    def _with_room(self, parameters: Mapping[str, Tensor], room: int) -> tuple[dict[str, Tensor], int]:
+        """The directions so far with zeros for `room` more behind them, and how many there are.
+
+        A parameter that is new to the directions, as a block of the head that this step added, has no part in the
+        earlier ones.
+        """
+        old = self._directions
+        count = len(next(iter(old.values()))) if old else 0
+        device = next((p.device for p in parameters.values()), torch.device("cpu"))
+        shapes = {name: part.shape[1:] for name, part in old.items()} | {n: p.shape for n, p in parameters.items()}
+        # In an order that does not depend on where the directions come from, as sums over them do on theirs.
+        basis = {name: torch.zeros(count + room, *shapes[name], device=device) for name in sorted(shapes)}
+        for name, part in old.items():
+            basis[name][:count] = part
+        return basis, count
+
+
+def gold_logits(emissions: Emissions, batch: Batch, *, old_types: int) -> Float[Tensor, ""]:
+    """The sum of the logits of the gold tags, over the words in mentions of the newest types.
+
+    Args:
+        emissions: of the batch; tags of the newest types are the last columns of the last block in either head.
+        batch: gives the tags.
+        old_types: how many types are older.
+    """
+    block = emissions.blocks[-1]
+    columns = 1 + 2 * batch.annotated.shape[1]  # of the joint tagset
+    typed = batch.word_mask & (batch.targets > 2 * old_types)
+    index = (batch.targets - (columns - block.shape[-1])).clamp(min=0)
+    logits = block.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return torch.where(typed, logits, torch.zeros_like(logits)).sum()
+
+
+def orthogonalise(
+    vector: Mapping[str, Tensor], basis: Mapping[str, Float[Tensor, "direction ..."]]
+) -> dict[str, Tensor]:
+    """What is left of a vector outside a basis, at length 1; empty if it is next to nothing.
+
+    Gram-Schmidt twice: once leaves an error that grows with what was taken out.
+
+    Args:
+        vector: by parameter.
+        basis: orthonormal directions over all parameters together.
+    """
+    length = _length(vector)
+    left = dict(vector)
+    for _ in range(2):
+        parts = {name: part.flatten(1) for name, part in basis.items() if name in left and len(part)}
+        if not parts:
+            break
+        shares = torch.stack([(part @ left[name].flatten()).double() for name, part in parts.items()]).sum(dim=0)
+        # A direction has parts in parameters that the vector does not touch.
+        left = {
+            name: left.get(name, 0.0) - (shares.float() @ part.flatten(1)).view(part.shape[1:])
+            for name, part in basis.items()
+        }
+    new_length = _length(left)
+    if not length > 0 or not new_length >= _SMALLEST_SHARE * length:
+        return {}
+    return {name: part / new_length for name, part in left.items()}
+
+
+def _length(vector: Mapping[str, Tensor]) -> float:
+    return (
+        float(torch.stack([part.double().square().sum() for part in vector.values()]).sum()) ** 0.5 if vector else 0.0
+    )

@@ -1,0 +1,97 @@
+"""Gradients of the loss on remembered sentences, beside a training update that must not notice them."""
+
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ner_cl.data.batching import plan_batches
+from ner_cl.model.precision import autocast
+from ner_cl.strategies.base import StepContext
+from ner_cl.types import Sentence
+
+__all__ = ["References"]
+
+
+@final
+class References:
+    """The remembered sentences of a step, encoded once, from which reference gradients are drawn at every update.
+
+    Args:
+        context: of the step; the model has its new block.
+        groups: remembered sentences of each earlier step, annotated for its types.
+
+    Attributes:
+        groups: the rows of each earlier step of which sentences are left.
+    """
+
+    def __init__(self, context: StepContext, groups: Sequence[Sequence[Sentence]]) -> None:
+        self._encoded = context.model.encode(list(chain(*groups)))
+        numbers = [number for number, group in enumerate(groups) for _ in group]
+        rows: list[list[int]] = [[] for _ in groups]
+        for row, window in enumerate(self._encoded.windows):
+            rows[numbers[window.sentence]].append(row)
+        self.groups = [group for group in rows if group]
+
+    def draw(
+        self, groups: Sequence[Sequence[int]], generator: np.random.Generator, *, count: int | None, tokens: int
+    ) -> list[int]:
+        """Some rows, as many of each group as of any other while it has that many.
+
+        Args:
+            groups: rows.
+            generator: draws them, and which group comes first.
+            count: how many rows in all; None takes as many as make a batch.
+            tokens: word pieces of a batch, padding included.
+        """
+        shuffled = [generator.permutation(groups[index]).tolist() for index in generator.permutation(len(groups))]
+        order: list[int] = [row for turn in zip_longest(*shuffled) for row in turn if row is not None]
+        if count is not None:
+            return order[:count]
+        longest = np.maximum.accumulate([self._encoded.lengths[row] for row in order])
+        fits = longest * np.arange(1, len(order) + 1) <= tokens
+        return order[: max(1, int(fits.sum()))]
+
+    def gradient(self, context: StepContext, rows: Sequence[int], generator: np.random.Generator) -> dict[str, Tensor]:
+        """The gradient of the mean loss over some rows, in the precision and the mode of training.
+
+        The newest block has no part in it: it has nothing to remember. Neither `.grad` nor torch's global random
+        stream, which dropout draws from, is changed.
+
+        Args:
+            context: gives model, precision and batch size.
+            rows: of the remembered sentences.
+            generator: seeds dropout.
+
+        Returns:
+            By name, for every parameter that is trained and that the loss depends on; empty if there is none.
+        """
+        model, device = context.model, context.model.device
+        newest = {id(parameter) for parameter in model.head.new_block().parameters()}
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in newest}
+        total: dict[str, Tensor] = {}
+        if not trained:
+            return total
+        lengths = [self._encoded.lengths[row] for row in rows]
+        words = sum(len(self._encoded.windows[row].word_pieces) for row in rows)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+            torch.manual_seed(int(generator.integers(2**62)))
+            for indices in plan_batches(lengths, batch_tokens=context.train_tokens):
+                batch = self._encoded.batch([rows[index] for index in indices]).to(device)
+                with autocast(context.precision, device):
+                    emissions = model(batch)
+                loss = model.head.supervised(emissions, batch, unannotated="unknown") * (sum(batch.row_words) / words)
+                if loss.requires_grad:
+                    _add(total, trained, loss)
+        return total
+
+
+def _add(total: dict[str, Tensor], parameters: dict[str, nn.Parameter], loss: Tensor) -> None:
+    """Adds the gradient of a loss."""
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    for name, part in zip(parameters, found, strict=True):
+        if part is not None:
+            total[name] = total[name] + part if name in total else part

@@ -1,0 +1,288 @@
+"""Replay: sentences of earlier steps come back, each saying only what its own step annotated."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from math import ceil
+from typing import ClassVar, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch, plan_batches
+from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.losses import masked_mean
+from ner_cl.model.ner_model import SENTENCE_PREFIX
+from ner_cl.model.predict import emissions_of
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.memory import Memory, MemoryOptions
+from ner_cl.strategies.rows import on_rows
+from ner_cl.types import Sentence, Span
+
+__all__ = ["Replay", "ReplayOptions"]
+
+
+class ReplayOptions(StrategyOptions, MemoryOptions):
+    """What is remembered (see `MemoryOptions`), how it is mixed in, and how its missing annotation is read.
+
+    Attributes:
+        mixing: `concatenate`, remembered and new sentences shuffled together, a mean over the words of both (CT0);
+            `batch_ratio`, the same mean, but a share `ratio` of the rows of every batch is remembered; `loss`, batches
+            as in `batch_ratio`, the loss being a mean over the new words plus `weight` times one over the remembered
+            words (ER); `der`, `alpha` times the squared distance to the logits of the end of the sentence's own step,
+            plus `beta` times cross entropy, in place of the second mean (DER++).
+        labels: `own`, a remembered sentence says nothing of types that its step did not annotate; `relabel`, the model
+            before the step adds the other old types where gold leaves room; `naive`, `O` denies every type: wrong, and
+            here to show what it does.
+        rehearsal: `concatenate` only: in every epoch, so many sentences of each earlier step, drawn with replacement
+            (CT0); by default every remembered sentence once.
+        ratio: remembered rows among the rows of a batch; in (0, 1).
+        weight: of the loss on remembered rows; not under `der`. 0 trains as if nothing was remembered.
+        alpha: `der`: weight of the squared distance.
+        beta: `der`: weight of the cross entropy.
+    """
+
+    name: Literal["replay"] = "replay"
+    mixing: Literal["concatenate", "batch_ratio", "loss", "der"] = "concatenate"
+    labels: Literal["own", "relabel", "naive"] = "own"
+    rehearsal: int | None = Field(None, ge=1)
+    ratio: float = Field(0.25, gt=0, lt=1)
+    weight: float = Field(1.0, ge=0)
+    alpha: float = Field(0.5, ge=0)
+    beta: float = Field(0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _rehearsal_is_concatenated(self) -> "ReplayOptions":
+        if self.rehearsal is not None and self.mixing != "concatenate":
+            raise ValueError(f"rehearsal: counts sentences for mixing: concatenate; {self.mixing} goes by ratio")
+        return self
+
+
+@strategies.register("replay")
+@final
+class Replay(Strategy):
+    """Keeps a few sentences of every step and trains on them again in later ones (CT0, ER, DER++).
+
+    A remembered sentence is annotated for the types of its own step alone, so its `O` says nothing of any other type,
+    the new ones included: AddNER teaches the blocks it was annotated for, ExtendNER takes the marginal likelihood.
+    """
+
+    options_class = ReplayOptions
+    options: ReplayOptions
+    excludes: ClassVar[Mapping[str, str]] = {"joint": "joint trains on all earlier sentences anyway"}
+
+    def __init__(self, options: ReplayOptions) -> None:
+        super().__init__(options)
+        self.memory = Memory(options)
+        self._logits: dict[str, Tensor] = {}
+        self._origins: dict[Sentence, tuple[int, Sentence]] = {}
+        self._targets: Float[Tensor, "word column"] | None = None
+
+    def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
+        """The step's sentences, and behind them the remembered ones."""
+        strength = max(self.options.alpha, self.options.beta) if self._der else self.options.weight
+        groups = self.memory.by_step(context.model.tagset.steps) if strength else []
+        kept = [(number, sentence) for number, group in enumerate(groups) for sentence in group]
+        shown = [sentence.restrict(context.old_types) for _, sentence in kept]
+        if shown and self.options.labels == "relabel":
+            found = context.predict(shown)
+            shown = [
+                _completed(sentence, spans, context.old_types) for sentence, spans in zip(shown, found, strict=True)
+            ]
+        self._origins, self._targets = dict(zip(shown, kept, strict=True)), None
+        return [*train, *shown] if shown else train
+
+    def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
+        """The batches with remembered rows drawn as `mixing` and `rehearsal` say."""
+        encoded = context.encoded
+        assert encoded is not None
+        kept = [row for row, remembered in enumerate(encoded.remembered) if remembered]
+        if not kept or (self.options.mixing == "concatenate" and self.options.rehearsal is None):
+            return batches
+        own = [row for batch in batches for row in batch if not encoded.remembered[row]]
+        if self.options.mixing == "concatenate":
+            rows = [*own, *self._rehearsed(context, kept, generator)]
+            lengths = [encoded.lengths[row] for row in rows]
+            plan = plan_batches(lengths, batch_tokens=context.train_tokens, generator=generator)
+            return [[rows[index] for index in batch] for batch in plan]
+        ratio = self.options.ratio
+        return _mixed(own, _rounds(kept, generator), encoded.lengths, tokens=context.train_tokens, ratio=ratio)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`replay`, the cross entropy of remembered rows, and under `der` `replay_logits`."""
+        options = self.options
+        reading: Literal["negative", "unknown"] = "negative" if options.labels == "naive" else "unknown"
+
+        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+            found = {}
+            scale = _second_mean(batch) if options.mixing in ("loss", "der") else 1.0
+            if weight := options.beta if self._der else options.weight:
+                found["replay"] = scale * weight * _cross_entropy(context.model.head, rows, said, reading)
+            if self._der and options.alpha and self._logits:
+                found["replay_logits"] = scale * options.alpha * self._distance(context, rows, said)
+            return found
+
+        return on_rows(batch, emissions, terms, remembered=True)
+
+    def end_step(self, context: StepContext) -> None:
+        """Chooses what to remember of the step, and what no longer to remember of earlier ones."""
+        self.memory.remember(context)
+        self._forget_logits()
+        new = self.memory.by_step(context.model.tagset.steps)[-1]
+        if not self._der:
+            self._logits = {}
+            return
+        encoded = context.model.encode(new)
+        for rows, said in emissions_of(context.model, encoded, batch_tokens=context.batch_tokens, precision="fp32"):
+            for place, (row, logits) in enumerate(zip(rows, said.flat(), strict=True)):
+                own = logits[said.word_mask[place]].float()
+                self._logits[_key(new[row])] = own.cpu().clone()
+
+    def release(self) -> None:
+        """Lets go of what stood for the sentences of this step."""
+        self._origins, self._targets = {}, None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Under `der`, the logits of every remembered sentence at the end of its step."""
+        return dict(self._logits)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
+        self._logits = dict(state)
+
+    def kept_sentences(self) -> Sequence[Sentence]:
+        """The memory."""
+        return self.memory.sentences
+
+    def load_sentences(self, sentences: Sequence[Sentence]) -> None:
+        """Takes back the memory, or what somebody left of it; the logits of other sentences are dropped."""
+        self.memory.load(sentences)
+        self._forget_logits()
+
+    @property
+    def _der(self) -> bool:
+        return self.options.mixing == "der"
+
+    def _forget_logits(self) -> None:
+        kept = {_key(sentence) for sentence in self.memory.sentences}
+        self._logits = {key: logits for key, logits in self._logits.items() if key in kept}
+
+    def _rehearsed(self, context: StepContext, kept: Sequence[int], generator: np.random.Generator) -> list[int]:
+        """The rows of so many sentences of each earlier step, drawn with replacement."""
+        encoded = context.encoded
+        assert encoded is not None
+        assert self.options.rehearsal is not None
+        rows_of: dict[int, dict[int, list[int]]] = {}
+        for row in kept:
+            index = encoded.windows[row].sentence
+            # Another strategy may have remembered some too: they count as a step of their own.
+            step, _ = self._origins.get(encoded.sentences[index], (0, None))
+            rows_of.setdefault(step, {}).setdefault(index, []).append(row)
+        drawn = []
+        for _, rows in sorted(rows_of.items()):
+            choices = list(rows.values())
+            for choice in generator.integers(len(choices), size=self.options.rehearsal).tolist():
+                drawn += choices[choice]
+        return drawn
+
+    def _distance(self, context: StepContext, batch: Batch, emissions: Emissions) -> Float[Tensor, ""]:
+        """Mean over words of the mean squared distance to the stored logits, over the columns there were then."""
+        if self._targets is None:
+            self._targets = self._stored_logits(context).to(context.model.device)
+        wanted = self._targets[batch.word_numbers]
+        known = wanted.isfinite() & batch.word_mask.unsqueeze(-1)
+        found = emissions.flat()[..., : wanted.shape[-1]].float()
+        error = torch.where(known, found - wanted, torch.zeros_like(wanted)).square()
+        return masked_mean(error.sum(dim=-1) / known.sum(dim=-1).clamp(min=1), batch.word_mask)
+
+    def _stored_logits(self, context: StepContext) -> Float[Tensor, "word column"]:
+        """By `Batch.word_numbers`; not a number where nothing is stored or there was no such column yet."""
+        assert context.encoded is not None
+        columns = max(logits.shape[-1] for logits in self._logits.values())
+        stored = torch.full((context.encoded.words, columns), torch.nan)
+        start = 0
+        for sentence in context.encoded.sentences:
+            end = start + len(sentence.words)
+            if sentence in self._origins:
+                logits = self._logits.get(_key(self._origins[sentence][1]))
+                if logits is not None:
+                    stored[start:end, : logits.shape[-1]] = logits
+            start = end
+        return stored
+
+
+def _completed(sentence: Sentence, predicted: Sequence[Span], old_types: Sequence[str]) -> Sentence:
+    """Gold for the types of its own step; for the other old types the spans that were predicted where gold is not."""
+    added = (
+        span
+        for span in predicted
+        if span.type not in sentence.annotated_types and not any(span.overlaps(gold) for gold in sentence.spans)
+    )
+    return sentence.with_spans([*sentence.spans, *added], old_types)
+
+
+def _cross_entropy(
+    head: Head, batch: Batch, emissions: Emissions, reading: Literal["negative", "unknown"]
+) -> Float[Tensor, ""]:
+    """Mean over words. AddNER averages each block over its own words, so rows of different steps are asked apart."""
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for row, annotated in enumerate(batch.annotated.tolist()):
+        groups.setdefault(tuple(annotated), []).append(row)
+    if len(groups) == 1:
+        return head.supervised(emissions, batch, unannotated=reading)
+    words = sum(batch.row_words)
+    parts = [
+        head.supervised(emissions.select(rows), batch.select(rows), unannotated=reading)
+        * (sum(batch.row_words[row] for row in rows) / words)
+        for rows in groups.values()
+    ]
+    return torch.stack(parts).sum()
+
+
+def _second_mean(batch: Batch) -> float:
+    """What makes of a share of one mean over all words a mean of its own beside that over the new words.
+
+    The strategy that teaches the new rows gives their share of the mean over all words, `n / (n + m)` times a mean of
+    their own. Remembered rows get the same factor in place of `m / (n + m)`, so the sum is `n / (n + m)` times the sum
+    of two means.
+    """
+    remembered = sum(words for words, kept in zip(batch.row_words, batch.remembered, strict=True) if kept)
+    new = sum(batch.row_words) - remembered
+    return new / remembered if new else 1.0
+
+
+def _mixed(
+    own: Sequence[int], remembered: Iterator[int], lengths: Sequence[int], *, tokens: int, ratio: float
+) -> list[list[int]]:
+    """Cuts the step's own rows, in the order given, into batches in which at least a share of rows is remembered."""
+    each = ratio / (1 - ratio) - 1e-9  # remembered rows to one new row; whole numbers must not round up
+    batches: list[list[int]] = [[]]
+    new = longest = 0
+    for row in own:
+        unit = [row, *islice(remembered, ceil((new + 1) * each) - (len(batches[-1]) - new))]
+        longest = max(longest, *(lengths[index] for index in unit))
+        if new and longest * (len(batches[-1]) + len(unit)) > tokens:
+            unit += islice(remembered, ceil(each) - (len(unit) - 1))
+            longest = max(lengths[index] for index in unit)
+            batches.append([])
+            new = 0
+        batches[-1] += unit
+        new += 1
+    return batches
+
+
+def _rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
+    """Every row once in random order, again and again."""
+    while True:
+        yield from generator.permutation(rows).tolist()
+
+
+def _key(sentence: Sentence) -> str:
+    """Under which the logits of a sentence are kept; another one once a word of it or its annotated types change."""
+    content = "\x1f".join((*sentence.words, "", *sorted(sentence.annotated_types)))
+    return SENTENCE_PREFIX + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]

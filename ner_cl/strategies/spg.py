@@ -1,0 +1,124 @@
+"""SPG: soft masks on parameters (Konishi et al. 2023, ICML, "Parameter-Level Soft-Masking for Continual Learning")."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.importance import GradientSum, measuring, relative_importance
+
+__all__ = ["Spg", "SpgOptions"]
+
+
+class SpgOptions(StrategyOptions):
+    """How importance is measured, and what it holds back. There is no strength: an importance is a share in [0, 1].
+
+    Attributes:
+        cross_head: measure what earlier steps need through their blocks too, without labels: by the sum of a block's
+            logits. Otherwise only the step's own loss counts.
+        old_blocks: columns of earlier steps are held back by the mean importance of the encoder (`gate`), kept as they
+            are (`freeze`), or left `free`.
+        head_factor_on_new: hold the new block back like the old ones, as the authors' code does; it about halves the
+            new block's learning rate.
+        dropout: measure with dropout on, as the authors' code does.
+        sentences: measure on at most so many sentences, drawn at random; 0 takes all of the step.
+    """
+
+    name: Literal["spg"] = "spg"
+    cross_head: bool = True
+    old_blocks: Literal["gate", "freeze", "free"] = "gate"
+    head_factor_on_new: bool = False
+    dropout: bool = True
+    sentences: int = Field(0, ge=0)
+
+
+@strategies.register("spg")
+@final
+class Spg(Strategy):
+    """Holds back the update of every encoder parameter by the importance it had for any step so far.
+
+    Importance is measured once, when a step has been learned: gradients of the step's own loss, and of the summed
+    logits of each earlier block, over all of the step's sentences; each normalised within its parameter tensor, and of
+    all these the largest. It only ever grows from step to step. The authors mask gradients under SGD; here the update
+    is gated, which is the same there, and right under Adam, which would divide a masked gradient out again.
+    """
+
+    options_class = SpgOptions
+    options: SpgOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect"
+    }
+
+    def __init__(self, options: SpgOptions) -> None:
+        super().__init__(options)
+        self._importance: dict[str, Tensor] = {}
+        self._trained: tuple[str, ...] = ()
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """One minus the importance for the encoder, one minus its mean for the blocks of the head."""
+        parameters = dict(context.model.named_parameters())
+        self._trained = tuple(
+            name for name, parameter in parameters.items() if name.startswith("encoder.") and parameter.requires_grad
+        )
+        gates = {
+            name: 1 - self._importance[name].to(parameters[name].device)
+            for name in self._trained
+            if name in self._importance
+        }
+        return gates | self._block_gates(context)
+
+    def end_step(self, context: StepContext) -> None:
+        """Measures the step's importance and keeps the larger one of old and new, entry by entry."""
+        for gradients in self._gradients(context):
+            for name, gradient in zip(self._trained, gradients, strict=True):
+                found = relative_importance(gradient)
+                known = self._importance.get(name)
+                self._importance[name] = found if known is None else torch.maximum(known.to(found.device), found)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The importance of every parameter that was ever trained, by its name."""
+        return dict(self._importance)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the importances back."""
+        self._importance = dict(state)
+
+    def _block_gates(self, context: StepContext) -> dict[str, Tensor]:
+        factor = 1 - self._mean_importance()
+        old = {"gate": factor, "freeze": 0.0, "free": 1.0}[self.options.old_blocks]
+        new = factor if self.options.head_factor_on_new else 1.0
+        blocks = list(context.model.head.blocks)
+        return {
+            f"head.blocks.{number}.{name}": parameter.new_tensor(share)
+            for number, (block, share) in enumerate(zip(blocks, [*[old] * (len(blocks) - 1), new], strict=True))
+            for name, parameter in block.named_parameters()
+            if share < 1
+        }
+
+    def _mean_importance(self) -> float:
+        """Over all entries of all tensors; 0 before anything was measured."""
+        total = sum(float(tensor.double().sum()) for tensor in self._importance.values())
+        return total / max(1, sum(tensor.numel() for tensor in self._importance.values()))
+
+    def _gradients(self, context: StepContext) -> list[list[Tensor]]:
+        """For the step's own loss, and for each earlier block, the summed gradients of the trained parameters."""
+        parameters = dict(context.model.named_parameters())
+        inputs = [parameters[name] for name in self._trained]
+        own = GradientSum(inputs)
+        earlier = [GradientSum(inputs) for _ in list(context.model.head.blocks)[:-1] if self.options.cross_head]
+        with measuring(context, "spg/dropout", dropout=self.options.dropout):
+            for batch in context.batches(sentences=self.options.sentences or None, purpose="spg/sentences"):
+                # The loss is a mean over words: weighted so, the sum does not depend on how batches are cut.
+                own.add(context.training_loss(batch) * sum(batch.row_words))
+                if not earlier:
+                    continue
+                scores = context.model.head.scores(context.model.encoder(batch))
+                for number, block in enumerate(earlier):
+                    valid = torch.where(batch.word_mask.unsqueeze(-1), scores[number], 0.0)
+                    block.add(valid.sum(), keep_graph=number + 1 < len(earlier))
+        return [found.tensors for found in (own, *earlier)]

@@ -1,0 +1,69 @@
+"""The model before the step, asked about the step's sentences: for strategies whose student imitates it."""
+
+import copy
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.precision import autocast
+from ner_cl.strategies.base import StepContext
+
+__all__ = ["Teacher", "teacher_logits"]
+
+
+@final
+class Teacher:
+    """A frozen copy of a model, made before the step's new block exists.
+
+    Args:
+        model: what to copy; the copy is in eval mode and needs no gradient.
+        cache: ask it once about every word of the step, keep the answers and let the copy go; without it, it is run on
+            every batch, which costs time and gives the same answers.
+    """
+
+    def __init__(self, model: NerModel, *, cache: bool) -> None:
+        self._model: NerModel | None = copy.deepcopy(model).eval().requires_grad_(False)
+        self._cache = cache
+        self._logits: Tensor | None = None
+
+    def says(self, context: StepContext, batch: Batch) -> Float[Tensor, "row word old"]:
+        """Its logits for a batch of the step's sentences, all blocks side by side.
+
+        Args:
+            context: of the step, with the sentences encoded.
+            batch: any batch of them.
+        """
+        if self._model is not None and not self._cache:
+            with torch.no_grad(), autocast(context.precision, context.model.device):
+                return self._model(batch).flat()  # type: ignore[no-any-return]
+        if self._logits is None:
+            assert self._model is not None
+            assert context.encoded is not None
+            self._logits = teacher_logits(self._model, context.encoded, context)
+            self._model = None
+        return self._logits[batch.word_numbers]
+
+
+def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepContext) -> Float[Tensor, "word old"]:
+    """The teacher's logits for every word of the step, all blocks side by side, by `Batch.word_numbers`.
+
+    Args:
+        teacher: in eval mode.
+        encoded: the sentences of the step.
+        context: gives batch size and precision.
+    """
+    device = teacher.device
+    logits: Tensor | None = None
+    for _, batch in encoded.in_length_order(context.batch_tokens):
+        batch = batch.to(device)
+        with torch.no_grad(), autocast(context.precision, device):
+            flat = teacher(batch).flat()
+        if logits is None:
+            logits = torch.empty(encoded.words, flat.shape[-1], device=device)
+        logits[batch.word_numbers[batch.word_mask]] = flat[batch.word_mask].float()
+    assert logits is not None
+    return logits

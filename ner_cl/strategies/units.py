@@ -1,0 +1,158 @@
+"""Units of a transformer - attention heads, FFN units - as gates in the forward pass and as masks on parameters."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ner_cl.errors import ModelError
+from ner_cl.model.ner_model import NerModel
+
+__all__ = ["Family", "Layer", "PerUnit", "Units"]
+
+Family = Literal["heads", "intermediate", "output"]
+PerUnit = dict[str, Float[Tensor, "layer _"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Names of the linear modules of a transformer layer that feed units or read them.
+
+    Attributes:
+        projections: queries, keys and values: their rows belong to attention heads.
+        joined: the attention's output: its columns belong to attention heads.
+        intermediate: first half of the feed-forward net: its rows are the intermediate units.
+        output: second half: its rows are the output units.
+    """
+
+    projections: tuple[str, ...]
+    joined: str
+    intermediate: str
+    output: str
+
+    def under(self, prefix: str) -> "Layer":
+        """The same names behind a prefix."""
+        names = tuple(f"{prefix}.{name}" for name in self.projections)
+        return Layer(names, *(f"{prefix}.{name}" for name in (self.joined, self.intermediate, self.output)))
+
+
+def _bert(*projections: str) -> Layer:
+    names = tuple(f"attention.self.{name}" for name in projections)
+    return Layer(names, "attention.output.dense", "intermediate.dense", "output.dense")
+
+
+# The longest first: of two kinds that fit, it is the one that leaves no module out.
+_KINDS = (
+    _bert("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj"),  # DeBERTa-v2, positions apart
+    _bert("query_proj", "key_proj", "value_proj"),  # DeBERTa-v3
+    _bert("query", "key", "value"),  # BERT, RoBERTa, ELECTRA
+    Layer(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
+)
+
+
+@final
+class Units:
+    """The units of a model's encoder, found by the names of its modules.
+
+    Args:
+        model: with an encoder of the BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 kind.
+
+    Attributes:
+        layers: from the first to the last.
+        sizes: number of units in a layer, by family.
+
+    Raises:
+        ModelError: if the encoder is of another kind.
+    """
+
+    def __init__(self, model: NerModel) -> None:
+        modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self.layers = _find_layers(modules)
+        if not self.layers:
+            kind = getattr(model.encoder.config, "model_type", "unknown")
+            raise ModelError(
+                f"strategy das does not know the layers of a {kind} encoder; "
+                "use a BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 encoder, or leave das out"
+            )
+        self._modules = modules
+        self._parameters = dict(model.named_parameters())
+        first = self.layers[0]
+        self.sizes: dict[Family, int] = {
+            "heads": int(model.encoder.config.num_attention_heads),
+            "intermediate": modules[first.intermediate].out_features,
+            "output": modules[first.output].out_features,
+        }
+
+    def open_gates(self) -> PerUnit:
+        """A gate of 1 for every unit, to be differentiated by."""
+        weight = self._modules[self.layers[0].output].weight
+        return {
+            family: torch.ones(len(self.layers), size, device=weight.device, requires_grad=True)
+            for family, size in self.sizes.items()
+        }
+
+    @contextmanager
+    def gated(self, gates: Mapping[str, Float[Tensor, "layer _"]]) -> Iterator[None]:
+        """Has every forward pass inside multiply units by their gates.
+
+        A head's gate multiplies what the head gives to the attention's output, which equals gating its attention
+        probabilities. The gate of an intermediate unit acts before the activation, that of an output unit before
+        dropout and residual, as in the authors' code.
+        """
+        with ExitStack() as hooks:
+            for number, layer in enumerate(self.layers):
+                heads = gates["heads"][number].repeat_interleave(self._per_head(layer))
+                joined = self._modules[layer.joined].register_forward_pre_hook(_gate_input(heads))
+                inner = self._modules[layer.intermediate].register_forward_hook(
+                    _gate_output(gates["intermediate"][number])
+                )
+                outer = self._modules[layer.output].register_forward_hook(_gate_output(gates["output"][number]))
+                for hook in (joined, inner, outer):
+                    hooks.callback(hook.remove)
+            yield
+
+    def on_parameters(self, factors: Mapping[str, Float[Tensor, "layer _"]]) -> dict[str, Tensor]:
+        """A factor a unit as factors on the parameters that feed the unit, in shapes that broadcast to theirs.
+
+        Rows and biases of queries, keys and values, columns of the attention's output (whose bias no head owns), rows
+        and biases of both halves of the feed-forward net. Parameters that are not trained get none.
+        """
+        found: dict[str, Tensor] = {}
+        for number, layer in enumerate(self.layers):
+            heads = factors["heads"][number].repeat_interleave(self._per_head(layer))
+            rows = [(name, heads) for name in layer.projections]
+            rows += [(layer.intermediate, factors["intermediate"][number]), (layer.output, factors["output"][number])]
+            for name, factor in rows:
+                found |= {f"{name}.weight": factor.unsqueeze(1), f"{name}.bias": factor}
+            found[f"{layer.joined}.weight"] = heads.unsqueeze(0)
+        trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
+        return {name: factor for name, factor in found.items() if name in trained}
+
+    def _per_head(self, layer: Layer) -> int:
+        return self._modules[layer.joined].in_features // self.sizes["heads"]
+
+
+def _find_layers(modules: Mapping[str, nn.Linear]) -> list[Layer]:
+    """The layers of the first kind that fits them all; none if no kind does."""
+    for kind in _KINDS:
+        first = f".{kind.projections[0]}"
+        layers = [kind.under(name.removesuffix(first)) for name in modules if name.endswith(first)]
+        named = [
+            name for layer in layers for name in (*layer.projections, layer.joined, layer.intermediate, layer.output)
+        ]
+        if layers and all(name in modules for name in named):
+            return layers
+    return []
+
+
+def _gate_input(gate: Float[Tensor, " unit"]) -> Callable[[nn.Module, Any], Any]:
+    # In the format of what it multiplies, or a pass in bf16 would go on in fp32 from here.
+    return lambda module, given: (given[0] * gate.to(given[0].dtype), *given[1:])
+
+
+def _gate_output(gate: Float[Tensor, " unit"]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda module, given, output: output * gate.to(output.dtype)
