@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ner_cl.cli.console import emit, emit_json, percent, table
 from ner_cl.cli.options import Json
 from ner_cl.errors import ModelError
+
+if TYPE_CHECKING:
+    from ner_cl.model.ner_model import NerModel
 
 __all__ = ["info"]
 
@@ -21,7 +24,7 @@ def info(
 ) -> None:
     """Describe this installation, a model or a run.
 
-    Of a model: types by step, F1 after each, sizes. Of a run folder: its matrix.
+    Of a model: types by step, F1 after each, sizes, what strategies keep. Of a run folder: its matrix.
     """
     if folder is None:
         values = _installation()
@@ -83,19 +86,20 @@ def _model(folder: Path, *, as_json: bool) -> None:
         {"step": number, "types": list(types), **_of_history(model.history, number)}
         for number, types in enumerate(model.tagset.steps, start=1)
     ]
-    values = {
+    values: dict[str, Any] = {
         "model": str(folder),
         "encoder": model.encoder.options.name,
         "head": model.head.options.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "bytes_to_learn_more": sum(path.stat().st_size for path in (folder / "strategy").rglob("*") if path.is_file()),
+        "kept": _kept(model, folder),
         "steps": steps,
     }
     if as_json:
         emit_json(values)
         return
-    head = {key: value for key, value in values.items() if key != "steps"}
+    head = {key: value for key, value in values.items() if key not in ("steps", "kept")}
     blocks = [_lines(head)]
     rows = [[step["step"], ", ".join(step["types"]), step.get("sentences") or "-"] for step in steps]
     blocks.append(table(["step", "types", "sentences"], rows, text_columns=2))
@@ -103,7 +107,21 @@ def _model(folder: Path, *, as_json: bool) -> None:
     if scored:
         lines = [[type_, *(percent(step["f1"].get(type_)) for step in scored)] for type_ in model.types]
         blocks.append(table(["F1 × 100 after step", *(str(step["step"]) for step in scored)], lines))
+    if kept := values["kept"]:
+        lines = [[row["strategy"], row["bytes"], f"{row['bytes_per_parameter']:.2f}", row["sentences"]] for row in kept]
+        blocks.append(table(["kept to learn more by", "bytes", "bytes / encoder parameter", "sentences"], lines))
     emit("\n\n".join(blocks))
+
+
+def _kept(model: "NerModel", folder: Path) -> list[dict[str, Any]]:
+    """What each strategy keeps for later steps, in files of its own name."""
+    parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
+    rows = []
+    for name in sorted({*model.strategy_state, *model.kept_sentences}):
+        size = sum(path.stat().st_size for path in (folder / "strategy").glob(f"{name}.*"))
+        sentences = len(model.kept_sentences.get(name, ()))
+        rows.append({"strategy": name, "bytes": size, "bytes_per_parameter": size / parameters, "sentences": sentences})
+    return rows
 
 
 def _of_history(history: list[dict[str, Any]], step: int) -> dict[str, Any]:

@@ -16,12 +16,22 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 
 __all__ = ["learn"]
 
+EncoderName: TypeAlias = Annotated[
+    str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
+]
 Dev: TypeAlias = Annotated[
     str | None, typer.Option("--dev", metavar="DATA", help="Sentences to select on and to measure old types with.")
 ]
 Replay: TypeAlias = Annotated[
     str | None,
     typer.Option("--replay", metavar="DATA", help="Sentences annotated for old types, to be trained on again."),
+]
+Unlabeled: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--unlabeled", metavar="TXT", help="Raw text of the domain, a text a line, to pre-train on first."),
+]
+Output: TypeAlias = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-stepN by default.")
 ]
 Strategies: TypeAlias = Annotated[
     str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
@@ -32,17 +42,14 @@ def learn(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Sentences annotated for the new types.")],
     types: Annotated[str, typer.Option("--types", metavar="A,B", help="The new types, in order.")],
     model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="The model that learns more.")] = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
-    ] = None,
+    encoder: EncoderName = None,
     head: Annotated[str | None, typer.Option("--head", metavar="NAME", help="Head of the new model.")] = None,
     dev: Dev = None,
     replay: Replay = None,
+    unlabeled: Unlabeled = None,
     strategies: Strategies = None,
     settings: Settings = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-stepN by default.")
-    ] = None,
+    output: Output = None,
     max_drop: MaxDrop = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
     format_: Format = "auto",
@@ -66,6 +73,7 @@ def learn(
             types=names(types) or [],
             dev=dev,
             replay=replay,
+            unlabeled=unlabeled,
             strategies=_strategies(strategies),
             training=training,
             seed=seed,

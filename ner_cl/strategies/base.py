@@ -106,6 +106,11 @@ class Strategy(ABC):
     def __init__(self, options: StrategyOptions) -> None:
         self.options = options
 
+    @property
+    def reads_unlabeled(self) -> bool:
+        """Whether raw text of the step's domain would be used, with these options."""
+        return False
+
     def begin_step(self, context: StepContext) -> None:  # noqa: B027
         """Before anything else: keep a teacher, allocate state, add modules."""
 

@@ -73,6 +73,11 @@ class Das(Strategy):
         self._importance: PerUnit = {}
         self._measuring = False
 
+    @property
+    def reads_unlabeled(self) -> bool:
+        """In the pre-step of masked language modelling."""
+        return self.options.pretrain_epochs > 0
+
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """One minus the importance of the unit that a parameter feeds.
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
 from ner_cl.registry import strategies
@@ -28,8 +28,8 @@ class GpmOptions(StrategyOptions):
         samples: sentences of the step whose inputs are looked at, drawn at random.
         positions: of their word pieces, at most so many.
         wide: what becomes, after step 1, of weights with more inputs than the encoder is wide, which are the second
-            halves of its feed-forward blocks: `project` them as all others, or `freeze` them. Their projection takes
-            longer than that of all others together.
+            halves of its feed-forward blocks: `freeze` them, or `project` them as all others, as in the paper. Their
+            projection takes longer than that of all others together.
         heads: protect old head blocks too: what they make of word vectors, and their biases.
     """
 
@@ -38,7 +38,7 @@ class GpmOptions(StrategyOptions):
     increase: float = Field(0.003, ge=0, le=1)
     samples: int = Field(128, ge=1)
     positions: int = Field(2000, ge=1)
-    wide: Literal["project", "freeze"] = "project"
+    wide: Literal["freeze", "project"] = "freeze"
     heads: bool = False
 
 
@@ -69,13 +69,12 @@ class Gpm(Strategy):
         self._constraints = ()
         if self._bases:
             device = context.model.device
-            bases = {
-                f"{name}.weight": basis
-                for names, cpu_basis in self._bases.items()
-                if cpu_basis.shape[1] < cpu_basis.shape[0]
-                for basis in [cpu_basis.to(device)]  # one tensor for all that share it
-                for name in names.split()
-            }
+            layers = self._layers(context)
+            bases: dict[str, Tensor] = {}
+            for names, basis in self._bases.items():
+                if basis.shape[1] < basis.shape[0]:
+                    shared = basis.to(device)
+                    bases |= {f"{name}.weight": shared for name in names.split() if name in layers}
             self._freeze(context, bases.keys())
             self._constraints = (InputSubspace(bases),)
         return {}
@@ -85,7 +84,11 @@ class Gpm(Strategy):
         return self._constraints
 
     def end_step(self, context: StepContext) -> None:
-        """Adds the inputs of this step to the bases, as far as they do not explain them yet."""
+        """Adds the inputs of this step to the bases, as far as they do not explain them yet.
+
+        A group of layers that the bases lack is not added to them later: a basis that has not seen every step since the
+        first would leave room to move where an earlier one must not.
+        """
         options = self.options
         if not options.threshold:
             return
@@ -93,6 +96,8 @@ class Gpm(Strategy):
         known = {names.split()[0]: names for names in self._bases}
         for names, products in self._input_products(context).items():
             old = known.get(names.split()[0])
+            if known and old is None:
+                continue
             empty = products.new_zeros(len(products), 0, dtype=torch.float32)
             basis = empty if old is None else self._bases.pop(old).to(products.device)
             self._bases[names] = extend_basis(basis, products, share=share).cpu()
@@ -113,15 +118,18 @@ class Gpm(Strategy):
             if name.startswith(protected) and name not in free:
                 parameter.requires_grad_(False)
 
+    def _layers(self, context: StepContext) -> dict[str, nn.Linear]:
+        """The layers that learn after step 1 within the room their bases leave."""
+        widest = context.model.encoder.hidden if self.options.wide == "freeze" else float("inf")
+        return {
+            name: layer
+            for name, layer in linear_layers(context.model).items()
+            if layer.in_features <= widest and (self.options.heads or not name.startswith("head."))
+        }
+
     def _input_products(self, context: StepContext) -> dict[str, Float[Tensor, "input input"]]:
         """The sum of `x xᵀ` over inputs of each group of layers, in fp64."""
-        model, options = context.model, self.options
-        widest = model.encoder.hidden if options.wide == "freeze" else float("inf")
-        layers = {
-            name: layer
-            for name, layer in linear_layers(model).items()
-            if layer.in_features <= widest and (options.heads or not name.startswith("head."))
-        }
+        model, options, layers = context.model, self.options, self._layers(context)
         batches = list(context.batches(sentences=options.samples, purpose="gpm/sentences"))
         draw = context.generator("gpm/positions")
         pieces = _thinned([real_pieces(model, batch) for batch in batches], options.positions, draw)
@@ -173,13 +181,13 @@ def extend_basis(
     return torch.cat([basis, (new / new.norm(dim=0)).to(basis.dtype)], dim=1)
 
 
-def _thinned(masks: list[Bool[Tensor, "row place"]], most: int, draw: np.random.Generator) -> list[Tensor]:
+def _thinned(masks: Sequence[Bool[Tensor, "_ _"]], most: int, draw: np.random.Generator) -> list[Bool[Tensor, "_ _"]]:
     """The masks with at most so many places left of all together, drawn at random."""
     counts = [int(mask.sum()) for mask in masks]
     kept = np.zeros(sum(counts), dtype=bool)
     kept[draw.choice(len(kept), size=min(most, len(kept)), replace=False)] = True
 
-    def thin() -> Iterator[Tensor]:
+    def thin() -> Iterator[Bool[Tensor, "_ _"]]:
         start = 0
         for mask, count in zip(masks, counts, strict=True):
             thinned = torch.zeros_like(mask)

@@ -16,7 +16,7 @@ from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
 from ner_cl.strategies.linear_layers import encoder_layers
 
-__all__ = ["Ncl", "NclOptions"]
+__all__ = ["Ncl", "NclOptions", "Part", "joined", "parted"]
 
 
 class NclOptions(StrategyOptions):
@@ -52,8 +52,9 @@ class NclOptions(StrategyOptions):
     first_step: Literal["optimizer", "ncl"] = "optimizer"
 
 
-@dataclass(eq=False, slots=True)
-class _Part:
+@final
+@dataclass(eq=False, slots=True, kw_only=True)
+class Part:
     """Parameters that share a precision: a weight with its bias as last column, or a single tensor.
 
     Attributes:
@@ -61,7 +62,7 @@ class _Part:
         parameters: themselves.
         precision: of old steps together with the prior.
         inverse: of it, damped.
-        anchor: the weights before the step.
+        anchor: the weights before the step, joined.
         rate: learning rate.
         momentum: running sum of preconditioned forces; None before the first.
     """
@@ -73,6 +74,26 @@ class _Part:
     anchor: Tensor
     rate: float
     momentum: Tensor | None = None
+
+    def change(self, slope: Float[Tensor, "..."], options: NclOptions, *, scale: float = 1.0) -> Float[Tensor, "..."]:
+        """The update `-γ/N · [Λ⁻¹∇L + λ(θ - μ)]` with momentum (Kao et al. 2021, in the form of a loss).
+
+        The paper's code gathers momentum before preconditioning; both are linear and the preconditioner does not change
+        within a step, so gathering after it is the same, and spares two products wherever Λ⁻¹Λ is the identity.
+
+        Args:
+            slope: the gradient of the loss, joined like the weights.
+            options: of the strategy.
+            scale: share of the learning rate that the schedule allows now.
+        """
+        pull = joined(self.parameters) - self.anchor
+        if options.damping:
+            pull = self.inverse.times(self.precision.times(pull))
+        force = self.inverse.times(slope) + options.prior * pull
+        if options.momentum:
+            force = force if self.momentum is None else self.momentum.mul_(options.momentum).add_(force)
+            self.momentum = force
+        return force * (-self.rate * scale / options.data_size)
 
 
 @strategies.register("ncl")
@@ -94,7 +115,7 @@ class Ncl(Strategy):
     def __init__(self, options: NclOptions) -> None:
         super().__init__(options)
         self._precisions: dict[str, Kronecker | Diagonal] = {}
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
 
     def begin_step(self, context: StepContext) -> None:
         """Checks that the precision is that of the layers to train.
@@ -121,12 +142,15 @@ class Ncl(Strategy):
         return {}
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-        """Kao et al. 2021, equation 9, in loss form: `δ = -γ/N · [Λ⁻¹∇L + λ(θ - μ)]`, with momentum."""
+        """The update of every part, together within the radius. Gradients have been clipped by the loop by then."""
         if not self._parts:
             return None
         with torch.no_grad():
             parts = [part for part in self._parts if all(name in gradient for name in part.names)]
-            changes = [self._change(context, part, _joined([gradient[name] for name in part.names])) for part in parts]
+            changes = [
+                part.change(joined([gradient[name] for name in part.names]), self.options, scale=context.rate)
+                for part in parts
+            ]
             if self.options.radius and changes:
                 lengths = [(c * part.precision.times(c)).sum() for part, c in zip(parts, changes, strict=True)]
                 length = torch.stack(lengths).sum().sqrt()
@@ -134,7 +158,7 @@ class Ncl(Strategy):
                 changes = [change * shrink for change in changes]
         found: dict[str, Tensor] = {}
         for part, change in zip(parts, changes, strict=True):
-            found |= _parted(change, part.names)
+            found |= parted(change, part.names)
         return found
 
     def end_step(self, context: StepContext) -> None:
@@ -201,7 +225,7 @@ class Ncl(Strategy):
         """What is known so far; the prior where nothing is."""
         return self._precisions.get(name) or scaled_identity(shape, 1 / self.options.data_size)
 
-    def _part(self, context: StepContext, name: str, shape: tuple[int, ...]) -> _Part:
+    def _part(self, context: StepContext, name: str, shape: tuple[int, ...]) -> Part:
         parameters = dict(context.model.named_parameters())
         names = (
             (name,)
@@ -209,27 +233,18 @@ class Ncl(Strategy):
             else tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in parameters)
         )
         tensors = tuple(parameters[full] for full in names)
-        anchor = _joined(tensors).detach().clone()
+        anchor = joined(tensors).detach().clone()
         precision = self._precision(name, shape)
         inverse = precision.inverse(damping=self.options.damping)
         rate = self.options.head_lr if name.startswith("head.") else self.options.lr
-        return _Part(names, tensors, _on(precision, anchor.device), _on(inverse, anchor.device), anchor, rate)
-
-    def _change(self, context: StepContext, part: _Part, slope: Tensor) -> Tensor:
-        """The update of a part.
-
-        The paper's code gathers momentum before preconditioning; both are linear and nothing of the preconditioner
-        changes within a step, so gathering after it is the same, and spares two products wherever Λ⁻¹Λ is the identity.
-        """
-        options = self.options
-        pull = _joined(part.parameters) - part.anchor
-        if options.damping:
-            pull = part.inverse.times(part.precision.times(pull))
-        force = part.inverse.times(slope) + options.prior * pull
-        if options.momentum:
-            force = force if part.momentum is None else part.momentum.mul_(options.momentum).add_(force)
-            part.momentum = force
-        return force * (-part.rate * context.rate / options.data_size)
+        return Part(
+            names=names,
+            parameters=tensors,
+            precision=_on(precision, anchor.device),
+            inverse=_on(inverse, anchor.device),
+            anchor=anchor,
+            rate=rate,
+        )
 
 
 def _shapes(layers: Mapping[str, nn.Linear | nn.LayerNorm]) -> list[tuple[str, tuple[int, ...]]]:
@@ -244,7 +259,7 @@ def _shapes(layers: Mapping[str, nn.Linear | nn.LayerNorm]) -> list[tuple[str, t
     return found
 
 
-def _joined(tensors: Sequence[Tensor]) -> Float[Tensor, "..."]:
+def joined(tensors: Sequence[Tensor]) -> Float[Tensor, "..."]:
     """A weight with its bias as last column, or the one tensor there is."""
     if len(tensors) == 1:
         return tensors[0]
@@ -252,8 +267,8 @@ def _joined(tensors: Sequence[Tensor]) -> Float[Tensor, "..."]:
     return torch.cat([weight, bias.unsqueeze(1)], dim=1)
 
 
-def _parted(joined: Float[Tensor, "..."], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The reverse of `_joined`."""
+def parted(joined: Float[Tensor, "..."], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The reverse of `joined`."""
     return {names[0]: joined} if len(names) == 1 else {names[0]: joined[:, :-1], names[1]: joined[:, -1]}
 
 

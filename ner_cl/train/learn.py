@@ -8,7 +8,9 @@ from typing import Any
 
 from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies
 from ner_cl.data.readers import read_sentences
+from ner_cl.data.readers.base import read_text
 from ner_cl.data.stream import Step
+from ner_cl.data.words import split_words
 from ner_cl.errors import CheckFailed, ConfigError, DataError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.model.ner_model import NerModel
@@ -110,6 +112,7 @@ def learn(
     types: Sequence[str],
     dev: Data | None = None,
     replay: Data | None = None,
+    unlabeled: str | Path | Sequence[str] | None = None,
     strategies: Sequence[Any] = (),
     training: TrainingOptions | None = None,
     seed: int = 13,
@@ -127,6 +130,8 @@ def learn(
             than 20 sentences: then all epochs are trained and nothing is measured.
         replay: sentences annotated for old types, or a file of them: the memory of the strategy `replay`, in place of
             what the model remembers. The strategy is added to the list where it is not in it.
+        unlabeled: raw texts of the new domain, or a text file with one a line: the encoder is pre-trained on them
+            before it learns the types, with soft masks (`das`, which is added to the list where it is not in it).
         strategies: options or `{"name": …}` mappings; distillation by default.
         training: options of the loop.
         seed: of everything random.
@@ -152,13 +157,19 @@ def learn(
         kept = _read(replay, reading)
         _check_replay(kept, old_types, types)
         student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
-        parsed += () if any(item.name == "replay" for item in parsed) else _parse(["replay"])
+        parsed = _with(parsed, {"name": "replay"})
+    raw: list[Sentence] = []
+    if unlabeled is not None:
+        raw = _raw(unlabeled)
+        parsed = _with(parsed, {"name": "das", "pretrain_epochs": 1})
     learner = Learner(student, parsed, options, seed=seed)
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
+    if raw and not any(strategy.reads_unlabeled for strategy in learner.strategies):
+        raise ConfigError("strategies: none of them reads unlabeled text; give das pretrain_epochs: 1")
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if old_types else [[] for _ in dev_sentences]
-    for event in learner.learn_step(step):
+    for event in learner.learn_step(step, unlabeled=raw):
         on_event(event)
     after = learner.predict(dev_sentences)
     counts = count_spans(dev_sentences, after, learner.model.types)
@@ -203,8 +214,26 @@ def _parse(strategies: Sequence[Any]) -> tuple[StrategyOptions, ...]:
         raise ConfigError(f"strategies: {error}") from error
 
 
+def _with(strategies: tuple[StrategyOptions, ...], needed: dict[str, Any]) -> tuple[StrategyOptions, ...]:
+    """The strategies with one more, unless it is among them."""
+    if any(options.name == needed["name"] for options in strategies):
+        return strategies
+    return strategies + _parse([needed])
+
+
 def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
     return read_sentences(data, **reading) if isinstance(data, str | Path) else list(data)
+
+
+def _raw(texts: str | Path | Sequence[str]) -> list[Sentence]:
+    """The words of texts, with nothing known of their types."""
+    lines = read_text(str(texts)).splitlines() if isinstance(texts, str | Path) else texts
+    words = [tuple(line[start:end] for start, end in split_words(line)) for line in lines]
+    sentences = [Sentence(found) for found in words if found]
+    if not sentences:
+        where = f"{texts}: " if isinstance(texts, str | Path) else ""
+        raise DataError(f"{where}holds no text; give one text a line, or leave unlabeled out")
+    return sentences
 
 
 def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None:

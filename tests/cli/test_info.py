@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ner_cl.cli.app import main
 from ner_cl.evaluate.matrix import Matrix, render
 from ner_cl.model.store import load_model
 from ner_cl.registry import heads, readers, strategies
 from tests.cli.conftest import Toy
+from tests.tiny import toy_sentences
 
 
 def test_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +41,35 @@ def test_a_model(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     scores = [f"{100 * step['f1']['PER']:.1f}" for step in values["steps"]]
     assert ["PER", *scores] in [line.split() for line in lines]
+
+
+def test_what_strategies_keep(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each: tensors, sentences, or both; the rows add up to what need not be kept to predict."""
+    model = load_model(model_folder)
+    kept = toy_sentences(5)
+    ewc = {"fisher/a": torch.zeros(1000), "anchor/a": torch.zeros(1000)}
+    model.strategy_state = {"ewc": ewc, "der": {"logits": torch.zeros(7)}}
+    model.kept_sentences = {"der": kept[:2], "replay": kept}
+    model.save(tmp_path / "model")
+    assert main(["info", str(tmp_path / "model"), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    rows = {row["strategy"]: row for row in values["kept"]}
+    assert list(rows) == ["der", "ewc", "replay"]
+    assert {name: row["sentences"] for name, row in rows.items()} == {"der": 2, "ewc": 0, "replay": 5}
+    assert 8000 <= rows["ewc"]["bytes"] < 8400
+    parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
+    assert rows["ewc"]["bytes_per_parameter"] == rows["ewc"]["bytes"] / parameters
+    assert sum(row["bytes"] for row in rows.values()) == values["bytes_to_learn_more"]
+    assert main(["info", str(tmp_path / "model")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["replay", str(rows["replay"]["bytes"]), f"{rows['replay']['bytes'] / parameters:.2f}", "5"] in lines
+
+
+def test_a_model_that_keeps_nothing(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(model_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == []
+    assert main(["info", str(model_folder)]) == 0
+    assert "kept to learn more" not in capsys.readouterr().out
 
 
 def test_a_run(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

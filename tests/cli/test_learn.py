@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from ner_cl.cli.app import main
 from ner_cl.data.readers import read_sentences
@@ -199,3 +200,26 @@ def test_a_missing_memory_and_an_upper_bound_beside_it_are_refused(
     assert "none.jsonl" in capsys.readouterr().err
     assert learn_with_replay(toy, model_folder, tmp_path / "new", old, "-q", "--strategies", "joint") == 2
     assert "cannot be combined" in capsys.readouterr().err
+
+
+def test_raw_text_is_pretrained_on_first(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw.txt"
+    raw.write_text("".join(" ".join(s.words) + "\n\n" for s in toy_sentences(40, seed=9)), encoding="utf-8")
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", *QUICK]
+    assert main([*words, "--output", str(tmp_path / "plain"), "--strategies", "das"]) == 0
+    assert main([*words, "--output", str(tmp_path / "raw"), "--unlabeled", str(raw)]) == 0
+    learned = load_model(tmp_path / "raw")
+    assert {"name": "das", "pretrain_epochs": 1}.items() <= learned.history[-1]["strategies"][0].items()
+    plain = load_model(tmp_path / "plain").state_dict()
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in learned.state_dict().items())
+    more = ["--output", str(tmp_path / "none"), "--unlabeled", str(raw), "-q"]
+    capsys.readouterr()
+    assert main([*words, *more, "--strategies", "das"]) == 2
+    assert "strategies: none of them reads unlabeled text; give das pretrain_epochs: 1" in capsys.readouterr().err
+    raw.write_text(" \n\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main([*words, *more]) == 2
+    assert "raw.txt: holds no text; give one text a line" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

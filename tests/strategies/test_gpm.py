@@ -1,0 +1,233 @@
+"""GPM: what a weight makes of old inputs does not change, and the bases hold no more than they must."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ner_cl.config import check_composition, parse_strategies
+from ner_cl.errors import ConfigError
+from ner_cl.model.ner_model import NerModel
+from ner_cl.registry import strategies
+from ner_cl.strategies.constraints import InputSubspace
+from ner_cl.strategies.gpm import Gpm, GpmOptions, extend_basis
+from ner_cl.train.learner import Learner
+from ner_cl.train.project import Projector
+from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
+from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, same_weights, weights_of
+
+BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+ATTENTION = "encoder.backbone.encoder.layer.0.attention.self"
+SHARED = f"{ATTENTION}.query {ATTENTION}.key {ATTENTION}.value"
+WIDE = "encoder.backbone.encoder.layer.0.output.dense"
+STREAM = toy_stream(train=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def empty(side: int) -> Tensor:
+    return torch.zeros(side, 0)
+
+
+def inputs_of(side: int, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scale = 0.7 ** torch.arange(side, dtype=torch.float64)
+    return scale[:, None] * torch.randn(side, count, generator=generator, dtype=torch.float64)
+
+
+def explained(basis: Tensor, inputs: Tensor) -> float:
+    return float((basis.double().T @ inputs).square().sum() / inputs.square().sum())
+
+
+def strategy_of(learner: Learner) -> Gpm:
+    [found] = [strategy for strategy in learner.strategies if isinstance(strategy, Gpm)]
+    return found
+
+
+def test_a6_the_rule_is_at_least() -> None:
+    inputs = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.1], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    basis = extend_basis(empty(3), inputs @ inputs.T, share=0.97)
+    torch.testing.assert_close(basis.abs(), torch.tensor([[1.0], [0.0], [0.0]]))
+    change = {"weight": torch.tensor([[1.0, 1, 1], [2, 0, -1]])}
+    assert extend_basis(basis, inputs @ inputs.T, share=0.97).shape == (3, 1)
+    assert extend_basis(basis, inputs @ inputs.T, share=0.999).shape == (3, 2)
+    projected = Projector({})(change, [InputSubspace({"weight": basis})])["weight"]
+    torch.testing.assert_close(projected, torch.tensor([[0.0, 1, 1], [0, 0, -1]]))
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0.01, 1.0), more=st.floats(0.0, 0.2))
+@settings(deadline=None, max_examples=40)
+def test_m1_and_m3_bases_are_orthonormal_and_no_larger_than_needed(seed: int, share: float, more: float) -> None:
+    first, second = inputs_of(8, 20, seed), inputs_of(8, 20, seed + 1)
+    basis = extend_basis(empty(8), first @ first.T, share=share)
+    grown = extend_basis(basis, second @ second.T, share=min(1.0, share + more))
+    assert torch.equal(grown[:, : basis.shape[1]], basis)
+    for found, inputs, wanted, old in (
+        (basis, first, share, 0),
+        (grown, second, min(1.0, share + more), basis.shape[1]),
+    ):
+        torch.testing.assert_close(found.T @ found, torch.eye(found.shape[1]), rtol=0, atol=2e-6)
+        assert explained(found, inputs) >= wanted - 1e-6
+        assert found.shape[1] <= 8
+        if found.shape[1] > old:
+            assert explained(found[:, :-1], inputs) < wanted
+    assert basis.shape[1] == 8 or share < 1
+
+
+def test_m3_few_inputs_give_no_more_directions_than_inputs() -> None:
+    inputs = inputs_of(8, 3, 0)
+    assert extend_basis(empty(8), inputs @ inputs.T, share=1.0).shape == (8, 3)
+    assert extend_basis(empty(8), torch.zeros(8, 8, dtype=torch.float64), share=1.0).shape == (8, 0)
+
+
+def test_m5_projection_twice_is_projection_once() -> None:
+    inputs = inputs_of(8, 20, 0)
+    constraint = InputSubspace({"weight": extend_basis(empty(8), inputs @ inputs.T, share=0.9)})
+    once = Projector({})({"weight": torch.randn(5, 8)}, [constraint])
+    twice = Projector({})(once, [constraint])
+    torch.testing.assert_close(once["weight"], twice["weight"])
+
+
+@BOTH
+@pytest.mark.parametrize("wide", ["freeze", "project"])
+def test_m2_what_weights_make_of_old_inputs_stays(folder: Path, head: str, wide: str) -> None:
+    """With AdamW, weight decay and all; and what has no inputs does not move at all."""
+    learner = learner_of(folder, ["distill", {"name": "gpm", "wide": wide, "threshold": 0.8}], head=head)
+    list(learner.learn_step(STREAM.steps[0]))
+    before, bases = weights_of(learner.model), dict(strategy_of(learner).state_dict())
+    assert (WIDE in bases) == (wide == "project")
+    assert SHARED in bases
+    list(learner.learn_step(STREAM.steps[1]))
+    after = weights_of(learner.model)
+    free = set()
+    for names, basis in bases.items():
+        assert 0 < basis.shape[1] < basis.shape[0]
+        for name in names.split():
+            change = after[f"{name}.weight"] - before[f"{name}.weight"]
+            assert change.norm() > 1e-3
+            assert (change @ basis).norm() < 1e-5 * before[f"{name}.weight"].norm()
+            free.add(f"{name}.weight")
+    for name, tensor in before.items():
+        if name.startswith("encoder.") and name not in free:
+            assert torch.equal(after[name], tensor), name
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in learner.model.parameters())
+    assert not learner.model.training
+    grown = strategy_of(learner).state_dict()
+    assert grown.keys() == bases.keys()
+    for names, basis in bases.items():
+        assert torch.equal(grown[names][:, : basis.shape[1]], basis)  # M3
+
+
+def test_m3_a_full_basis_freezes_its_layers(folder: Path) -> None:
+    learner = learner_of(folder, ["distill", {"name": "gpm", "threshold": 1.0, "wide": "project"}])
+    list(learner.learn_step(STREAM.steps[0]))
+    # Sixty toy sentences do not fill 64 directions; what they miss is filled by hand.
+    strategy = strategy_of(learner)
+    full = {names: torch.linalg.qr(torch.randn(len(b), len(b)))[0] for names, b in strategy.state_dict().items()}
+    strategy.load_state_dict(full)
+    before = weights_of(learner.model)
+    list(learner.learn_step(STREAM.steps[1]))
+    after = weights_of(learner.model)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor) == name.startswith("encoder."), name
+
+
+@BOTH
+def test_m4_t10_a_threshold_of_zero_is_no_strategy(folder: Path, head: str) -> None:
+    plain, off = (
+        learner_of(folder, head=head),
+        learner_of(folder, ["distill", {"name": "gpm", "threshold": 0}], head=head),
+    )
+    learn_all(plain, STREAM)
+    learn_all(off, STREAM)
+    assert same_weights(plain.model, off.model)
+    assert strategy_of(off).state_dict() == {}
+
+
+def test_t11_step_one_is_plain_training(folder: Path) -> None:
+    plain, other = learner_of(folder), learner_of(folder, ["distill", "gpm"])
+    for learner in (plain, other):
+        list(learner.learn_step(STREAM.steps[0]))
+    assert same_weights(plain.model, other.model)
+
+
+def test_heads_are_held_too_if_asked(folder: Path) -> None:
+    learner = learner_of(folder, ["distill", {"name": "gpm", "heads": True, "threshold": 0.8}])
+    list(learner.learn_step(STREAM.steps[0]))
+    basis = strategy_of(learner).state_dict()["head.blocks.0"]
+    before = weights_of(learner.model)
+    list(learner.learn_step(STREAM.steps[1]))
+    after = weights_of(learner.model)
+    change = after["head.blocks.0.weight"] - before["head.blocks.0.weight"]
+    assert change.norm() > 1e-3
+    assert (change @ basis).norm() < 1e-5
+    assert torch.equal(after["head.blocks.0.bias"], before["head.blocks.0.bias"])
+    shared = strategy_of(learner).state_dict()["head.blocks.0 head.blocks.1"]
+    assert torch.equal(shared[:, : basis.shape[1]], basis)
+
+
+def measured(model: NerModel, options: GpmOptions, *, tokens: int = 128) -> dict[str, Tensor]:
+    context = toy_context(model, ["PER"], train=toy_sentences(30, types=("PER",)))
+    context.train_tokens = tokens
+    strategy = Gpm(options)
+    strategy.end_step(context)
+    return strategy.state_dict()
+
+
+def test_bases_are_of_the_inputs_at_real_pieces_alone(folder: Path) -> None:
+    """However sentences are padded; seen from the embeddings, of which the first layer's inputs are made."""
+    model = tiny_model(folder, steps=[["PER"]])
+    small, large = measured(model, GpmOptions(), tokens=16), measured(model, GpmOptions(), tokens=2000)
+    for names, basis in small.items():
+        torch.testing.assert_close(basis @ basis.T, large[names] @ large[names].T, rtol=0, atol=1e-3)
+    encoded = model.encode(toy_sentences(30, types=("PER",)))
+    found = []
+    for row in range(30):
+        batch = encoded.batch([row])
+        inputs = model.encoder.backbone.embeddings(batch.piece_ids).detach()
+        found.append(inputs[0, 1:-1])
+    inputs = torch.cat(found).double().T
+    assert explained(small[SHARED], inputs) >= 0.97 > explained(small[SHARED][:, :-1], inputs)
+
+
+def test_positions_are_thinned(folder: Path) -> None:
+    model = tiny_model(folder, steps=[["PER"]])
+    bases = measured(model, GpmOptions(positions=5, threshold=1.0))
+    assert {basis.shape[1] for basis in bases.values()} == {5}
+    again = measured(model, GpmOptions(positions=5, threshold=1.0))
+    assert all(torch.equal(basis, again[names]) for names, basis in bases.items())
+
+
+def test_the_constraint_is_the_same_object_at_every_update(folder: Path) -> None:
+    model = tiny_model(folder, steps=[["PER"], ["LOC"]])
+    strategy = Gpm(GpmOptions())
+    strategy.load_state_dict({SHARED: torch.eye(32)[:, :4]})
+    context = toy_context(model, ["LOC"])
+    assert strategy.gates(context) == {}
+    [one], [other] = strategy.constraints(context), strategy.constraints(context)
+    assert one is other
+    assert one.bases[f"{ATTENTION}.query.weight"] is one.bases[f"{ATTENTION}.value.weight"]
+
+
+def test_layers_that_were_not_held_from_the_start_stay_frozen(folder: Path) -> None:
+    learner = learner_of(folder, ["distill", "gpm"])
+    list(learner.learn_step(STREAM.steps[0]))
+    other = Learner(learner.model, parse_strategies(["distill", {"name": "gpm", "wide": "project"}]), SHORT_TRAINING)
+    before = learner.model.state_dict()[f"{WIDE}.weight"].clone()
+    list(other.learn_step(STREAM.steps[1]))
+    assert torch.equal(other.model.state_dict()[f"{WIDE}.weight"], before)
+    assert WIDE not in strategy_of(other).state_dict()
+
+
+@pytest.mark.parametrize("other", ["joint", "ogd"])
+def test_what_it_cannot_be_combined_with_is_refused(other: str) -> None:
+    if other not in strategies:
+        pytest.skip(f"{other} is not there")
+    with pytest.raises(ConfigError, match=other):
+        check_composition(parse_strategies(["gpm", other]))
