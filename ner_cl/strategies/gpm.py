@@ -28,7 +28,7 @@ class GpmOptions(StrategyOptions):
         samples: sentences of the step whose inputs are looked at, drawn at random.
         positions: of their word pieces, at most so many.
         wide: what becomes, after step 1, of weights with more inputs than the encoder is wide, which are the second
-            halves of its feed-forward blocks: `freeze` them, or `project` them as all others, as in the paper. Their
+            halves of its feed-forward blocks: `project` them as all others, as in the paper, or `freeze` them. Their
             projection takes longer than that of all others together.
         heads: protect old head blocks too: what they make of word vectors, and their biases.
     """
@@ -38,7 +38,7 @@ class GpmOptions(StrategyOptions):
     increase: float = Field(0.003, ge=0, le=1)
     samples: int = Field(128, ge=1)
     positions: int = Field(2000, ge=1)
-    wide: Literal["freeze", "project"] = "freeze"
+    wide: Literal["freeze", "project"] = "project"
     heads: bool = False
 
 

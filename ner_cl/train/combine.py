@@ -6,7 +6,7 @@ in the papers. Both are combined in the gated metric, where projecting and maski
 break the constraint.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, final
 
@@ -81,11 +81,7 @@ class Updater:
         before = self._remember([name for name in self._parameters if name in touched])
         self._step(gradients)
         with torch.no_grad():
-            if constraints:
-                change = {name: self._parameters[name] - old for name, old in before.items() if name in asked}
-                unit = _length(change, constraints) / slope
-                for name, projected in self._project(change, constraints, unit=unit).items():
-                    torch.add(before[name], projected, out=self._parameters[name])
+            self._keep(constraints, {name: old for name, old in before.items() if name in asked}, gated, slope)
             names = [name for name in before if name in gated]
             hold_back(
                 [self._parameters[name] for name in names],
@@ -93,6 +89,25 @@ class Updater:
                 [self._importance[name] for name in names],
             )
         return True
+
+    def _keep(self, constraints: Sequence[Constraint], before: Vector, gated: Collection[str], slope: Tensor) -> None:
+        """Takes back what the optimizer did against constraints.
+
+        Args:
+            constraints: all of them.
+            before: the parameters they touch; overwritten, but for those in `gated`.
+            gated: parameters whose old values are needed afterwards.
+            slope: length of the gradient; see `_length`.
+        """
+        if not before:
+            return
+        change = {
+            name: torch.sub(self._parameters[name], old, out=None if name in gated else old)
+            for name, old in before.items()
+        }
+        unit = _length(change, constraints) / slope
+        for weight, vector in self._project.excess(change, constraints, unit=unit):
+            torch._foreach_sub_([self._parameters[name] for name in vector], list(vector.values()), alpha=weight)
 
     def _constraints(self) -> list[Constraint]:
         """What strategies ask for, references averaged over processes."""

@@ -48,7 +48,17 @@ class Projector:
     def __call__(
         self, change: Vector, constraints: Sequence[Constraint], *, unit: Tensor | float = 1.0
     ) -> dict[str, Tensor]:
-        """The new change of those parameters that have to change otherwise than `change` says.
+        """The new change of those parameters that have to change otherwise than `change` says; see `excess`."""
+        found: dict[str, Tensor] = {}
+        for weight, vector in self.excess(change, constraints, unit=unit):
+            for name, part in vector.items():
+                found[name] = found.get(name, change[name]) - weight * part
+        return found
+
+    def excess(
+        self, change: Vector, constraints: Sequence[Constraint], *, unit: Tensor | float = 1.0
+    ) -> list[tuple[float, Vector]]:
+        """What to take out of a change: vectors, each with its weight; none if it keeps every constraint.
 
         A half-space whose reference is not finite is passed over: it says nothing, and would make the update say
         nothing either.
@@ -64,18 +74,16 @@ class Projector:
         subspaces = [c for c in constraints if not isinstance(c, HalfSpace)]
         half_spaces = [c for c in constraints if isinstance(c, HalfSpace)]
         self._forget_all_but(subspaces)
-        moved = self._out_of(subspaces, change, change.keys())
+        inside = self._inside(subspaces, change, change.keys())
+        found: list[tuple[float, Vector]] = [(1.0, inside)] if inside else []
         if not half_spaces or not change:
-            return moved
+            return found
         whole = [{name: part for name, part in h.reference.items() if name in change} for h in half_spaces]
-        references = [{**reference, **self._out_of(subspaces, reference, change.keys())} for reference in whole]
+        references = [_without(r, self._inside(subspaces, r, change.keys())) for r in whole]
         # What is left of a reference inside the subspaces is rounding, and no direction to push along.
         least = [_ROUNDING**2 * self._square(reference) for reference in whole] if subspaces else [0.0] * len(whole)
-        weights = self._weights(half_spaces, references, {**change, **moved}, [unit, *least])
-        for weight, reference in zip(weights, references, strict=True):
-            if weight > 0:
-                _subtract(moved, change, reference, weight)
-        return moved
+        weights = self._weights(half_spaces, references, _without(change, inside), [unit, *least])
+        return [*found, *((w, r) for w, r in zip(weights, references, strict=True) if w > 0 and r)]
 
     def _weights(
         self,
@@ -125,10 +133,10 @@ class Projector:
         squares = [(self._masked(name, part) * part).sum().double() for name, part in vector.items()]
         return torch.stack(squares).sum() if squares else 0.0
 
-    def _out_of(
+    def _inside(
         self, subspaces: Sequence[Subspace | InputSubspace], vector: Vector, names: Collection[str]
     ) -> dict[str, Tensor]:
-        """The parts of a vector that the subspaces touch, without what lies in them.
+        """What lies in subspaces, of a vector.
 
         Args:
             subspaces: of parameters of their own each.
@@ -139,14 +147,14 @@ class Projector:
         found: dict[str, Tensor] = {}
         for subspace in subspaces:
             if isinstance(subspace, Subspace):
-                found |= self._out_of_directions(subspace, vector, tuple(n for n in names if n in subspace.directions))
+                found |= self._in_directions(subspace, vector, tuple(n for n in names if n in subspace.directions))
                 continue
             for name in subspace.bases.keys() & vector.keys():
                 if subspace.bases[name].shape[1]:
-                    found[name] = self._out_of_basis(subspace, name, vector[name])
+                    found[name] = self._in_basis(subspace, name, vector[name])
         return found
 
-    def _out_of_directions(self, subspace: Subspace, vector: Vector, names: tuple[str, ...]) -> dict[str, Tensor]:
+    def _in_directions(self, subspace: Subspace, vector: Vector, names: tuple[str, ...]) -> dict[str, Tensor]:
         parts = {name: subspace.directions[name].flatten(1) for name in names}
         touched = [name for name in names if name in vector and len(parts[name])]
         if not touched:
@@ -155,11 +163,7 @@ class Projector:
         if len(names) < len(subspace.directions) or any(name in self._gates for name in names):
             shares = self._inverse(subspace, names) @ shares
         shares = shares.float()
-        found = {}
-        for name in names:
-            inside = (shares @ parts[name]).view(subspace.directions[name].shape[1:])
-            found[name] = vector[name] - inside if name in vector else -inside
-        return found
+        return {name: (shares @ parts[name]).view(subspace.directions[name].shape[1:]) for name in names}
 
     def _inverse(self, subspace: Subspace, names: tuple[str, ...]) -> Float[Tensor, "direction direction"]:
         """Inverse of the directions' products in the gated metric, on some of their parameters.
@@ -185,16 +189,16 @@ class Projector:
             self._inverses[key] = subspace, scale[:, None] * (vectors * inverted @ vectors.T) * scale
         return self._inverses[key][1]
 
-    def _out_of_basis(
+    def _in_basis(
         self, subspace: InputSubspace, name: str, weight: Float[Tensor, "output input"]
     ) -> Float[Tensor, "output input"]:
         basis, gate = subspace.bases[name], self._gates.get(name)
         if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
-            return out_of_inputs(weight, basis)
+            return in_inputs(weight, basis)
         key = (id(subspace), name)
         if key not in self._rounds:
             self._rounds[key] = subspace, rounds_needed(basis, gate.expand_as(weight))
-        return out_of_inputs(weight, basis, gate, rounds=self._rounds[key][1])
+        return in_inputs(weight, basis, gate, rounds=self._rounds[key][1])
 
     def _masked(self, name: str, tensor: Tensor) -> Tensor:
         return tensor * self._gates[name] if name in self._gates else tensor
@@ -219,27 +223,27 @@ def names_of(constraint: Constraint) -> set[str]:
     return set(constraint.directions if isinstance(constraint, Subspace) else constraint.bases)
 
 
-def out_of_inputs(
+def in_inputs(
     weight: Float[Tensor, "output input"],
     basis: Float[Tensor, "input rank"],
     gate: Tensor | None = None,
     *,
     rounds: int = _MOST_ROUNDS,
 ) -> Float[Tensor, "output input"]:
-    """The matrix nearest to `weight` in the gated metric that, once gated, gives 0 for every input of the basis.
+    """The least, in the gated metric, without which a gated matrix gives 0 for every input of a basis.
 
-    Without gates, or with one gate a row, that is `W - W M Mᵀ`. With other gates every row has a system of its own,
+    Without gates, or with one gate a row, that is `W M Mᵀ`. With other gates every row has a system of its own,
     `Mᵀ diag(m) M c = Mᵀ (m·w)`, solved for all rows at once by conjugate gradients.
 
     Args:
-        weight: what to project.
+        weight: `W`.
         basis: orthonormal columns `M`.
         gate: factors in [0, 1] that broadcast to the weight.
         rounds: of conjugate gradients.
     """
     if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
-        return weight - (weight @ basis) @ basis.T
-    return weight - _solve_rows(weight, basis, gate, rounds)[0] @ basis.T
+        return (weight @ basis) @ basis.T
+    return _solve_rows(weight, basis, gate, rounds)[0] @ basis.T
 
 
 def rounds_needed(basis: Float[Tensor, "input rank"], gate: Float[Tensor, "output input"]) -> int:
@@ -309,10 +313,8 @@ def solve_dual(
     return weights
 
 
-def _subtract(moved: dict[str, Tensor], change: Vector, reference: Vector, weight: float) -> None:
-    """`moved ← change - weight · reference` where `moved` has nothing yet, in place where it has."""
-    if again := [name for name in reference if name in moved]:
-        torch._foreach_sub_([moved[name] for name in again], [reference[name] for name in again], alpha=weight)
-    if new := [name for name in reference if name not in moved]:
-        found = torch._foreach_sub([change[name] for name in new], [reference[name] for name in new], alpha=weight)
-        moved.update(zip(new, found, strict=True))
+def _without(vector: Vector, part: Vector) -> Vector:
+    """`vector - part`, each 0 where a name is absent."""
+    if not part:
+        return vector
+    return {**vector, **{name: vector[name] - inside if name in vector else -inside for name, inside in part.items()}}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,9 +22,11 @@ from ner_cl.strategies.constraints import HalfSpace
 from ner_cl.strategies.references import References
 from ner_cl.train.combine import Updater
 from ner_cl.train.project import Projector
+from ner_cl.train.run import run_stream
 from ner_cl.types import Sentence, Span
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
-from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, no_dropout, run_values, same_weights
+from tests.train.test_processes import PLAIN, TORCHRUN, close_to, together, without_dropout
+from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, no_dropout, run_config, run_values, same_weights
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
 
@@ -364,3 +367,20 @@ def test_training_with_it_moves_otherwise_and_remembers(folder: Path, head: str)
 def test_agem_and_gem_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="agem and gem cannot be combined: agem is gem with one reference"):
         parse_config(run_values(tmp_path, strategies=["agem", "gem"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["addner", "extendner"])
+def test_two_processes_make_the_updates_of_one(tmp_path: Path, head: str) -> None:
+    """Both ask for the same references in the same order, or they would wait for each other for ever."""
+    strategies = ["distill", {"name": "agem", "budget": 5}, {"name": "ogd", "per_step": 3}]
+    changes = {"head": {"name": head}, "strategies": strategies}
+    values = run_values(tmp_path, output=str(tmp_path / "together"), training=PLAIN, **changes)
+    without_dropout(tmp_path / "encoder")
+    alone = run_config(tmp_path, output=str(tmp_path / "alone"), training={**PLAIN, "accumulate": 2}, **changes)
+    run_stream(alone)
+    path = tmp_path / "together.yaml"
+    path.write_text(yaml.safe_dump(values))
+    done = together(TORCHRUN, path)
+    assert done.returncode == 0, done.stderr
+    close_to(tmp_path / "together", tmp_path / "alone")

@@ -216,7 +216,7 @@ def test_the_constraint_is_the_same_object_at_every_update(folder: Path) -> None
 
 
 def test_layers_that_were_not_held_from_the_start_stay_frozen(folder: Path) -> None:
-    learner = learner_of(folder, ["distill", "gpm"])
+    learner = learner_of(folder, ["distill", {"name": "gpm", "wide": "freeze"}])
     list(learner.learn_step(STREAM.steps[0]))
     other = Learner(learner.model, parse_strategies(["distill", {"name": "gpm", "wide": "project"}]), SHORT_TRAINING)
     before = learner.model.state_dict()[f"{WIDE}.weight"].clone()

@@ -20,7 +20,7 @@ from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
 from ner_cl.strategies.finetune import FinetuneOptions
 from ner_cl.train.combine import Updater
-from ner_cl.train.project import Projector, out_of_inputs, rounds_needed, solve_dual
+from ner_cl.train.project import Projector, in_inputs, rounds_needed, solve_dual
 from tests.tiny import tiny_model, toy_context
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": (2, 6)}
@@ -224,7 +224,7 @@ def test_rows_that_are_solved_or_closed_stay_finite_however_many_rounds_follow()
     weight, gate = torch.randn(4, 8, generator=generator), torch.rand(4, 8, generator=generator)
     gate[0], gate[1], weight[2] = 0, 1, 0
     basis = torch.linalg.qr(torch.randn(8, 3, generator=generator))[0]
-    found = out_of_inputs(weight, basis, gate, rounds=200)
+    found = weight - in_inputs(weight, basis, gate, rounds=200)
     close((gate * found).double().numpy(), out_of_inputs_densely(weight, basis, gate), 1e-5)
     assert torch.equal(found[0], weight[0])
     assert torch.equal(found[2], weight[2])
@@ -241,7 +241,7 @@ def test_the_rounds_found_on_a_random_weight_are_enough_for_any_other(kind: str)
     assert rounds < 80
     for _ in range(20):
         weight = torch.randn(64, 96, generator=generator) * torch.rand(96, generator=generator) ** 8
-        left = (gate * out_of_inputs(weight, basis, gate, rounds=rounds)) @ basis
+        left = (gate * (weight - in_inputs(weight, basis, gate, rounds=rounds))) @ basis
         assert (left.norm(dim=1) < 1e-5 * (gate * weight).norm(dim=1)).all()
 
 
@@ -388,6 +388,9 @@ def test_references_that_are_zero_or_equal_do_no_harm() -> None:
             found = Projector({})(change, [HalfSpace(r, margin, 0.0) for r in half_spaces])["w"]
             torch.testing.assert_close(found, expected)
     assert Projector({})(change, [HalfSpace(zero, 0.5, 1e-3)]) == {}
+    elsewhere = HalfSpace({"v": torch.ones(2)}, 0.5, 1e-3)
+    excess = Projector({}).excess(change, [HalfSpace(reference), elsewhere, HalfSpace({}, 0.5, 1e-3)])
+    assert [vector.keys() for _, vector in excess] == [{"w"}]
 
 
 # -- what must not happen -------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""T15: on a toy stream of two steps plain fine-tuning forgets, and what is meant to hold old types holds them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ner_cl.data.stream import Stream
+from ner_cl.evaluate.counts import count_spans
+from ner_cl.model.predict import predict_sentences
+from ner_cl.registry import heads, strategies
+from tests.tiny import TOY_TRAINING, tiny_encoder, toy_stream
+from tests.train.toy_runs import learn_all, learner_of
+
+# A pull on weights does not put the labels right: the gold of an old mention is still `O`.
+FORGETFUL = {"finetune", "ewc"}
+# These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
+RIGID = {"frozen", "gpm", "ncl", "weight_average"}
+
+every_pair = pytest.mark.parametrize(
+    ("name", "head"), [(name, head) for name in strategies for head in heads], ids=lambda value: value
+)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return toy_stream()
+
+
+def f1_of(encoder: Path, stream: Stream, names: Sequence[Any], head: str) -> tuple[float, float]:
+    """F1 of the old and of the new type after both steps."""
+    learner = learner_of(encoder, names, head=head, training=TOY_TRAINING)
+    learn_all(learner, stream)
+    found = predict_sentences(learner.model.eval(), stream.test, precision="fp32")
+    counts = count_spans(stream.test, found, ["PER", "LOC"])
+    old, new = counts["PER"].f1, counts["LOC"].f1
+    assert old is not None
+    assert new is not None
+    return old, new
+
+
+@every_pair
+def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str, head: str) -> None:
+    """T15."""
+    old, new = f1_of(encoder, stream, [name], head)
+    if name in FORGETFUL:
+        assert old < 0.3
+    else:
+        assert old > 0.8
+    if name not in RIGID:
+        assert new > 0.8
+
+
+def test_a_strong_pull_holds_what_no_label_contradicts(encoder: Path, stream: Stream) -> None:
+    """EWC alone: AddNER's old block has a softmax of its own, which the new labels do not reach."""
+    old, _ = f1_of(encoder, stream, [{"name": "ewc", "strength": 1e5}], "addner")
+    assert old > 0.8
