@@ -166,7 +166,8 @@ def _load_weights(model: NerModel, path: Path) -> None:
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        # Read in place, tensors may lie unaligned, and products of unaligned matrices differ in their last bits.
+        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; the model folder is incomplete") from None
     except (OSError, safetensors.SafetensorError) as error:

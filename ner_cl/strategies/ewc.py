@@ -98,7 +98,7 @@ class Ewc(Strategy):
     options: EwcOptions
     stands_on = "finetune"
     excludes: ClassVar[Mapping[str, str]] = {
-        "joint": "it starts every step from the pre-trained encoder, far from the weights of the step before"
+        "joint": "joint starts every step from the pre-trained encoder, far from the weights of the step before"
     }
 
     def __init__(self, options: StrategyOptions) -> None:

@@ -39,7 +39,7 @@ class WeightAverage(Strategy):
     options_class = WeightAverageOptions
     options: WeightAverageOptions
     excludes: ClassVar[Mapping[str, str]] = {
-        "joint": "it starts every step from the pre-trained encoder, so there are no old weights to average with"
+        "joint": "joint starts every step from the pre-trained encoder, so there are no old weights to average with"
     }
 
     def begin_step(self, context: StepContext) -> None:

@@ -1,11 +1,11 @@
 """Where training runs: device, processes and precision, through `accelerate`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ner_cl.evaluate.counts import Counts
@@ -23,11 +23,9 @@ class Engine:
     """
 
     def __init__(self, precision: Precision = "auto") -> None:
-        # Blocks without a loss in a batch (an old AddNER block under plain fine-tuning) have no gradient there.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         # Said outright, because `accelerate` would take processes without a GPU for strangers that each train alone.
         cpu = not torch.accelerator.is_available()
-        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[unused])
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
         self.device: torch.device = self._accelerator.device
         self.precision: Precision = resolve_precision(precision, self.device)
 
@@ -46,16 +44,32 @@ class Engine:
         """Whether this process writes files and talks."""
         return bool(self._accelerator.is_main_process)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model to run forward passes through: gradients are averaged over processes behind it."""
-        if self.processes == 1:
-            return model
-        wrapped: nn.Module = self._accelerator.prepare_model(model)
-        return wrapped
-
     def backward(self, loss: Tensor) -> None:
-        """Back-propagates, averaging gradients over processes."""
+        """Back-propagates in this process."""
         self._accelerator.backward(loss)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its mean over processes; a parameter without one in any process keeps none.
+
+        Once an update, however many forward and backward passes made the gradients: unlike a wrapped model, this knows
+        nothing of which parameters a pass used.
+
+        Args:
+            parameters: the same ones in the same order in all processes.
+        """
+        if self.processes == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        has_one = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device)
+        somewhere = self._accelerator.reduce(has_one.float(), reduction="sum").tolist()
+        used = [parameter for parameter, count in zip(trained, somewhere, strict=True) if count]
+        for parameter in used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in used if parameter.grad is not None]
+        mean = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+        parts = mean.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(old) for part, old in zip(parts, gradients, strict=True)])
 
     def mine(self, items: Sequence[Any]) -> Sequence[Any]:
         """This process's share of a sequence that all processes hold."""

@@ -76,7 +76,6 @@ class StepTraining:
         if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):
             (self.progress, best), progress = saved, saved[0]
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
-        wrapped = self.engine.wrap(model)
         self._saved_at = time.monotonic()
 
         while not progress.finished:
@@ -86,7 +85,7 @@ class StepTraining:
                 strategy.begin_epoch(context)
             plan = self._plan(encoded, progress.epoch)
             for group in plan[progress.update :]:
-                yield self._update(wrapped, optimizer, updater, group, len(plan))
+                yield self._update(optimizer, updater, group, len(plan))
                 self._save_if_due(optimizer, best)
             yield self._end_epoch(encoded, best, len(plan))
             self._save_if_due(optimizer, best)
@@ -98,7 +97,6 @@ class StepTraining:
 
     def _update(
         self,
-        wrapped: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         updater: Updater,
         group: list[list[int]],
@@ -116,7 +114,7 @@ class StepTraining:
         # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
         optimizer.zero_grad(set_to_none=True)
-        losses, problem = self._backward(wrapped, encoded, group)
+        losses, problem = self._backward(encoded, group)
         applied = updater.update()
         if not applied and (problem := self.engine.first(problem)):
             raise TrainingError(problem)
@@ -140,9 +138,7 @@ class StepTraining:
         size = self.options.accumulate * self.engine.processes
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 
-    def _backward(
-        self, wrapped: torch.nn.Module, encoded: EncodedSentences, group: list[list[int]]
-    ) -> tuple[dict[str, float], str]:
+    def _backward(self, encoded: EncodedSentences, group: list[list[int]]) -> tuple[dict[str, float], str]:
         """Gradients of one update; the group's loss is the mean over its words, however it is cut into batches.
 
         Returns:
@@ -151,15 +147,13 @@ class StepTraining:
         context, engine = self.context, self.engine
         words = [sum(len(encoded.windows[row].word_pieces) for row in rows) for rows in group]
         mine = list(engine.mine(list(zip(group, words, strict=True))))
-        # Every process must take part in the averaging equally often; what fills up adds nothing.
-        mine += [(group[0], 0)] * (-(-len(group) // engine.processes) - len(mine))
         own_share = sum(count for _, count in mine) / sum(words)
         problem = ""
         totals: dict[str, Tensor] = {}
         for rows, count in mine:
             batch = encoded.batch(rows).to(engine.device)
             with autocast(engine.precision, engine.device):
-                emissions = wrapped(batch)  # blocks of [row, word, tag]
+                emissions = context.model(batch)  # blocks of [row, word, tag]
             terms = loss_terms(self.strategies, context, batch, emissions)
             share = count / sum(words)
             loss = torch.stack(list(terms.values())).sum() * share
@@ -169,6 +163,7 @@ class StepTraining:
             engine.backward(loss * engine.processes)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach() * share
+        engine.average_gradients(context.model.parameters())
         return {name: float(value) / (own_share or 1.0) for name, value in totals.items()}, problem
 
     def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:

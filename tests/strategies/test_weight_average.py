@@ -118,5 +118,5 @@ def test_it_stands_on_distillation_and_not_on_joint_training() -> None:
         "distill",
         "weight_average",
     ]
-    with pytest.raises(ConfigError, match="weight_average and joint cannot be combined: it starts every step"):
+    with pytest.raises(ConfigError, match="weight_average and joint cannot be combined: joint starts every step"):
         build_strategies(parse_strategies(["joint", "weight_average"]))

@@ -241,6 +241,21 @@ def test_two_processes_make_the_updates_of_one(home: Path, alone: Run) -> None:
     assert refused.stderr.count("holds a run already") == 1
 
 
+@pytest.mark.usefixtures("alone")
+def test_blocks_without_a_loss_get_no_gradient_in_two_processes_either(home: Path) -> None:
+    """Plain fine-tuning teaches AddNER's newest block only; zeros in place of no gradient would let old ones decay."""
+    changes = {"strategies": ["finetune"], "head": {"name": "addner"}}
+    training = {**PLAIN, "accumulate": 2}
+    one = run_stream(run_config(home, output=str(home / "addner-alone"), training=training, **changes))
+    path = home / "addner.yaml"
+    path.write_text(yaml.safe_dump(run_values(home, output=str(home / "addner"), training=PLAIN, **changes)))
+    done = together(TORCHRUN, path)
+    assert done.returncode == 0, done.stderr
+    close_to(home / "addner", one.folder)
+    first, second = (load_model(home / "addner" / "steps" / name).head.blocks[0].weight for name in ("01", "02"))
+    assert torch.equal(first, second)
+
+
 def test_a_loss_that_is_not_finite_in_one_process_stops_both_with_the_reason(home: Path, alone: Run) -> None:
     path = home / "wild.yaml"
     training = {**PLAIN, "optimizer": {"name": "sgd", "lr": 1e30, "head_lr": 1e30, "clip": 0}}
