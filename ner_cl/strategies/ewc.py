@@ -21,7 +21,8 @@ class EwcOptions(StrategyOptions):
     """How strong the pull is, and how the Fisher information is measured.
 
     Attributes:
-        strength: weight of the penalty (λ in `λ/2 · Σ F (θ - θ*)²`); 0 turns it off.
+        strength: weight of the penalty (λ in `λ/2 · Σ F (θ - θ*)²`); 0 turns it off. For most weights the Fisher
+            information of a sentence is tiny, so useful values are large.
         decay: what the Fisher information of earlier steps is multiplied by at the end of each step (γ).
         fisher: whose labels the gradients are of: `sample` draws them from the model (the Fisher information), `gold`
             takes the annotation (the empirical Fisher), where `O` says nothing of types that were not annotated.
@@ -29,7 +30,7 @@ class EwcOptions(StrategyOptions):
     """
 
     name: Literal["ewc"] = "ewc"
-    strength: float = Field(100.0, ge=0)
+    strength: float = Field(1e5, ge=0)
     decay: float = Field(1.0, ge=0, le=1)
     fisher: Literal["sample", "gold"] = "sample"
     samples: int = Field(200, ge=1)

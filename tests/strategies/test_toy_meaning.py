@@ -13,13 +13,11 @@ from ner_cl.registry import heads, strategies
 from tests.tiny import TOY_TRAINING, tiny_encoder, toy_stream
 from tests.train.toy_runs import learn_all, learner_of
 
-# A pull on weights does not put the labels right: the gold of an old mention is still `O`.
-FORGETFUL = {"finetune", "ewc"}
 # These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
 RIGID = {"frozen", "gpm", "ncl", "weight_average"}
 
 every_pair = pytest.mark.parametrize(
-    ("name", "head"), [(name, head) for name in strategies for head in heads], ids=lambda value: value
+    ("name", "head"), [(name, head) for name in strategies for head in heads if name != "ewc"], ids=lambda value: value
 )
 
 
@@ -49,7 +47,7 @@ def f1_of(encoder: Path, stream: Stream, names: Sequence[Any], head: str) -> tup
 def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str, head: str) -> None:
     """T15."""
     old, new = f1_of(encoder, stream, [name], head)
-    if name in FORGETFUL:
+    if name == "finetune":
         assert old < 0.3
     else:
         assert old > 0.8
@@ -57,7 +55,15 @@ def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str
         assert new > 0.8
 
 
-def test_a_strong_pull_holds_what_no_label_contradicts(encoder: Path, stream: Stream) -> None:
-    """EWC alone: AddNER's old block has a softmax of its own, which the new labels do not reach."""
-    old, _ = f1_of(encoder, stream, [{"name": "ewc", "strength": 1e5}], "addner")
-    assert old > 0.8
+def test_a_pull_on_weights_holds_only_what_no_label_contradicts(encoder: Path, stream: Stream) -> None:
+    """EWC alone: AddNER's old block has a softmax of its own, which the new labels do not reach.
+
+    In ExtendNER the gold of an old mention is still `O`, and any pull that lets the new type be learned lets that be
+    learned too.
+    """
+    held, _ = f1_of(encoder, stream, [{"name": "ewc", "strength": 1e5}], "addner")
+    assert held > 0.8
+    for strength in (1.0, 1e3):
+        lost, new = f1_of(encoder, stream, [{"name": "ewc", "strength": strength}], "extendner")
+        assert lost < 0.3
+        assert new > 0.8
