@@ -1,8 +1,8 @@
 """A table of finished runs: quality, forgetting, time. `python -m benchmarks.results RUN... > table.md`
 
 Each RUN is a run folder of `ner-cl train`, or a folder of several seeds (`--seeds`), whose means are shown with their
-standard deviations. A run whose folder is named `joint` is what the others' gap is measured to. F1 is × 100. Wall time is
-that of the machine that made the run, and of what else it did then; the time in updates leaves evaluation out.
+standard deviations. A run whose folder is named `joint` is what the others' gap is measured to. F1 is × 100. Wall time
+is that of the machine that made the run, and of what else it did then; the time in updates leaves evaluation out.
 """
 
 import json
@@ -32,7 +32,9 @@ def main() -> None:
     metrics = {name: [Matrix.load(seed).metrics for seed in seeds] for name, seeds in runs.items()}
     joint = mean([found["final/micro_f1"] for found in metrics["joint"]]) if "joint" in metrics else None
     titles = [title for title, _ in COLUMNS]
-    print("| run | seeds | " + " | ".join([*titles, "micro F1 below joint", "wall time", "training sentences/s"]) + " |")
+    print(
+        "| run | seeds | " + " | ".join([*titles, "micro F1 below joint", "wall time", "training sentences/s"]) + " |"
+    )
     print("|---" * (len(COLUMNS) + 5) + "|")
     for name, seeds in runs.items():
         cells = [spread([found.get(key) for found in metrics[name]]) for _, key in COLUMNS]
