@@ -204,6 +204,7 @@ def toy_context(
         training_loss=training_loss,
         generator=lambda purpose: generator(13, purpose),
         encoded=model.encode(train) if train else None,
+        trained=tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad),
     )
     return context
 

@@ -8,7 +8,7 @@ import typer
 
 from ner_cl.cli.console import emit, emit_json, say, table
 from ner_cl.cli.options import Alignment, Format, Json, Types, names, parse_yaml
-from ner_cl.errors import CheckFailed, ConfigError, DataError
+from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.files import new_folder
 
 if TYPE_CHECKING:  # not imported before a verb runs, so that `--help` is quick
@@ -135,8 +135,10 @@ def forget(
 
     What it predicts does not change. Copies elsewhere, such as the folders of earlier steps, are not touched.
     """
-    from ner_cl.model.store import forget_sentences
+    from ner_cl.model.kept import forget_sentences
 
+    if (model / "steps").is_dir() and not (model / "labels.json").is_file():
+        raise ModelError(f"{model}: is a run folder; its models are in {model / 'steps'}/*: forget each of them")
     count = forget_sentences(model)
     say(f"{count} sentence{'' if count == 1 else 's'} deleted from {model}")
 

@@ -161,6 +161,11 @@ class OptimizerOptions(Options):
                 "apply_to: gradient does nothing under adamw, which divides the mask out again; "
                 "use apply_to: update, or name: sgd"
             )
+        if self.apply_to == "gradient" and (self.weight_decay or self.momentum):
+            raise ValueError(
+                "apply_to: gradient needs weight_decay: 0 and momentum: 0, which move weights that a mask on the "
+                "gradient holds; set both, or use apply_to: update"
+            )
         return self
 
 
@@ -223,7 +228,11 @@ class Config(Options):
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, value: Any) -> Any:
-        return parse_strategies(value) if isinstance(value, list | tuple) else value
+        if isinstance(value, str | Mapping):
+            return parse_strategies([value])
+        if isinstance(value, list | tuple):
+            return parse_strategies(value)
+        raise ValueError("write a list of strategies, such as [distill, {name: replay, budget: 0.05}]")
 
     @field_validator("strategies")
     @classmethod
@@ -263,13 +272,13 @@ def check_composition(options: Sequence[StrategyOptions]) -> None:
     Raises:
         ConfigError: with the reason.
     """
-    classes: dict[str, Any] = {item.name: strategies[item.name] for item in options}
-    holding = [name for name, class_ in classes.items() if class_.holds_old_types]
+    listed: dict[str, Any] = {item.name: strategies[item.name](item) for item in options}
+    holding = [name for name, strategy in listed.items() if strategy.holds_old_types]
     if len(holding) > 1:
         raise ConfigError(f"strategies: {' and '.join(holding)} both say how old types are held; keep one of them")
-    for name, class_ in classes.items():
-        for other, reason in class_.excludes.items():
-            if other in classes:
+    for name, strategy in listed.items():
+        for other, reason in strategy.refuses().items():
+            if other in listed:
                 raise ConfigError(f"strategies: {name} and {other} cannot be combined: {reason}; keep one of them")
 
 

@@ -1,5 +1,6 @@
 """The tagger: encoder, head and tagset."""
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final, overload
@@ -74,6 +75,10 @@ class NerModel(nn.Module):
     def from_parts(cls, encoder: Encoder, head_options: HeadOptions) -> "NerModel":
         """A model that knows no type yet, on an encoder at hand."""
         return cls(encoder, heads[head_options.name](encoder.hidden, head_options))
+
+    def copy(self) -> "NerModel":
+        """Encoder and head once more, without history and without what strategies keep."""
+        return NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
 
     @property
     def tagset(self) -> Tagset:

@@ -1,7 +1,6 @@
 """The model folder: safetensors and JSON only, written whole or not at all."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ import torch
 import transformers
 
 from ner_cl.config import EncoderOptions, HeadOptions, validate
-from ner_cl.data.readers import read_sentences
-from ner_cl.data.writers import write_sentences
 from ner_cl.errors import ConfigError, ModelError
-from ner_cl.files import publish_folder, recover_folders, write_json
+from ner_cl.files import publish_folder, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
+from ner_cl.model.kept import kept_in, read_tensors, write_kept
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
 from ner_cl.registry import heads
 
-__all__ = ["FORMAT_VERSION", "forget_sentences", "load_model", "save_model"]
+__all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 
@@ -64,39 +62,7 @@ def _write(model: NerModel, folder: Path) -> None:
     (folder / "history.jsonl").write_text("".join(lines), encoding="utf-8")
     write_json(folder / "metrics.json", model.metrics)
     (folder / "README.md").write_text(model_card(model), encoding="utf-8")
-    if model.strategy_state or model.kept_sentences:
-        (folder / "strategy").mkdir()
-        _write_strategies(model, folder / "strategy")
-
-
-def _write_strategies(model: NerModel, folder: Path) -> None:
-    """What strategies keep for later steps."""
-    for name, state in sorted(model.strategy_state.items()):
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
-    for name, sentences in sorted(model.kept_sentences.items()):
-        write_sentences(folder / f"{name}.jsonl", sentences)
-
-
-def forget_sentences(folder: Path) -> int:
-    """Deletes from a model folder what `NerModel.forget_sentences` deletes from a model; other files stay as they are.
-
-    Returns:
-        How many sentences went.
-
-    Raises:
-        ModelError: if it is no model folder.
-    """
-    if (folder / "labels.json").is_file():
-        recover_folders(folder)  # a process that was killed here may have left the sentences set aside
-    model = load_model(folder)
-    count = model.forget_sentences()
-    kept = folder / "strategy"
-    if model.strategy_state:
-        publish_folder(kept, lambda draft: _write_strategies(model, draft))
-    elif kept.exists():
-        shutil.rmtree(kept)
-    return count
+    write_kept(model.strategy_state, model.kept_sentences, folder)
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> NerModel:
@@ -123,10 +89,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Ner
     _load_weights(model, folder / "model.safetensors")
     model.history = _read_history(folder / "history.jsonl")
     model.metrics = _read_json(folder / "metrics.json")
-    strategy_files = sorted((folder / "strategy").glob("*.safetensors"))
-    model.strategy_state = {path.stem: _read_tensors(path) for path in strategy_files}
-    kept = sorted((folder / "strategy").glob("*.jsonl"))
-    model.kept_sentences = {path.stem: tuple(read_sentences(path, format="jsonl")) for path in kept}
+    model.strategy_state, model.kept_sentences = kept_in(folder)
     return model.to(resolve_device(device)).eval()
 
 
@@ -159,19 +122,9 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
 
 def _load_weights(model: NerModel, path: Path) -> None:
     try:
-        model.load_state_dict(_read_tensors(path))
+        model.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise ModelError(f"{path}: of another model than config.json and labels.json ({_first_line(error)})") from error
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        # Read in place, tensors may lie unaligned, and products of unaligned matrices differ in their last bits.
-        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; the model folder is incomplete") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: damaged ({_first_line(error)})") from error
 
 
 def _read_steps(path: Path) -> list[list[str]]:

@@ -40,7 +40,11 @@ class Agem(Strategy):
 
     options_class = AgemOptions
     options: AgemOptions
-    excludes: ClassVar[Mapping[str, str]] = {"gem": "agem is gem with one reference in place of one a step"}
+    excludes: ClassVar[Mapping[str, str]] = {
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
+        "gem": "agem is gem with one reference in place of one a step",
+        "joint": "joint trains on all earlier sentences anyway",
+    }
 
     def __init__(self, options: AgemOptions) -> None:
         super().__init__(options)

@@ -44,6 +44,7 @@ class StepContext:
         update: the updates made in this epoch.
         rate: the share of the peak learning rates that the schedule allows now, in [0, 1].
         encoded: the step's sentences as they are trained on; set before the first `losses`.
+        trained: names of the parameters that train in this step; set once every strategy has been asked for `gates`.
         unlabeled: words of the step's domain without any annotation, for strategies that can use them.
     """
 
@@ -64,6 +65,7 @@ class StepContext:
     update: int = 0
     rate: float = 1.0
     encoded: EncodedSentences | None = None
+    trained: tuple[str, ...] = ()
     unlabeled: tuple[Sentence, ...] = ()
 
     def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
@@ -106,6 +108,10 @@ class Strategy(ABC):
     def __init__(self, options: StrategyOptions) -> None:
         self.options = options
 
+    def refuses(self) -> Mapping[str, str]:
+        """What these options cannot be combined with: `excludes`, and more where an option makes it so."""
+        return self.excludes
+
     @property
     def reads_unlabeled(self) -> bool:
         """Whether raw text of the step's domain would be used, with these options."""
@@ -135,7 +141,7 @@ class Strategy(ABC):
         """Named loss terms of a batch; the loop minimises the sum of all terms of all strategies.
 
         A term is a mean over the words of the batch. Remembered rows (`Batch.remembered`) are the business of the
-        strategy that remembers them; see `own_rows`.
+        strategy that remembers them; see `rows.on_rows`.
         """
         return {}
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,6 +48,20 @@ class DasOptions(StrategyOptions):
     pretrain_epochs: int = Field(0, ge=0)
     pretrain_lr: float = Field(1e-4, gt=0)
 
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "DasOptions":
+        if len(set(self.families)) < len(self.families):
+            raise ValueError(f"families: {', '.join(self.families)} names one twice; name each once")
+        # Configurations are written out with all their defaults: those say nothing.
+        for name, needed in (("temperature", "contrast"), ("pretrain_lr", "pretrain_epochs")):
+            if not getattr(self, needed) and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: has no effect without {needed}; leave it out or set {needed} above 0")
+        return self
+
+
+# They hold weights too, and the pre-step knows the masks of `das` alone.
+_NOT_IN_THE_PRE_STEP = ("agem", "gem", "gpm", "ncl", "ogd", "spg")
+
 
 @strategies.register("das")
 @final
@@ -65,13 +79,21 @@ class Das(Strategy):
     options_class = DasOptions
     options: DasOptions
     excludes: ClassVar[Mapping[str, str]] = {
-        "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect"
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
+        "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect",
     }
 
     def __init__(self, options: DasOptions) -> None:
         super().__init__(options)
         self._importance: PerUnit = {}
         self._measuring = False
+
+    def refuses(self) -> Mapping[str, str]:
+        """With a pre-step of language modelling, those whose masks and projections it would not keep."""
+        if not self.options.pretrain_epochs:
+            return self.excludes
+        reason = "the pre-step of das (pretrain_epochs) moves weights before it acts"
+        return {**self.excludes, **dict.fromkeys(_NOT_IN_THE_PRE_STEP, reason)}
 
     @property
     def reads_unlabeled(self) -> bool:

@@ -99,15 +99,17 @@ class Ewc(Strategy):
     options: EwcOptions
     stands_on = "finetune"
     excludes: ClassVar[Mapping[str, str]] = {
-        "joint": "joint starts every step from the pre-trained encoder, far from the weights of the step before"
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
+        "joint": "joint starts every step from the pre-trained encoder, far from the weights of the step before",
     }
 
     def __init__(self, options: StrategyOptions) -> None:
         super().__init__(options)
         self._fisher: dict[str, Tensor] = {}
         self._anchor: dict[str, Tensor] = {}
-        self._trained: list[str] = []
-        self.release()
+        self._held: list[Tensor] | None = None
+        self._weights: list[Tensor] = []
+        self._anchors: list[Tensor] = []
 
     def begin_step(self, context: StepContext) -> None:
         """Brings what is known of earlier steps to the model's device."""
@@ -115,18 +117,13 @@ class Ewc(Strategy):
         self._fisher = {name: tensor.to(device) for name, tensor in self._fisher.items()}
         self._anchor = {name: tensor.to(device) for name, tensor in self._anchor.items()}
 
-    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """None; but now it is known what trains in this step."""
-        self._trained = [name for name, parameter in context.model.named_parameters() if parameter.requires_grad]
-        if self.options.strength:
-            held = [name for name in self._trained if name in self._fisher]
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ewc`, the penalty: the same for every batch."""
+        if self._held is None:
+            held = [name for name in context.trained if name in self._fisher] if self.options.strength else []
             self._weights = [self._fisher[name] for name in held]
             self._anchors = [self._anchor[name] for name in held]
             self._held = [context.model.get_parameter(name) for name in held]
-        return {}
-
-    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ewc`, the penalty: the same for every batch."""
         if not self._held:
             return {}
         penalty = QuadraticPenalty.apply(self.options.strength, self._weights, self._anchors, *self._held)  # type: ignore[no-untyped-call]
@@ -134,14 +131,14 @@ class Ewc(Strategy):
 
     def end_step(self, context: StepContext) -> None:
         """`F ← γF + F_step` and `θ* ← θ`, for what trained in this step."""
-        measured = self._measure(context, self._trained)
+        measured = self._measure(context, context.trained)
         decayed = {name: self.options.decay * self._fisher[name] for name in measured if name in self._fisher}
         self._fisher |= {name: decayed[name] + new if name in decayed else new for name, new in measured.items()}
         self._anchor |= {name: context.model.get_parameter(name).detach().clone() for name in measured}
 
     def release(self) -> None:
         """Lets go of what the penalty was made from."""
-        self._held, self._weights, self._anchors = [], [], []
+        self._held, self._weights, self._anchors = None, [], []
 
     def state_dict(self) -> dict[str, Tensor]:
         """`fisher/…` and `anchor/…` by parameter name."""

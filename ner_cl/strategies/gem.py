@@ -1,7 +1,7 @@
 """GEM: no update against the gradient of any earlier step's memory (Lopez-Paz and Ranzato 2017, NeurIPS)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from pydantic import Field
 from torch import Tensor
@@ -46,6 +46,10 @@ class Gem(Strategy):
 
     options_class = GemOptions
     options: GemOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
+        "joint": "joint trains on all earlier sentences anyway",
+    }
 
     def __init__(self, options: GemOptions) -> None:
         super().__init__(options)

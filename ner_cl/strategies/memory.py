@@ -1,19 +1,21 @@
 """The exemplar memory: a few sentences of every step, kept for the steps to come."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ner_cl.config import Options
+from ner_cl.errors import DataError
+from ner_cl.registry import nearest
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.selection import balanced, enough_mentions, herding, in_turn, reservoir, type_features
 from ner_cl.types import Sentence
 
-__all__ = ["Memory", "MemoryOptions"]
+__all__ = ["Memory", "MemoryOptions", "check_kept"]
 
 
 class MemoryOptions(Options):
@@ -24,18 +26,28 @@ class MemoryOptions(Options):
         unit: `step`, so many sentences a step; `step_fraction`, that share of a step's sentences; `new_fraction`, of
             every step at most that share of the newest step's sentences; `total`, so many sentences shared evenly by
             all steps; `type`, sentences with so many mentions of each type. `auto` is `step_fraction` for a budget
-            below 1, else `step`. A share is rounded, but never to nothing.
+            below 1, else `step`; 1.0 could be either and is refused. A share is rounded, but never to nothing.
         selection: `random`; `reservoir`, the same distribution drawn in one pass; `balanced`, each time the sentence
             that most raises the count of the type that is rarest so far; `herding`, the sentences whose mean word
             vectors come nearest to the mean of each type (iCaRL).
     """
 
-    budget: float = Field(0.01, gt=0)
+    # A union, so that 1 is written to files as 1 and not as 1.0, which would not be read again.
+    budget: int | float = Field(0.01, gt=0)
     unit: Literal["auto", "step", "step_fraction", "new_fraction", "total", "type"] = "auto"
     selection: Literal["random", "reservoir", "balanced", "herding"] = "random"
 
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_a_number(cls, budget: Any) -> Any:
+        if isinstance(budget, bool):
+            raise ValueError(f"{str(budget).lower()} is no number; give one, and say unit: step_fraction or step")
+        return budget
+
     @model_validator(mode="after")
     def _budget_fits_unit(self) -> "MemoryOptions":
+        if self.unit == "auto" and isinstance(self.budget, float) and self.budget == 1:
+            raise ValueError("budget: 1.0 may be all sentences of a step or one; say unit: step_fraction or step")
         if self.resolved_unit == "step_fraction" and self.budget > 1:
             raise ValueError(f"budget: a share of a step's sentences is at most 1, not {self.budget:g}")
         if self.resolved_unit in ("step", "total", "type") and self.budget % 1:
@@ -90,8 +102,10 @@ class Memory:
         Args:
             context: at the end of the step, when the weights are final.
         """
-        own = _own_sentences(context)
-        groups = [*self.by_step(context.model.tagset.steps[:-1]), self._choose(context, own)]
+        own, steps = _own_sentences(context), context.model.tagset.steps
+        groups = [*self.by_step(steps[:-1]), self._choose(context, own)]
+        if self.options.resolved_unit == "type":
+            groups = [self._enough(group, range(len(group)), types) for group, types in zip(groups, steps, strict=True)]
         limits = self._limits([len(group) for group in groups], len(own))
         self.sentences = tuple(chain(*(group[:limit] for group, limit in zip(groups, limits, strict=True))))
 
@@ -100,10 +114,16 @@ class Memory:
         unit, budget = self.options.resolved_unit, self.options.budget
         mentions = _mentions(own, context.types)
         if unit == "type":
-            chosen = enough_mentions(self._ranking(context, own, mentions, len(own)), mentions, int(budget))
-            return tuple(own[index] for index in chosen)
+            return self._enough(own, self._ranking(context, own, mentions, len(own)), context.types)
         most = int(budget) if unit in ("step", "total") else _share(budget, len(own))
         return tuple(own[index] for index in islice(self._ranking(context, own, mentions, most), most))
+
+    def _enough(
+        self, sentences: Sequence[Sentence], ranking: Iterable[int], types: Sequence[str]
+    ) -> tuple[Sentence, ...]:
+        """Of what was chosen with a larger budget, exactly what this one would have chosen (unit: `type`)."""
+        chosen = enough_mentions(ranking, _mentions(sentences, types), int(self.options.budget))
+        return tuple(sentences[index] for index in chosen)
 
     def _ranking(
         self, context: StepContext, own: Sequence[Sentence], mentions: Float[np.ndarray, "sentence type"], most: int
@@ -125,7 +145,10 @@ class Memory:
         unit, budget = self.options.resolved_unit, self.options.budget
         if unit == "new_fraction":
             return [min(size, _share(budget, new)) for size in sizes]
+        if unit == "step":
+            return [min(size, int(budget)) for size in sizes]
         if unit != "total":
+            # How many sentences an earlier step had, of which `step_fraction` is a share, is not known any more.
             return list(sizes)
         limits, left = [0] * len(sizes), int(budget)
         # A step that has less than its share leaves the rest to the others.
@@ -133,6 +156,30 @@ class Memory:
             limits[index] = min(sizes[index], -(-left // (len(sizes) - place)))
             left -= limits[index]
         return limits
+
+
+def check_kept(sentences: Sequence[Sentence], old_types: Sequence[str], types: Sequence[str]) -> None:
+    """Refuses remembered sentences that say nothing a model could use: somebody edited them, and not as they meant.
+
+    Args:
+        sentences: the memory; what it says of types to come is not looked at.
+        old_types: the types the model knows.
+        types: those it is about to learn.
+
+    Raises:
+        DataError: if a sentence is annotated for a type that is in neither, or for no old type.
+    """
+    for sentence in sentences:
+        for type_ in sorted(sentence.annotated_types.difference(old_types, types)):
+            raise DataError(
+                f"{sentence.where}a remembered sentence is annotated for {type_}, which the model does not know"
+                f"{nearest(type_, old_types)}; correct the line or delete it"
+            )
+        if sentence.annotated_types.isdisjoint(old_types):
+            raise DataError(
+                f"{sentence.where}a remembered sentence is annotated for none of the types that the model knows "
+                f"({', '.join(old_types) or 'it knows none yet'}); correct its annotated_types or delete the line"
+            )
 
 
 def _own_sentences(context: StepContext) -> list[Sentence]:
@@ -150,7 +197,8 @@ def _mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> Float[np.n
     counts = np.zeros((len(sentences), len(types)))
     for row, sentence in enumerate(sentences):
         for span in sentence.spans:
-            counts[row, types.index(span.type)] += 1
+            if span.type in types:
+                counts[row, types.index(span.type)] += 1
     return counts
 
 

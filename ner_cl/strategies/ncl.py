@@ -108,6 +108,7 @@ class Ncl(Strategy):
     options_class = NclOptions
     options: NclOptions
     excludes: ClassVar[Mapping[str, str]] = {
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "ewc": "both put the same quadratic prior on the weights, which would count twice",
         "joint": "joint starts anew from the pre-trained encoder, which the precision says nothing of",
     }

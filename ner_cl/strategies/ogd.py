@@ -52,6 +52,7 @@ class Ogd(Strategy):
     options_class = OgdOptions
     options: OgdOptions
     excludes: ClassVar[Mapping[str, str]] = {
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "gpm": "both keep the update out of subspaces of the same weights",
         "joint": "joint starts anew from the pre-trained encoder, whose outputs the directions do not describe",
     }
@@ -136,7 +137,13 @@ class Ogd(Strategy):
             parts = tuple(f"{layer}." for layer in encoder_layers(model)[-self.options.last :])
         if self.options.scope == "head_and_last":
             parts = (*parts, "head.")
-        return [name for name, _ in model.named_parameters() if name.startswith(parts)]
+        # A gradient of input embeddings has rows for the words of its sentence only: it would spell the sentence out.
+        spelling = {id(parameter) for parameter in model.encoder.embeddings.parameters()}
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if name.startswith(parts) and id(parameter) not in spelling
+        ]
 
     def _with_room(self, parameters: Mapping[str, Tensor], room: int) -> tuple[dict[str, Tensor], int]:
         """The directions so far with zeros for `room` more behind them, and how many there are.

@@ -27,6 +27,14 @@ from ner_cl.types import Sentence, Span
 __all__ = ["Replay", "ReplayOptions"]
 
 
+_USED = {
+    "ratio": "batch_ratio, loss or der",
+    "weight": "another mixing (der has alpha and beta)",
+    "alpha": "der",
+    "beta": "der",
+}
+
+
 class ReplayOptions(StrategyOptions, MemoryOptions):
     """What is remembered (see `MemoryOptions`), how it is mixed in, and how its missing annotation is read.
 
@@ -62,6 +70,20 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
             raise ValueError(f"rehearsal: counts sentences for mixing: concatenate; {self.mixing} goes by ratio")
         return self
 
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "ReplayOptions":
+        # Configurations are written out with all their defaults: those say nothing.
+        unused = {"concatenate": ("ratio", "alpha", "beta"), "der": ("weight",)}.get(self.mixing, ("alpha", "beta"))
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: has no effect with mixing: {self.mixing}; leave it out or choose {_USED[name]}")
+        return self
+
+    @property
+    def strength(self) -> float:
+        """The weight of remembered sentences; 0 replays nothing."""
+        return max(self.alpha, self.beta) if self.mixing == "der" else self.weight
+
 
 @strategies.register("replay")
 @final
@@ -85,8 +107,7 @@ class Replay(Strategy):
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The step's sentences, and behind them the remembered ones."""
-        strength = max(self.options.alpha, self.options.beta) if self._der else self.options.weight
-        groups = self.memory.by_step(context.model.tagset.steps) if strength else []
+        groups = self.memory.by_step(context.model.tagset.steps) if self.options.strength else []
         kept = [(number, sentence) for number, group in enumerate(groups) for sentence in group]
         shown = [sentence.restrict(context.old_types) for _, sentence in kept]
         if shown and self.options.labels == "relabel":

@@ -51,7 +51,8 @@ class Spg(Strategy):
     options_class = SpgOptions
     options: SpgOptions
     excludes: ClassVar[Mapping[str, str]] = {
-        "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect"
+        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
+        "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect",
     }
 
     def __init__(self, options: SpgOptions) -> None:

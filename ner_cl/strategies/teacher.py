@@ -1,6 +1,5 @@
 """The model before the step, asked about the step's sentences: for strategies whose student imitates it."""
 
-import copy
 from typing import final
 
 import torch
@@ -26,7 +25,7 @@ class Teacher:
     """
 
     def __init__(self, model: NerModel, *, cache: bool) -> None:
-        self._model: NerModel | None = copy.deepcopy(model).eval().requires_grad_(False)
+        self._model: NerModel | None = model.copy().eval().requires_grad_(False)
         self._cache = cache
         self._logits: Tensor | None = None
 

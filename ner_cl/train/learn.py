@@ -1,6 +1,5 @@
 """The everyday verb: one new step on an existing model."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,12 +151,14 @@ def learn(
     step, dev_sentences = _prepare(model, train, types, dev, reading)
     options = training or TrainingOptions()
     parsed = _parse(strategies)
-    old_types, student = model.types, copy.deepcopy(model)
+    old_types, student = model.types, model.copy()
+    student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
     if replay is not None:
-        kept = _read(replay, reading)
+        kept = _read(replay, {**reading, "explicit_types": True})
         _check_replay(kept, old_types, types)
         student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
         parsed = _with(parsed, {"name": "replay"})
+        _check_replayed(parsed)
     raw: list[Sentence] = []
     if unlabeled is not None:
         raw = _raw(unlabeled)
@@ -207,9 +208,9 @@ def _prepare(
     return Step(number, tuple(types), tuple(visible), own), dev_sentences
 
 
-def _parse(strategies: Sequence[Any]) -> tuple[StrategyOptions, ...]:
+def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:
     try:
-        return parse_strategies(strategies)
+        return parse_strategies([strategies] if isinstance(strategies, str | Mapping) else strategies)
     except ValueError as error:
         raise ConfigError(f"strategies: {error}") from error
 
@@ -263,6 +264,14 @@ def _check_replay(kept: Sequence[Sentence], old_types: Sequence[str], types: Seq
                 f"{sentence.where}a sentence to replay is annotated for {type_}, which the model does not know"
                 f"{nearest(type_, old_types)}; it knows {known}"
             )
+
+
+def _check_replayed(strategies: Sequence[StrategyOptions]) -> None:
+    if any(isinstance(options, ReplayOptions) and not options.strength for options in strategies):
+        raise ConfigError(
+            "strategies: replay has a weight of 0, so the sentences to replay would not be read; raise it, or leave "
+            "replay out"
+        )
 
 
 def _changes(

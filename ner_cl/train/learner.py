@@ -1,7 +1,7 @@
 """One step of learning, start to end."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 import torch
@@ -13,7 +13,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
-from ner_cl.errors import DataError
+from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
@@ -74,7 +74,7 @@ class Learner:
         self.seed = seed
         self.checkpoint = checkpoint or Checkpoint(None)
         for strategy in self.strategies:
-            strategy.load_state_dict(model.strategy_state.get(strategy.options.name, {}))
+            _load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
             strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
 
     @property
@@ -217,7 +217,34 @@ class Learner:
         settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
         settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
         settings += [fingerprint(unlabeled)] if unlabeled else []
+        settings += [_kept_fingerprint(strategy) for strategy in self.strategies]
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
+
+
+def _load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
+    """Gives a strategy what it kept.
+
+    Raises:
+        ModelError: if that was damaged.
+    """
+    name = strategy.options.name
+    where = f"strategies: what {name} kept of earlier steps is damaged"
+    advice = f"restore strategy/{name}.safetensors of the model folder, or delete it"
+    if wrong := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise ModelError(f"{where} ({wrong[0]} is not finite); {advice}")
+    try:
+        strategy.load_state_dict(state)
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{where} ({type(error).__name__}: {str(error).splitlines()[0]}); {advice}") from error
+
+
+def _kept_fingerprint(strategy: Strategy) -> str:
+    """Of what a strategy knows of earlier steps: sentences may have been deleted since a checkpoint was made."""
+    digest = hashlib.sha256(fingerprint(strategy.kept_sentences()).encode())
+    for key, tensor in sorted(strategy.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_data(step: Step) -> None:

@@ -73,6 +73,7 @@ class StepTraining:
             apply_to=options.optimizer.apply_to,
             average=self.engine.average,
         )
+        context.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):
             (self.progress, best), progress = saved, saved[0]
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)

@@ -1,10 +1,11 @@
 """Reading configurations: what YAML would let pass and a person would not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ner_cl.config import OptimizerOptions, load_config, parse_strategies, validate
+from ner_cl.config import OptimizerOptions, check_composition, load_config, parse_strategies, validate
 from ner_cl.errors import ConfigError
 
 CONFIG = """\
@@ -46,7 +47,10 @@ def test_a_stream_without_types_is_refused(tmp_path: Path, steps: str) -> None:
 def test_a_mask_on_the_gradient_is_refused_under_adam() -> None:
     with pytest.raises(ConfigError, match="apply_to: gradient does nothing under adamw"):
         validate(OptimizerOptions, {"apply_to": "gradient"}, "training.optimizer")
-    assert OptimizerOptions(name="sgd", apply_to="gradient").apply_to == "gradient"
+    for moves in ({"weight_decay": 0.01, "momentum": 0.0}, {"weight_decay": 0.0, "momentum": 0.9}):
+        with pytest.raises(ConfigError, match="apply_to: gradient needs weight_decay: 0 and momentum: 0"):
+            validate(OptimizerOptions, {"name": "sgd", "apply_to": "gradient", **moves}, "training.optimizer")
+    assert OptimizerOptions(name="sgd", apply_to="gradient", weight_decay=0).apply_to == "gradient"
 
 
 def test_strategies_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
@@ -54,3 +58,24 @@ def test_strategies_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"strategies: finetune and joint both say how old types are held"):
         load_config(path)
     assert [options.name for options in parse_strategies(["finetune"])] == ["finetune"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["frozen", "spg"], "frozen trains nothing but the new block"),
+        (["joint", "agem"], "joint trains on all earlier sentences"),
+        ([{"name": "das", "pretrain_epochs": 1}, "gpm"], "the pre-step of das"),
+    ],
+)
+def test_combinations_that_would_do_nothing_or_break_a_promise_are_refused(names: list[Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_composition(parse_strategies(names))
+    check_composition(parse_strategies(["das", "gpm"]))
+
+
+def test_one_strategy_may_stand_without_a_list(tmp_path: Path) -> None:
+    for text in ("strategies: spg\n", "strategies: {name: spg}\n"):
+        assert [o.name for o in load_config(config_file(tmp_path, CONFIG + text)).strategies] == ["spg"]
+    with pytest.raises(ConfigError, match="write a list of strategies"):
+        load_config(config_file(tmp_path, CONFIG + "strategies: 3\n"))

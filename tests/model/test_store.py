@@ -237,7 +237,6 @@ DAMAGES: list[tuple[Damage, str]] = [
     (put(CONFIG, "model_type", "hal"), "cannot rebuild the encoder"),
     (put(CONFIG, "num_attention_heads", 0), "cannot rebuild the encoder"),
     (overwrite("history.jsonl", b'{"step": 1}\n{'), r"history\.jsonl: not readable as JSON lines"),
-    (cut("strategy/spg.safetensors"), r"spg\.safetensors: damaged"),
 ]
 
 

@@ -47,11 +47,17 @@ def after_step(
     strategy, context = Ewc(EwcOptions(**options)), toy_context(model, ["LOC"], train=train)
     strategy.begin_step(context)
     model.encoder.embeddings.requires_grad_(False)
-    strategy.gates(context)
+    now_train(context)
     model.requires_grad_(True)
     strategy.end_step(context)
     strategy.release()
     return strategy, context
+
+
+def now_train(context: StepContext) -> None:
+    """Says what trains, as the loop does before the first update."""
+    named = context.model.named_parameters()
+    context.trained = tuple(name for name, parameter in named if parameter.requires_grad)
 
 
 def fisher_of(strategy: Ewc) -> dict[str, Tensor]:
@@ -227,12 +233,12 @@ def test_the_running_fisher_decays_and_the_anchor_follows(folder: Path) -> None:
     context = toy_context(model, ["LOC"], train=TRAIN)
     strategy.begin_step(context)
     model.encoder.embeddings.requires_grad_(False)
-    strategy.gates(context)
+    now_train(context)
     model.requires_grad_(True)
     strategy.end_step(context)
     fresh = Ewc(EwcOptions())
     model.encoder.embeddings.requires_grad_(False)
-    fresh.gates(context)
+    now_train(context)
     model.requires_grad_(True)
     fresh.end_step(context)
     for name, tensor in fisher_of(strategy).items():
@@ -249,7 +255,7 @@ def test_what_did_not_train_keeps_what_is_known_of_it(folder: Path) -> None:
     before = strategy.state_dict()
     context.model.requires_grad_(False)
     context.model.head.requires_grad_(True)
-    strategy.gates(context)
+    now_train(context)
     context.model.requires_grad_(True)
     strategy.end_step(context)
     after = strategy.state_dict()
@@ -272,7 +278,7 @@ def test_a_step_starts_without_penalty_and_new_rows_are_free(folder: Path) -> No
     third = toy_context(model, ["ORG"], grown=False)
     strategy.begin_step(third)
     model.grow(["ORG"])
-    strategy.gates(third)
+    now_train(third)
     third.encoded = model.encode([sentence.restrict({"ORG"}) for sentence in toy_sentences(4, types=("ORG",))])
     batch = third.encoded.batch([0])
     term = strategy.losses(third, batch, model(batch))["ewc"]

@@ -167,7 +167,8 @@ def test_every_scope_is_what_it_says(folder: Path) -> None:
     assert set(measured(folder, per_step=2, scope="last", last=1)[1].state_dict()) == {
         name for name in names if name.startswith(LAST)
     }
-    whole = {n for n, _ in model.named_parameters() if n.startswith("encoder.")}
+    # Rows of word embeddings would say which words a sentence had.
+    whole = {n for n, _ in model.named_parameters() if n.startswith("encoder.") and "word_embeddings" not in n}
     assert set(measured(folder, per_step=2, scope="encoder")[1].state_dict()) == whole
     layers = set(measured(folder, per_step=2, scope="last", last=2)[1].state_dict())
     assert layers == {name for name in whole if ".layer." in name}

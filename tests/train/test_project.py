@@ -554,7 +554,7 @@ def test_gradients_are_shaped_in_the_order_of_the_papers(encoder: Path) -> None:
 
 
 def test_shaping_gradients_is_refused_where_it_would_be_undone() -> None:
-    OptimizerOptions(name="sgd", apply_to="gradient")
+    OptimizerOptions(name="sgd", weight_decay=0, apply_to="gradient")
     with pytest.raises(ValueError, match="apply_to: gradient does nothing under adamw"):
         OptimizerOptions(name="adamw", apply_to="gradient")
 

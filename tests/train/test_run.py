@@ -9,12 +9,14 @@ import torch
 import yaml
 
 import ner_cl
-from ner_cl.config import parse_config
-from ner_cl.errors import CheckFailed, ConfigError, TrainingError
+from ner_cl.config import parse_config, parse_strategies
+from ner_cl.errors import CheckFailed, ConfigError, ModelError, TrainingError
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.files import publish_folder, recover_folders
+from ner_cl.model.kept import forget_sentences
 from ner_cl.model.store import load_model
-from ner_cl.train.events import StepStarted
+from ner_cl.train.events import Event, StepStarted, UpdateDone
+from ner_cl.train.learner import Learner
 from ner_cl.train.run import Run, run_stream, stream_events
 from tests.train.toy_runs import (
     GOOD_TRAINING,
@@ -103,6 +105,35 @@ def test_the_checkpoint_of_another_step_or_seed_is_not_taken(home: Path, whole: 
     shutil.copytree(home / "seeded" / "checkpoints", home / "unseeded" / "checkpoints")
     run = run_stream(config, resume=True)
     assert step_files(run.folder) == step_files(whole.folder)
+
+
+def test_a_checkpoint_is_not_taken_when_remembered_sentences_were_deleted(home: Path) -> None:
+    """Its batches had rows that are gone."""
+    config = run_config(home, strategies=[{"name": "replay", "budget": 20}], output=str(home / "forgotten"))
+    config = config.model_copy(update={"training": config.training.model_copy(update={"checkpoint_seconds": 0.0})})
+    stopped = Path(config.output)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, UpdateDone) and (event.step, event.update) == (2, 3):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_stream(config, on_event=interrupt)
+    assert forget_sentences(stopped / "steps" / "01") == 20
+    resumed = []
+    run_stream(config, resume=True, on_event=lambda event: resumed.append(type(event).__name__))
+    assert "Resumed" not in resumed
+
+
+def test_what_a_strategy_kept_is_checked_before_it_is_used(home: Path, whole: Run) -> None:
+    model = load_model(whole.folder / "steps" / "02")
+    states = {"weight is not finite": {"weight": torch.tensor([torch.nan])}, "ValueError": {"x": torch.ones(1)}}
+    for said, state in states.items():
+        model.strategy_state = {"ncl": state}
+        with pytest.raises(
+            ModelError, match=f"what ncl kept of earlier steps is damaged .*{said}.*; restore strategy/ncl"
+        ):
+            Learner(model, parse_strategies(["ncl"]), GOOD_TRAINING)
 
 
 def test_a_damaged_checkpoint_is_told(home: Path) -> None:

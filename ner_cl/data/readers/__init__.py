@@ -46,6 +46,7 @@ def read_sentences(
     types: Collection[str] | None = None,
     on_overlap: str = "error",
     alignment: str = "error",
+    explicit_types: bool = False,
 ) -> list[Sentence]:
     """Read a whole file of annotated sentences, strictly: the first line that cannot be read is an error.
 
@@ -60,6 +61,8 @@ def read_sentences(
         types: the types the file was annotated for, or that are wanted from it.
         on_overlap: "error", "longest" (keep the longest of overlapping spans) or "keep" (all, as nested annotation).
         alignment: what to do with a span that cuts a word: "error", or "expand" it to whole words.
+        explicit_types: refuse a sentence of which the file does not say what it is annotated for, if the file knows
+            several types: it may have been annotated for some of them only.
 
     Raises:
         DataError: with file and line, for anything that cannot be read.
@@ -73,7 +76,13 @@ def read_sentences(
         (Span(start=0, end=1, type='PER'),)
     """
     return read_with_report(
-        path, format=format, scheme=scheme, types=types, on_overlap=on_overlap, alignment=alignment
+        path,
+        format=format,
+        scheme=scheme,
+        types=types,
+        on_overlap=on_overlap,
+        alignment=alignment,
+        explicit_types=explicit_types,
     )[0]
 
 
@@ -85,6 +94,7 @@ def read_with_report(
     types: Collection[str] | None = None,
     on_overlap: str = "error",
     alignment: str = "error",
+    explicit_types: bool = False,
     tolerant: bool = False,
 ) -> tuple[list[Sentence], ReadReport]:
     """`read_sentences` that also tells what was repaired.
@@ -100,7 +110,8 @@ def read_with_report(
     chosen = detect_format(name) if format == "auto" else format
     report = ReadReport(name, tolerant=tolerant, format=chosen)
     drafts = _reader(chosen).read(name, ReadOptions(check_scheme(scheme), alignment), report)
-    return assemble(drafts, report, types=types, on_overlap=on_overlap), report
+    sentences = assemble(drafts, report, types=types, on_overlap=on_overlap, explicit_types=explicit_types)
+    return sentences, report
 
 
 def detect_format(path: str | PathLike[str]) -> str:

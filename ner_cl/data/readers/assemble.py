@@ -12,7 +12,12 @@ __all__ = ["assemble", "first_overlap", "longest_spans"]
 
 
 def assemble(
-    drafts: Iterable[Draft], report: ReadReport, *, types: Collection[str] | None, on_overlap: str
+    drafts: Iterable[Draft],
+    report: ReadReport,
+    *,
+    types: Collection[str] | None,
+    on_overlap: str,
+    explicit_types: bool = False,
 ) -> list[Sentence]:
     """Settle spans and annotated types of a whole file.
 
@@ -21,8 +26,8 @@ def assemble(
     A sentence with words that were not annotated is annotated for no type unless `types` names some.
 
     Raises:
-        DataError: if spans overlap and `on_overlap` is "error", if no sentence is left, or if the file knows none of
-            `types`; the first of these is collected instead where the report is tolerant.
+        DataError: if spans overlap and `on_overlap` is "error", if no sentence is left, if the file knows none of
+            `types`, or if it leaves open what `explicit_types` asks for; the first of these is collected instead where the report is tolerant.
     """
     settled = [draft for draft in (_settle(draft, report, on_overlap) for draft in drafts) if draft is not None]
     if not settled:
@@ -31,6 +36,8 @@ def assemble(
         return []
     found = frozenset(span.type for draft in settled for span in draft.spans)
     report.declares_types = any(draft.annotated_types is not None for draft in settled)
+    if explicit_types:
+        _check_explicit(settled, found, report)
     if types is not None:
         _check_known(types, found.union(*(draft.annotated_types or () for draft in settled)), report)
     return [_sentence(draft, report, found, types) for draft in settled]
@@ -88,6 +95,20 @@ def _check_known(types: Collection[str], known: Collection[str], report: ReadRep
         hint = "".join(nearest(type_, known) for type_ in sorted(types))
         wanted, present = ", ".join(sorted(types)), ", ".join(sorted(known))
         raise DataError(f"{report.path}: knows none of the types {wanted}{hint}; it has {present}")
+
+
+def _check_explicit(drafts: Sequence[Draft], found: frozenset[str], report: ReadReport) -> None:
+    """Refuse a sentence that does not say what it is annotated for, in a file where that could be several types."""
+    known = found.union(*(draft.annotated_types or () for draft in drafts))
+    if len(known) < 2:
+        return
+    for draft in drafts:
+        if draft.annotated_types is None:
+            report.refuse(
+                draft.line,
+                f"does not say for which of {', '.join(sorted(known))} it is annotated; say annotated_types on each "
+                "line (JSONL), or give one type's sentences only",
+            )
 
 
 def _sentence(draft: Draft, report: ReadReport, found: frozenset[str], types: Collection[str] | None) -> Sentence:
