@@ -7,7 +7,7 @@ from typing import final
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ner_cl.cli.console import percent, say, talk
-from ner_cl.train.events import EpochDone, Event, Resumed, RunDone, StepDone, StepStarted, UpdateDone
+from ner_cl.train.events import EpochDone, Event, Note, Resumed, RunDone, StepDone, StepStarted, UpdateDone
 
 __all__ = ["line_of", "progress"]
 
@@ -32,8 +32,11 @@ def line_of(event: Event) -> str | None:
         case StepStarted():
             return (
                 f"step {event.step} ({', '.join(event.types)}): {event.sentences} sentences, {event.words} words, "
-                f"{event.updates} updates an epoch, at most {event.epochs} epochs"
+                f"{event.updates} updates an epoch, at most {event.epochs} epochs, "
+                f"with {' and '.join(event.strategies)}"
             )
+        case Note():
+            return f"note: {event.text}"
         case Resumed():
             return f"step {event.step} goes on in epoch {event.epoch} after update {event.update}"
         case UpdateDone(skipped=True):
@@ -102,5 +105,5 @@ class _Bars:
                 self.score = f"  dev F1 {percent(event.score)}"
             case StepDone():
                 self.bars.update(self.steps, completed=event.step)
-        if not isinstance(event, StepStarted | EpochDone) and (line := line_of(event)):
+        if not isinstance(event, EpochDone) and (line := line_of(event)):
             self.bars.console.print(line, markup=False)

@@ -40,6 +40,7 @@ class Agem(Strategy):
 
     options_class = AgemOptions
     options: AgemOptions
+    keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
         "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "gem": "agem is gem with one reference in place of one a step",

@@ -95,6 +95,8 @@ class Strategy(ABC):
         holds_old_types: whether the strategy says what is learned from the new sentences and how old types are held in
             it. Exactly one of a list does; a list without one gets its `stands_on`.
         stands_on: which strategy holds old types where the list names none.
+        keeps: whether it acts by what it kept of earlier steps: a model that was learned without it has nothing for it.
+        acts_at_once: whether it does something all the same where nothing was kept.
         needs_earlier_data: whether it breaks the rules on purpose and reads the data of earlier steps.
         excludes: names of strategies it cannot be combined with, each with the reason.
     """
@@ -102,6 +104,8 @@ class Strategy(ABC):
     options_class: ClassVar[type[StrategyOptions]]
     holds_old_types: ClassVar[bool] = False
     stands_on: ClassVar[str] = "distill"
+    keeps: ClassVar[bool] = False
+    acts_at_once: ClassVar[bool] = False
     needs_earlier_data: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
 

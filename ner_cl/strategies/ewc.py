@@ -97,6 +97,7 @@ class Ewc(Strategy):
 
     options_class = EwcOptions
     options: EwcOptions
+    keeps = True
     stands_on = "finetune"
     excludes: ClassVar[Mapping[str, str]] = {
         "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",

@@ -46,6 +46,7 @@ class Gem(Strategy):
 
     options_class = GemOptions
     options: GemOptions
+    keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
         "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint trains on all earlier sentences anyway",

@@ -169,16 +169,17 @@ def check_kept(sentences: Sequence[Sentence], old_types: Sequence[str], types: S
     Raises:
         DataError: if a sentence is annotated for a type that is in neither, or for no old type.
     """
+    known = ", ".join(old_types) or "none yet"
     for sentence in sentences:
         for type_ in sorted(sentence.annotated_types.difference(old_types, types)):
             raise DataError(
                 f"{sentence.where}a remembered sentence is annotated for {type_}, which the model does not know"
-                f"{nearest(type_, old_types)}; correct the line or delete it"
+                f"{nearest(type_, old_types)} (it knows {known}); correct the line or delete it"
             )
         if sentence.annotated_types.isdisjoint(old_types):
             raise DataError(
                 f"{sentence.where}a remembered sentence is annotated for none of the types that the model knows "
-                f"({', '.join(old_types) or 'it knows none yet'}); correct its annotated_types or delete the line"
+                f"({known}); correct its annotated_types or delete the line"
             )
 
 
@@ -206,5 +207,5 @@ def _herd(sentences: list[int], features: Float[np.ndarray, "sentence hidden"]) 
     return (sentences[item] for item in herding(features))
 
 
-def _share(fraction: float, count: int) -> int:
+def _share(fraction: int | float, count: int) -> int:
     return max(1, round(fraction * count))

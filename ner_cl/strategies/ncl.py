@@ -107,6 +107,8 @@ class Ncl(Strategy):
 
     options_class = NclOptions
     options: NclOptions
+    keeps = True
+    acts_at_once = True
     excludes: ClassVar[Mapping[str, str]] = {
         "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "ewc": "both put the same quadratic prior on the weights, which would count twice",

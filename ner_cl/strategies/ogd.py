@@ -51,6 +51,7 @@ class Ogd(Strategy):
 
     options_class = OgdOptions
     options: OgdOptions
+    keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
         "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "gpm": "both keep the update out of subspaces of the same weights",

@@ -76,7 +76,9 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
         unused = {"concatenate": ("ratio", "alpha", "beta"), "der": ("weight",)}.get(self.mixing, ("alpha", "beta"))
         for name in unused:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: has no effect with mixing: {self.mixing}; leave it out or choose {_USED[name]}")
+                raise ValueError(
+                    f"{name}: has no effect with mixing: {self.mixing}; leave it out or choose {_USED[name]}"
+                )
         return self
 
     @property
@@ -96,6 +98,7 @@ class Replay(Strategy):
 
     options_class = ReplayOptions
     options: ReplayOptions
+    keeps = True
     excludes: ClassVar[Mapping[str, str]] = {"joint": "joint trains on all earlier sentences anyway"}
 
     def __init__(self, options: ReplayOptions) -> None:

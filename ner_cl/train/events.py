@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EpochDone", "Event", "EventLog", "Resumed", "RunDone", "StepDone", "StepStarted", "UpdateDone"]
+__all__ = ["EpochDone", "Event", "EventLog", "Note", "Resumed", "RunDone", "StepDone", "StepStarted", "UpdateDone"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStarted:
-    """A step begins: `updates` in an epoch over `sentences` sentences with `words` words."""
+    """A step begins: `updates` in an epoch over `sentences` sentences with `words` words; `strategies` by name."""
 
     step: int
     types: tuple[str, ...]
@@ -20,6 +20,15 @@ class StepStarted:
     words: int
     updates: int
     epochs: int
+    strategies: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something about a step that its user may not expect, in one line."""
+
+    step: int
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ class RunDone:
     seconds: float
 
 
-Event = StepStarted | Resumed | UpdateDone | EpochDone | StepDone | RunDone
+Event = StepStarted | Note | Resumed | UpdateDone | EpochDone | StepDone | RunDone
 
 
 @dataclass

@@ -14,6 +14,7 @@ from ner_cl.errors import CheckFailed, ConfigError, DataError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import nearest
+from ner_cl.strategies.replay import ReplayOptions
 from ner_cl.train.events import Event
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record

@@ -20,9 +20,10 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.registry import strategies as strategy_registry
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.memory import MemoryOptions, check_kept
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
-from ner_cl.train.events import Event
+from ner_cl.train.events import Event, Note
 from ner_cl.train.loop import StepTraining, loss_terms
 from ner_cl.types import Sentence, Span
 
@@ -102,12 +103,16 @@ class Learner:
             unlabeled: words of the step's domain without annotation, for strategies that can use them.
 
         Raises:
-            DataError: if there is no sentence, or one is annotated for other types than the step's.
+            DataError: if there is no sentence, if one is annotated for other types than the step's, or if a remembered
+                one is for types that nobody knows.
             ModelError: if a type is known already.
         """
         old_steps = self.model.tagset.steps if old_steps is None else old_steps
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
         _check_data(step)
+        for strategy in self.strategies:
+            if isinstance(strategy.options, MemoryOptions):
+                check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
         context = self._context(step, old_steps, earlier)
         context.unlabeled = tuple(unlabeled)
         self.model.requires_grad_(True).eval()
@@ -132,8 +137,25 @@ class Learner:
             checkpoint=self.checkpoint,
             fingerprint=self._fingerprint(step, unlabeled),
         )
+        yield from self._notes(context)
         yield from self.loop.run()
         self._finish(context)
+
+    def _notes(self, context: StepContext) -> Iterator[Note]:
+        """What a list of strategies does to the model that its user may not expect."""
+        state, sentences = self.model.strategy_state, self.model.kept_sentences
+        kept = {name for name in (*state, *sentences) if state.get(name) or sentences.get(name)}
+        if dropped := sorted(kept.difference(strategy.options.name for strategy in self.strategies)):
+            yield Note(
+                step=context.number,
+                text=f"what {' and '.join(dropped)} kept of earlier steps is dropped, because "
+                f"{'they are' if len(dropped) > 1 else 'it is'} not in the list of strategies; old models keep theirs",
+            )
+        for strategy in self.strategies:
+            name = strategy.options.name
+            if context.old_types and strategy.keeps and name not in kept:
+                until = "" if strategy.acts_at_once else "; it begins to act in the next step"
+                yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
 
     def _finish(self, context: StepContext) -> None:
         """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""

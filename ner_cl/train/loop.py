@@ -64,6 +64,7 @@ class StepTraining:
             words=encoded.words,
             updates=len(plan),
             epochs=options.epochs,
+            strategies=tuple(strategy.options.name for strategy in self.strategies),
         )
         updater = Updater(
             self.strategies,

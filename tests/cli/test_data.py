@@ -212,6 +212,12 @@ def test_forget_finishes_what_a_killed_one_began(remembering: Path, capsys: pyte
     assert list(load_model(remembering).strategy_state) == ["ewc"]
 
 
+def test_forget_of_a_run_names_its_models(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "forget", str(run_folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run_folder}: is a run folder; its models are in {run_folder / 'steps'}/*" in line
+
+
 @pytest.mark.parametrize("name", ["nothing", "folder", "file"])
 def test_forget_refuses_what_is_no_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder" / "strategy").mkdir(parents=True)

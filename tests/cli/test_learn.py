@@ -193,6 +193,37 @@ def test_what_cannot_be_replayed_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_sentences_of_several_types_must_say_for_which_they_are_annotated(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "old.jsonl", tmp_path / "new"
+    ada = '{"text": "Ada", "spans": [{"start": 0, "end": 3, "label": "PER"}]'
+    rome = '{"text": "Rome", "spans": [{"start": 0, "end": 4, "label": "LOC"}]'
+    said = f'{ada}, "annotated_types": ["PER"]}}'
+    for lines, line in (([f"{ada}}}", f"{rome}}}"], 1), ([said, f"{rome}}}"], 2)):
+        path.write_text("\n".join(lines))
+        assert learn_with_replay(toy, model_folder, output, path, "-q") == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        assert f"old.jsonl:{line}: does not say for which of LOC, PER it is annotated; say annotated_types" in message
+        assert not output.exists()
+    (tmp_path / "old.conll").write_text("Ada B-PER\n\nRome B-LOC\n")
+    assert learn_with_replay(toy, model_folder, output, tmp_path / "old.conll", "-q") == 2
+    assert "old.conll:1: does not say for which of LOC, PER" in capsys.readouterr().err
+    assert not output.exists()
+    path.write_text(f"{ada}}}\n{ada}}}")
+    assert learn_with_replay(toy, model_folder, output, path, "-q") == 0
+    (kept, *_) = load_model(output).kept_sentences["replay"]
+    assert kept.annotated_types == {"PER"}
+
+
+def test_a_memory_that_would_not_be_replayed_is_refused(
+    toy: Toy, model_folder: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "[{name: replay, mixing: loss, weight: 0}]"
+    assert learn_with_replay(toy, model_folder, tmp_path / "new", old, "-q", "--strategies", options) == 2
+    assert "strategies: replay has a weight of 0" in capsys.readouterr().err
+
+
 def test_a_missing_memory_and_an_upper_bound_beside_it_are_refused(
     toy: Toy, model_folder: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,10 +7,11 @@ from rich.console import Console
 
 import ner_cl.cli.progress
 from ner_cl.cli.progress import line_of, progress
-from ner_cl.train.events import EpochDone, Event, Resumed, RunDone, StepDone, StepStarted, UpdateDone
+from ner_cl.train.events import EpochDone, Event, Note, Resumed, RunDone, StepDone, StepStarted, UpdateDone
 
 EVENTS: list[Event] = [
-    StepStarted(step=2, types=("LOC",), sentences=10, words=50, updates=2, epochs=3),
+    Note(step=2, text="spg has kept nothing of earlier steps"),
+    StepStarted(step=2, types=("LOC",), sentences=10, words=50, updates=2, epochs=3, strategies=("distill", "spg")),
     Resumed(step=2, epoch=2, update=1),
     UpdateDone(step=2, epoch=2, update=2, losses={"kd": 0.25, "ce": 0.5}),
     UpdateDone(step=2, epoch=2, update=2, losses={"ce": 0.5}, skipped=True),
@@ -29,7 +30,8 @@ EVENTS: list[Event] = [
     RunDone(metrics={}, seconds=3.0),
 ]
 LINES = [
-    "step 2 (LOC): 10 sentences, 50 words, 2 updates an epoch, at most 3 epochs",
+    "note: spg has kept nothing of earlier steps",
+    "step 2 (LOC): 10 sentences, 50 words, 2 updates an epoch, at most 3 epochs, with distill and spg",
     "step 2 goes on in epoch 2 after update 1",
     None,
     "step 2 epoch 2: update 2 skipped, its gradient is not finite",
@@ -53,6 +55,14 @@ def test_elsewhere_than_on_a_terminal_there_are_lines(capsys: pytest.CaptureFixt
     assert captured.err.splitlines() == [line for line in LINES if line]
 
 
+def test_under_quiet_there_are_no_notes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ner_cl.cli.progress.talk, "quiet", True)
+    with progress() as show:
+        for event in EVENTS:
+            show(event)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("steps", [None, 1, 2])
 def test_on_a_terminal_there_are_bars(steps: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
@@ -63,6 +73,8 @@ def test_on_a_terminal_there_are_bars(steps: int | None, monkeypatch: pytest.Mon
             show(event)
     shown = screen.getvalue()
     assert "step 2 (LOC)" in shown
+    assert "with distill and spg" in " ".join(shown.split())
+    assert "note: spg has kept nothing of earlier steps" in shown
     assert "epoch 2  loss 0.500" in shown
     assert "step 2 done in 2 s" in shown
     assert "4/6" in shown or "5/6" in shown

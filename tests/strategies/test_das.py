@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 from torch import Tensor
 
 from ner_cl.config import OptimizerOptions, parse_strategies
@@ -550,6 +551,21 @@ def test_a_step_with_contrast_is_learned(folder: Path, head: str) -> None:
     updates = [event for event in events if isinstance(event, UpdateDone)]
     assert all(event.losses.keys() == {"ce", "kd", "contrast"} for event in updates)
     assert all(np.isfinite(event.losses["contrast"]) for event in updates)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"families": ["heads", "heads"]}, "families: heads, heads names one twice"),
+        ({"temperature": 0.1}, "temperature: has no effect without contrast"),
+        ({"pretrain_lr": 1e-3}, "pretrain_lr: has no effect without pretrain_epochs"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DasOptions.model_validate(options)
+    written = DasOptions().model_dump(mode="json")
+    assert DasOptions.model_validate(written) == DasOptions()
 
 
 def test_it_stands_on_distillation_and_not_beside_joint() -> None:

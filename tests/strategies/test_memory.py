@@ -2,20 +2,23 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from scipy.stats import chisquare
 
+from ner_cl.errors import DataError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
-from ner_cl.strategies.memory import Memory, MemoryOptions
+from ner_cl.strategies.memory import Memory, MemoryOptions, check_kept
 from ner_cl.strategies.selection import balanced, enough_mentions, herding, in_turn, reservoir, type_features
 from ner_cl.types import Sentence
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences
@@ -76,6 +79,9 @@ def test_a_budget_below_one_is_a_fraction(options: dict[str, float], unit: str) 
         {"unit": "total"},
         {"budget": 0.5, "unit": "type"},
         {"selection": "best"},
+        {"budget": 1.0},
+        {"budget": True},
+        {"budget": True, "unit": "step"},
     ],
 )
 def test_a_budget_that_its_unit_cannot_mean_is_refused(options: dict[str, object]) -> None:
@@ -87,7 +93,7 @@ def test_a_budget_that_its_unit_cannot_mean_is_refused(options: dict[str, object
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"budget": 7, "unit": "step"}, [12, 7]),
+        ({"budget": 7, "unit": "step"}, [7, 7]),
         ({"budget": 500}, [12, 60]),
         ({"budget": 0.1}, [12, 6]),
         ({"budget": 0.001}, [12, 1]),
@@ -130,6 +136,62 @@ def test_a_fixed_total_gives_up_the_last_ones_of_each_step(folder: Path, model: 
     for before, after in zip(large.by_step(STEPS), small.by_step(STEPS), strict=True):
         assert after == before[: len(after)]
     assert [len(group) for group in small.by_step(grown.tagset.steps)] == [12, 14, 14]
+
+
+@every_selection
+def test_a_lower_budget_of_sentences_shrinks_earlier_steps_too(model: NerModel, selection: str) -> None:
+    memory, context = end_of_step(model, budget=4, selection=selection)
+    before = memory.sentences
+    memory.remember(context)
+    assert memory.by_step(STEPS)[0] == before[:4]
+
+
+@every_selection
+def test_a_lower_budget_of_mentions_leaves_what_it_would_have_chosen(
+    folder: Path, model: NerModel, selection: str
+) -> None:
+    grown = tiny_model(folder, steps=[*STEPS, ("MISC",)])
+    third = toy_context(grown, ["MISC"], train=shown(60, ["MISC"], seed=9))
+    found = []
+    for budgets in ((2, 2), (9, 2), (9, 20)):
+        for budget in budgets:
+            memory, context = end_of_step(model, budget=budget, unit="type", selection=selection)
+            if budget == budgets[0]:
+                memory.remember(context)
+                second = memory.by_step(STEPS)[1]
+            memory.load(second)
+        memory.remember(third)
+        found.append((second, memory.by_step(STEPS)[1]))
+    (small, same), (large, shrunk), (_, raised) = found
+    assert same == shrunk == small
+    assert set(small) < set(large)
+    assert raised == large
+
+
+@pytest.mark.parametrize(
+    ("values", "budget", "unit"),
+    [({"budget": 1}, 1, "step"), ({"budget": 1.0, "unit": "step_fraction"}, 1.0, "step_fraction"), ({}, 0.01, "auto")],
+)
+def test_a_budget_of_one_is_the_same_when_its_file_is_read_again(
+    values: dict[str, object], budget: float, unit: str
+) -> None:
+    options = MemoryOptions.model_validate(values)
+    written = yaml.safe_load(yaml.safe_dump(options.model_dump(mode="json")))
+    again = MemoryOptions.model_validate(written)
+    assert again == options
+    assert again.budget == budget
+    assert unit in ("auto", again.resolved_unit)
+
+
+def test_sentences_of_types_that_nobody_knows_are_refused_with_their_line() -> None:
+    good = replace(toy_sentences(1, seed=1)[0].restrict(["PER"]), source="replay.jsonl:1")
+    bad = Sentence(("Ada",), annotated_types=frozenset({"per"}), source="replay.jsonl:2")
+    new = Sentence(("Ada",), annotated_types=frozenset({"MISC"}), source="replay.jsonl:3")
+    check_kept([good, replace(good, annotated_types=frozenset({"PER", "MISC"}))], ["PER"], ["MISC"])
+    with pytest.raises(DataError, match=r"replay.jsonl:2: .* for per, which the model does not know \(it knows PER\)"):
+        check_kept([good, bad], ["PER"], ["MISC"])
+    with pytest.raises(DataError, match=r"replay.jsonl:3: .* none of the types that the model knows \(PER\)"):
+        check_kept([good, new], ["PER"], ["MISC"])
 
 
 # --- what is kept
@@ -190,7 +252,7 @@ def test_a_step_without_annotation_leaves_nothing(model: NerModel) -> None:
         memory, _ = end_of_step(model, budget=6, selection=selection)
         train = shown(4, (), seed=1)
         memory.remember(toy_context(model, STEPS[1], train=train))
-        assert sizes(memory) == [12, 0]
+        assert sizes(memory) == [6, 0]
 
 
 def test_sentences_are_told_apart_by_the_step_that_annotated_them() -> None:

@@ -129,11 +129,33 @@ def test_a_fresh_strategy_keeps_nothing() -> None:
         ({"ratio": 1.0}, "ratio"),
         ({"weight": -1}, "weight"),
         ({"budget": 2.5}, "budget: 2.5 is no whole number"),
+        ({"budget": 1.0}, "say unit: step_fraction or step"),
+        ({"budget": True}, "say unit: step_fraction or step"),
+        ({"ratio": 0.5}, "ratio: has no effect with mixing: concatenate"),
+        ({"weight": 2, "mixing": "der"}, "weight: has no effect with mixing: der"),
+        ({"alpha": 0.1}, "alpha: has no effect with mixing: concatenate"),
+        ({"beta": 0.1, "mixing": "loss"}, "beta: has no effect with mixing: loss"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         ReplayOptions.model_validate(options)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_options_written_out_with_their_defaults_are_read_again(mixing: str) -> None:
+    options = ReplayOptions.model_validate({"mixing": mixing})
+    assert ReplayOptions.model_validate(options.model_dump(mode="json")) == options
+
+
+@pytest.mark.parametrize("name", ["replay", "agem", "gem"])
+def test_a_memory_of_unknown_types_is_refused_before_anything_changes(folder: Path, name: str) -> None:
+    model = tiny_model(folder, steps=[["PER"]])
+    model.kept_sentences = {name: (Sentence(("Ada",), (), frozenset({"Per"}), source="replay.jsonl:4"),)}
+    learner = Learner(model, parse_strategies([name]), SHORT_TRAINING)
+    with pytest.raises(DataError, match=r"replay.jsonl:4: a remembered sentence is annotated for Per"):
+        list(learner.learn_step(toy_stream(train=20).steps[1]))
+    assert model.types == ("PER",)
 
 
 def test_it_stands_on_distillation_and_not_beside_joint() -> None:

@@ -27,7 +27,8 @@ def assemble(
 
     Raises:
         DataError: if spans overlap and `on_overlap` is "error", if no sentence is left, if the file knows none of
-            `types`, or if it leaves open what `explicit_types` asks for; the first of these is collected instead where the report is tolerant.
+            `types`, or if it leaves open what `explicit_types` asks for; collected instead where the report is
+            tolerant, but for unknown `types`.
     """
     settled = [draft for draft in (_settle(draft, report, on_overlap) for draft in drafts) if draft is not None]
     if not settled:

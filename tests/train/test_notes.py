@@ -1,0 +1,115 @@
+"""What a step says when the list of strategies does not fit what the model kept."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ner_cl.config import parse_strategies
+from ner_cl.data.stream import Stream
+from ner_cl.model.ner_model import NerModel
+from ner_cl.registry import strategies
+from ner_cl.train.events import Event, EventLog, Note, StepStarted
+from ner_cl.train.learner import Learner
+from tests.tiny import toy_stream
+from tests.train.toy_runs import SHORT_TRAINING, learner_of, toy_encoder
+
+TRAINING = SHORT_TRAINING.model_copy(update={"epochs": 1})
+KEEPERS = ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "replay", "spg")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return toy_stream(steps=(("PER",), ("LOC",), ("ORG",)), train=60)
+
+
+def first_step(encoder: Path, stream: Stream, names: Sequence[Any]) -> NerModel:
+    """A model that has learned PER with these strategies."""
+    learner = learner_of(encoder, names, training=TRAINING)
+    events = list(learner.learn_step(stream.steps[0]))
+    assert notes(events) == []
+    return learner.model
+
+
+def next_step(model: NerModel, stream: Stream, names: Sequence[Any]) -> list[Event]:
+    """What happens while the model learns the next step with these strategies."""
+    learner = Learner(model, parse_strategies(list(names)), TRAINING)
+    return list(learner.learn_step(stream.steps[len(model.tagset.steps)]))
+
+
+def notes(events: Sequence[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def test_what_is_not_in_the_list_is_dropped_with_a_note(encoder: Path, stream: Stream, tmp_path: Path) -> None:
+    model = first_step(encoder, stream, ["gpm", "replay"])
+    assert (model.strategy_state.keys(), model.kept_sentences.keys()) == ({"gpm"}, {"replay"})
+    old = model.copy()
+    old.strategy_state, old.kept_sentences = model.strategy_state, model.kept_sentences
+    events = next_step(model, stream, [])
+    assert notes(events) == [
+        "what gpm and replay kept of earlier steps is dropped, because they are not in the list of strategies; "
+        "old models keep theirs"
+    ]
+    assert [type(event).__name__ for event in events[:2]] == ["Note", "StepStarted"]  # before anything is trained
+    assert (model.strategy_state, model.kept_sentences) == ({}, {})
+    assert old.strategy_state["gpm"]
+    assert old.kept_sentences["replay"]
+    assert notes(next_step(old, stream, ["gpm"])) == [
+        "what replay kept of earlier steps is dropped, because it is not in the list of strategies; "
+        "old models keep theirs"
+    ]
+    assert old.strategy_state.keys() == {"gpm"}
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write(events[0])
+    record = json.loads((tmp_path / "events.jsonl").read_text())
+    assert (record["event"], record["step"], record["text"]) == ("Note", 2, notes(events)[0])
+
+
+def test_a_strategy_without_anything_kept_says_so_once(encoder: Path, stream: Stream) -> None:
+    model = first_step(encoder, stream, [])
+    assert notes(next_step(model, stream, ["replay", "spg"])) == [
+        "replay has kept nothing of earlier steps; it begins to act in the next step",
+        "spg has kept nothing of earlier steps; it begins to act in the next step",
+    ]
+    assert notes(next_step(model, stream, ["replay", "spg"])) == []
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_the_note_is_true(name: str, encoder: Path, stream: Stream) -> None:
+    """Those that begin in the next step train what their ground alone trains; those that act at once do not."""
+    models = [first_step(encoder, stream, ["distill"]) for _ in range(2)]
+    options: dict[str, Any] = {"name": name}
+    events = next_step(models[0], stream, ["distill", options])
+    next_step(models[1], stream, ["distill"])
+    begins = "" if name in ("das", "ncl") else "; it begins to act in the next step"
+    assert notes(events) == [f"{name} has kept nothing of earlier steps{begins}"]
+    weights, alone = (model.state_dict() for model in models)
+    assert all(torch.equal(weights[key], alone[key]) for key in weights) == bool(begins)
+    assert models[0].strategy_state.get(name) or models[0].kept_sentences.get(name)
+
+
+def test_those_that_keep_something_are_known() -> None:
+    assert {name for name in strategies if strategies[name].keeps} == set(KEEPERS)
+
+
+def test_sentences_that_are_given_count_as_kept(encoder: Path, stream: Stream) -> None:
+    model = first_step(encoder, stream, [])
+    model.kept_sentences = {"replay": stream.steps[0].train[:5]}
+    assert notes(next_step(model, stream, ["replay"])) == []
+    model.kept_sentences = {"replay": ()}  # all of them have been deleted
+    assert len(notes(next_step(model, stream, ["replay"]))) == 1
+
+
+def test_the_strategies_of_a_step_are_told_with_what_was_added(encoder: Path, stream: Stream) -> None:
+    start = next(learner_of(encoder, ["spg"], training=TRAINING).learn_step(stream.steps[0]))
+    assert isinstance(start, StepStarted)
+    assert start.strategies == ("distill", "spg")
