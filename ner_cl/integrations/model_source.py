@@ -134,7 +134,10 @@ class ModelSource:
             raise _no_model()
         with TemporaryDirectory() as folder:
             _unpack(self._files, Path(folder))
-            return load_model(folder)
+            model = load_model(folder)
+            # Read when asked for, otherwise; this folder will be gone by then.
+            model.strategy_state, model.kept_sentences = dict(model.strategy_state), dict(model.kept_sentences)
+            return model
 
     def __getstate__(self) -> dict[str, Any]:
         files = None if self._folder is not None or (self._files is None and self._model is None) else self.files()
