@@ -228,11 +228,7 @@ class Config(Options):
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, value: Any) -> Any:
-        if isinstance(value, str | Mapping):
-            return parse_strategies([value])
-        if isinstance(value, list | tuple):
-            return parse_strategies(value)
-        raise ValueError("write a list of strategies, such as [distill, {name: replay, budget: 0.05}]")
+        return parse_strategies(value)
 
     @field_validator("strategies")
     @classmethod
@@ -244,8 +240,12 @@ class Config(Options):
         return value
 
 
-def parse_strategies(items: Sequence[Any]) -> tuple[StrategyOptions, ...]:
-    """Each item, a mapping with `name` or a name alone, as the options of the strategy it names."""
+def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
+    """Each item of a list (or one alone), a mapping with `name` or a name, as the options of the strategy it names."""
+    if isinstance(items, str | Mapping):
+        items = [items]
+    if not isinstance(items, list | tuple):
+        raise ValueError("write a list of strategies, such as [distill, {name: replay, budget: 0.05}]")
     parsed = []
     for index, item in enumerate(items):
         if isinstance(item, StrategyOptions):

@@ -4,20 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 from pydantic import Field
-from torch import Tensor
 
-from ner_cl.config import StrategyOptions
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.constraints import HalfSpace
-from ner_cl.strategies.memory import Memory, MemoryOptions
-from ner_cl.strategies.references import References
-from ner_cl.types import Sentence
+from ner_cl.strategies.references import ReferenceOptions, ReferenceStrategy
 
 __all__ = ["Agem", "AgemOptions"]
 
 
-class AgemOptions(StrategyOptions, MemoryOptions):
+class AgemOptions(ReferenceOptions):
     """Which sentences are kept, and how many of them every update is compared with.
 
     Attributes:
@@ -31,7 +27,7 @@ class AgemOptions(StrategyOptions, MemoryOptions):
 
 @strategies.register("agem")
 @final
-class Agem(Strategy):
+class Agem(ReferenceStrategy):
     """Keeps a few sentences of every step, and no update may raise the loss on a fresh draw of them, to first order.
 
     Where the update would, the part of it that opposes their gradient is taken out (Chaudhry et al. 2019, equation 11).
@@ -40,22 +36,10 @@ class Agem(Strategy):
 
     options_class = AgemOptions
     options: AgemOptions
-    keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "gem": "agem is gem with one reference in place of one a step",
         "joint": "joint trains on all earlier sentences anyway",
     }
-
-    def __init__(self, options: AgemOptions) -> None:
-        super().__init__(options)
-        self._memory = Memory(options)
-        self._references: References | None = None
-
-    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Encodes the memory, once a step; there is nothing to gate."""
-        self._references = References(context, self._memory.by_step(context.model.tagset.steps[:-1]))
-        return {}
 
     def constraints(self, context: StepContext) -> Sequence[HalfSpace]:
         """The gradient on a draw of remembered sentences, a new one at every update."""
@@ -68,19 +52,3 @@ class Agem(Strategy):
         )
         gradient = self._references.gradient(context, rows, generator)
         return (HalfSpace(gradient),) if gradient else ()
-
-    def end_step(self, context: StepContext) -> None:
-        """Chooses what to remember of this step."""
-        self._memory.remember(context)
-
-    def release(self) -> None:
-        """Lets the encoded memory go."""
-        self._references = None
-
-    def kept_sentences(self) -> Sequence[Sentence]:
-        """The memory."""
-        return self._memory.sentences
-
-    def load_sentences(self, sentences: Sequence[Sentence]) -> None:
-        """Takes the memory back."""
-        self._memory.load(sentences)

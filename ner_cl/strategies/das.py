@@ -81,7 +81,6 @@ class Das(Strategy):
     keeps = True
     acts_at_once = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect",
     }
 

@@ -100,7 +100,6 @@ class Ewc(Strategy):
     keeps = True
     stands_on = "finetune"
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint starts every step from the pre-trained encoder, far from the weights of the step before",
     }
 

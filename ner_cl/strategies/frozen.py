@@ -1,6 +1,7 @@
 """SEQ*: a frozen encoder and frozen old blocks, after "Learn or Recall?" (Zheng et al. 2024)."""
 
-from typing import Literal, final
+from collections.abc import Mapping
+from typing import ClassVar, Literal, final
 
 from jaxtyping import Float
 from pydantic import Field
@@ -38,6 +39,10 @@ class Frozen(Strategy):
     options_class = FrozenOptions
     options: FrozenOptions
     holds_old_types = True
+    excludes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "spg", "weight_average"),
+        "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
+    )
 
     def begin_epoch(self, context: StepContext) -> None:
         """Freezes the encoder, without dropout, and the old blocks, once their time is over."""

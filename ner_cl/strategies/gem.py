@@ -4,20 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 from pydantic import Field
-from torch import Tensor
 
-from ner_cl.config import StrategyOptions
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.constraints import HalfSpace
-from ner_cl.strategies.memory import Memory, MemoryOptions
-from ner_cl.strategies.references import References
-from ner_cl.types import Sentence
+from ner_cl.strategies.references import ReferenceOptions, ReferenceStrategy
 
 __all__ = ["Gem", "GemOptions"]
 
 
-class GemOptions(StrategyOptions, MemoryOptions):
+class GemOptions(ReferenceOptions):
     """Which sentences are kept, how many of them every update is compared with, and how strongly.
 
     Attributes:
@@ -37,7 +33,7 @@ class GemOptions(StrategyOptions, MemoryOptions):
 
 @strategies.register("gem")
 @final
-class Gem(Strategy):
+class Gem(ReferenceStrategy):
     """Keeps a few sentences of every step, and no update may raise the loss on any step's, to first order.
 
     Where the update would, the nearest one that does not is taken in its place (Lopez-Paz and Ranzato 2017, equation
@@ -46,21 +42,9 @@ class Gem(Strategy):
 
     options_class = GemOptions
     options: GemOptions
-    keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint trains on all earlier sentences anyway",
     }
-
-    def __init__(self, options: GemOptions) -> None:
-        super().__init__(options)
-        self._memory = Memory(options)
-        self._references: References | None = None
-
-    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Encodes the memory, once a step; there is nothing to gate."""
-        self._references = References(context, self._memory.by_step(context.model.tagset.steps[:-1]))
-        return {}
 
     def constraints(self, context: StepContext) -> Sequence[HalfSpace]:
         """The gradient on a draw of remembered sentences of each step, new ones at every update."""
@@ -72,19 +56,3 @@ class Gem(Strategy):
             if gradient := self._references.gradient(context, rows, generator):
                 found.append(HalfSpace(gradient, self.options.margin, self.options.ridge))
         return found
-
-    def end_step(self, context: StepContext) -> None:
-        """Chooses what to remember of this step."""
-        self._memory.remember(context)
-
-    def release(self) -> None:
-        """Lets the encoded memory go."""
-        self._references = None
-
-    def kept_sentences(self) -> Sequence[Sentence]:
-        """The memory."""
-        return self._memory.sentences
-
-    def load_sentences(self, sentences: Sequence[Sentence]) -> None:
-        """Takes the memory back."""
-        self._memory.load(sentences)

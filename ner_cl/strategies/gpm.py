@@ -55,7 +55,6 @@ class Gpm(Strategy):
     options: GpmOptions
     keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint starts anew from the pre-trained encoder, whose inputs the bases do not describe",
         "ogd": "both keep the update out of subspaces of the same weights",
     }

@@ -110,7 +110,6 @@ class Ncl(Strategy):
     keeps = True
     acts_at_once = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "ewc": "both put the same quadratic prior on the weights, which would count twice",
         "joint": "joint starts anew from the pre-trained encoder, which the precision says nothing of",
     }

@@ -53,7 +53,6 @@ class Ogd(Strategy):
     options: OgdOptions
     keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "gpm": "both keep the update out of subspaces of the same weights",
         "joint": "joint starts anew from the pre-trained encoder, whose outputs the directions do not describe",
     }

@@ -1,6 +1,7 @@
 """Gradients of the loss on remembered sentences, beside a training update that must not notice them."""
 
-from collections.abc import Sequence
+from abc import ABC
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import final
 
@@ -8,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import plan_batches
 from ner_cl.model.precision import autocast
-from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.memory import Memory, MemoryOptions
 from ner_cl.types import Sentence
 
-__all__ = ["References"]
+__all__ = ["ReferenceOptions", "ReferenceStrategy", "References"]
 
 
 @final
@@ -95,3 +98,39 @@ def _add(total: dict[str, Tensor], parameters: dict[str, nn.Parameter], loss: Te
     for name, part in zip(parameters, found, strict=True):
         if part is not None:
             total[name] = total[name] + part if name in total else part
+
+
+class ReferenceOptions(StrategyOptions, MemoryOptions):
+    """Base of the options of strategies that compare updates with remembered sentences."""
+
+
+class ReferenceStrategy(Strategy, ABC):
+    """Base of strategies that keep sentences of every step and ask for their gradients while later steps train."""
+
+    keeps = True
+
+    def __init__(self, options: ReferenceOptions) -> None:
+        super().__init__(options)
+        self._memory = Memory(options)
+        self._references: References | None = None
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Encodes the memory, once a step; there is nothing to gate."""
+        self._references = References(context, self._memory.by_step(context.model.tagset.steps[:-1]))
+        return {}
+
+    def end_step(self, context: StepContext) -> None:
+        """Chooses what to remember of this step."""
+        self._memory.remember(context)
+
+    def release(self) -> None:
+        """Lets the encoded memory go."""
+        self._references = None
+
+    def kept_sentences(self) -> Sequence[Sentence]:
+        """The memory."""
+        return self._memory.sentences
+
+    def load_sentences(self, sentences: Sequence[Sentence]) -> None:
+        """Takes the memory back."""
+        self._memory.load(sentences)

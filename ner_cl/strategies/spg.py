@@ -52,7 +52,6 @@ class Spg(Strategy):
     options: SpgOptions
     keeps = True
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint starts every step from the pre-trained encoder, where nothing learned is left to protect",
     }
 

@@ -39,7 +39,6 @@ class WeightAverage(Strategy):
     options_class = WeightAverageOptions
     options: WeightAverageOptions
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
         "joint": "joint starts every step from the pre-trained encoder, so there are no old weights to average with",
     }
 

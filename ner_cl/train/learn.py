@@ -211,7 +211,7 @@ def _prepare(
 
 def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:
     try:
-        return parse_strategies([strategies] if isinstance(strategies, str | Mapping) else strategies)
+        return parse_strategies(strategies)
     except ValueError as error:
         raise ConfigError(f"strategies: {error}") from error
 

@@ -20,7 +20,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.registry import strategies as strategy_registry
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.memory import MemoryOptions, check_kept
+from ner_cl.strategies.memory import check_kept
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event, Note
@@ -111,8 +111,7 @@ class Learner:
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
         _check_data(step)
         for strategy in self.strategies:
-            if isinstance(strategy.options, MemoryOptions):
-                check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
+            check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
         context = self._context(step, old_steps, earlier)
         context.unlabeled = tuple(unlabeled)
         self.model.requires_grad_(True).eval()
