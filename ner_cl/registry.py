@@ -1,4 +1,4 @@
-"""Named tables of exchangeable parts (strategies, heads, readers), open to third parties by entry points."""
+"""Named tables of exchangeable parts (strategies, heads, readers …), open to third parties by entry points."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from ner_cl.errors import ConfigError
 
-__all__ = ["Registry", "heads", "nearest", "readers", "strategies"]
+__all__ = ["Registry", "heads", "nearest", "readers", "strategies", "subnetworks"]
 
 T = TypeVar("T")
 
@@ -78,3 +78,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 strategies: Registry[type] = Registry("strategy", modules=("ner_cl.strategies",), group="ner_cl.strategies")
 heads: Registry[type] = Registry("head", modules=("ner_cl.model.heads",), group="ner_cl.heads")
 readers: Registry[object] = Registry("format", modules=("ner_cl.data.readers",), group="ner_cl.readers")
+subnetworks: Registry[type] = Registry(
+    "kind of sub-networks", modules=("ner_cl.model.subnetworks",), group="ner_cl.subnetworks"
+)

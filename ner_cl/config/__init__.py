@@ -18,6 +18,7 @@ from ner_cl.config.sections import (
     StreamOptions,
     TrainingOptions,
     check_composition,
+    check_head,
     parse_strategies,
     validate,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "StreamOptions",
     "TrainingOptions",
     "check_composition",
+    "check_head",
     "load_config",
     "parse_config",
     "parse_strategies",

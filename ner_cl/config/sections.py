@@ -21,6 +21,7 @@ __all__ = [
     "StreamOptions",
     "TrainingOptions",
     "check_composition",
+    "check_head",
     "parse_strategies",
     "validate",
 ]
@@ -225,6 +226,22 @@ class Config(Options):
     gate: GateOptions = GateOptions()
     output: str = "runs/run"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _head_for_strategies(cls, values: Any) -> Any:
+        """Where no head is named, the one that the strategies ask for."""
+        if isinstance(values, Mapping) and "head" not in values and _isolating(_parsed(values.get("strategies"))):
+            return {**values, "head": {"name": "addner"}}
+        return values
+
+    @model_validator(mode="after")
+    def _strategies_fit_head(self) -> "Config":
+        try:
+            check_head(self.strategies, self.head.name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, value: Any) -> Any:
@@ -280,6 +297,31 @@ def check_composition(options: Sequence[StrategyOptions]) -> None:
         for other, reason in strategy.refuses().items():
             if other in listed:
                 raise ConfigError(f"strategies: {name} and {other} cannot be combined: {reason}; keep one of them")
+
+
+def check_head(options: Sequence[StrategyOptions], head: str) -> None:
+    """Refuses strategies that keep steps apart with a head that does not.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if (name := _isolating(options)) and not heads[head].apart:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"strategies: {name} keeps steps apart, but head {head} shares columns between them; use head addner"
+        )
+
+
+def _isolating(options: Sequence[StrategyOptions]) -> str:
+    """The name of the first strategy that keeps steps apart; "" if there is none."""
+    return next((item.name for item in options if strategies[item.name].isolates), "")  # type: ignore[attr-defined]
+
+
+def _parsed(items: Any) -> tuple[StrategyOptions, ...]:
+    """The strategies of a configuration; none where they are wrong, which is told elsewhere."""
+    try:
+        return parse_strategies(items or ())
+    except ValueError:
+        return ()
 
 
 def validate(model: type[Section], values: Any, source: str) -> Section:

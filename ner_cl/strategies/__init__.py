@@ -12,6 +12,7 @@ from ner_cl.strategies.gem import Gem
 from ner_cl.strategies.gpm import Gpm
 from ner_cl.strategies.joint import Joint
 from ner_cl.strategies.lwf import Lwf
+from ner_cl.strategies.modules import ModuleStrategy
 from ner_cl.strategies.ncl import Ncl
 from ner_cl.strategies.ogd import Ogd
 from ner_cl.strategies.replay import Replay
@@ -33,6 +34,7 @@ __all__ = [
     "InputSubspace",
     "Joint",
     "Lwf",
+    "ModuleStrategy",
     "Ncl",
     "Ogd",
     "Replay",

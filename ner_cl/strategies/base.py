@@ -42,10 +42,13 @@ class StepContext:
         generator: makes an independent random stream for a purpose, the same one whenever the step is run again.
         epoch: the epoch being trained, from 1; 0 before the first.
         update: the updates made in this epoch.
+        updates: how many updates this epoch has.
+        stage: which stage of the step is trained, from 0; see `Strategy.stages`.
         rate: the share of the peak learning rates that the schedule allows now, in [0, 1].
         encoded: the step's sentences as they are trained on; set before the first `losses`.
         trained: names of the parameters that train in this step; set once every strategy has been asked for `gates`.
         unlabeled: words of the step's domain without any annotation, for strategies that can use them.
+        dev: the step's dev sentences, annotated for the new types only.
     """
 
     number: int
@@ -63,10 +66,18 @@ class StepContext:
     generator: Callable[[str], np.random.Generator]
     epoch: int = 0
     update: int = 0
+    updates: int = 0
+    stage: int = 0
     rate: float = 1.0
     encoded: EncodedSentences | None = None
     trained: tuple[str, ...] = ()
     unlabeled: tuple[Sentence, ...] = ()
+    dev: tuple[Sentence, ...] = ()
+
+    @property
+    def trained_steps(self) -> tuple[int, ...] | None:
+        """Whose blocks are computed in training: with sub-networks the new step's only, since others do not change."""
+        return None if self.model.subnetworks is None else (self.number,)
 
     def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
         """The step's own sentences in batches of training size on the model's device, without remembered ones.
@@ -97,6 +108,7 @@ class Strategy(ABC):
         stands_on: which strategy holds old types where the list names none.
         keeps: whether it acts by what it kept of earlier steps: a model that was learned without it has nothing for it.
         acts_at_once: whether it does something all the same where nothing was kept.
+        isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
         needs_earlier_data: whether it breaks the rules on purpose and reads the data of earlier steps.
         excludes: names of strategies it cannot be combined with, each with the reason.
     """
@@ -106,6 +118,7 @@ class Strategy(ABC):
     stands_on: ClassVar[str] = "distill"
     keeps: ClassVar[bool] = False
     acts_at_once: ClassVar[bool] = False
+    isolates: ClassVar[bool] = False
     needs_earlier_data: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
 
@@ -138,8 +151,21 @@ class Strategy(ABC):
         """
         return batches
 
+    def stages(self, context: StepContext) -> Sequence[int]:
+        """Epochs of further stages of the step, each with an optimizer, a schedule and best weights of its own."""
+        return ()
+
+    def begin_stage(self, context: StepContext) -> None:  # noqa: B027
+        """Before `gates` in every stage, with the best weights of the stage before it.
+
+        A step that is resumed in a later stage comes by here with other weights, and is given the right ones after it.
+        """
+
     def begin_epoch(self, context: StepContext) -> None:  # noqa: B027
         """Before each epoch: freeze or thaw parameters on a schedule."""
+
+    def begin_update(self, context: StepContext) -> None:  # noqa: B027
+        """Before the forward passes of an update; `context.update` of `context.updates` are made in this epoch."""
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms of a batch; the loop minimises the sum of all terms of all strategies.

@@ -28,6 +28,7 @@ class Progress:
 
     Attributes:
         step: its number.
+        stage: of the step, from 0.
         fingerprint: of configuration and data; a checkpoint of another run is not taken.
         epoch: the epoch being trained, from 1.
         update: updates made in it.
@@ -42,6 +43,7 @@ class Progress:
 
     step: int
     fingerprint: str
+    stage: int = 0
     epoch: int = 1
     update: int = 0
     losses: dict[str, float] = field(default_factory=dict)
@@ -90,13 +92,18 @@ class Checkpoint:
 
         publish_folder(self.folder, write)
 
+    def stage_of(self, step: int, fingerprint: str) -> int:
+        """The stage that a checkpoint of this step of this run stands in; 0 where there is none."""
+        saved = self._progress()
+        return saved.stage if saved and (saved.step, saved.fingerprint) == (step, fingerprint) else 0
+
     def load(
         self, progress: Progress, model: NerModel, optimizer: torch.optim.Optimizer, strategies: Sequence[Strategy]
     ) -> tuple[Progress, dict[str, Tensor]] | None:
         """Puts model and optimizer where the checkpoint left them; None if there is none for this step of this run.
 
         Args:
-            progress: of a fresh start; step and fingerprint must agree with the checkpoint's.
+            progress: of a fresh start; step, stage and fingerprint must agree with the checkpoint's.
             model: the student, with its new block.
             optimizer: fresh, over its parameters.
             strategies: given back what they keep inside a step.
@@ -107,12 +114,12 @@ class Checkpoint:
         Raises:
             TrainingError: if the checkpoint is damaged.
         """
-        if self.folder is None or not (self.folder / "progress.json").is_file():
+        saved = self._progress()
+        if self.folder is None or saved is None:
+            return None
+        if (saved.step, saved.stage, saved.fingerprint) != (progress.step, progress.stage, progress.fingerprint):
             return None
         try:
-            saved = Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
-            if (saved.step, saved.fingerprint) != (progress.step, progress.fingerprint):
-                return None
             model.load_state_dict(safetensors.torch.load_file(self.folder / "student.safetensors"))
             _restore_moments(optimizer, safetensors.torch.load_file(self.folder / "optimizer.safetensors"))
             for strategy in strategies:
@@ -122,9 +129,18 @@ class Checkpoint:
             path = self.folder / "best.safetensors"
             return saved, safetensors.torch.load_file(path) if path.is_file() else {}
         except Exception as error:
-            raise TrainingError(
-                f"{self.folder}: damaged checkpoint ({error}); delete it to start the step anew"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _progress(self) -> Progress | None:
+        if self.folder is None or not (self.folder / "progress.json").is_file():
+            return None
+        try:
+            return Progress(**json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> TrainingError:
+        return TrainingError(f"{self.folder}: damaged checkpoint ({error}); delete it to start the step anew")
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

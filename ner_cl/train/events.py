@@ -12,7 +12,7 @@ __all__ = ["EpochDone", "Event", "EventLog", "Note", "Resumed", "RunDone", "Step
 
 @dataclass(frozen=True, kw_only=True)
 class StepStarted:
-    """A step begins: `updates` in an epoch over `sentences` sentences with `words` words; `strategies` by name."""
+    """A stage of a step begins: `updates` an epoch, over `sentences` with `words` words; `strategies` by name."""
 
     step: int
     types: tuple[str, ...]
@@ -21,6 +21,7 @@ class StepStarted:
     updates: int
     epochs: int
     strategies: tuple[str, ...]
+    stage: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions, TrainingOptions, check_composition, parse_strategies
+from ner_cl.config import StrategyOptions, TrainingOptions, check_composition, check_head, parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
-from ner_cl.errors import DataError, ModelError
+from ner_cl.errors import ConfigError, DataError, ModelError
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
@@ -24,6 +24,7 @@ from ner_cl.strategies.memory import check_kept
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event, Note
+from ner_cl.train.isolation import Fingerprints, emission_fingerprints
 from ner_cl.train.loop import StepTraining, loss_terms
 from ner_cl.types import Sentence, Span
 
@@ -56,6 +57,12 @@ class Learner:
         engine: device, processes, precision.
         seed: of everything random.
         checkpoint: keeps the state inside a step.
+
+    Attributes:
+        isolation: what was found unchanged to the last bit in the last step, where a strategy promises it.
+
+    Raises:
+        ConfigError: if the strategies cannot be combined, or not with the model.
     """
 
     def __init__(
@@ -74,6 +81,8 @@ class Learner:
         self.strategies = build_strategies(strategies)
         self.seed = seed
         self.checkpoint = checkpoint or Checkpoint(None)
+        self.isolation: Fingerprints | None = None
+        _check_model(self.strategies, model)
         for strategy in self.strategies:
             _load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
             strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
@@ -106,6 +115,7 @@ class Learner:
             DataError: if there is no sentence, if one is annotated for other types than the step's, or if a remembered
                 one is for types that nobody knows.
             ModelError: if a type is known already.
+            CheckFailed: if a strategy promises that old blocks do not change, and one did.
         """
         old_steps = self.model.tagset.steps if old_steps is None else old_steps
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
@@ -113,8 +123,9 @@ class Learner:
         for strategy in self.strategies:
             check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
         context = self._context(step, old_steps, earlier)
-        context.unlabeled = tuple(unlabeled)
+        context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
+        before = self._fingerprints(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             strategy.begin_step(context)
         dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
@@ -122,23 +133,48 @@ class Learner:
         for strategy in self.strategies:
             train = strategy.sentences(context, train)
         self._grow(step.types, step.number)
-        if not self.training.train_embeddings:
-            self.model.encoder.embeddings.requires_grad_(False)
         context.encoded = self.model.encode(train)
         self.sentences = len(train)
-        self.loop = StepTraining(
-            context=context,
-            strategies=self.strategies,
-            options=self.training,
-            engine=self.engine,
-            dev_score=lambda: self._score(dev),
-            seed=int(context.generator("dropout").integers(2**62)),
-            checkpoint=self.checkpoint,
-            fingerprint=self._fingerprint(step, unlabeled),
-        )
         yield from self._notes(context)
-        yield from self.loop.run()
+        yield from self._train(context, dev, self._fingerprint(step, unlabeled))
         self._finish(context)
+        self.isolation = before
+        if before is not None:
+            before.check(self._fingerprints(step))
+
+    def _fingerprints(self, step: Step) -> Fingerprints:
+        """Of what old blocks emit on the step's dev sentences, or where there are none, on its training sentences."""
+        return emission_fingerprints(
+            self.model,
+            step.dev or step.train,
+            range(1, step.number),
+            batch_tokens=self.training.eval_batch_tokens,
+            precision=self.engine.precision,
+        )
+
+    def _train(self, context: StepContext, dev: Sequence[Sentence], fingerprint: str) -> Iterator[Event]:
+        """All stages of the step, or those that a checkpoint leaves to be done."""
+        epochs = [self.training.epochs, *(count for s in self.strategies for count in s.stages(context))]
+        seconds = 0.0
+        for stage in range(self.checkpoint.stage_of(context.number, fingerprint), len(epochs)):
+            context.stage, context.epochs = stage, epochs[stage]
+            for strategy in self.strategies:
+                strategy.begin_stage(context)
+            if not self.training.train_embeddings:
+                self.model.encoder.embeddings.requires_grad_(False)
+            self.loop = StepTraining(
+                context=context,
+                strategies=self.strategies,
+                options=self.training.model_copy(update={"epochs": context.epochs}),
+                engine=self.engine,
+                dev_score=lambda: self._score(dev, context),
+                seed=int(context.generator(f"dropout/{stage}" if stage else "dropout").integers(2**62)),
+                checkpoint=self.checkpoint,
+                fingerprint=fingerprint,
+                seconds=seconds,
+            )
+            yield from self.loop.run()
+            seconds = self.loop.progress.train_seconds
 
     def _notes(self, context: StepContext) -> Iterator[Note]:
         """What a list of strategies does to the model that its user may not expect."""
@@ -174,16 +210,26 @@ class Learner:
         """How the last step went."""
         return self.loop.progress
 
-    def predict(self, sentences: Sequence[Sentence]) -> list[list[Span]]:
-        """The spans the model finds now."""
+    def predict(self, sentences: Sequence[Sentence], *, types: Sequence[str] | None = None) -> list[list[Span]]:
+        """The spans the model finds now, of some types or of all."""
         return predict_sentences(
-            self.model, sentences, batch_tokens=self.training.eval_batch_tokens, precision=self.engine.precision
+            self.model,
+            sentences,
+            types=types,
+            batch_tokens=self.training.eval_batch_tokens,
+            precision=self.engine.precision,
         )
 
-    def count(self, sentences: Sequence[Sentence], types: Sequence[str]) -> dict[str, Counts]:
-        """Exact counts per type over sentences, shared out over processes."""
+    def count(self, sentences: Sequence[Sentence], types: Sequence[str], *, alone: bool = False) -> dict[str, Counts]:
+        """Exact counts per type over sentences, shared out over processes.
+
+        Args:
+            sentences: annotated for any types.
+            types: to count.
+            alone: look for these types only, so that no other can take a word from them.
+        """
         mine = self.engine.mine(sentences)
-        return self.engine.sum_counts(count_spans(mine, self.predict(mine), types))
+        return self.engine.sum_counts(count_spans(mine, self.predict(mine, types=types if alone else None), types))
 
     def _context(self, step: Step, old_steps: Sequence[Sequence[str]], earlier: Sequence[Sentence]) -> StepContext:
         def reset_model() -> None:
@@ -195,7 +241,8 @@ class Learner:
 
         def training_loss(batch: Batch) -> Float[Tensor, ""]:
             with torch.autocast(self.engine.device.type, enabled=False):
-                terms = loss_terms(self.strategies, context, batch, self.model(batch))
+                emissions = self.model(batch, steps=context.trained_steps)
+                terms = loss_terms(self.strategies, context, batch, emissions)
             return torch.stack(list(terms.values())).sum()
 
         context = StepContext(
@@ -229,8 +276,11 @@ class Learner:
             for sentence, spans in zip(step.dev, self.predict(step.dev), strict=True)
         ]
 
-    def _score(self, dev: Sequence[Sentence]) -> float | None:
-        return micro_f1(self.count(dev, self.model.types)) if dev else None
+    def _score(self, dev: Sequence[Sentence], context: StepContext) -> float | None:
+        """Micro F1 on dev sentences; of a new sub-network alone, since the others are as good as they were."""
+        alone = context.trained_steps is not None
+        types = context.types if alone else self.model.types
+        return micro_f1(self.count(dev, types, alone=alone)) if dev else None
 
     def _fingerprint(self, step: Step, unlabeled: Sequence[Sentence]) -> str:
         """Of everything that decides how a step goes, but for where files are and how often a checkpoint is made."""
@@ -240,6 +290,17 @@ class Learner:
         settings += [fingerprint(unlabeled)] if unlabeled else []
         settings += [_kept_fingerprint(strategy) for strategy in self.strategies]
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
+
+
+def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
+    """Refuses strategies that cannot teach the model: what is apart must stay so, and what is shared is not apart."""
+    check_head([strategy.options for strategy in strategies], model.head.name)
+    if model.subnetworks is not None and not any(strategy.isolates for strategy in strategies):
+        name = model.subnetworks.options.name
+        raise ConfigError(
+            f"strategies: each step of this model has a sub-network of its own ({name}), which only {name} can add to; "
+            f"list {name}"
+        )
 
 
 def _load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:

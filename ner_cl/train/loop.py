@@ -33,9 +33,10 @@ class StepTraining:
         options: epochs, batches, optimizer, early stopping.
         engine: device, processes, precision.
         dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
-        seed: of this step's dropout; other draws come from `context.generator`.
+        seed: of this stage's dropout; other draws come from `context.generator`.
         checkpoint: where to keep the state.
         fingerprint: of configuration and data.
+        seconds: what earlier stages of the step took.
     """
 
     context: StepContext
@@ -46,6 +47,7 @@ class StepTraining:
     seed: int
     checkpoint: Checkpoint
     fingerprint: str
+    seconds: float = 0.0
     progress: Progress = field(init=False)
 
     def run(self) -> Iterator[Event]:
@@ -55,7 +57,9 @@ class StepTraining:
         assert encoded is not None
         optimizer = make_optimizer(model, options.optimizer)
         best: dict[str, Tensor] = {}
-        self.progress = progress = Progress(context.number, self.fingerprint)
+        self.progress = progress = Progress(
+            context.number, self.fingerprint, stage=context.stage, train_seconds=self.seconds
+        )
         plan = self._plan(encoded, 1)
         yield StepStarted(
             step=context.number,
@@ -65,6 +69,7 @@ class StepTraining:
             updates=len(plan),
             epochs=options.epochs,
             strategies=tuple(strategy.options.name for strategy in self.strategies),
+            stage=context.stage,
         )
         updater = Updater(
             self.strategies,
@@ -112,7 +117,9 @@ class StepTraining:
         factor = rate_factor(done, options.epochs * updates, options.optimizer.warmup)
         for parameters in optimizer.param_groups:
             parameters["lr"] = parameters["peak"] * factor
-        self.context.update, self.context.rate = progress.update, factor
+        self.context.update, self.context.updates, self.context.rate = progress.update, updates, factor
+        for strategy in self.strategies:
+            strategy.begin_update(self.context)
         # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
         optimizer.zero_grad(set_to_none=True)
@@ -131,14 +138,19 @@ class StepTraining:
 
     def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
         """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
-        generator = self.context.generator(f"batches/{epoch}")
+        generator = self.context.generator(f"batches/{self._stage}{epoch}")
         batches = plan_batches(encoded.lengths, batch_tokens=self.options.batch_tokens, generator=generator)
         for strategy in self.strategies:
             batches = strategy.plan(
-                self.context, batches, self.context.generator(f"plan/{epoch}/{strategy.options.name}")
+                self.context, batches, self.context.generator(f"plan/{self._stage}{epoch}/{strategy.options.name}")
             )
         size = self.options.accumulate * self.engine.processes
         return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+    @property
+    def _stage(self) -> str:
+        """What sets the draws of a later stage apart from those of the first."""
+        return f"stage {self.context.stage}/" if self.context.stage else ""
 
     def _backward(self, encoded: EncodedSentences, group: list[list[int]]) -> tuple[dict[str, float], str]:
         """Gradients of one update; the group's loss is the mean over its words, however it is cut into batches.
@@ -155,7 +167,7 @@ class StepTraining:
         for rows, count in mine:
             batch = encoded.batch(rows).to(engine.device)
             with autocast(engine.precision, engine.device):
-                emissions = context.model(batch)  # blocks of [row, word, tag]
+                emissions = context.model(batch, steps=context.trained_steps)  # blocks of [row, word, tag]
             terms = loss_terms(self.strategies, context, batch, emissions)
             share = count / sum(words)
             loss = torch.stack(list(terms.values())).sum() * share

@@ -12,13 +12,17 @@ __all__ = ["make_optimizer", "rate_factor"]
 
 
 def make_optimizer(model: NerModel, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """A fresh optimizer over the trainable parameters of encoder and head.
+    """A fresh optimizer over the trainable parameters of encoder, head and sub-networks.
 
     Weight decay spares biases and normalisation weights. AdamW is the fused one: the default costs several times more
     for an encoder whose parameters are mostly word embeddings.
     """
     groups: list[dict[str, Any]] = []
-    for module, rate in ((model.encoder, options.lr), (model.head, options.head_lr)):
+    parts: list[tuple[nn.Module, float]] = [(model.encoder, options.lr), (model.head, options.head_lr)]
+    if model.subnetworks is not None:
+        rates = {"encoder": options.lr, "head": options.head_lr}
+        parts.append((model.subnetworks, rates[model.subnetworks.learns_like]))
+    for module, rate in parts:
         decayed, spared = _split(module)
         groups.append({"params": decayed, "lr": rate, "peak": rate, "weight_decay": options.weight_decay})
         groups.append({"params": spared, "lr": rate, "peak": rate, "weight_decay": 0.0})

@@ -56,13 +56,19 @@ ALWAYS_AT_WORK = {
     "finetune": "it is a ground that others stand on",
     "frozen": "it is a ground that others stand on",
     "joint": "it is a ground that others stand on",
+    "modules": "it is a ground of its own, where nothing else can be listed",
     "ncl": "from step 2 on it takes the optimizer's place",
     "self_training": "it is a ground that others stand on",
 }
 # Options under which step 1 is plain training (T11), where the default is not.
 PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {"das": {"general_sentences": 0}}
 
-PAIRS = [(strategy, head) for strategy in strategies for head in heads]
+PAIRS = [
+    (strategy, head)
+    for strategy in strategies
+    for head in heads
+    if heads[head].apart or not strategies[strategy].isolates
+]
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])
 every_strategy = pytest.mark.parametrize("name", list(strategies))
 

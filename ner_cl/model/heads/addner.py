@@ -1,11 +1,11 @@
 """AddNER: an output layer a step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
 from ner_cl.model.decode import span_log_probability
@@ -26,6 +26,7 @@ class AddNer(Head):
     """
 
     name = "addner"
+    apart = True
 
     def _new_columns(self, types: int) -> int:
         return 2 * types + 1
@@ -33,6 +34,20 @@ class AddNer(Head):
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
         """Tag scores, one block a step."""
         return Emissions(tuple(self.scores(words)), word_mask)
+
+    def of_views(
+        self, views: Mapping[int, Float[Tensor, "row word _"]], word_mask: Bool[Tensor, "row word"]
+    ) -> Emissions:
+        """Each block's product with its own step's word vectors, in fp32; silence from blocks of other steps."""
+        blocks = []
+        for step, block in enumerate(self.blocks, start=1):
+            if step in views:
+                with torch.autocast(word_mask.device.type, enabled=False):
+                    blocks.append(block(views[step].float()))
+            else:
+                assert isinstance(block, nn.Linear)
+                blocks.append(_silence(block.weight.new_empty(*word_mask.shape, block.out_features)))
+        return Emissions(tuple(blocks), word_mask)
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
@@ -79,7 +94,7 @@ class AddNer(Head):
         if types is not None:
             for index, step in enumerate(self.tagset.steps):
                 if not any(type_ in types for type_ in step):
-                    log_probs[index] = _outside_only(log_probs[index])
+                    log_probs[index] = _silence(log_probs[index])
         tags = resolve(log_probs, emissions.word_mask, continuation=self.options.continuation)
         return hide_types(tags, self.tagset, types)
 
@@ -112,8 +127,8 @@ def _local(targets: Int[Tensor, "row word"], first: int, count: int) -> Int[Tens
     return torch.where(own, targets - 2 * first, torch.zeros_like(targets))
 
 
-def _outside_only(log_probs: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word tag"]:
-    """A block that always says `O`."""
-    silent = torch.full_like(log_probs, -torch.inf)
+def _silence(scores: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word tag"]:
+    """What a block of that shape scores that always says `O`."""
+    silent = torch.full_like(scores, -torch.inf)
     silent[..., 0] = 0.0
     return silent

@@ -1,9 +1,9 @@
 """What every head must say: how it grows, scores words, is taught, imitates a teacher and is decoded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ner_cl.config import HeadOptions, Options
 from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
+from ner_cl.errors import ModelError
 
 __all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
 
@@ -66,6 +67,8 @@ class Head(nn.Module, ABC):
     """
 
     name: str
+    apart: ClassVar[bool] = False
+    """Whether blocks share nothing, so that each may read word vectors of its own."""
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
         super().__init__()
@@ -74,20 +77,21 @@ class Head(nn.Module, ABC):
         self.tagset = Tagset()
         self.blocks = nn.ModuleList()
 
-    def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None) -> None:
+    def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None, width: int | None = None) -> None:
         """Adds the block for `types`; every old row stays as it is.
 
         Args:
             types: the new types, in order.
             generator: draws the new rows.
+            width: size of the word vectors that the block reads, where it is not that of the encoder.
         """
         self.tagset = self.tagset.grow(types)
-        block = nn.Linear(self.hidden, self._new_columns(len(types)))
+        block = nn.Linear(width or self.hidden, self._new_columns(len(types)))
         with torch.no_grad():
             block.weight.normal_(0.0, 0.02, generator=generator)
             block.bias.zero_()
             outside = self._outside_row()
-            if outside is not None and self.options.new_rows == "outside":
+            if outside is not None and self.options.new_rows == "outside" and block.in_features == self.hidden:
                 block.to(outside.weight.device)
                 block.weight.add_(outside.weight[0])
                 block.bias.add_(outside.bias[0])
@@ -103,6 +107,20 @@ class Head(nn.Module, ABC):
         with torch.autocast(words.device.type, enabled=False):
             words = words.float()
             return [block(words) for block in self.blocks]
+
+    def of_views(
+        self, views: Mapping[int, Float[Tensor, "row word _"]], word_mask: Bool[Tensor, "row word"]
+    ) -> "Emissions":
+        """Tag scores where each step's block reads word vectors of its own.
+
+        Args:
+            views: word vectors by step, from 1. The block of a step that is not there says `O` for certain.
+            word_mask: which words are real.
+
+        Raises:
+            ModelError: if the head's blocks share columns between steps.
+        """
+        raise ModelError(f"head {self.name} shares columns between steps, so that none has word vectors of its own")
 
     def new_block(self) -> nn.Linear:
         """The block of the newest step."""

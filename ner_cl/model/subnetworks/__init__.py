@@ -1,0 +1,6 @@
+"""Sub-networks, one a step, that later steps cannot change: importing this registers the built-in kinds."""
+
+from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.model.subnetworks.modules import Modules
+
+__all__ = ["Modules", "SubnetworkOptions", "Subnetworks"]

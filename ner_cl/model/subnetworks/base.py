@@ -1,0 +1,86 @@
+"""What gives every step word vectors of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ner_cl.config import Options
+from ner_cl.data.batching import Batch
+from ner_cl.model.encoder import Encoder
+
+if TYPE_CHECKING:  # a model holds its sub-networks, so importing it here would go round in a circle
+    from ner_cl.model.ner_model import NerModel
+
+__all__ = ["SubnetworkOptions", "Subnetworks"]
+
+
+class SubnetworkOptions(Options):
+    """What is needed to build the sub-networks of a model again, whose weights are read from its folder."""
+
+    name: str
+
+
+class Subnetworks(nn.Module, ABC):
+    """The part of a model that computes word vectors for each step's block apart from those of other steps.
+
+    What it computes for a step depends on parameters that are never changed after that step. Therefore emissions of a
+    block stay the same to the last bit whatever is learned later; only where blocks are merged can a later step show.
+
+    Args:
+        encoder: the shared one. It is not kept: every pass is given the model.
+        options: kind and sizes.
+        first: the first step that has a sub-network; the blocks of earlier ones read the encoder itself.
+
+    Attributes:
+        count: sub-networks there are.
+        learns_like: which learning rate suits the parameters: that of the `encoder` for pre-trained ones, that of the
+            `head` for new ones.
+    """
+
+    options_class: ClassVar[type[SubnetworkOptions]]
+    learns_like: Literal["encoder", "head"] = "head"
+
+    def __init__(self, encoder: Encoder, options: SubnetworkOptions, *, first: int) -> None:
+        super().__init__()
+        self.hidden = encoder.hidden
+        self.options = options
+        self.first = first
+        self.count = 0
+
+    def grow(self, model: "NerModel", *, generator: torch.Generator | None = None) -> None:
+        """Adds the sub-network of the next step.
+
+        Args:
+            model: the one this belongs to, before its head grows.
+            generator: draws new parameters.
+        """
+        self._add(model, self.first + self.count, generator)
+        self.count += 1
+
+    def width(self, step: int) -> int:
+        """Size of the word vectors that a step's block reads."""
+        return self.hidden
+
+    @abstractmethod
+    def learn(self, step: int) -> None:
+        """Leaves only what one step has of its own in training mode and with gradients."""
+
+    @abstractmethod
+    def _add(self, model: "NerModel", step: int, generator: torch.Generator | None) -> None:
+        """Makes the parameters of one step."""
+
+    @abstractmethod
+    def forward(
+        self, model: "NerModel", batch: Batch, steps: Sequence[int]
+    ) -> Mapping[int, Float[Tensor, "row word _"]]:
+        """Word vectors for the blocks of some steps, by step; what they are does not depend on which others are asked.
+
+        Args:
+            model: the one this belongs to.
+            batch: any batch.
+            steps: from 1, ascending.
+        """

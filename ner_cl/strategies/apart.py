@@ -1,0 +1,54 @@
+"""What strategies have in common that keep the steps of a model apart."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.errors import ConfigError
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.strategies.base import StepContext
+
+__all__ = ["POINTLESS_APART", "own_loss", "subnetworks_of"]
+
+POINTLESS_APART: Mapping[str, str] = dict.fromkeys(
+    ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "replay", "spg", "weight_average"),
+    "what earlier steps compute with does not change anyway, so there is nothing to protect or to remind of",
+)
+"""Strategies that a strategy with a sub-network a step cannot be combined with, and why."""
+
+T = TypeVar("T", bound=SubnetworkOptions)
+
+
+def subnetworks_of(model: NerModel, kind: type[T], options: StrategyOptions) -> Subnetworks:
+    """The model's sub-networks, made now if there are none yet.
+
+    Args:
+        model: before its head grows.
+        kind: the options that say how sub-networks are built.
+        options: of the strategy, with the same fields and perhaps others.
+
+    Raises:
+        ConfigError: if the model has sub-networks of another kind, or the options name another size than they have.
+    """
+    wanted = kind.model_validate({name: getattr(options, name) for name in kind.model_fields})
+    if model.subnetworks is None:
+        return model.isolate(wanted)
+    found = model.subnetworks.options
+    for name in ("name", *sorted(options.model_fields_set & set(kind.model_fields) - {"name"})):
+        if getattr(found, name, None) != getattr(wanted, name):
+            raise ConfigError(
+                f"strategies: the model's sub-networks have {name} {getattr(found, name, None)!r}, not "
+                f"{getattr(wanted, name)!r}; leave {name} out, or start a new model"
+            )
+    return model.subnetworks
+
+
+def own_loss(context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+    """Cross entropy of the new step's block, as `ce`."""
+    return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}

@@ -1,0 +1,63 @@
+"""The promise that old blocks compute what they did, checked to the last bit."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ner_cl.errors import CheckFailed
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.precision import Precision
+from ner_cl.model.predict import emissions_of
+from ner_cl.types import Sentence
+
+__all__ = ["Fingerprints", "emission_fingerprints"]
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What the blocks of some steps emit on some text, in a form that one changed bit changes.
+
+    Attributes:
+        sentences: how many were read.
+        words: of all of them.
+        steps: a SHA-256 of the emissions of each step's block.
+    """
+
+    sentences: int
+    words: int
+    steps: dict[int, str]
+
+    def check(self, later: "Fingerprints") -> None:
+        """Compares with the same made later.
+
+        Raises:
+            CheckFailed: if a block emits otherwise, by as little as a bit of one score.
+        """
+        if changed := [step for step, found in self.steps.items() if later.steps.get(step) != found]:
+            names = ", ".join(map(str, changed))
+            raise CheckFailed(
+                f"the emissions of the blocks of steps {names} are not what they were, on {self.sentences} sentences "
+                f"({self.words} words); something changed weights that must not change, and the model is not published"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """As a line of `history.jsonl` tells it."""
+        return {"sentences": self.sentences, "words": self.words, "unchanged": sorted(self.steps)}
+
+
+def emission_fingerprints(
+    model: NerModel, sentences: Sequence[Sentence], steps: Sequence[int], *, batch_tokens: int, precision: Precision
+) -> Fingerprints:
+    """What the blocks of `steps`, and their sub-networks alone, emit on the words of `sentences`."""
+    digests = {step: hashlib.sha256() for step in steps}
+    encoded = model.encode(sentences)
+    for indices, emissions in emissions_of(model, encoded, steps=steps, batch_tokens=batch_tokens, precision=precision):
+        for step, digest in digests.items():
+            scores = emissions.blocks[step - 1][emissions.word_mask].float().cpu().contiguous()
+            digest.update(repr(indices).encode())
+            digest.update(scores.view(torch.uint8).numpy().data)
+    found = {step: digest.hexdigest() for step, digest in digests.items()}
+    return Fingerprints(len(sentences), encoded.words, found)
