@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ner_cl.data.writers import write_sentences
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.store import load_model as load
-    from ner_cl.train.learn import LearnResult, learn
+    from ner_cl.train.changes import LearnResult
+    from ner_cl.train.compact import compact
+    from ner_cl.train.learn import learn
     from ner_cl.train.run import Run, run_stream
 
 try:
@@ -43,6 +45,7 @@ __all__ = [
     "Span",
     "TrainingError",
     "TrainingOptions",
+    "compact",
     "learn",
     "load",
     "load_config",
@@ -55,10 +58,11 @@ __all__ = [
 # programs that only read data do not wait seconds for torch.
 _LATER = {
     "Config": "ner_cl.config:Config",
-    "LearnResult": "ner_cl.train.learn:LearnResult",
+    "LearnResult": "ner_cl.train.changes:LearnResult",
     "NerModel": "ner_cl.model.ner_model:NerModel",
     "Run": "ner_cl.train.run:Run",
     "TrainingOptions": "ner_cl.config:TrainingOptions",
+    "compact": "ner_cl.train.compact:compact",
     "learn": "ner_cl.train.learn:learn",
     "load": "ner_cl.model.store:load_model",
     "load_config": "ner_cl.config:load_config",

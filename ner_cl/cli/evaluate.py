@@ -36,9 +36,12 @@ def evaluate(
     """Score a model on annotated sentences.
 
     Strict: a span counts when start, end and type all agree. A sentence counts for the types it is annotated for only.
+
+    Where each step has a block of its own (head addner), `alone` is F1 of the block without the others, and `merging`
+    what the merging of blocks adds to it or takes from it.
     """
     from ner_cl.data.readers import read_sentences
-    from ner_cl.model.predict import predict_sentences
+    from ner_cl.model.predict import predict_sentences, spans_by_block
     from ner_cl.model.store import load_model
 
     tagger = load_model(model, device="auto")
@@ -50,6 +53,8 @@ def evaluate(
     predicted = predict_sentences(tagger, sentences)
     report = {"model": str(model), "data": data, "sentences": len(sentences)}
     report |= _report(sentences, predicted, scored, lenient=lenient)
+    if tagger.head.apart and len(tagger.tagset.steps) > 1:
+        _add_alone(report, sentences, spans_by_block(tagger, sentences))
     if output is not None:
         with replace_file(output) as file:
             file.write((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
@@ -98,6 +103,21 @@ def _report(
     }
 
 
+def _add_alone(report: dict[str, Any], sentences: "Sequence[Sentence]", alone: "Sequence[Sequence[Span]]") -> None:
+    """Adds F1 of every type's block by itself, and what merging does to it."""
+    from ner_cl.evaluate.counts import Counts, count_spans
+
+    counts = count_spans(sentences, alone, list(report["types"]))
+    for type_, cell in counts.items():
+        report["types"][type_] |= _merged(report["types"][type_]["f1"], cell.f1)
+    report["micro"] |= _merged(report["micro"]["f1"], sum(counts.values(), start=Counts()).f1)
+
+
+def _merged(merged: float | None, alone: float | None) -> dict[str, Any]:
+    change = None if merged is None or alone is None else merged - alone
+    return {"alone_f1": alone, "merging": change}
+
+
 def _cell(counts: Any) -> dict[str, Any]:
     scores = {key: getattr(counts, key) for key in _SCORES}
     return {"tp": counts.tp, "fp": counts.fp, "fn": counts.fn, **scores, "support": counts.gold}
@@ -109,4 +129,12 @@ def _text(report: dict[str, Any]) -> str:
     for mode, averages in report["seqeval"].items():
         lines[f"seqeval {mode}, micro"] = averages["micro"]
     rows = [[name, *(percent(cell[key]) for key in _SCORES), cell["support"]] for name, cell in lines.items()]
-    return table(["type", *_SCORES, "support"], rows)
+    if "alone_f1" not in report["micro"]:
+        return table(["type", *_SCORES, "support"], rows)
+    for row, cell in zip(rows, lines.values(), strict=True):
+        row[-1:] = [percent(cell.get("alone_f1")), _signed(cell.get("merging")), cell["support"]]
+    return table(["type", *_SCORES, "alone", "merging", "support"], rows)
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:+.1f}"

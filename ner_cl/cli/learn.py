@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from ner_cl.cli.console import emit, emit_json, is_main_process, say
-from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Settings, check_model_output, names, parse_yaml
+from ner_cl.cli.options import (
+    Alignment,
+    Format,
+    Json,
+    MaxDrop,
+    Settings,
+    check_model_output,
+    names,
+    parse_yaml,
+    training_options,
+)
 from ner_cl.errors import ConfigError
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
-    from ner_cl.config import TrainingOptions
     from ner_cl.model.ner_model import NerModel
-    from ner_cl.train.learn import LearnResult
+    from ner_cl.train.changes import LearnResult
 
-__all__ = ["learn"]
+__all__ = ["learn", "result_to_dict"]
 
 EncoderName: TypeAlias = Annotated[
     str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
@@ -37,6 +46,10 @@ Strategies: TypeAlias = Annotated[
     str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
 ]
 
+Isolate: TypeAlias = Annotated[
+    bool, typer.Option("--isolate", help="Leave all that finds old types as it is, and check that to the last bit.")
+]
+
 
 def learn(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Sentences annotated for the new types.")],
@@ -48,6 +61,7 @@ def learn(
     replay: Replay = None,
     unlabeled: Unlabeled = None,
     strategies: Strategies = None,
+    isolate: Isolate = False,
     settings: Settings = None,
     output: Output = None,
     max_drop: MaxDrop = None,
@@ -64,8 +78,8 @@ def learn(
     from ner_cl.cli.progress import progress
     from ner_cl.train.learn import learn as learn_step
 
-    training = _training(settings or [])
-    student, folder = _start(model, encoder, head, output)
+    training = training_options(settings or [])
+    student, folder = _start(model, encoder, head or ("addner" if isolate and model is None else None), output)
     with progress(1) as display:
         result = learn_step(
             student,
@@ -75,6 +89,7 @@ def learn(
             replay=replay,
             unlabeled=unlabeled,
             strategies=_strategies(strategies),
+            isolate=isolate,
             training=training,
             seed=seed,
             on_event=display,
@@ -82,9 +97,11 @@ def learn(
             alignment=alignment,
         )
     if as_json:
-        emit_json(_to_dict(result, folder))
+        emit_json(result_to_dict(result, folder))
     else:
         emit(result.table)
+    if result.isolation is not None and result.isolation.steps:
+        say(str(result.isolation))
     for change in result.changes:
         if change.before is None and change.measured == "nothing":
             say(f"note: nothing measures {change.type}; give --dev sentences that mention it")
@@ -139,30 +156,11 @@ def _strategies(text: str | None) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _training(settings: list[str]) -> "TrainingOptions":
-    """The options that `--set training.…` gives."""
-    from ner_cl.config import TrainingOptions, validate
-
-    values: dict[str, Any] = {}
-    for setting in settings:
-        if not setting.startswith("training."):
-            raise ConfigError(f"--set {setting}: only keys under training can be set here, such as training.epochs=5")
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}: write it as training.key=value")
-        _, *sections, last = key.strip().split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {setting}: {section} is not a section")
-        target[last] = parse_yaml(text, f"--set {key}")
-    return validate(TrainingOptions, values, "training")
-
-
-def _to_dict(result: "LearnResult", folder: Path) -> dict[str, Any]:
+def result_to_dict(result: "LearnResult", folder: Path) -> dict[str, Any]:
+    """What `--json` prints: the model, its step, and a row for every type."""
     changes = [
         {"type": change.type, "before": change.before, "after": change.after, "measured": change.measured}
         for change in result.changes
     ]
-    return {"model": str(folder), "step": len(result.model.tagset.steps), "types": changes}
+    found = {"model": str(folder), "step": len(result.model.tagset.steps), "types": changes}
+    return found if result.isolation is None else {**found, "isolation": result.isolation.record()}

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from ner_cl.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:  # what imports torch must not be waited for by `--help`
+    from ner_cl.config import TrainingOptions
 
 __all__ = [
     "Alignment",
@@ -19,6 +22,7 @@ __all__ = [
     "integers",
     "names",
     "parse_yaml",
+    "training_options",
 ]
 
 Settings: TypeAlias = Annotated[
@@ -80,3 +84,24 @@ def check_model_output(folder: Path) -> None:
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"--output {folder}: nothing can be written in {parent}; choose another folder")
+
+
+def training_options(settings: list[str]) -> "TrainingOptions":
+    """The options that `--set training.…` gives."""
+    from ner_cl.config import TrainingOptions, validate
+
+    values: dict[str, Any] = {}
+    for setting in settings:
+        if not setting.startswith("training."):
+            raise ConfigError(f"--set {setting}: only keys under training can be set here, such as training.epochs=5")
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: write it as training.key=value")
+        _, *sections, last = key.strip().split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {setting}: {section} is not a section")
+        target[last] = parse_yaml(text, f"--set {key}")
+    return validate(TrainingOptions, values, "training")

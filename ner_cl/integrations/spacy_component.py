@@ -30,7 +30,7 @@ from ner_cl.types import Sentence
 if TYPE_CHECKING:  # transformers takes seconds to import, which a pipeline that is only described need not wait for
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.predict import ScoredSpan
-    from ner_cl.train.learn import LearnResult
+    from ner_cl.train.changes import LearnResult
 
 __all__ = ["NerComponent", "make_ner_component"]
 

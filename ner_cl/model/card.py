@@ -35,6 +35,16 @@ def model_card(model: "NerModel") -> str:
         for type_ in model.types:
             cells = [_percent(record["f1_after"].get(type_)) for record in scored]
             lines.append(f"| {type_} | " + " | ".join(cells) + " |")
+    for record in model.history:
+        if (kept := record.get("isolation")) and kept["unchanged"]:
+            steps, words = (
+                ", ".join(map(str, kept["unchanged"])),
+                f"{kept['sentences']} sentences, {kept['words']} words",
+            )
+            lines += [
+                "",
+                f"Step {record['step']} left the emissions of steps {steps} as they were, bit by bit, on {words}.",
+            ]
     lines += [
         "",
         "```python",

@@ -16,7 +16,14 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision, autocast
 from ner_cl.types import Entity, Sentence, Span
 
-__all__ = ["ScoredSpan", "emissions_of", "predict_sentences", "predict_texts", "score_sentences"]
+__all__ = [
+    "ScoredSpan",
+    "emissions_of",
+    "predict_sentences",
+    "predict_texts",
+    "score_sentences",
+    "spans_by_block",
+]
 
 # Texts are sorted by length within chunks of this many, so that an endless stream can be predicted in bounded memory.
 _CHUNK_TEXTS = 1024
@@ -91,6 +98,19 @@ def predict_sentences(
     ):
         for index, spans in zip(indices, _spans(model, emissions, types), strict=True):
             found[index] = spans
+    return found
+
+
+def spans_by_block(
+    model: NerModel, sentences: Sequence[Sentence], *, batch_tokens: int = 4096, precision: Precision = "auto"
+) -> list[list[Span]]:
+    """What each step's block finds by itself: spans of different steps may overlap, as nothing has merged them yet."""
+    found: list[list[Span]] = [[] for _ in sentences]
+    encoded = model.encode(sentences)
+    for indices, emissions in emissions_of(model, encoded, batch_tokens=batch_tokens, precision=precision):
+        for types in model.tagset.steps:
+            for index, spans in zip(indices, _spans(model, emissions, types), strict=True):
+                found[index] += spans
     return found
 
 

@@ -43,6 +43,13 @@ class Fingerprints:
                 f"({self.words} words); something changed weights that must not change, and the model is not published"
             )
 
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"the blocks of earlier steps emit what they did, to the last bit, on {self.sentences} sentences "
+            f"({self.words} words)"
+        )
+
     def record(self) -> dict[str, Any]:
         """As a line of `history.jsonl` tells it."""
         return {"sentences": self.sentences, "words": self.words, "unchanged": sorted(self.steps)}

@@ -1,7 +1,7 @@
 """The everyday verb: one new step on an existing model."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,99 +10,26 @@ from ner_cl.data.readers import read_sentences
 from ner_cl.data.readers.base import read_text
 from ner_cl.data.stream import Step
 from ner_cl.data.words import split_words
-from ner_cl.errors import CheckFailed, ConfigError, DataError
-from ner_cl.evaluate.counts import Counts, count_spans
+from ner_cl.errors import ConfigError, DataError
+from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import nearest
+from ner_cl.registry import strategies as registered
+from ner_cl.strategies.base import Strategy
 from ner_cl.strategies.replay import ReplayOptions
+from ner_cl.train.changes import LearnResult, changes_of
 from ner_cl.train.events import Event
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record
-from ner_cl.types import Sentence, Span
+from ner_cl.types import Sentence
 
-__all__ = ["LearnResult", "TypeChange", "learn"]
+__all__ = ["learn"]
 
 Data = str | Path | Sequence[Sentence]
 
 # Without dev sentences a tenth of the training sentences is held back, but no fewer than this many: a handful would
 # tell nothing. Where that would be more than half of them, none can be spared.
 _FEWEST_HELD_BACK = 10
-
-
-@dataclass(frozen=True)
-class TypeChange:
-    """F1 of one type before and after the step.
-
-    Attributes:
-        type: the type.
-        before: F1 (0 to 1) before the step; None for a new type, or when nothing was measured.
-        after: F1 after it.
-        measured: `gold` (dev annotation), or `agreement`: no dev sentence is annotated for this type, so the model
-            after the step is compared with the model before it, and `before` is 1; or `nothing`, if that model found no
-            mention either.
-    """
-
-    type: str
-    before: float | None
-    after: float | None
-    measured: str
-
-    @property
-    def drop(self) -> float:
-        """How far F1 fell, 0 to 1; negative if it rose, 0 for a new type."""
-        return 0.0 if self.before is None else self.before - (self.after or 0.0)
-
-
-@dataclass(frozen=True)
-class LearnResult:
-    """A model that knows more, and what that did to the types it knew.
-
-    Attributes:
-        model: the new model; the one given to `learn` is unchanged.
-        changes: a row for every type, in learning order.
-    """
-
-    model: NerModel
-    changes: tuple[TypeChange, ...]
-
-    @property
-    def table(self) -> str:
-        """Per-type F1 before and after, as plain text."""
-        width = max(len("type"), *(len(change.type) for change in self.changes))
-        lines = [f"{'type':<{width}}  before   after  change  measured"]
-        for change in self.changes:
-            moved = (
-                "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
-            )
-            new = "new" if change.type in self.model.tagset.steps[-1] else "-"
-            before, after = _percent(change.before, new), _percent(change.after, "-")
-            lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
-        return "\n".join(lines)
-
-    @property
-    def largest_drop(self) -> TypeChange | None:
-        """The old type that fell most; None if the model knew nothing before."""
-        old = [change for change in self.changes if change.before is not None]
-        return max(old, key=lambda change: change.drop, default=None)
-
-    def check(self, max_drop: float) -> None:
-        """The forgetting gate.
-
-        Raises:
-            CheckFailed: if an old type fell by more than `max_drop` (0 to 1), or no old type could be measured.
-        """
-        worst = self.largest_drop
-        old = self.changes[: self.model.tagset.type_offset(len(self.model.tagset.steps))]
-        if old and worst is None:
-            raise CheckFailed(
-                f"none of the old types ({', '.join(change.type for change in old)}) could be measured; give dev "
-                "sentences that mention them, annotated or not; the model is not published"
-            )
-        if worst is not None and worst.drop > max_drop:
-            raise CheckFailed(
-                f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}), more than the "
-                f"{100 * max_drop:.1f} allowed; the model is not published"
-            )
 
 
 def learn(
@@ -114,6 +41,7 @@ def learn(
     replay: Data | None = None,
     unlabeled: str | Path | Sequence[str] | None = None,
     strategies: Sequence[Any] = (),
+    isolate: bool = False,
     training: TrainingOptions | None = None,
     seed: int = 13,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -133,6 +61,8 @@ def learn(
         unlabeled: raw texts of the new domain, or a text file with one a line: the encoder is pre-trained on them
             before it learns the types, with soft masks (`das`, which is added to the list where it is not in it).
         strategies: options or `{"name": …}` mappings; distillation by default.
+        isolate: learn without changing anything that old types are found with, and check that to the last bit: with
+            what gave the model its sub-networks, else with `modules`, unless the list names another way.
         training: options of the loop.
         seed: of everything random.
         on_event: called with everything that happens.
@@ -144,6 +74,7 @@ def learn(
     Raises:
         DataError: if the data cannot be read or do not mention a type, or `replay` is not about old types.
         ModelError: if a type is known already.
+        CheckFailed: if old blocks were to be isolated, and one of them changed.
 
     Example:
         >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
@@ -164,6 +95,8 @@ def learn(
     if unlabeled is not None:
         raw = _raw(unlabeled)
         parsed = _with(parsed, {"name": "das", "pretrain_epochs": 1})
+    if isolate:
+        parsed = _isolating(parsed, model)
     learner = Learner(student, parsed, options, seed=seed)
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
@@ -175,7 +108,7 @@ def learn(
         on_event(event)
     after = learner.predict(dev_sentences)
     counts = count_spans(dev_sentences, after, learner.model.types)
-    changes = _changes(dev_sentences, before, after, old_types, counts)
+    changes = changes_of(dev_sentences, before, after, old_types, counts)
     grown = learner.model.cpu().eval()
     record = history_record(
         learner, step, before={c.type: c.before for c in changes}, after={c.type: c.after for c in changes}
@@ -183,7 +116,7 @@ def learn(
     record["measured"] = {change.type: change.measured for change in changes}
     grown.history = [*model.history, record]
     grown.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
-    return LearnResult(grown, changes)
+    return LearnResult(grown, changes, learner.isolation)
 
 
 def _prepare(
@@ -221,6 +154,14 @@ def _with(strategies: tuple[StrategyOptions, ...], needed: dict[str, Any]) -> tu
     if any(options.name == needed["name"] for options in strategies):
         return strategies
     return strategies + _parse([needed])
+
+
+def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tuple[StrategyOptions, ...]:
+    """The strategies with one that keeps steps apart: what the model has already, else modules."""
+    classes: list[type[Strategy]] = [registered[options.name] for options in strategies]
+    if any(class_.isolates for class_ in classes):
+        return strategies
+    return strategies + _parse([model.subnetworks.options.name if model.subnetworks is not None else "modules"])
 
 
 def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
@@ -273,30 +214,3 @@ def _check_replayed(strategies: Sequence[StrategyOptions]) -> None:
             "strategies: replay has a weight of 0, so the sentences to replay would not be read; raise it, or leave "
             "replay out"
         )
-
-
-def _changes(
-    dev: Sequence[Sentence],
-    before: Sequence[Sequence[Span]],
-    after: Sequence[Sequence[Span]],
-    old_types: Sequence[str],
-    counts: Mapping[str, Counts],
-) -> tuple[TypeChange, ...]:
-    """A row for every type of `counts`, which is what is right and wrong after the step by gold."""
-    reference = [sentence.with_spans(spans, old_types) for sentence, spans in zip(dev, before, strict=True)]
-    gold_before, agreed = count_spans(dev, before, old_types), count_spans(reference, after, old_types)
-    return tuple(_change(type_, gold_before.get(type_), count, agreed.get(type_)) for type_, count in counts.items())
-
-
-def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | None) -> TypeChange:
-    if before is None or agreed is None:
-        return TypeChange(type_, None, after.f1, "gold" if after.gold else "nothing")
-    if before.gold:
-        return TypeChange(type_, before.f1, after.f1, "gold")
-    if agreed.gold:
-        return TypeChange(type_, 1.0, agreed.f1, "agreement")
-    return TypeChange(type_, None, None, "nothing")
-
-
-def _percent(value: float | None, missing: str) -> str:
-    return missing if value is None else f"{100 * value:.1f}"

@@ -52,7 +52,7 @@ class Learner:
 
     Args:
         model: the student; it is changed in place.
-        strategies: options of the strategies.
+        strategies: options of the strategies; without any, the project's default, or what gave the model sub-networks.
         training: options of the loop.
         engine: device, processes, precision.
         seed: of everything random.
@@ -78,6 +78,8 @@ class Learner:
         self.training = training
         self.engine = engine or Engine(training.precision)
         self.model = model.to(self.engine.device)
+        if not strategies and model.subnetworks is not None:
+            strategies = parse_strategies([model.subnetworks.options.name])
         self.strategies = build_strategies(strategies)
         self.seed = seed
         self.checkpoint = checkpoint or Checkpoint(None)

@@ -10,8 +10,9 @@ from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
+from ner_cl.train.changes import LearnResult, TypeChange
 from ner_cl.train.events import StepStarted
-from ner_cl.train.learn import LearnResult, TypeChange, _prepare
+from ner_cl.train.learn import _prepare
 from ner_cl.types import Sentence
 from tests.tiny import toy_sentences
 from tests.train.toy_runs import (

@@ -1,0 +1,64 @@
+"""`ner-cl compact`: many sub-networks made into one encoder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, say
+from ner_cl.cli.documents import read_documents
+from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Settings, check_model_output, training_options
+
+__all__ = ["compact"]
+
+
+def compact(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model with a sub-network a step.")],
+    text: Annotated[str, typer.Argument(metavar="TXT", help="Raw text to imitate on, a text a line, or JSON lines.")],
+    dev: Annotated[
+        str | None, typer.Option("--dev", metavar="DATA", help="Annotated sentences to measure the loss of F1 with.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-compact by default.")
+    ] = None,
+    settings: Settings = None,
+    max_drop: MaxDrop = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
+    format_: Format = "auto",
+    alignment: Alignment = "error",
+    as_json: Json = False,
+) -> None:
+    """Distil a model with a sub-network a step into one encoder, and show what that costs in F1.
+
+    The new model runs as fast as any other and can learn more in any way, but no longer promises that old
+    predictions do not move.
+    """
+    from ner_cl.cli.learn import result_to_dict
+    from ner_cl.cli.progress import progress
+    from ner_cl.data.readers import read_sentences
+    from ner_cl.data.words import split_words
+    from ner_cl.model.store import load_model
+    from ner_cl.train.compact import compact as make_compact
+    from ner_cl.types import Sentence
+
+    training = training_options(settings or [])
+    teacher = load_model(model)
+    folder = output or model.absolute().parent / f"{model.absolute().name}-compact"
+    check_model_output(folder)
+    texts = [document.text for document in read_documents(text)]
+    words = [tuple(line[start:end] for start, end in split_words(line)) for line in texts]
+    measured = read_sentences(dev, format=format_, alignment=alignment) if dev is not None else ()
+    with progress(1) as display:
+        result = make_compact(
+            teacher,
+            [Sentence(found) for found in words if found],
+            dev=measured,
+            training=training,
+            seed=seed,
+            on_event=display,
+        )
+    emit_json(result_to_dict(result, folder)) if as_json else emit(result.table)
+    if max_drop is not None:
+        result.check(max_drop)
+    result.model.save(folder)
+    say(f"the model is in {folder}")

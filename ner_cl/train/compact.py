@@ -1,0 +1,156 @@
+"""Many sub-networks made into one: a single encoder learns to say what they say together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions, TrainingOptions
+from ner_cl.data.batching import Batch
+from ner_cl.data.protocols import generator
+from ner_cl.errors import DataError, ModelError
+from ner_cl.evaluate.counts import count_spans, micro_f1
+from ner_cl.model.heads.base import DistillOptions, Emissions
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.teacher import Teacher
+from ner_cl.train.changes import LearnResult, changes_of
+from ner_cl.train.checkpoint import Checkpoint
+from ner_cl.train.engine import Engine
+from ner_cl.train.events import Event
+from ner_cl.train.loop import StepTraining
+from ner_cl.types import Sentence, Span
+
+__all__ = ["compact"]
+
+_HELD_BACK = 10  # one sentence in so many tells when to stop
+_FEWEST_SENTENCES = 20
+
+
+class _ImitateOptions(StrategyOptions):
+    name: Literal["imitate"] = "imitate"
+
+
+@final
+class _Imitate(Strategy):
+    """Every block imitates the same block of a teacher, on every word (Hinton et al. 2015)."""
+
+    options_class = _ImitateOptions
+
+    def __init__(self, teacher: NerModel) -> None:
+        super().__init__(_ImitateOptions())
+        self._teacher = Teacher(teacher, cache=True)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """The sum of all blocks' KL, as `kd`; there is no gold."""
+        teacher = self._teacher.says(context, batch)
+        return {"kd": context.model.head.distillation(emissions, batch, teacher, DistillOptions())["kd"]}
+
+
+def compact(
+    model: NerModel,
+    sentences: Sequence[Sentence],
+    *,
+    dev: Sequence[Sentence] = (),
+    training: TrainingOptions | None = None,
+    seed: int = 13,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> LearnResult:
+    """Distils a model with a sub-network a step into one with a single encoder, which costs one pass to run.
+
+    The student starts from the shared encoder and the blocks, and imitates the emissions of all blocks on raw text. It
+    gives up the promise that old blocks never change, and can be taught more in any way.
+
+    Args:
+        model: the teacher; it stays as it is.
+        sentences: words of any text like that to be tagged; annotation is not looked at.
+        dev: annotated sentences to measure with. Types they are not annotated for are measured by agreement with the
+            teacher; without any, a tenth of `sentences` serves.
+        training: options of the loop.
+        seed: of everything random.
+        on_event: called with everything that happens.
+
+    Returns:
+        The student, with F1 before and after for every type.
+
+    Raises:
+        ModelError: if the model has no sub-networks.
+        DataError: if there is too little text.
+    """
+    if model.subnetworks is None:
+        raise ModelError("this model has one encoder for all its steps already; there is nothing to make compact")
+    if len(sentences) < _FEWEST_SENTENCES:
+        raise DataError(f"{len(sentences)} sentences are too few to imitate on; give {_FEWEST_SENTENCES} or more")
+    options = training or TrainingOptions()
+    engine = Engine(options.precision)
+    raw = [Sentence(sentence.words) for sentence in sentences]
+    held_back, train = raw[::_HELD_BACK], [s for number, s in enumerate(raw) if number % _HELD_BACK]
+    student = _single(model, seed).to(engine.device)
+    teacher = model.copy().to(engine.device).eval()
+
+    def find(tagger: NerModel, texts: Sequence[Sentence]) -> list[list[Span]]:
+        return predict_sentences(tagger, texts, batch_tokens=options.eval_batch_tokens, precision=engine.precision)
+
+    reference = [s.with_spans(spans, model.types) for s, spans in zip(held_back, find(teacher, held_back), strict=True)]
+    context = _context(student, train, options, engine, seed)
+    loop = StepTraining(
+        context=context,
+        strategies=[_Imitate(teacher)],
+        options=options,
+        engine=engine,
+        dev_score=lambda: micro_f1(count_spans(reference, find(student, held_back), student.types)),
+        seed=int(context.generator("dropout").integers(2**62)),
+        checkpoint=Checkpoint(None),
+        fingerprint="",
+    )
+    for event in loop.run():
+        on_event(event)
+    measured = list(dev) or held_back
+    before, after = find(teacher, measured), find(student, measured)
+    counts = count_spans(measured, after, student.types)
+    student = student.cpu().eval()
+    student.history = list(model.history)
+    student.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
+    return LearnResult(student, changes_of(measured, before, after, model.types, counts))
+
+
+def _single(model: NerModel, seed: int) -> NerModel:
+    """A model with the same blocks, all reading the shared encoder."""
+    student = NerModel.from_parts(model.copy().encoder, model.head.options)
+    draw = torch.Generator().manual_seed(int(generator(seed, "compact/blocks").integers(2**62)))
+    for types, block in zip(model.tagset.steps, model.head.blocks, strict=True):
+        student.grow(types, generator=draw)
+        new = student.head.new_block()
+        if new.weight.shape == block.weight.shape:
+            new.load_state_dict(block.state_dict())
+    return student
+
+
+def _context(
+    student: NerModel, train: Sequence[Sentence], options: TrainingOptions, engine: Engine, seed: int
+) -> StepContext:
+    """Of a step that teaches no type."""
+
+    def nothing(*_: object) -> None:
+        return None
+
+    return StepContext(
+        number=len(student.tagset.steps),
+        types=student.tagset.steps[-1],
+        old_types=student.types,
+        model=student,
+        epochs=options.epochs,
+        train_tokens=options.batch_tokens,
+        batch_tokens=options.eval_batch_tokens,
+        precision=engine.precision,
+        earlier=(),
+        reset_model=nothing,
+        predict=lambda sentences: predict_sentences(student, sentences),
+        training_loss=lambda batch: torch.zeros(()),
+        generator=lambda purpose: generator(seed, f"compact/{purpose}"),
+        encoded=student.encode(train),
+    )
