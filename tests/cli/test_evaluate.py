@@ -93,3 +93,22 @@ def test_data_of_other_types_are_refused(toy: Toy, model_folder: Path, capsys: p
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "is not annotated for PER, LOC; it has ORG" in captured.err
+
+
+def test_what_merging_blocks_does_is_shown_apart(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = toy.write_config(tmp_path / "addner.yaml", head={"name": "addner"}, strategies=["finetune"])
+    # Beside the toy's own, or its paths would lead nowhere.
+    config = config.rename(toy.config.with_name("addner.yaml"))
+    assert main(["-q", "train", str(config), "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    folder, gold = tmp_path / "run" / "steps" / "02", toy.data / "test.jsonl"
+    report = evaluate(capsys, folder, gold)
+    sentences, model = read_sentences(gold), load_model(folder)
+    for type_ in ("PER", "LOC"):
+        row = report["types"][type_]  # type: ignore[index]
+        alone = count_spans(sentences, predict_sentences(model, sentences, types=[type_]), [type_])[type_]
+        assert row["alone_f1"] == alone.f1
+        assert row["merging"] == row["f1"] - alone.f1
+    assert main(["-q", "evaluate", str(folder), str(gold)]) == 0
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert header == ["type", "precision", "recall", "f1", "alone", "merging", "support"]

@@ -254,3 +254,39 @@ def test_raw_text_is_pretrained_on_first(
     assert main([*words, *more]) == 2
     assert "raw.txt: holds no text; give one text a line" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_isolation_is_checked_told_and_written_down(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["learn", str(toy.data / "train.jsonl"), "--encoder", str(toy.encoder), "--types", "PER", *QUICK]
+    assert main([*base, "--isolate", "--output", str(tmp_path / "1")]) == 0
+    assert load_model(tmp_path / "1").head.name == "addner"
+    more = ["learn", str(toy.orgs), "--model", str(tmp_path / "1"), "--types", "ORG", *QUICK, "--isolate"]
+    capsys.readouterr()
+    assert main([*more, "--output", str(tmp_path / "2"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "the blocks of earlier steps emit what they did, to the last bit, on " in captured.err
+    result = json.loads(captured.out)
+    assert result["isolation"]["unchanged"] == [1]
+    assert load_model(tmp_path / "2").history[-1]["isolation"] == result["isolation"]
+
+
+def test_an_isolated_model_is_made_compact(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["-q", "learn", str(toy.data / "train.jsonl"), "--encoder", str(toy.encoder), *QUICK]
+    assert main([*base, "--types", "PER", "--isolate", "--output", str(tmp_path / "1")]) == 0
+    more = ["-q", "learn", str(toy.orgs), "--model", str(tmp_path / "1"), "--types", "ORG", *QUICK, "--isolate"]
+    assert main([*more, "--output", str(tmp_path / "2")]) == 0
+    raw = tmp_path / "raw.txt"
+    raw.write_text("".join(" ".join(s.words) + "\n" for s in toy_sentences(60, seed=8)), encoding="utf-8")
+    capsys.readouterr()
+    words = ["compact", str(tmp_path / "2"), str(raw), "--dev", str(toy.orgs), *QUICK]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["type", "PER", "ORG"]
+    assert lines[2].endswith("gold")
+    assert load_model(tmp_path / "2-compact").subnetworks is None
+    assert main(words) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert main(["compact", str(tmp_path / "2-compact"), str(raw), "--output", str(tmp_path / "3")]) == 2
+    assert "one encoder for all its steps already" in capsys.readouterr().err

@@ -12,7 +12,15 @@ from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 
-__all__ = ["ONE_PASS_AT_A_TIME", "TrunkPass", "apply_layer", "run_trunk", "top_layers"]
+__all__ = [
+    "ONE_PASS_AT_A_TIME",
+    "TrunkPass",
+    "all_layers",
+    "apply_layer",
+    "calls_alike",
+    "run_trunk",
+    "top_layers",
+]
 
 ONE_PASS_AT_A_TIME = threading.RLock()
 """Held while a pass goes through layers that carry hooks or exchanged weights: threads share the layers."""
@@ -39,8 +47,18 @@ class _Reached(Exception):
     """The pass has come to the first of the top layers."""
 
 
+def calls_alike(encoder: Encoder) -> bool:
+    """Whether it is known of the encoder that it calls all its layers with the same arguments but for the states."""
+    return getattr(encoder.config, "model_type", "") in _ALIKE
+
+
 def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
-    """The last `count` transformer layers of an encoder, or all of them if there are fewer.
+    """The last `count` transformer layers of an encoder, or all of them if there are fewer; see `all_layers`."""
+    return all_layers(encoder)[-count:]
+
+
+def all_layers(encoder: Encoder) -> list[nn.Module]:
+    """The transformer layers of an encoder, from the lowest.
 
     Raises:
         ModelError: if it has none that can be told.
@@ -52,7 +70,7 @@ def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
         raise ModelError(
             f"encoder {encoder.options.name!r} has no list of layers, which sub-networks need; use another"
         )
-    return list(layers)[-count:]
+    return list(layers)
 
 
 def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, whole: bool) -> TrunkPass:
@@ -67,7 +85,7 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
     Raises:
         ModelError: if the encoder does more to the output of its last layer, or runs a layer more than once.
     """
-    whole = whole or getattr(encoder.config, "model_type", "") not in _ALIKE
+    whole = whole or not calls_alike(encoder)
     states: list[Tensor] = []
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

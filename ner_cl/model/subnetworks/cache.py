@@ -1,0 +1,64 @@
+"""What a frozen trunk makes of a step's sentences, computed once a step instead of once an update."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.precision import Precision, autocast
+from ner_cl.model.subnetworks.trunk import TrunkPass, all_layers, calls_alike, run_trunk
+
+__all__ = ["TrunkCache"]
+
+
+@final
+class TrunkCache:
+    """The states of every window at the top layers, by the window's number.
+
+    Args:
+        encoder: frozen and in eval mode; other encoders than those that call all their layers alike are not cached.
+        encoded: the sentences.
+        layers: the top layers.
+        whole: keep what the encoder itself makes of the sentences in its top layers too.
+        batch_tokens: word pieces of a batch.
+        precision: number format of the passes.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        encoded: EncodedSentences,
+        layers: Sequence[nn.Module],
+        *,
+        whole: bool,
+        batch_tokens: int,
+        precision: Precision,
+    ) -> None:
+        self._encoder, self._layers, self._whole = encoder, layers, whole
+        self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
+        if not calls_alike(encoder):
+            return
+        device = next(encoder.parameters()).device
+        for rows, batch in encoded.in_length_order(batch_tokens):
+            with torch.no_grad(), autocast(precision, device):
+                states = run_trunk(encoder, batch.to(device), layers, whole=whole).states
+            for position, row in enumerate(rows):
+                length = encoded.lengths[row]
+                self._states[row] = tuple(state[position, :length].clone() for state in states)
+
+    def trunk_pass(self, batch: Batch) -> TrunkPass:
+        """What `run_trunk` gives for a batch of these sentences, but for rounding; padding is zero."""
+        if not self._states:
+            return run_trunk(self._encoder, batch, self._layers, whole=self._whole)
+        # The encoder is run just to its first layer, which is called as the top layers would be.
+        calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self._layers)
+        pieces = batch.piece_ids.shape[1]
+        states = tuple(
+            torch.stack([nn.functional.pad(state, (0, 0, 0, pieces - len(state))) for state in rows])
+            for rows in zip(*(self._states[row] for row in batch.rows), strict=True)
+        )
+        return TrunkPass(states, calls)

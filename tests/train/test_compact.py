@@ -1,0 +1,67 @@
+"""Many sub-networks made into one encoder."""
+
+from pathlib import Path
+
+import pytest
+
+import ner_cl
+from ner_cl.config import OptimizerOptions, TrainingOptions
+from ner_cl.errors import DataError, ModelError
+from ner_cl.model.ner_model import NerModel
+from tests.tiny import tiny_model, toy_sentences
+from tests.train.toy_runs import GOOD_TRAINING, same_weights
+
+RAW = [ner_cl.Sentence(s.words) for s in toy_sentences(150, seed=5, types=("PER", "LOC"))]
+GOLD = toy_sentences(60, seed=6, types=("PER", "LOC"))
+TRAINING = TrainingOptions(
+    epochs=10, batch_tokens=128, precision="fp32", optimizer=OptimizerOptions(lr=5e-3, head_lr=5e-2)
+)
+
+
+@pytest.fixture(scope="module")
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> NerModel:
+    model = tiny_model(tmp_path_factory.mktemp("compact") / "tiny", "addner")
+    for type_ in ("PER", "LOC"):
+        sentences = [s.restrict([type_]) for s in toy_sentences(120, seed=len(type_), types=("PER", "LOC"))]
+        strategies = [{"name": "modules", "kind": "adapter", "trunk": "pretrained"}]
+        model = ner_cl.learn(model, sentences, types=[type_], strategies=strategies, training=GOOD_TRAINING).model
+    return model
+
+
+def test_one_encoder_learns_to_say_what_the_modules_say(isolated: NerModel) -> None:
+    before = {name: tensor.clone() for name, tensor in isolated.state_dict().items()}
+    result = ner_cl.compact(isolated, RAW, dev=GOLD, training=TRAINING)
+    assert same_weights(before, dict(isolated.state_dict()))
+    assert result.model.subnetworks is None
+    assert result.model.types == isolated.types
+    assert result.model.history == isolated.history
+    untaught = ner_cl.compact(isolated, RAW, dev=GOLD, training=TRAINING.model_copy(update={"epochs": 1}))
+    for change in result.changes:
+        assert change.measured == "gold"
+        assert change.before is not None
+        assert change.drop < 0.15
+    assert sum(c.after or 0 for c in result.changes) > sum(c.after or 0 for c in untaught.changes)
+
+
+def test_without_gold_the_loss_is_told_by_agreement(isolated: NerModel) -> None:
+    result = ner_cl.compact(isolated, RAW, training=TRAINING)
+    assert {(change.before, change.measured) for change in result.changes} == {(1.0, "agreement")}
+    again = ner_cl.compact(isolated, RAW, training=TRAINING)
+    assert same_weights(result.model, again.model)
+
+
+def test_the_compact_model_can_be_taught_in_any_way(isolated: NerModel, tmp_path: Path) -> None:
+    model = ner_cl.compact(isolated, RAW, training=TRAINING.model_copy(update={"epochs": 1})).model
+    model.save(tmp_path / "compact")
+    org = [s.restrict(["ORG"]) for s in toy_sentences(40, seed=3, types=("ORG",))]
+    taught = ner_cl.learn(
+        ner_cl.load(tmp_path / "compact"), org, types=["ORG"], strategies=["distill"], training=GOOD_TRAINING
+    )
+    assert taught.model.types == ("PER", "LOC", "ORG")
+
+
+def test_what_cannot_be_made_compact_is_refused(isolated: NerModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="one encoder for all its steps already"):
+        ner_cl.compact(tiny_model(tmp_path / "tiny", "addner", steps=[["PER"]]), RAW)
+    with pytest.raises(DataError, match="3 sentences are too few"):
+        ner_cl.compact(isolated, RAW[:3])

@@ -1,0 +1,116 @@
+"""The promise of isolation, from outside: old types are found as before, to the last bit, or nothing is published."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ner_cl
+from ner_cl.errors import CheckFailed, ConfigError
+from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.modules import ModuleStrategy
+from ner_cl.train.isolation import emission_fingerprints
+from tests.tiny import tiny_model, toy_sentences
+from tests.train.toy_runs import GOOD_TRAINING
+
+TYPES = ("PER", "LOC", "ORG")
+TEXTS = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=77, types=TYPES)]
+LADDER = [{"name": "modules", "kind": "ladder", "trunk": "pretrained"}]
+
+
+def data(type_: str) -> list[ner_cl.Sentence]:
+    return [sentence.restrict([type_]) for sentence in toy_sentences(80, seed=len(type_), types=TYPES)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[NerModel]:
+    """Models that know one, two and three types, each learned from the one before as read from its folder."""
+    folder = tmp_path_factory.mktemp("isolated")
+    model = tiny_model(folder / "tiny", "addner")
+    for number, type_ in enumerate(TYPES, start=1):
+        options = LADDER if number == 1 else []
+        result = ner_cl.learn(
+            model, data(type_), types=[type_], strategies=options, isolate=True, training=GOOD_TRAINING
+        )
+        result.model.save(folder / str(number))
+        model = ner_cl.load(folder / str(number))
+    return [ner_cl.load(folder / str(number)) for number in (1, 2, 3)]
+
+
+def test_old_types_are_found_as_before_to_the_last_bit(models: list[NerModel]) -> None:
+    """Spans and scores of a later model that is asked for old types only, against the earlier model."""
+    found = [list(model.predict(TEXTS, types=TYPES[:1])) for model in models]
+    assert sum(len(entities) for entities in found[0]) > 10
+    assert found[0] == found[1] == found[2]
+    assert list(models[1].predict(TEXTS)) == list(models[2].predict(TEXTS, types=TYPES[:2]))
+
+
+def test_what_was_checked_is_written_down(models: list[NerModel], tmp_path: Path) -> None:
+    records = [record["isolation"] for record in models[2].history]
+    assert [record["unchanged"] for record in records] == [[], [1], [1, 2]]
+    assert all(record["sentences"] > 0 and record["words"] > record["sentences"] for record in records)
+    models[2].save(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Step 3 left the emissions of steps 1, 2 as they were, bit by bit" in card
+
+
+def test_one_bit_of_one_score_is_seen(models: list[NerModel]) -> None:
+    model = models[2].copy()
+    sentences = data("PER")[:20]
+
+    def now() -> object:
+        return emission_fingerprints(model, sentences, [1, 2], batch_tokens=256, precision="fp32")
+
+    before = now()
+    before.check(now())  # type: ignore[attr-defined]
+    bias = model.head.blocks[1].bias
+    with torch.no_grad():
+        bias[0] = torch.nextafter(bias[0], bias[0].new_tensor(torch.inf))
+    with pytest.raises(CheckFailed, match=r"steps 2 are not what they were, on 20 sentences \(\d+ words\)"):
+        before.check(now())  # type: ignore[attr-defined]
+
+
+def test_a_step_that_touches_a_frozen_weight_is_not_published(
+    models: list[NerModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(self: ModuleStrategy, context: object) -> None:
+        with torch.no_grad():
+            weight = next(context.model.encoder.backbone.parameters())  # type: ignore[attr-defined]
+            weight.add_(1e-3)
+
+    monkeypatch.setattr(ModuleStrategy, "settle", careless)
+    with pytest.raises(CheckFailed, match="the model is not published"):
+        ner_cl.learn(models[0], data("LOC"), types=["LOC"], training=GOOD_TRAINING)
+
+
+def test_a_shared_head_and_shared_strategies_are_refused(models: list[NerModel], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="modules keeps steps apart, but head extendner shares columns"):
+        ner_cl.learn(tiny_model(tmp_path / "tiny"), data("PER"), types=["PER"], isolate=True)
+    with pytest.raises(ConfigError, match=r"a sub-network of its own.*list modules"):
+        ner_cl.learn(models[0], data("LOC"), types=["LOC"], strategies=["distill"])
+    with pytest.raises(ConfigError, match="have kind 'ladder', not 'copy'; leave kind out"):
+        ner_cl.learn(models[0], data("LOC"), types=["LOC"], strategies=[{"name": "modules", "kind": "copy"}])
+
+
+def test_a_model_that_was_taught_otherwise_can_be_isolated_from_now_on(tmp_path: Path) -> None:
+    first = ner_cl.learn(
+        tiny_model(tmp_path / "tiny", "addner"), data("PER"), types=["PER"], training=GOOD_TRAINING
+    ).model
+    assert first.subnetworks is None
+    second = ner_cl.learn(first, data("LOC"), types=["LOC"], isolate=True, training=GOOD_TRAINING)
+    assert second.isolation is not None
+    assert list(second.isolation.steps) == [1]
+    assert second.model.subnetworks is not None
+    assert (second.model.subnetworks.first, second.model.subnetworks.count) == (2, 1)
+    assert list(first.predict(TEXTS)) == list(second.model.predict(TEXTS, types=["PER"]))
+
+
+def test_the_options_of_sub_networks_are_read_strictly(models: list[NerModel], tmp_path: Path) -> None:
+    models[1].save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["ner_cl"]["subnetworks"]["options"]["kind"] = "leder"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ner_cl.ModelError, match="subnetworks: cannot be read"):
+        ner_cl.load(tmp_path / "model")
