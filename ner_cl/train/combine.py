@@ -57,7 +57,6 @@ class Updater:
         self._average = average
         self._parameters = dict(context.model.named_parameters())
         self._gates = combine_gates([strategy.gates(context) for strategy in strategies], self._parameters)
-        self._importance = {name: 1 - gate for name, gate in self._gates.items()}
         self._project = Projector(self._gates)
         self._before: dict[str, Tensor] = {}
 
@@ -86,7 +85,7 @@ class Updater:
             hold_back(
                 [self._parameters[name] for name in names],
                 [before[name] for name in names],
-                [self._importance[name] for name in names],
+                [self._gates[name] for name in names],
             )
         return True
 
@@ -179,17 +178,15 @@ def combine_gates(gates: Sequence[Vector], parameters: Vector) -> dict[str, Tens
     return combined
 
 
-def hold_back(after: Sequence[Tensor], before: Sequence[Tensor], importance: Sequence[Tensor]) -> None:
-    """`after ← after + importance · (before - after)` in place: the update times one minus the importance.
+def hold_back(after: Sequence[Tensor], before: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
+    """`after ← before + gate · (after - before)` in place: the update times the gate.
 
-    Equal to `before` to the last bit at importance 1, and to `after` at importance 0, as `lerp` promises at both ends.
+    Equal to `before` to the last bit at gate 0, and to `after` at gate 1, as `lerp` promises at both ends.
 
     Args:
         after: parameters after the update.
         before: the same before it.
-        importance: factors in [0, 1], each of a shape that broadcasts to the parameter's.
+        gates: factors in [0, 1], each of a shape that broadcasts to the parameter's.
     """
-    if after:
-        torch._foreach_lerp_(
-            list(after), list(before), [i.expand_as(b) for i, b in zip(importance, before, strict=True)]
-        )
+    for new, old, gate in zip(after, before, gates, strict=True):
+        torch.lerp(old, new, gate, out=new)

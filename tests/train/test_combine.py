@@ -91,7 +91,7 @@ def train(
 
 def gated(before: Tensor, after: Tensor, gate: Tensor) -> Tensor:
     held = after.clone()
-    hold_back([held], [before], [1 - gate])
+    hold_back([held], [before], [gate])
     return held
 
 
