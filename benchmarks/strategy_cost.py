@@ -1,14 +1,16 @@
 """What every strategy costs beside plain distillation: an update's time and memory, and what is kept between steps.
 
     python -m benchmarks.strategy_cost [--only NAME,NAME] [--data FILE] [--sentences N] [--updates N] [--head NAME]
-                                       [--threads T] [--output FILE]
+                                       [--threads T] [--batch-tokens N] [--output FILE]
 
 For each registered strategy step 1 is learned briefly, so that there is something to protect, and updates of step 2
 are measured. A strategy that does not say itself how old types are held is added to `distill`; one that keeps sentences
 keeps 50; all other options are the defaults.
     time     in turn with an update of `distill` on a model of the same kind: the median of the quotients. With one
              thread on a CPU it is the CPU's time that counts, which other processes do not take part in
-    memory   most bytes of tensors that live at once during an update, less those of `distill`
+    memory   most bytes of tensors that live at once during an update, less those of `distill`; for each trained
+             parameter of the encoder beside it, and what it should be made of, for what keeps a number a parameter:
+             what is kept, and what only a step or an update needs
     kept     bytes of tensors and sentences kept for later steps, for each trained parameter of the encoder;
              `expected` is what the method needs by its definition, with a `≤` the most that it may need
     end      time of what is measured and chosen when step 1 is over
@@ -43,6 +45,9 @@ from ner_cl.types import Sentence
 DEFAULT_DATA = Path(__file__).parents[1] / "data" / "quickstart" / "train.jsonl"
 WARM_UP = 2  # updates that fill caches: the teacher's answers, buffers, an allocator's pools
 REMEMBERED = 50  # sentences a step, for whom keeps sentences: enough for a batch of them
+# Bytes for each trained parameter beyond what is kept: gating needs gates and a copy of the weights, a penalty has a
+# gradient of its own.
+TRANSIENT = {"spg": "4 kept + 4 gates + 4 copy", "ewc": "8 kept + 4 gradient"}
 AIMS = {"agem": 2.1, "das": 1.1, "ewc": 1.1, "gpm": 1.2, "spg": 1.1}
 
 
@@ -54,6 +59,8 @@ class Cost:
     time_ratio: float
     update_seconds: float
     extra_bytes: int
+    extra_per_parameter: float
+    expected_extra: str
     kept_bytes: int
     kept_per_parameter: float
     kept_sentences: int
@@ -88,14 +95,16 @@ def main() -> None:
     corpus = Corpus(read_sentences(arguments.data)[: arguments.sentences])
     fresh = NerModel.from_encoder("minilm-l6", head=HeadOptions(name=arguments.head))
     plain, plain_end = after_step_one(fresh, ["distill"], corpus, clock)
-    plain_bytes = peak_bytes(plain, ["distill"], corpus)
+    training = TrainingOptions(epochs=100, batch_tokens=arguments.batch_tokens)
+    plain_bytes = peak_bytes(plain, ["distill"], corpus, training)
     costs = []
     for name in arguments.only or list(strategies):
         class_: type[Strategy] = strategies[name]
         names = [name] if class_.holds_old_types else [name, "distill"]
         model, end = (plain, plain_end) if names == ["distill"] else after_step_one(fresh, names, corpus, clock)
-        extra = peak_bytes(model, names, corpus) - plain_bytes
-        ratio, seconds = time_beside(model, names, plain, corpus, clock, updates=arguments.updates)
+        extra = peak_bytes(model, names, corpus, training) - plain_bytes
+        contestants = (updates_of(model, names, corpus, training), updates_of(plain, ["distill"], corpus, training))
+        ratio, seconds = time_beside(*contestants, clock, updates=arguments.updates)
         costs.append(_cost(name, names, model, ratio=ratio, seconds=seconds, extra=extra, end=end))
         print(line(costs[-1], name) if len(costs) > 1 else f"{header(arguments)}\n{line(costs[-1], name)}", flush=True)
     if arguments.output:
@@ -126,19 +135,21 @@ def after_step_one(
     return learner.model, clock() - ended
 
 
-def updates_of(model: NerModel, names: Sequence[str], corpus: Corpus) -> Iterator[UpdateDone]:
+def updates_of(
+    model: NerModel, names: Sequence[str], corpus: Corpus, training: TrainingOptions
+) -> Iterator[UpdateDone]:
     """The updates of step 2 on a copy of the model, one at a time, for as long as anybody asks."""
-    learner = Learner(copy.deepcopy(model), options_of(names), TrainingOptions(epochs=100))
+    learner = Learner(copy.deepcopy(model), options_of(names), training)
     for event in corpus.learn(learner, 2):
         if isinstance(event, UpdateDone):
             yield event
 
 
 def time_beside(
-    model: NerModel, names: Sequence[str], plain: NerModel, corpus: Corpus, clock: Callable[[], float], *, updates: int
+    measured: Iterator[UpdateDone], plain: Iterator[UpdateDone], clock: Callable[[], float], *, updates: int
 ) -> tuple[float, float]:
     """The median quotient of an update's time and plain distillation's, and the median seconds of an update."""
-    contestants = (updates_of(model, names, corpus), updates_of(plain, ["distill"], corpus))
+    contestants = (measured, plain)
     quotients, seconds = [], []
     for number in range(WARM_UP + updates):
         taken = []
@@ -155,10 +166,10 @@ def time_beside(
     return statistics.median(quotients), statistics.median(seconds)
 
 
-def peak_bytes(model: NerModel, names: Sequence[str], corpus: Corpus) -> int:
+def peak_bytes(model: NerModel, names: Sequence[str], corpus: Corpus, training: TrainingOptions) -> int:
     """Most bytes of tensors alive at once in an update, from the copy of the model on."""
     before = living_bytes()
-    updates = updates_of(model, names, corpus)
+    updates = updates_of(model, names, corpus, training)
     for _ in range(WARM_UP):
         next(updates)
     if torch.cuda.is_available():
@@ -215,6 +226,8 @@ def _cost(
         time_ratio=ratio,
         update_seconds=seconds,
         extra_bytes=extra,
+        extra_per_parameter=extra / trained_parameters(model),
+        expected_extra=TRANSIENT.get(name, ""),
         kept_bytes=size,
         kept_per_parameter=size / trained_parameters(model),
         kept_sentences=len(kept),
@@ -251,9 +264,10 @@ def header(arguments: argparse.Namespace) -> str:
     precision = resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return (
         f"MiniLM, {arguments.head}, {arguments.sentences} sentences a step, median of {arguments.updates} updates, "
-        f"{arguments.threads} threads, {precision}, torch {torch.__version__}\n\n"
-        "| strategies | update / distill | aim | peak MB above distill | kept MB | kept B / parameter | expected "
-        "| sentences | end of step s |\n|---|---|---|---|---|---|---|---|---|"
+        f"{arguments.batch_tokens} word pieces a batch, {arguments.threads} threads, {precision}, "
+        f"torch {torch.__version__}\n\n"
+        "| strategies | update / distill | aim | peak MB above distill | peak B / parameter | expected "
+        "| kept MB | kept B / parameter | expected | sentences | end of step s |\n" + "|---" * 11 + "|"
     )
 
 
@@ -262,6 +276,7 @@ def line(cost: Cost, name: str) -> str:
     aim = f"{AIMS[name]:.2f}" if name in AIMS else ""
     return (
         f"| {' + '.join(cost.strategies)} | {cost.time_ratio:.2f} | {aim} | {cost.extra_bytes / 1e6:.1f} "
+        f"| {cost.extra_per_parameter:.2f} | {cost.expected_extra} "
         f"| {cost.kept_bytes / 1e6:.2f} | {cost.kept_per_parameter:.2f} | {cost.expected_per_parameter} "
         f"| {cost.kept_sentences} | {cost.end_seconds:.1f} |"
     )
@@ -283,6 +298,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=15)
     parser.add_argument("--head", default="extendner")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch-tokens", type=int, default=TrainingOptions().batch_tokens, help="of a measured update")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     return parser.parse_args()
 
