@@ -4,8 +4,8 @@
                                         [--threads T] [--output FILE]
 
 Every contestant is AddNER with as many blocks as steps, on MiniLM, through the same predict path; their weights are
-untrained, which takes the same time. `plain` has one encoder for all blocks. Contestants take turns; a ratio is the median
-of the quotients of neighbouring times. With one thread on a CPU it is the processor's time that counts.
+untrained, which takes the same time. `plain` has one encoder for all blocks. Contestants take turns with it; a ratio is
+the median of the quotients of neighbouring times. With one thread on a CPU it is the processor's time that counts.
     parameters   what a step adds, its block included
     ratio        time of a prediction of all types, beside `plain`
     one step     the same where only the types of the last step are asked for
@@ -116,7 +116,7 @@ def header(arguments: argparse.Namespace, sentences: int) -> str:
     return (
         f"MiniLM, {arguments.steps} steps of one type, {sentences} sentences, median of {arguments.repeats}, "
         f"{arguments.threads} threads, torch {torch.__version__}\n\n"
-        "| sub-networks | million parameters a step | ratio to plain | aim | ratio, one step asked |\n|---|---|---|---|---|"
+        "| sub-networks | million parameters a step | ratio | aim | ratio, one step asked |\n|---|---|---|---|---|"
     )
 
 

@@ -4,9 +4,9 @@
                                      [--train FILE] [--dev FILE] [--test FILE] [--output FILE]
 
 One AddNER model learns all types but the new ones in one step, once a seed. Then each new type is taught to it by each
-method from so many sentences, half of which mention it where there are enough, annotated for it alone. The sentences are
-drawn once for all methods, and a larger draw contains the smaller ones. Shown are F1 of the new type, the mean change of F1
-of the old types, both on the whole test set, and the seconds of teaching.
+method from so many sentences, half of which mention it where there are enough, annotated for it alone. The sentences
+are drawn once for all methods, and a larger draw contains the smaller ones. Shown are F1 of the new type, the mean
+change of F1 of the old types, both on the whole test set, and the seconds of teaching.
 """
 
 import argparse
