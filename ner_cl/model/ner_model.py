@@ -16,6 +16,7 @@ from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.precision import Precision
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
 from ner_cl.types import Entity, Sentence
 
@@ -81,8 +82,9 @@ class NerModel(nn.Module):
 
     def copy(self) -> "NerModel":
         """All weights once more, without history and without what strategies keep."""
-        other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
-        other.subnetworks = copy.deepcopy(self.subnetworks)
+        with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
+            other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
+            other.subnetworks = copy.deepcopy(self.subnetworks)
         return other
 
     @property

@@ -18,6 +18,7 @@ from ner_cl.model.kept import kept_in, read_tensors, write_kept
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
 
 __all__ = ["FORMAT_VERSION", "load_model", "save_model"]
@@ -40,7 +41,9 @@ def save_model(model: NerModel, folder: Path) -> None:
 
 
 def _write(model: NerModel, folder: Path) -> None:
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
+    with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
+        state = model.state_dict()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.encoder.config.to_dict()
     config.pop("_name_or_path", None)

@@ -15,6 +15,7 @@ from ner_cl.strategies.lwf import Lwf
 from ner_cl.strategies.modules import ModuleStrategy
 from ner_cl.strategies.ncl import Ncl
 from ner_cl.strategies.ogd import Ogd
+from ner_cl.strategies.packnet import PackNetStrategy
 from ner_cl.strategies.replay import Replay
 from ner_cl.strategies.self_training import SelfTraining
 from ner_cl.strategies.spg import Spg
@@ -37,6 +38,7 @@ __all__ = [
     "ModuleStrategy",
     "Ncl",
     "Ogd",
+    "PackNetStrategy",
     "Replay",
     "SelfTraining",
     "Spg",

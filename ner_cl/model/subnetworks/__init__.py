@@ -2,5 +2,6 @@
 
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.model.subnetworks.modules import Modules
+from ner_cl.model.subnetworks.packnet import PackNet
 
-__all__ = ["Modules", "SubnetworkOptions", "Subnetworks"]
+__all__ = ["Modules", "PackNet", "SubnetworkOptions", "Subnetworks"]

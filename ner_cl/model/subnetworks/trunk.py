@@ -1,12 +1,13 @@
 """An encoder in two parts: a trunk that runs once a batch, and top layers that run otherwise for each step."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
@@ -117,11 +118,25 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
 
 
 def apply_layer(
-    layer: nn.Module, hidden: Float[Tensor, "row piece hidden"], call: tuple[tuple[Any, ...], dict[str, Any]]
+    layer: nn.Module,
+    hidden: Float[Tensor, "row piece hidden"],
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "row piece hidden"]:
-    """What a layer makes of other states than those it was called with."""
+    """What a layer makes of other states than those it was called with.
+
+    Args:
+        layer: any.
+        hidden: the states.
+        call: its other arguments, positional and named.
+        weights: by their names in the layer, in the place of its own; gradients reach what they were computed from.
+    """
     rest, named = call
-    return _tensor(layer(hidden, *rest, **named))
+    if weights is None:
+        return _tensor(layer(hidden, *rest, **named))
+    with ONE_PASS_AT_A_TIME:  # the layer holds them meanwhile
+        return _tensor(functional_call(layer, dict(weights), (hidden, *rest), named))
 
 
 def _tensor(output: Any) -> Tensor:

@@ -1,0 +1,123 @@
+"""PackNet: a step trains the weights that are free, and frees the smallest of them for the steps after it."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.errors import ModelError
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.packnet import PackNet, PackNetOptions
+from ner_cl.model.subnetworks.trunk import top_layers
+from ner_cl.registry import strategies
+from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
+from ner_cl.strategies.base import StepContext, Strategy
+
+__all__ = ["PackNetStrategy", "PackNetStrategyOptions"]
+
+
+class PackNetStrategyOptions(StrategyOptions, PackNetOptions):
+    """Which weights are shared out, and how many of them a step leaves to those after it.
+
+    Attributes:
+        prune_first: share of its weights that step 1 frees; 0 leaves nothing to learn a later step with.
+        prune: share of its weights that each later step frees.
+        retrain_epochs: passes over the step's sentences, at most, with what is left after pruning.
+    """
+
+    name: Literal["packnet"] = "packnet"
+    prune_first: float = Field(0.5, ge=0, lt=1)
+    prune: float = Field(0.75, ge=0, lt=1)
+    retrain_epochs: int = Field(3, ge=1)
+
+
+@strategies.register("packnet")
+@final
+class PackNetStrategy(Strategy):
+    """Trains all free weights, prunes the smallest of them, and trains the others again.
+
+    Mallya and Lazebnik 2018, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning". What is not
+    shared out - embeddings, biases, normalisation, the layers below - learns in step 1 before pruning, then no more.
+    """
+
+    options_class = PackNetStrategyOptions
+    options: PackNetStrategyOptions
+    holds_old_types = True
+    isolates = True
+    excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
+
+    def begin_step(self, context: StepContext) -> None:
+        """Sees to it that there is something to learn with.
+
+        Raises:
+            ConfigError: if the model has sub-networks of another kind or size.
+            ModelError: if it has learned steps without this strategy, or has no free weight.
+        """
+        subnetworks_of(context.model, PackNetOptions, self.options)
+        if not _packed(context.model).free:
+            raise ModelError(
+                f"packnet has no free weight left for step {context.number}; start a new model with larger shares "
+                "prune_first and prune, or a larger encoder"
+            )
+
+    def stages(self, context: StepContext) -> Sequence[int]:
+        """A second stage after pruning, if there is any."""
+        return (self.options.retrain_epochs,) if self._share(context) else ()
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Takes all free weights, or prunes them before the second stage, and freezes what only step 1 learns.
+
+        A step that is resumed in its second stage has taken none, so that none are pruned: its checkpoint has the
+        owners. Nothing else here may depend on them.
+        """
+        model = context.model
+        if context.stage == 0:
+            _packed(model).claim(context.number)
+        elif context.stage == 1:
+            _packed(model).prune(model, context.number, self._share(context))
+        if _all_learns(context):
+            return
+        model.encoder.requires_grad_(False)
+        for weight, _ in _packed(model).owned(model).values():
+            weight.requires_grad_(True)
+        for block in list(model.head.blocks)[:-1]:
+            block.requires_grad_(False)
+
+    def begin_epoch(self, context: StepContext) -> None:
+        """Runs the frozen layers without dropout."""
+        if not _all_learns(context):
+            model = context.model
+            model.encoder.eval()
+            for layer in top_layers(model.encoder, _packed(model).options.layers):
+                layer.train()
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy of the new block."""
+        return own_loss(context, batch, emissions)
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """0 for entries of earlier steps. A pruned entry needs none: it is 0, and without a gradient it stays so."""
+        if context.number == 1:
+            return {}
+        owned = _packed(context.model).owned(context.model)
+        return {
+            name: ((owner == 0) | (owner >= context.number)).to(weight.dtype) for name, (weight, owner) in owned.items()
+        }
+
+    def _share(self, context: StepContext) -> float:
+        return self.options.prune_first if context.number == 1 else self.options.prune
+
+
+def _all_learns(context: StepContext) -> bool:
+    """Whether this is the stage in which the whole encoder is trained."""
+    return context.number == 1 and context.stage == 0
+
+
+def _packed(model: NerModel) -> PackNet:
+    assert isinstance(model.subnetworks, PackNet)
+    return model.subnetworks
