@@ -40,10 +40,10 @@ class _Reached(Exception):
 
 
 def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
-    """The last `count` transformer layers of an encoder, or all of them if there are fewer.
+    """The last `count` transformer layers of an encoder; all of them if there are fewer, or if it is 0.
 
     Raises:
-        ModelError: if it has none that can be told.
+        ModelError: if it has none that can be told, or if something happens between them.
     """
     # The list that holds most of the parameters.
     lists = [module for module in encoder.backbone.modules() if isinstance(module, nn.ModuleList)]
@@ -52,7 +52,13 @@ def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
         raise ModelError(
             f"encoder {encoder.options.name!r} has no list of layers, which sub-networks need; use another"
         )
-    return list(layers)[-count:]
+    top = list(layers)[-count:]
+    if len(top) == len(layers) and getattr(encoder.config, "conv_kernel_size", None):
+        raise ModelError(
+            f"encoder {encoder.options.name!r} has a convolution behind its first layer, which sub-networks leave out; "
+            f"give them fewer than its {len(layers)} layers"
+        )
+    return top
 
 
 def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, whole: bool) -> TrunkPass:
