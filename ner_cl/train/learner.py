@@ -191,6 +191,10 @@ class Learner:
             if context.old_types and strategy.keeps and name not in kept:
                 until = "" if strategy.acts_at_once else "; it begins to act in the next step"
                 yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
+        networks = self.model.subnetworks
+        if context.old_types and networks is not None and networks.free is not None:
+            text = f"{networks.options.name}: earlier steps have left {networks.free:.1%} of the network free"
+            yield Note(step=context.number, text=text)
 
     def _finish(self, context: StepContext) -> None:
         """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""

@@ -14,6 +14,7 @@ Scores = Mapping[str, float | None]
 
 def history_record(learner: Learner, step: Step, *, before: Scores, after: Scores) -> dict[str, Any]:
     """One line of `history.jsonl`: the step's types and data, and F1 of every type before and after."""
+    free = learner.model.subnetworks.free if learner.model.subnetworks is not None else None
     return {
         "step": step.number,
         "types": list(step.types),
@@ -27,6 +28,7 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
         "f1_after": dict(after),
         "train_seconds": round(learner.progress.train_seconds, 2),
         **({"isolation": learner.isolation.record()} if learner.isolation is not None else {}),
+        **({"free": round(free, 4)} if free is not None else {}),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

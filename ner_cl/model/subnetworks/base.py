@@ -51,6 +51,11 @@ class Subnetworks(nn.Module, ABC):
         self.first = first
         self.count = 0
 
+    @property
+    def free(self) -> float | None:
+        """The share that no step has taken yet of what steps share out among them; None where nothing can run out."""
+        return None
+
     def grow(self, model: "NerModel", *, generator: torch.Generator | None = None) -> None:
         """Adds the sub-network of the next step.
 
