@@ -10,6 +10,7 @@ from ner_cl.strategies.finetune import Finetune
 from ner_cl.strategies.frozen import Frozen
 from ner_cl.strategies.gem import Gem
 from ner_cl.strategies.gpm import Gpm
+from ner_cl.strategies.hat import HatStrategy
 from ner_cl.strategies.joint import Joint
 from ner_cl.strategies.lwf import Lwf
 from ner_cl.strategies.modules import ModuleStrategy
@@ -32,6 +33,7 @@ __all__ = [
     "Gem",
     "Gpm",
     "HalfSpace",
+    "HatStrategy",
     "InputSubspace",
     "Joint",
     "Lwf",

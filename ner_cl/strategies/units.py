@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -10,48 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ner_cl.errors import ModelError
+from ner_cl.model.layers import Layer, find_layers, gate_input
 from ner_cl.model.ner_model import NerModel
 
-__all__ = ["Family", "Layer", "PerUnit", "Units"]
+__all__ = ["Family", "PerUnit", "Units"]
 
 Family = Literal["heads", "intermediate", "output"]
 PerUnit = dict[str, Float[Tensor, "layer _"]]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Names of the linear modules of a transformer layer that feed units or read them.
-
-    Attributes:
-        projections: queries, keys and values: their rows belong to attention heads.
-        joined: the attention's output: its columns belong to attention heads.
-        intermediate: first half of the feed-forward net: its rows are the intermediate units.
-        output: second half: its rows are the output units.
-    """
-
-    projections: tuple[str, ...]
-    joined: str
-    intermediate: str
-    output: str
-
-    def under(self, prefix: str) -> "Layer":
-        """The same names behind a prefix."""
-        names = tuple(f"{prefix}.{name}" for name in self.projections)
-        return Layer(names, *(f"{prefix}.{name}" for name in (self.joined, self.intermediate, self.output)))
-
-
-def _bert(*projections: str) -> Layer:
-    names = tuple(f"attention.self.{name}" for name in projections)
-    return Layer(names, "attention.output.dense", "intermediate.dense", "output.dense")
-
-
-# The longest first: of two kinds that fit, it is the one that leaves no module out.
-_KINDS = (
-    _bert("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj"),  # DeBERTa-v2, positions apart
-    _bert("query_proj", "key_proj", "value_proj"),  # DeBERTa-v3
-    _bert("query", "key", "value"),  # BERT, RoBERTa, ELECTRA
-    Layer(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
-)
 
 
 @final
@@ -71,7 +35,7 @@ class Units:
 
     def __init__(self, model: NerModel) -> None:
         modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        self.layers = _find_layers(modules)
+        self.layers = find_layers(model)
         if not self.layers:
             kind = getattr(model.encoder.config, "model_type", "unknown")
             raise ModelError(
@@ -106,7 +70,7 @@ class Units:
         with ExitStack() as hooks:
             for number, layer in enumerate(self.layers):
                 heads = gates["heads"][number].repeat_interleave(self._per_head(layer))
-                joined = self._modules[layer.joined].register_forward_pre_hook(_gate_input(heads))
+                joined = self._modules[layer.joined].register_forward_pre_hook(gate_input(heads))
                 inner = self._modules[layer.intermediate].register_forward_hook(
                     _gate_output(gates["intermediate"][number])
                 )
@@ -134,24 +98,6 @@ class Units:
 
     def _per_head(self, layer: Layer) -> int:
         return self._modules[layer.joined].in_features // self.sizes["heads"]
-
-
-def _find_layers(modules: Mapping[str, nn.Linear]) -> list[Layer]:
-    """The layers of the first kind that fits them all; none if no kind does."""
-    for kind in _KINDS:
-        first = f".{kind.projections[0]}"
-        layers = [kind.under(name.removesuffix(first)) for name in modules if name.endswith(first)]
-        named = [
-            name for layer in layers for name in (*layer.projections, layer.joined, layer.intermediate, layer.output)
-        ]
-        if layers and all(name in modules for name in named):
-            return layers
-    return []
-
-
-def _gate_input(gate: Float[Tensor, " unit"]) -> Callable[[nn.Module, Any], Any]:
-    # In the format of what it multiplies, or a pass in bf16 would go on in fp32 from here.
-    return lambda module, given: (given[0] * gate.to(given[0].dtype), *given[1:])
 
 
 def _gate_output(gate: Float[Tensor, " unit"]) -> Callable[[nn.Module, Any, Tensor], Tensor]:

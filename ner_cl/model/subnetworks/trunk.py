@@ -54,8 +54,19 @@ def calls_alike(encoder: Encoder) -> bool:
 
 
 def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
-    """The last `count` transformer layers of an encoder, or all of them if there are fewer; see `all_layers`."""
-    return all_layers(encoder)[-count:]
+    """The last `count` transformer layers of an encoder; all of them if there are fewer, or if it is 0.
+
+    Raises:
+        ModelError: if it has none that can be told, or if something happens between them.
+    """
+    layers = all_layers(encoder)
+    top = layers[-count:]
+    if len(top) == len(layers) and getattr(encoder.config, "conv_kernel_size", None):
+        raise ModelError(
+            f"encoder {encoder.options.name!r} has a convolution behind its first layer, which sub-networks leave out; "
+            f"give them fewer than its {len(layers)} layers"
+        )
+    return top
 
 
 def all_layers(encoder: Encoder) -> list[nn.Module]:

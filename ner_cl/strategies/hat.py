@@ -1,0 +1,165 @@
+"""HAT: each step learns which units of the encoder it uses (Serrà et al. 2018, ICML)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.errors import TrainingError
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.hat import Hat, HatOptions
+from ner_cl.model.subnetworks.trunk import top_layers
+from ner_cl.registry import strategies
+from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
+from ner_cl.strategies.base import StepContext, Strategy
+
+__all__ = ["HatStrategy", "HatStrategyOptions", "compensate", "scale_at", "sparsity"]
+
+
+class HatStrategyOptions(StrategyOptions, HatOptions):
+    """Which units have gates, and how these are learned.
+
+    Attributes:
+        strength: weight of the term that asks a step to use few units that no earlier one uses.
+        s_max: how hard gates are at the end of each epoch.
+        clamp: how far from 0 the embedding of a gate may go.
+        gate_lr: peak learning rate of the embeddings, under plain gradient descent.
+    """
+
+    name: Literal["hat"] = "hat"
+    strength: float = Field(0.75, ge=0)
+    s_max: float = Field(400.0, ge=1)
+    clamp: float = Field(6.0, gt=0)
+    gate_lr: float = Field(0.05, gt=0)
+
+
+@strategies.register("hat")
+@final
+class HatStrategy(Strategy):
+    """Trains the units that no earlier step uses, and gates that choose among all of them.
+
+    After step 1 everything that no gate acts on is frozen, and what a used unit computes with moves by an exact 0.
+    """
+
+    options_class = HatStrategyOptions
+    options: HatStrategyOptions
+    holds_old_types = True
+    isolates = True
+    excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
+
+    def begin_step(self, context: StepContext) -> None:
+        """Has the new step given gates, if there is a unit left for it."""
+        subnetworks_of(context.model, HatOptions, self.options)
+        if not hat_of(context.model).free:
+            raise TrainingError(
+                f"step {context.number} cannot be learned: earlier steps use every unit that hat has gates on; teach a "
+                "new model with a larger strength, or with gates on more layers"
+            )
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Freezes old blocks, and after step 1 what no gate acts on."""
+        model, hat = context.model, hat_of(context.model)
+        for block in list(model.head.blocks)[:-1]:
+            block.requires_grad_(False)
+        if context.number > 1:
+            model.encoder.requires_grad_(False)
+            for name in hat.on_parameters(hat.used()):
+                model.get_parameter(name).requires_grad_(True)
+        hat.learn(context.number)
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """No update of what feeds or reads a used unit."""
+        hat = hat_of(context.model)
+        if context.number == 1:
+            return {}
+        return hat.on_parameters({family: 1 - used.float() for family, used in hat.used().items()})
+
+    def begin_epoch(self, context: StepContext) -> None:
+        """Runs what is frozen without dropout."""
+        model, hat = context.model, hat_of(context.model)
+        if context.number > 1:
+            model.encoder.eval()
+            for layer in top_layers(model.encoder, hat.options.layers):
+                layer.train()
+        hat.learn(context.number)
+
+    def begin_update(self, context: StepContext) -> None:
+        """Hardens the gates on their way through the epoch."""
+        hat_of(context.model).scale = scale_at(context.update, context.updates, s_max=self.options.s_max)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy of the new block, and the price of units that are newly used."""
+        hat = hat_of(context.model)
+        price = sparsity(hat.gates(context.number), hat.used())
+        return own_loss(context, batch, emissions) | {"sparsity": self.options.strength * price}
+
+    def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Gradient descent on the embeddings, along what their gradient would be without the annealing."""
+        hat, options = hat_of(context.model), self.options
+        changes = {}
+        for family, found in hat.embedding.items():
+            name, embedding = f"subnetworks.embedding.{family}", found.detach()
+            slope = compensate(gradient[name], embedding, scale=hat.scale, s_max=options.s_max)
+            moved = embedding - options.gate_lr * context.rate * slope
+            changes[name] = moved.clamp(-options.clamp, options.clamp) - embedding
+        return changes
+
+    def settle(self, context: StepContext) -> None:
+        """Makes the step's gates hard for good."""
+        hat_of(context.model).settle()
+
+
+def hat_of(model: NerModel) -> Hat:
+    """The model's sub-networks, which are this strategy's."""
+    assert isinstance(model.subnetworks, Hat)
+    return model.subnetworks
+
+
+def scale_at(update: int, updates: int, *, s_max: float) -> float:
+    """How hard gates are at an update of an epoch (Serrà et al. 2018, "Hard attention training").
+
+    Args:
+        update: from 0, where gates are softest (`1 / s_max`).
+        updates: how many the epoch has; at the last one gates are hardest (`s_max`).
+        s_max: how hard they get.
+    """
+    share = update / (updates - 1) if updates > 1 else 1.0
+    return 1 / s_max + (s_max - 1 / s_max) * share
+
+
+def sparsity(
+    gates: Mapping[str, Float[Tensor, "layer _"]], used: Mapping[str, Bool[Tensor, "layer _"]]
+) -> Float[Tensor, ""]:
+    """How much a step uses of what no earlier step uses, in [0, 1] (Serrà et al. 2018, "Promoting low capacity usage").
+
+    Args:
+        gates: of the step, by family of units.
+        used: whether an earlier step uses a unit, by family.
+    """
+    free = torch.cat([~units.flatten() for units in used.values()])
+    taken = torch.cat([gates[family].flatten() for family in used]) * free
+    return taken.sum() / free.sum().clamp(min=1)
+
+
+def compensate(
+    gradient: Float[Tensor, "layer unit"], embedding: Float[Tensor, "layer unit"], *, scale: float, s_max: float
+) -> Float[Tensor, "layer unit"]:
+    """The gradient by embeddings as if gates were `sigmoid(embedding)`, times `s_max`.
+
+    Serrà et al. 2018, "Embedding gradient compensation". Hard gates would have next to no gradient but near 0. What
+    fp32 has rounded to 0, beyond `scale · embedding` of about 15, stays 0.
+
+    Args:
+        gradient: by the embeddings of gates `sigmoid(scale · embedding)`.
+        embedding: of the gates.
+        scale: they were computed with.
+        s_max: how hard gates get.
+    """
+    annealed = torch.cosh((scale * embedding).clamp(-50, 50)) + 1
+    return gradient * (s_max / scale) * annealed / (torch.cosh(embedding) + 1)
