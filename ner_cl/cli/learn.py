@@ -96,6 +96,14 @@ def learn(
             format=format_,
             alignment=alignment,
         )
+    _show(result, folder, as_json=as_json)
+    if max_drop is not None:
+        result.check(max_drop)
+    _save(result.model, folder)
+
+
+def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
+    """The table, and what its reader should know besides."""
     if as_json:
         emit_json(result_to_dict(result, folder))
     else:
@@ -105,9 +113,6 @@ def learn(
     for change in result.changes:
         if change.before is None and change.measured == "nothing":
             say(f"note: nothing measures {change.type}; give --dev sentences that mention it")
-    if max_drop is not None:
-        result.check(max_drop)
-    _save(result.model, folder)
 
 
 def _start(model: Path | None, encoder: str | None, head: str | None, output: Path | None) -> "tuple[NerModel, Path]":

@@ -21,7 +21,7 @@ from ner_cl.train.changes import LearnResult, changes_of
 from ner_cl.train.events import Event
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 
 __all__ = ["learn"]
 
@@ -106,15 +106,22 @@ def learn(
     before = learner.predict(dev_sentences) if old_types else [[] for _ in dev_sentences]
     for event in learner.learn_step(step, unlabeled=raw):
         on_event(event)
-    after = learner.predict(dev_sentences)
-    counts = count_spans(dev_sentences, after, learner.model.types)
-    changes = changes_of(dev_sentences, before, after, old_types, counts)
+    return _result(learner, step, model, dev_sentences, before)
+
+
+def _result(
+    learner: Learner, step: Step, old: NerModel, dev: Sequence[Sentence], before: Sequence[Sequence[Span]]
+) -> LearnResult:
+    """What came of the step, and the model with a record of it."""
+    after = learner.predict(dev)
+    counts = count_spans(dev, after, learner.model.types)
+    changes = changes_of(dev, before, after, old.types, counts)
     grown = learner.model.cpu().eval()
     record = history_record(
         learner, step, before={c.type: c.before for c in changes}, after={c.type: c.after for c in changes}
     )
     record["measured"] = {change.type: change.measured for change in changes}
-    grown.history = [*model.history, record]
+    grown.history = [*old.history, record]
     grown.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
     return LearnResult(grown, changes, learner.isolation)
 
