@@ -43,10 +43,10 @@ class ModuleOptions(SubnetworkOptions):
         layers: how many of the encoder's layers, counted from the top, have a part in a module.
         size: units of a bottleneck, or rank; a `copy` has none.
         join: what a module makes of earlier ones. `separate`: nothing. `concat`: its block reads the final states of
-            all of them side by side. `skip`: each of its layers sees theirs through a matrix of its own. `sequence`:
-            its lowest layer sees the final states of the one before and what its block says. `fusion`: of kind
-            `adapter`, attention over the outputs of all adapters so far. `vote`: its block knows older types too, and
-            blocks vote.
+            all of them side by side. `skip`: each layer above the lowest, and the block, sees theirs through matrices
+            of its own. `sequence`: its lowest layer sees the final states of the one before and what its block says.
+            `fusion`: of kind `adapter`, attention over the outputs of all adapters so far. `vote`: its block knows
+            older types too, and blocks vote.
     """
 
     name: Literal["modules"] = "modules"
