@@ -20,8 +20,8 @@ from ner_cl.config.sections import (
     check_composition,
     check_head,
     parse_strategies,
-    validate,
 )
+from ner_cl.config.validation import validate
 
 __all__ = [
     "Config",

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from ner_cl.config.sections import Config, validate
+from ner_cl.config.sections import Config
+from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
 
 __all__ = ["find_file", "load_config", "parse_config"]

@@ -1,10 +1,11 @@
 """The sections of a configuration: strict, frozen, every option with its default."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from ner_cl.config.validation import first_problem
 from ner_cl.errors import ConfigError
 from ner_cl.registry import heads, nearest, strategies
 
@@ -23,10 +24,7 @@ __all__ = [
     "check_composition",
     "check_head",
     "parse_strategies",
-    "validate",
 ]
-
-Section = TypeVar("Section", bound=BaseModel)
 
 
 class Options(BaseModel):
@@ -74,11 +72,15 @@ class HeadOptions(Options):
             noise: a word of a new type was `O` so far).
         continuation: AddNER only. When a valid continuation in one block meets a begin in another, the continuation
             `wins`, or the two `compare` their probabilities (section 3.3 leaves it open).
+        merge: AddNER only. How blocks are merged: by the paper's `resolver`; by one `viterbi` over all of them, given
+            that at most one names a word; by a `vote`, weighted, over the blocks that know a type; or by `majority` of
+            those, span by span.
     """
 
     name: str = "extendner"
     new_rows: Literal["random", "outside"] = "random"
     continuation: Literal["wins", "compare"] = "wins"
+    merge: Literal["majority", "resolver", "viterbi", "vote"] = "resolver"
 
     @field_validator("name")
     @classmethod
@@ -237,7 +239,7 @@ class Config(Options):
     @model_validator(mode="after")
     def _strategies_fit_head(self) -> "Config":
         try:
-            check_head(self.strategies, self.head.name)
+            check_head(self.strategies, self.head)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
@@ -275,7 +277,7 @@ def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
         try:
             parsed.append(strategy.options_class.model_validate(dict(values)))  # type: ignore[attr-defined]
         except ValidationError as error:
-            raise ValueError(f"item {index} ({values['name']}): {_first_problem(error)}") from error
+            raise ValueError(f"item {index} ({values['name']}): {first_problem(error)}") from error
     names = [options.name for options in parsed]
     for name in names:
         if names.count(name) > 1:
@@ -299,16 +301,19 @@ def check_composition(options: Sequence[StrategyOptions]) -> None:
                 raise ConfigError(f"strategies: {name} and {other} cannot be combined: {reason}; keep one of them")
 
 
-def check_head(options: Sequence[StrategyOptions], head: str) -> None:
-    """Refuses strategies that keep steps apart with a head that does not.
+def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
+    """Refuses strategies that cannot teach a model with that head.
 
     Raises:
         ConfigError: with the reason.
     """
-    if (name := _isolating(options)) and not heads[head].apart:  # type: ignore[attr-defined]
+    if (name := _isolating(options)) and not heads[head.name].apart:  # type: ignore[attr-defined]
         raise ConfigError(
-            f"strategies: {name} keeps steps apart, but head {head} shares columns between them; use head addner"
+            f"strategies: {name} keeps steps apart, but head {head.name} shares columns between them; use head addner"
         )
+    for item in options:
+        if reason := strategies[item.name](item).refuses_head(head):
+            raise ConfigError(f"strategies: {item.name} {reason}")
 
 
 def _isolating(options: Sequence[StrategyOptions]) -> str:
@@ -322,24 +327,6 @@ def _parsed(items: Any) -> tuple[StrategyOptions, ...]:
         return parse_strategies(items or ())
     except ValueError:
         return ()
-
-
-def validate(model: type[Section], values: Any, source: str) -> Section:
-    """`model.model_validate(values)`, with a ConfigError of one line in place of pydantic's."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        message = "this key is required"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {message}{more}" if where else f"{message}{more}"
 
 
 def _known(registry: Any, name: str) -> str:

@@ -137,11 +137,12 @@ class NerModel(nn.Module):
             ModelError: if a type is known already or named twice.
         """
         number, width = len(self.tagset.steps) + 1, None
+        covers: Sequence[str] = ()
         self.tagset.grow(types)  # refuses types before anything is made for them
         if self.subnetworks is not None:
             self.subnetworks.grow(self, generator=generator)
-            width = self.subnetworks.width(number)
-        self.head.grow(types, generator=generator, width=width)
+            width, covers = self.subnetworks.width(number), self.subnetworks.covers(self.tagset)
+        self.head.grow(types, generator=generator, width=width, covers=covers)
         self.to(self.device)
 
     def encode(self, sentences: Sequence[Sentence]) -> EncodedSentences:
@@ -211,8 +212,13 @@ class NerModel(nn.Module):
         return next(found) if isinstance(texts, str) else found
 
     def steps_of(self, types: Collection[str] | None) -> list[int] | None:
-        """The steps that taught some types; None, for all, where all are asked for."""
-        return None if types is None else sorted({self.tagset.step_of(type_) for type_ in types})
+        """The steps whose blocks know one of some types; None, for all, where all are asked for."""
+        if types is None:
+            return None
+        for type_ in types:
+            self.tagset.step_of(type_)  # refuses an unknown one
+        asked = {index for index, type_ in enumerate(self.types) if type_ in types}
+        return [step for step, known in enumerate(self.head.known, start=1) if not asked.isdisjoint(known)]
 
     def check_types(self, types: Collection[str] | None) -> None:
         """ModelError if the model knows no type yet, or one of `types` is unknown to it."""

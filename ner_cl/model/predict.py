@@ -70,16 +70,16 @@ def emissions_of(
                 count = len(window.word_pieces)
                 parts.setdefault(window.sentence, {})[window.first_word] = tuple(b[i, :count] for b in emissions.blocks)
                 if len(parts[window.sentence]) == windows_of[window.sentence]:
-                    yield [window.sentence], _join(parts.pop(window.sentence))
+                    yield [window.sentence], _join(parts.pop(window.sentence), emissions.steps)
     finally:
         model.train(was_training)
 
 
-def _join(parts: dict[int, tuple[Tensor, ...]]) -> Emissions:
+def _join(parts: dict[int, tuple[Tensor, ...]], steps: tuple[int, ...] | None) -> Emissions:
     """One row from the windows of a sentence, in word order."""
     ordered = [parts[first_word] for first_word in sorted(parts)]
     blocks = tuple(torch.cat(pieces).unsqueeze(0) for pieces in zip(*ordered, strict=True))
-    return Emissions(blocks, torch.ones(blocks[0].shape[:2], dtype=torch.bool, device=blocks[0].device))
+    return Emissions(blocks, torch.ones(blocks[0].shape[:2], dtype=torch.bool, device=blocks[0].device), steps)
 
 
 def predict_sentences(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions
+from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch, EncodedSentences, plan_batches
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
@@ -128,6 +128,10 @@ class Strategy(ABC):
     def refuses(self) -> Mapping[str, str]:
         """What these options cannot be combined with: `excludes`, and more where an option makes it so."""
         return self.excludes
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """Why these options cannot teach a model with such a head, and what to do; "" if they can."""
+        return ""
 
     @property
     def reads_unlabeled(self) -> bool:

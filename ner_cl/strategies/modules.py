@@ -1,18 +1,22 @@
 """Modular networks: a module a step on a shared encoder that does not change after step 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions
+from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
-from ner_cl.model.subnetworks.modules import ModuleOptions
+from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
 from ner_cl.registry import strategies
 from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.calibration import calibrate_vote
+from ner_cl.strategies.pseudo_labels import label_old_types
+from ner_cl.types import Sentence
 
 __all__ = ["ModuleStrategy", "ModuleStrategyOptions"]
 
@@ -24,10 +28,12 @@ class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
         trunk: `learned` trains the encoder in step 1, whose block reads it directly, and freezes it then; `pretrained`
             never trains it, and step 1 has a module like all others. A model that has learned steps already keeps the
             encoder it has.
+        fusion_epochs: with `join: fusion`, epochs in which attention over the adapters is learned, after the adapter.
     """
 
     name: Literal["modules"] = "modules"
     trunk: Literal["learned", "pretrained"] = "learned"
+    fusion_epochs: int = Field(3, ge=1)
 
 
 @strategies.register("modules")
@@ -41,18 +47,36 @@ class ModuleStrategy(Strategy):
     isolates = True
     excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
 
+    def refuses_head(self, head: HeadOptions) -> str:
+        """Blocks that know the same types have to vote."""
+        if self.options.join == "vote" and head.merge not in ("majority", "vote"):
+            return f"with join: vote needs blocks that vote, and head.merge is {head.merge}; set head.merge: vote"
+        return ""
+
     def begin_step(self, context: StepContext) -> None:
         """Has the new step given a module; in step 1 only if the encoder is not to be trained."""
         if context.old_types or self.options.trunk == "pretrained":
             subnetworks_of(context.model, ModuleOptions, self.options)
 
+    def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
+        """Where the new block is to know older types, the sentences with what the model says of them so far."""
+        modules = _modules_of(context)
+        return label_old_types(context, train) if modules and modules.join.knows_older else train
+
+    def stages(self, context: StepContext) -> Sequence[int]:
+        """With `join: fusion`, one more stage from the second adapter on."""
+        modules = _modules_of(context)
+        return (self.options.fusion_epochs,) if modules and modules.fuses(context.number) else ()
+
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes all but the new module and block."""
-        model = context.model
-        if model.subnetworks is None:
+        """Freezes all but the new module and block; in a later stage, all but attention over adapters and block."""
+        model, modules = context.model, _modules_of(context)
+        if modules is None:
             return
+        if context.stage and modules.fuses(context.number):
+            modules.fuse(context.number)
         model.encoder.requires_grad_(False)
-        model.subnetworks.learn(context.number)
+        modules.learn(context.number)
         for block in list(model.head.blocks)[:-1]:
             block.requires_grad_(False)
 
@@ -66,3 +90,14 @@ class ModuleStrategy(Strategy):
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy of the new block."""
         return own_loss(context, batch, emissions)
+
+    def settle(self, context: StepContext) -> None:
+        """Measures once what the new block's vote is to count, where blocks vote."""
+        calibrate_vote(context)
+
+
+def _modules_of(context: StepContext) -> Modules | None:
+    """The model's modules; None while there are none yet."""
+    found = context.model.subnetworks
+    assert found is None or isinstance(found, Modules)
+    return found

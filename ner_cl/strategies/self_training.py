@@ -11,6 +11,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.pseudo_labels import label_old_types
 from ner_cl.strategies.rows import cross_entropy_as_labelled
 from ner_cl.types import Sentence
 
@@ -28,29 +29,15 @@ class SelfTrainingOptions(StrategyOptions):
 class SelfTraining(Strategy):
     """Hard pseudo-labels for old types, gold for new ones, cross entropy on all words.
 
-    The "hard label" comparison of Monaikul et al. 2021. Labels are merged as spans: a predicted old span that shares a
-    word with a gold span is dropped whole, so no half of a mention is ever taught.
+    The "hard label" comparison of Monaikul et al. 2021.
     """
 
     options_class = SelfTrainingOptions
     holds_old_types = True
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The sentences with the old model's spans added, complete for all types seen; remembered ones as they are."""
-        if not context.old_types:
-            return train
-        # The new, untrained block does not exist yet, so its guesses cannot mix in.
-        predicted = context.predict(train)
-        seen = (*context.old_types, *context.types)
-        return [
-            sentence
-            if sentence.annotated_types and sentence.annotated_types.isdisjoint(context.types)
-            else sentence.with_spans(
-                [*sentence.spans, *(old for old in spans if not any(old.overlaps(gold) for gold in sentence.spans))],
-                seen,
-            )
-            for sentence, spans in zip(train, predicted, strict=True)
-        ]
+        """The sentences with the old model's spans added."""
+        return label_old_types(context, train)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy; the pseudo-labels count as gold."""

@@ -78,11 +78,15 @@ def compact(
         The student, with F1 before and after for every type.
 
     Raises:
-        ModelError: if the model has no sub-networks.
+        ModelError: if the model has no sub-networks, or blocks that know types of earlier steps too.
         DataError: if there is too little text.
     """
     if model.subnetworks is None:
         raise ModelError("this model has one encoder for all its steps already; there is nothing to make compact")
+    if any(len(known) > len(types) for known, types in zip(model.head.known, model.tagset.steps, strict=True)):
+        raise ModelError(
+            "blocks of this model know older types too (join: vote), which nothing but modules can keep apart"
+        )
     if len(sentences) < _FEWEST_SENTENCES:
         raise DataError(f"{len(sentences)} sentences are too few to imitate on; give {_FEWEST_SENTENCES} or more")
     options = training or TrainingOptions()

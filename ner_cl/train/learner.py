@@ -300,7 +300,7 @@ class Learner:
 
 def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
     """Refuses strategies that cannot teach the model: what is apart must stay so, and what is shared is not apart."""
-    check_head([strategy.options for strategy in strategies], model.head.name)
+    check_head([strategy.options for strategy in strategies], model.head.options)
     if model.subnetworks is not None and not any(strategy.isolates for strategy in strategies):
         name = model.subnetworks.options.name
         raise ConfigError(

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 import ner_cl
-from ner_cl.config import OptimizerOptions, TrainingOptions
+from ner_cl.config import HeadOptions, OptimizerOptions, TrainingOptions
 from ner_cl.errors import DataError, ModelError
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.modules import ModuleOptions
 from tests.tiny import tiny_model, toy_sentences
 from tests.train.toy_runs import GOOD_TRAINING, same_weights
 
@@ -63,5 +64,10 @@ def test_the_compact_model_can_be_taught_in_any_way(isolated: NerModel, tmp_path
 def test_what_cannot_be_made_compact_is_refused(isolated: NerModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="one encoder for all its steps already"):
         ner_cl.compact(tiny_model(tmp_path / "tiny", "addner", steps=[["PER"]]), RAW)
+    voting = tiny_model(tmp_path / "tiny", HeadOptions(name="addner", merge="vote"), steps=[["PER"]])
+    voting.isolate(ModuleOptions(join="vote"))
+    voting.grow(["LOC"])
+    with pytest.raises(ModelError, match=r"know older types too \(join: vote\)"):
+        ner_cl.compact(voting, RAW)
     with pytest.raises(DataError, match="3 sentences are too few"):
         ner_cl.compact(isolated, RAW[:3])

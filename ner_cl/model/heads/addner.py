@@ -1,32 +1,79 @@
 """AddNER: an output layer a step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch
-from ner_cl.model.decode import span_log_probability
+from ner_cl.errors import ModelError
+from ner_cl.model.decode import viterbi
 from ner_cl.model.heads.base import DistillOptions, Emissions, Head, hide_types
 from ner_cl.model.losses import kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.model.merge import exclusive_scores, majority, span_probability, weighted_vote
 from ner_cl.model.resolve import resolve
 from ner_cl.registry import heads
 
-__all__ = ["AddNer"]
+__all__ = ["AddNer", "Ballot"]
 
 
 @heads.register("addner")
 @final
 class AddNer(Head):
-    """A softmax a step over `O` and the tags of that step's types; the conflict resolver merges them.
+    """A softmax a step over `O` and the tags of that step's types; the conflict resolver or a vote merges them.
 
     Old blocks imitate the teacher on every word, the new block learns from gold on every word.
+
+    Attributes:
+        ballots: where blocks vote, what the vote of each counts.
     """
 
     name = "addner"
     apart = True
+
+    def __init__(self, hidden: int, options: HeadOptions) -> None:
+        super().__init__(hidden, options)
+        self.ballots = nn.ModuleList()
+
+    @property
+    def votes(self) -> bool:
+        """Whether blocks vote, so that several may know the same type."""
+        return self.options.merge in ("majority", "vote")
+
+    def grow(
+        self,
+        types: Sequence[str],
+        *,
+        generator: torch.Generator | None = None,
+        width: int | None = None,
+        covers: Sequence[str] = (),
+    ) -> None:
+        """Adds the block for `types`; see `Head.grow`.
+
+        Raises:
+            ModelError: if it is to cover older types too and blocks do not vote.
+        """
+        if covers and not self.votes:
+            raise ModelError(
+                f"a block that knows older types too cannot be merged by {self.options.merge}; set head.merge: vote"
+            )
+        super().grow(types, generator=generator, width=width, covers=covers)
+        if self.votes:
+            self.ballots.append(Ballot())
+
+    def reset(self) -> None:
+        """Forgets all types."""
+        super().reset()
+        self.ballots = nn.ModuleList()
+
+    def ballot(self, step: int) -> "Ballot":
+        """What the vote of a step's block counts."""
+        found = self.ballots[step - 1]
+        assert isinstance(found, Ballot)
+        return found
 
     def _new_columns(self, types: int) -> int:
         return 2 * types + 1
@@ -47,7 +94,7 @@ class AddNer(Head):
             else:
                 assert isinstance(block, nn.Linear)
                 blocks.append(_silence(block.weight.new_empty(*word_mask.shape, block.out_features)))
-        return Emissions(tuple(blocks), word_mask)
+        return Emissions(tuple(blocks), word_mask, tuple(views))
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
@@ -58,9 +105,9 @@ class AddNer(Head):
         block of its own is for. Within a block that is annotated for some types, `unknown` leaves the others out.
         """
         total = emissions.blocks[-1][..., :0].sum()  # zero, but with a graph, as a batch may have no annotation at all
-        for block, first, count in self._annotated_blocks(batch):
-            targets = _local(batch.targets, first, count)
-            annotated = batch.annotated[:, first : first + count]
+        for block in self._annotated_blocks(batch, emissions):
+            targets = self.local(batch.targets, block + 1)
+            annotated = batch.annotated[:, list(self.known[block])]
             mask = batch.word_mask & annotated.any(dim=1, keepdim=True)
             if unannotated == "negative":
                 annotated = torch.ones_like(annotated)
@@ -89,42 +136,90 @@ class AddNer(Head):
         return {"ce": options.beta * ce, "kd": options.alpha * kl}
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
-        """The conflict resolver over the blocks that know the types asked for; other blocks are not consulted."""
-        log_probs = [torch.log_softmax(block.float(), dim=-1) for block in emissions.blocks]
-        if types is not None:
-            for index, step in enumerate(self.tagset.steps):
-                if not any(type_ in types for type_ in step):
-                    log_probs[index] = _silence(log_probs[index])
-        tags = resolve(log_probs, emissions.word_mask, continuation=self.options.continuation)
+        """Merges the blocks that know the types asked for (`HeadOptions.merge`); other blocks are not consulted."""
+        asked = [
+            index
+            for index, known in enumerate(self.known)
+            if emissions.computed(index + 1) and (types is None or any(self.tagset.types[i] in types for i in known))
+        ]
+        tags = self._elect(emissions, asked) if self.votes else self._resolve(emissions, asked)
         return hide_types(tags, self.tagset, types)
 
+    def _resolve(self, emissions: Emissions, asked: Collection[int]) -> Int[Tensor, "row word"]:
+        """Tags from blocks that each know types of their own."""
+        log_probs = [torch.log_softmax(block.float(), dim=-1) for block in emissions.blocks]
+        log_probs = [block if index in asked else _silence(block) for index, block in enumerate(log_probs)]
+        if self.options.merge == "viterbi" and log_probs:
+            return viterbi(exclusive_scores(log_probs), emissions.word_mask)
+        return resolve(log_probs, emissions.word_mask, continuation=self.options.continuation)
+
+    def _elect(self, emissions: Emissions, asked: Sequence[int]) -> Int[Tensor, "row word"]:
+        """Tags from blocks that vote; silent ones would vote for `O`, so they are left out."""
+        if not asked:
+            return torch.zeros_like(emissions.word_mask, dtype=torch.long)
+        log_probs, weights = self._ballots(emissions, asked)
+        known, types = [self.known[index] for index in asked], self.tagset.types
+        if self.options.merge == "majority":
+            return majority(log_probs, known, emissions.word_mask, types=types)
+        scores = weighted_vote([block.exp() for block in log_probs], known, weights, types=len(types))
+        return viterbi(scores.log(), emissions.word_mask)
+
+    def _ballots(self, emissions: Emissions, asked: Sequence[int]) -> tuple[list[Tensor], list[float]]:
+        """Tempered log-probabilities of some blocks, and what their votes count."""
+        ballots = [self.ballot(index + 1) for index in asked]
+        logits = [emissions.blocks[index].float() for index in asked]
+        tempered = [block / ballot.temperature for block, ballot in zip(logits, ballots, strict=True)]
+        weights = [float(ballot.weight) if self.options.merge == "vote" else 1.0 for ballot in ballots]
+        return [block.log_softmax(dim=-1) for block in tempered], weights
+
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """Forward-backward probability of each span under the chain of the block that knows its type."""
-        scores = emissions.blocks[0].new_zeros(len(spans), dtype=torch.float32)
-        for index, block in enumerate(emissions.blocks):
-            first = self.tagset.type_offset(index + 1)
-            count = len(self.tagset.steps[index])
-            own = ((spans[:, 3] >= first) & (spans[:, 3] < first + count)).nonzero().squeeze(-1)
-            if len(own) == 0:
-                continue
-            local = spans[own] - torch.tensor([0, 0, 0, first], device=spans.device)
-            log_probs = torch.log_softmax(block.float(), dim=-1)
-            scores[own] = span_log_probability(log_probs, emissions.word_mask, local).exp().float()
-        return scores
+        """Forward-backward probability of each span under the chain of the block that knows its type.
 
-    def _annotated_blocks(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
-        """`(block, index of its first type, number of types)` of the blocks with annotation in the batch."""
-        first = 0
-        for block, types in enumerate(self.tagset.steps):
-            if any(first <= index < first + len(types) for index in batch.annotated_types):
-                yield block, first, len(types)
-            first += len(types)
+        Where blocks vote, the mean over those that know it, weighted as their votes are.
+        """
+        asked = [index for index in range(len(self.known)) if emissions.computed(index + 1)]
+        if self.votes:
+            log_probs, weights = self._ballots(emissions, asked)
+        else:
+            log_probs = [torch.log_softmax(emissions.blocks[index].float(), dim=-1) for index in asked]
+            weights = [1.0] * len(asked)
+        return span_probability(log_probs, [self.known[index] for index in asked], weights, emissions.word_mask, spans)
+
+    def local(self, targets: Int[Tensor, "*word"], step: int) -> Int[Tensor, "*word"]:
+        """Joint tag ids as ids of one step's block; tags of types it does not know become its `O`."""
+        ids = [0] * len(self.tagset)
+        for index, type_ in enumerate(self.known[step - 1]):
+            ids[1 + 2 * type_], ids[2 + 2 * type_] = 1 + 2 * index, 2 + 2 * index
+        return torch.tensor(ids, device=targets.device)[targets]
+
+    def _annotated_blocks(self, batch: Batch, emissions: Emissions) -> Iterator[int]:
+        """Indices of the blocks that were computed and have annotation in the batch."""
+        for block, known in enumerate(self.known):
+            if emissions.computed(block + 1) and not batch.annotated_types.isdisjoint(known):
+                yield block
 
 
-def _local(targets: Int[Tensor, "row word"], first: int, count: int) -> Int[Tensor, "row word"]:
-    """Joint tag ids as ids of one block; tags of other blocks become its `O`."""
-    own = (targets > 2 * first) & (targets <= 2 * (first + count))
-    return torch.where(own, targets - 2 * first, torch.zeros_like(targets))
+@final
+class Ballot(nn.Module):
+    """What the vote of one block counts: measured once, at the end of its step, and never again.
+
+    Attributes:
+        weight: positive; 1 until measured.
+        temperature: divides the block's logits; 1 until measured.
+    """
+
+    weight: Tensor
+    temperature: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(1.0))
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def measured(self, *, weight: float, temperature: float) -> None:
+        """Writes down what was measured."""
+        self.weight.fill_(weight)
+        self.temperature.fill_(temperature)
 
 
 def _silence(scores: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word tag"]:

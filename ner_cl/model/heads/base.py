@@ -43,10 +43,21 @@ class DistillOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Emissions:
-    """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` for each block of the head."""
+    """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` for each block of the head.
+
+    Attributes:
+        blocks: a tensor a block.
+        word_mask: which words are real.
+        steps: whose blocks were computed, where the others were not and say `O`; None for all.
+    """
 
     blocks: tuple[Float[Tensor, "row word _"], ...]
     word_mask: Bool[Tensor, "row word"]
+    steps: tuple[int, ...] | None = None
+
+    def computed(self, step: int) -> bool:
+        """Whether the block of a step (from 1) was computed."""
+        return self.steps is None or step in self.steps
 
     def flat(self) -> Float[Tensor, "row word column"]:
         """All blocks side by side."""
@@ -55,7 +66,7 @@ class Emissions:
     def select(self, rows: Sequence[int]) -> "Emissions":
         """Some of the rows."""
         index = torch.tensor(rows, dtype=torch.long, device=self.word_mask.device)
-        return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index])
+        return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index], self.steps)
 
 
 class Head(nn.Module, ABC):
@@ -64,6 +75,9 @@ class Head(nn.Module, ABC):
     A head is a list of weight blocks, one a step, each its own matrix product. That keeps old logits equal to the last
     bit when a block is added, which one wider product would not promise, and lets an optimizer treat old and new rows
     differently.
+
+    Attributes:
+        known: for each block, the indices of the types that it has columns for, in the order of the columns.
     """
 
     name: str
@@ -76,17 +90,27 @@ class Head(nn.Module, ABC):
         self.options = options
         self.tagset = Tagset()
         self.blocks = nn.ModuleList()
+        self.known: list[tuple[int, ...]] = []
 
-    def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None, width: int | None = None) -> None:
+    def grow(
+        self,
+        types: Sequence[str],
+        *,
+        generator: torch.Generator | None = None,
+        width: int | None = None,
+        covers: Sequence[str] = (),
+    ) -> None:
         """Adds the block for `types`; every old row stays as it is.
 
         Args:
             types: the new types, in order.
             generator: draws the new rows.
             width: size of the word vectors that the block reads, where it is not that of the encoder.
+            covers: older types that the block has columns for too, behind those of its own.
         """
         self.tagset = self.tagset.grow(types)
-        block = nn.Linear(width or self.hidden, self._new_columns(len(types)))
+        self.known.append(tuple(self.tagset.types.index(type_) for type_ in (*types, *covers)))
+        block = nn.Linear(width or self.hidden, self._new_columns(len(types) + len(covers)))
         with torch.no_grad():
             block.weight.normal_(0.0, 0.02, generator=generator)
             block.bias.zero_()
@@ -101,6 +125,7 @@ class Head(nn.Module, ABC):
         """Forgets all types."""
         self.tagset = Tagset()
         self.blocks = nn.ModuleList()
+        self.known = []
 
     def scores(self, words: Float[Tensor, "row word hidden"]) -> list[Float[Tensor, "row word _"]]:
         """The product of every block, in fp32 whatever the surrounding precision."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ner_cl.config import Options
 from ner_cl.data.batching import Batch
+from ner_cl.data.tagset import Tagset
 from ner_cl.model.encoder import Encoder
 
 if TYPE_CHECKING:  # a model holds its sub-networks, so importing it here would go round in a circle
@@ -69,6 +70,14 @@ class Subnetworks(nn.Module, ABC):
     def width(self, step: int) -> int:
         """Size of the word vectors that a step's block reads."""
         return self.hidden
+
+    def covers(self, tagset: Tagset) -> tuple[str, ...]:
+        """The older types that the next step's block has columns for beside its own.
+
+        Args:
+            tagset: before that step.
+        """
+        return ()
 
     @abstractmethod
     def learn(self, step: int) -> None:

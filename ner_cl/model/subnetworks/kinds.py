@@ -1,6 +1,7 @@
 """Kinds of modules: what a step may have of its own in the top layers of a shared encoder."""
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import final
@@ -120,6 +121,12 @@ class _Bottlenecks(Kind, ABC):
         made = nn.ModuleList(Bottleneck(self.hidden, self.size, generator) for _ in top)
         self.steps[str(step)] = made.to(device)
 
+    def bottleneck(self, step: int, number: int) -> Bottleneck:
+        """That of a step behind or beside one of the top layers."""
+        found = _part(self.steps, step)[number]
+        assert isinstance(found, Bottleneck)
+        return found
+
 
 @final
 class Adapters(_Bottlenecks):
@@ -135,8 +142,8 @@ class Adapters(_Bottlenecks):
     ) -> Float[Tensor, "row piece hidden"]:
         """The encoder's layer and what the bottleneck adds to it."""
         output = apply_layer(top[number], hidden, trunk.calls[number])
-        added: Tensor = output + _part(self.steps, step)[number](output)
-        return added
+        added: Tensor = self.bottleneck(step, number)(output)
+        return output + added
 
 
 @final
@@ -160,8 +167,8 @@ class Ladders(_Bottlenecks):
     ) -> Float[Tensor, "row piece hidden"]:
         """The encoder's own output, what the ladder added so far, and one rung more."""
         output = trunk.states[number + 1] + (hidden - trunk.states[number])
-        added: Tensor = output + _part(self.steps, step)[number](output)
-        return added
+        added: Tensor = self.bottleneck(step, number)(output)
+        return output + added
 
 
 @final
@@ -190,7 +197,8 @@ class Lora(Kind):
             self.steps["all"] = nn.ModuleList(copy.deepcopy(layer) for layer in top)
         linear = {name for name, module in top[0].named_modules() if isinstance(module, nn.Linear)}
         config = peft.LoraConfig(r=self.size, lora_alpha=2 * self.size, target_modules=sorted(linear))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # one a step is what is meant
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             peft.inject_adapter_in_model(config, self.steps["all"], adapter_name=f"step{step}")
         self.learn(step)

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ner_cl.data.batching import Batch
+from ner_cl.data.tagset import Tagset
 from ner_cl.model.encoder import Encoder, words_of
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.model.subnetworks.joins import Concatenation, Fusion, Join, Separate, Skip, Stack, Vote
 from ner_cl.model.subnetworks.kinds import Adapters, Copies, Kind, Ladders, Lora
+from ner_cl.model.subnetworks.module_pass import ModulePass
 from ner_cl.model.subnetworks.trunk import run_trunk, top_layers
 from ner_cl.registry import subnetworks
 
@@ -21,6 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["ModuleOptions", "Modules"]
 
 _KINDS: dict[str, type[Kind]] = {"adapter": Adapters, "copy": Copies, "ladder": Ladders, "lora": Lora}
+_JOINS: dict[str, type[Join]] = {
+    "concat": Concatenation,
+    "fusion": Fusion,
+    "separate": Separate,
+    "sequence": Stack,
+    "skip": Skip,
+    "vote": Vote,
+}
 
 
 class ModuleOptions(SubnetworkOptions):
@@ -31,12 +42,24 @@ class ModuleOptions(SubnetworkOptions):
             behind each of them) or `ladder` (bottlenecks beside them, which cost next to nothing to run).
         layers: how many of the encoder's layers, counted from the top, have a part in a module.
         size: units of a bottleneck, or rank; a `copy` has none.
+        join: what a module makes of earlier ones. `separate`: nothing. `concat`: its block reads the final states of
+            all of them side by side. `skip`: each layer above the lowest, and the block, sees theirs through matrices
+            of its own. `sequence`: its lowest layer sees the final states of the one before and what its block says.
+            `fusion`: of kind `adapter`, attention over the outputs of all adapters so far. `vote`: its block knows
+            older types too, and blocks vote.
     """
 
     name: Literal["modules"] = "modules"
     kind: Literal["adapter", "copy", "ladder", "lora"] = "copy"
     layers: int = Field(2, ge=1)
     size: int = Field(64, ge=1)
+    join: Literal["concat", "fusion", "separate", "sequence", "skip", "vote"] = "separate"
+
+    @model_validator(mode="after")
+    def _fusion_is_of_adapters(self) -> "ModuleOptions":
+        if self.join == "fusion" and self.kind != "adapter":
+            raise ValueError(f"join: fusion attends over adapters, and kind is {self.kind}; set kind: adapter")
+        return self
 
 
 @subnetworks.register("modules")
@@ -51,26 +74,51 @@ class Modules(Subnetworks):
         super().__init__(encoder, options, first=first)
         top_layers(encoder, options.layers)  # refuses an encoder without layers
         self.kind = _KINDS[options.kind](encoder.hidden, options.size)
+        self.join = _JOINS[options.join](encoder.hidden, first=first)
         self.learns_like = "encoder" if self.kind.pretrained else "head"
+
+    def width(self, step: int) -> int:
+        """Size of the word vectors that a step's block reads."""
+        return self.hidden if step < self.first else self.join.width(step)
+
+    def covers(self, tagset: Tagset) -> tuple[str, ...]:
+        """All older types where blocks vote, else none."""
+        return tagset.types if self.join.knows_older else ()
 
     def learn(self, step: int) -> None:
         """Leaves only one step's module in training mode and with gradients."""
-        self.kind.learn(step)
+        self.join.learn(step, self.kind)
+
+    def fuses(self, step: int) -> bool:
+        """Whether a step's module is to attend over the adapters of earlier ones, once its own is learned."""
+        return isinstance(self.join, Fusion) and str(step) in self.join.steps
+
+    def fuse(self, step: int) -> None:
+        """Has it do so from now on."""
+        assert isinstance(self.join, Fusion)
+        self.join.fused(step).on.fill_(True)
 
     def _add(self, model: "NerModel", step: int, generator: torch.Generator | None) -> None:
-        self.kind.add(step, top_layers(model.encoder, self.options.layers), generator)
+        top = top_layers(model.encoder, self.options.layers)
+        self.kind.add(step, top, generator)
+        self.join.add(step, layers=len(top), model=model, generator=generator)
 
     def forward(
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
-        """The encoder once, then the module of each step on the same states."""
+        """The encoder once, then the module of each step, and of those that it reads, on the same states."""
         top = top_layers(model.encoder, self.options.layers)
         shared = [step for step in steps if step < self.first]
-        trunk = run_trunk(model.encoder, batch, top, whole=bool(shared) or self.kind.reads_whole_pass)
-        views = dict.fromkeys(shared, words_of(trunk.states[-1], batch))
-        for step in steps[len(shared) :]:
-            hidden = trunk.states[0]
-            for number in range(len(top)):
-                hidden = self.kind.layer(step, number, hidden, trunk, top)
-            views[step] = words_of(hidden, batch)
+        reads_encoder = bool(shared) or (self.join.reads_others and self.first > 1)
+        trunk = run_trunk(model.encoder, batch, top, whole=reads_encoder or self.kind.reads_whole_pass)
+        run = ModulePass(model, batch, self.kind, first=self.first, trunk=trunk, top=top, run=self._states)
+        views = dict.fromkeys(shared, words_of(trunk.states[-1], batch)) if shared else {}
+        views.update((step, self.join.words(step, run)) for step in steps[len(shared) :])
         return views
+
+    def _states(self, step: int, run: ModulePass) -> tuple[Tensor, ...]:
+        """What the layers of a step's module give, from what they start from to the last one's."""
+        states = [run.trunk.states[0]]
+        for number in range(len(run.top)):
+            states.append(self.join.layer(step, number, self.join.below(step, number, states[-1], run), run))
+        return tuple(states)

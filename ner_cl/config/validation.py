@@ -1,0 +1,30 @@
+"""Telling what is wrong with a configuration in one line."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ner_cl.errors import ConfigError
+
+__all__ = ["first_problem", "validate"]
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+def validate(model: type[Section], values: Any, source: str) -> Section:
+    """`model.model_validate(values)`, with a ConfigError of one line in place of pydantic's."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, with the key it is about, and how many more there are."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        message = "this key is required"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {message}{more}" if where else f"{message}{more}"

@@ -1,0 +1,184 @@
+"""Merging blocks that have softmaxes of their own into one tag sequence, other than by the conflict resolver.
+
+`known` says for each block which types it has columns for, as indices of the joint tagset in the order of its columns:
+`O`, then `B-` and `I-` of each.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ner_cl.data.tagset import spans_of_tags, tags_of_spans
+from ner_cl.model.decode import span_log_probability, viterbi
+from ner_cl.model.losses import marginal_cross_entropy
+from ner_cl.types import Span
+
+__all__ = ["best_temperature", "exclusive_scores", "majority", "span_probability", "weighted_vote"]
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def exclusive_scores(blocks: Sequence[Float[Tensor, "row word _"]]) -> Float[Tensor, "row word tag"]:
+    """Log-odds against `O` of every tag of every block, side by side behind one shared `O` of 0.
+
+    That is exactly what independent blocks say, given that at most one of them names the word. Let block j give tag t
+    the probability `p_j(t)`. That j says t and all others say `O` has the probability `p_j(t) · Π_{i≠j} p_i(O)`, that
+    all say `O` has `Π_i p_i(O)`. Divided by the latter, which all cases of a word share, these are `p_j(t) / p_j(O)`
+    and 1; and since both come from one softmax, the logarithm of the first is `logit_j(t) − logit_j(O)`. Viterbi on
+    these scores gives the most probable legal path under that condition, for all blocks together.
+
+    Args:
+        blocks: logits or log-probabilities, each block with types of its own, in the order of the joint tagset.
+
+    Returns:
+        Scores in columns of the joint tagset; normalised by a softmax they are that conditional probability.
+    """
+    odds = [block[..., 1:] - block[..., :1] for block in blocks]
+    return torch.cat([torch.zeros_like(blocks[0][..., :1]), *odds], dim=-1)
+
+
+def weighted_vote(
+    probabilities: Sequence[Float[Tensor, "row word _"]],
+    known: Sequence[Sequence[int]],
+    weights: Sequence[float],
+    *,
+    types: int,
+) -> Float[Tensor, "row word tag"]:
+    """`Σ_k w_k p_k(y) 1[y ∈ Y_k] / Σ_k w_k 1[y ∈ Y_k]`: the mean over those blocks that know the tag.
+
+    Without the denominator a type would lose for no other reason than that few blocks know it. All blocks know `O`. The
+    scores of a word do not add up to 1 where blocks know different types.
+
+    Args:
+        probabilities: of each block's tags.
+        known: see the module.
+        weights: positive, one a block; only their ratios matter.
+        types: how many the joint tagset has.
+
+    Returns:
+        In columns of the joint tagset; 0 for tags that no block knows.
+    """
+    columns = [_columns(indices, device=probabilities[0].device) for indices in known]
+    total = probabilities[0].new_zeros(*probabilities[0].shape[:2], 1 + 2 * types)
+    coverage = total.new_zeros(1 + 2 * types)
+    for index, weight in zip(columns, weights, strict=True):
+        coverage[index] += weight
+    for index, weight, block in zip(columns, weights, probabilities, strict=True):
+        total[..., index] += weight / coverage[index] * block  # the share first, which is exactly 1 for one block
+    return total
+
+
+def majority(
+    log_probs: Sequence[Float[Tensor, "row word _"]],
+    known: Sequence[Sequence[int]],
+    mask: Bool[Tensor, "row word"],
+    *,
+    types: Sequence[str],
+) -> Int[Tensor, "row word"]:
+    """The spans that more than half of the blocks that know the type find, each by Viterbi of its own.
+
+    Of kept spans that share a word the one with the highest mean probability stays, the first by position and type
+    among equals. Where every type is known to one block, all spans of all blocks are kept but for that.
+
+    Args:
+        log_probs: of each block's tags.
+        known: see the module.
+        mask: which words are real.
+        types: of the joint tagset.
+
+    Returns:
+        Legal tags of the joint tagset, `O` where masked.
+    """
+    voters = Counter(index for indices in known for index in indices)
+    number = {type_: index for index, type_ in enumerate(types)}
+    ballots: Counter[tuple[int, Span]] = Counter()
+    for block, indices in zip(log_probs, known, strict=True):
+        names = [types[index] for index in indices]
+        for row, tags in enumerate(viterbi(block, mask).tolist()):
+            ballots.update((row, span) for span in spans_of_tags(tags, names))
+    kept = sorted(found for found, votes in ballots.items() if 2 * votes > voters[number[found[1].type]])
+    places = [(row, span.start, span.end, number[span.type]) for row, span in kept]
+    positions = torch.tensor(places, dtype=torch.long, device=mask.device).reshape(-1, 4)
+    scores = span_probability(log_probs, known, [1.0] * len(known), mask, positions).tolist()
+    chosen: list[list[Span]] = [[] for _ in range(len(mask))]
+    for _, (row, span) in sorted(zip(scores, kept, strict=True), key=lambda item: -item[0]):  # stable: kept is sorted
+        if not any(span.overlaps(other) for other in chosen[row]):
+            chosen[row].append(span)
+    first_id = {type_: 1 + 2 * index for type_, index in number.items()}
+    tags = [tags_of_spans(spans, mask.shape[1], first_id) for spans in chosen]
+    return torch.tensor(tags, dtype=torch.long, device=mask.device).reshape(mask.shape)
+
+
+def span_probability(
+    log_probs: Sequence[Float[Tensor, "row word _"]],
+    known: Sequence[Sequence[int]],
+    weights: Sequence[float],
+    mask: Bool[Tensor, "row word"],
+    spans: Int[Tensor, "span 4"],
+) -> Float[Tensor, " span"]:
+    """Weighted mean, over the blocks that know a span's type, of its forward-backward probability in each block.
+
+    Args:
+        log_probs: of each block's tags.
+        known: see the module.
+        weights: positive, one a block.
+        mask: which words are real.
+        spans: row, first word, one past the last word, index of the type in the joint tagset.
+
+    Returns:
+        In [0, 1]; 0 for a type that no block knows.
+    """
+    total = torch.zeros(len(spans), device=mask.device)
+    coverage = torch.zeros_like(total)
+    for block, indices, weight in zip(log_probs, known, weights, strict=True):
+        own = spans[:, 3:] == torch.tensor(indices, device=spans.device)  # [span, type of the block]
+        asked = own.any(dim=1).nonzero().squeeze(-1)
+        if len(asked) == 0:
+            continue
+        local = torch.cat([spans[asked, :3], own[asked].long().argmax(dim=1, keepdim=True)], dim=1)
+        total[asked] += weight * span_log_probability(block, mask, local).exp().float()
+        coverage[asked] += weight
+    return torch.where(coverage > 0, total / coverage, 0.0).clamp(max=1.0)
+
+
+def best_temperature(
+    logits: Float[Tensor, "word tag"],
+    targets: Int[Tensor, " word"],
+    annotated: Bool[Tensor, " type"],
+    *,
+    lowest: float = 0.05,
+    highest: float = 20.0,
+) -> float:
+    """The temperature under which a block's probabilities fit annotated words best (Guo et al. 2017).
+
+    Minimises the mean marginal negative log-likelihood by golden-section search on the logarithm of the temperature.
+
+    Args:
+        logits: of the block.
+        targets: in ids of the block.
+        annotated: for which of the block's types the words are annotated.
+        lowest: end of the search.
+        highest: the other end.
+    """
+
+    def cost(log_temperature: float) -> float:
+        scaled = logits.double()[None] / math.exp(log_temperature)
+        return float(marginal_cross_entropy(scaled, targets[None], annotated[None]).mean())
+
+    low, high = math.log(lowest), math.log(highest)
+    for _ in range(30):
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if cost(left) <= cost(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)
+
+
+def _columns(indices: Sequence[int], *, device: torch.device) -> Int[Tensor, " tag"]:
+    """The ids in the joint tagset of a block's tags."""
+    return torch.tensor([0, *(1 + 2 * index + inside for index in indices for inside in (0, 1))], device=device)

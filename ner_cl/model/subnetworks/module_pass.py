@@ -1,0 +1,65 @@
+"""One batch on its way through modules that may read each other."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ner_cl.data.batching import Batch
+from ner_cl.model.subnetworks.kinds import Kind
+from ner_cl.model.subnetworks.trunk import TrunkPass
+
+if TYPE_CHECKING:
+    from ner_cl.model.ner_model import NerModel
+
+__all__ = ["ModulePass"]
+
+
+@final
+class ModulePass:
+    """Runs each module at most once a batch, however many others read it.
+
+    Args:
+        model: whose modules.
+        batch: any batch.
+        kind: of the modules.
+        first: the first step that has a module; the blocks of earlier ones read the encoder itself.
+        trunk: the encoder's own pass.
+        top: the encoder's own top layers.
+        run: makes the states of a step.
+    """
+
+    def __init__(
+        self,
+        model: "NerModel",
+        batch: Batch,
+        kind: Kind,
+        *,
+        first: int,
+        trunk: TrunkPass,
+        top: Sequence[nn.Module],
+        run: Callable[[int, "ModulePass"], tuple[Tensor, ...]],
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.kind = kind
+        self.first = first
+        self.trunk = trunk
+        self.top = top
+        self._run = run
+        self._states: dict[int, tuple[Tensor, ...]] = {}
+
+    def states(self, step: int) -> tuple[Float[Tensor, "row piece hidden"], ...]:
+        """What a step's module passes on: what its lowest layer starts from, then what each layer gave."""
+        if step < self.first:
+            return self.trunk.states
+        if step not in self._states:
+            self._states[step] = self._run(step, self)
+        return self._states[step]
+
+    def frozen(self, step: int) -> tuple[Float[Tensor, "row piece hidden"], ...]:
+        """The same for a step that another one reads: no gradient leads back into it."""
+        with torch.no_grad():
+            return tuple(state.detach() for state in self.states(step))

@@ -1,0 +1,55 @@
+"""What the vote of a step's block is to count, measured on the step's dev sentences."""
+
+import torch
+from torch import Tensor
+
+from ner_cl.evaluate.counts import count_spans, micro_f1
+from ner_cl.model.heads.addner import AddNer
+from ner_cl.model.merge import best_temperature
+from ner_cl.model.predict import emissions_of, predict_sentences
+from ner_cl.strategies.base import StepContext
+
+__all__ = ["calibrate_vote"]
+
+LEAST_WEIGHT = 0.01
+"""Of a block that finds nothing on dev, so that it is still heard where nobody else knows its types."""
+
+
+def calibrate_vote(context: StepContext) -> None:
+    """Gives the newest block its temperature and its weight, where blocks vote and dev sentences have gold for them.
+
+    The temperature is the one under which the block's probabilities of its own types fit the dev sentences best; the
+    weight is the F1 of the block alone. Both stay as they are in all later steps.
+
+    Args:
+        context: at the end of a step, with its best weights.
+    """
+    model = context.model
+    if not isinstance(model.head, AddNer) or not model.head.votes or not any(s.spans for s in context.dev):
+        return
+    logits, targets = _dev_words(context, model.head)
+    annotated = [model.types[index] in context.types for index in model.head.known[-1]]
+    temperature = best_temperature(logits, targets, torch.tensor(annotated, device=logits.device))
+    found = predict_sentences(
+        model, context.dev, types=context.types, batch_tokens=context.batch_tokens, precision=context.precision
+    )
+    f1 = micro_f1(count_spans(context.dev, found, context.types)) or 0.0
+    model.head.ballot(context.number).measured(weight=max(LEAST_WEIGHT, f1), temperature=temperature)
+
+
+def _dev_words(context: StepContext, head: AddNer) -> tuple[Tensor, Tensor]:
+    """The newest block's logits of every dev word, and the word's target in the block's own ids."""
+    model, step = context.model, context.number
+    logits, targets = [], []
+    for indices, emissions in emissions_of(
+        model,
+        model.encode(context.dev),
+        steps=[step],
+        batch_tokens=context.batch_tokens,
+        precision=context.precision,
+    ):
+        for row, index in enumerate(indices):
+            sentence = context.dev[index]
+            logits.append(emissions.blocks[step - 1][row, : len(sentence.words)])
+            targets += model.tagset.encode(sentence.spans, len(sentence.words))
+    return torch.cat(logits), head.local(torch.tensor(targets, device=model.device), step)
