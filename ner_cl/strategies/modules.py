@@ -28,11 +28,14 @@ class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
         trunk: `learned` trains the encoder in step 1, whose block reads it directly, and freezes it then; `pretrained`
             never trains it, and step 1 has a module like all others. A model that has learned steps already keeps the
             encoder it has.
+        cache: run the frozen encoder over the step's sentences once and keep what it gives the modules; without it, it
+            runs in every update, which takes longer and gives the same up to rounding.
         fusion_epochs: with `join: fusion`, epochs in which attention over the adapters is learned, after the adapter.
     """
 
     name: Literal["modules"] = "modules"
     trunk: Literal["learned", "pretrained"] = "learned"
+    cache: bool = True
     fusion_epochs: int = Field(3, ge=1)
 
 
@@ -46,6 +49,10 @@ class ModuleStrategy(Strategy):
     holds_old_types = True
     isolates = True
     excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
+
+    def __init__(self, options: StrategyOptions) -> None:
+        super().__init__(options)
+        self._cached: Modules | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Blocks that know the same types have to vote."""
@@ -79,6 +86,9 @@ class ModuleStrategy(Strategy):
         modules.learn(context.number)
         for block in list(model.head.blocks)[:-1]:
             block.requires_grad_(False)
+        if self.options.cache and context.encoded is not None:
+            modules.cache(model, context.encoded, batch_tokens=context.batch_tokens, precision=context.precision)
+            self._cached = modules
 
     def begin_epoch(self, context: StepContext) -> None:
         """Runs what is frozen without dropout."""
@@ -94,6 +104,12 @@ class ModuleStrategy(Strategy):
     def settle(self, context: StepContext) -> None:
         """Measures once what the new block's vote is to count, where blocks vote."""
         calibrate_vote(context)
+
+    def release(self) -> None:
+        """Lets go of what the encoder gave."""
+        if self._cached is not None:
+            self._cached.forget_cache()
+        self._cached = None
 
 
 def _modules_of(context: StepContext) -> Modules | None:

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
 from ner_cl.model.encoder import Encoder, words_of
+from ner_cl.model.precision import Precision
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
+from ner_cl.model.subnetworks.cache import TrunkCache
 from ner_cl.model.subnetworks.joins import Concatenation, Fusion, Join, Separate, Skip, Stack, Vote
 from ner_cl.model.subnetworks.kinds import Adapters, Copies, Kind, Ladders, Lora
 from ner_cl.model.subnetworks.module_pass import ModulePass
@@ -76,6 +78,7 @@ class Modules(Subnetworks):
         self.kind = _KINDS[options.kind](encoder.hidden, options.size)
         self.join = _JOINS[options.join](encoder.hidden, first=first)
         self.learns_like = "encoder" if self.kind.pretrained else "head"
+        self._cache: TrunkCache | None = None
 
     def width(self, step: int) -> int:
         """Size of the word vectors that a step's block reads."""
@@ -88,6 +91,25 @@ class Modules(Subnetworks):
     def learn(self, step: int) -> None:
         """Leaves only one step's module in training mode and with gradients."""
         self.join.learn(step, self.kind)
+
+    def cache(self, model: "NerModel", encoded: EncodedSentences, *, batch_tokens: int, precision: Precision) -> None:
+        """Runs the encoder over the sentences that the next module is trained on once for all passes in training mode.
+
+        Args:
+            model: the one this belongs to, with its encoder frozen.
+            encoded: the sentences, until `forget_cache`.
+            batch_tokens: word pieces of a batch.
+            precision: number format of the passes.
+        """
+        top = top_layers(model.encoder, self.options.layers)
+        model.encoder.eval()
+        self._cache = TrunkCache(
+            model.encoder, encoded, top, whole=self._whole([]), batch_tokens=batch_tokens, precision=precision
+        )
+
+    def forget_cache(self) -> None:
+        """Has the encoder run with every pass again."""
+        self._cache = None
 
     def fuses(self, step: int) -> bool:
         """Whether a step's module is to attend over the adapters of earlier ones, once its own is learned."""
@@ -109,12 +131,18 @@ class Modules(Subnetworks):
         """The encoder once, then the module of each step, and of those that it reads, on the same states."""
         top = top_layers(model.encoder, self.options.layers)
         shared = [step for step in steps if step < self.first]
-        reads_encoder = bool(shared) or (self.join.reads_others and self.first > 1)
-        trunk = run_trunk(model.encoder, batch, top, whole=reads_encoder or self.kind.reads_whole_pass)
+        if self._cache is not None and self.training:
+            trunk = self._cache.trunk_pass(batch)
+        else:
+            trunk = run_trunk(model.encoder, batch, top, whole=self._whole(shared))
         run = ModulePass(model, batch, self.kind, first=self.first, trunk=trunk, top=top, run=self._states)
         views = dict.fromkeys(shared, words_of(trunk.states[-1], batch)) if shared else {}
         views.update((step, self.join.words(step, run)) for step in steps[len(shared) :])
         return views
+
+    def _whole(self, shared: Sequence[int]) -> bool:
+        """Whether what the encoder itself makes of a batch is needed, by the blocks of some steps or by a module."""
+        return bool(shared) or (self.join.reads_others and self.first > 1) or self.kind.reads_whole_pass
 
     def _states(self, step: int, run: ModulePass) -> tuple[Tensor, ...]:
         """What the layers of a step's module give, from what they start from to the last one's."""
