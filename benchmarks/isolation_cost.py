@@ -68,12 +68,15 @@ def main() -> None:
 
 def contestants(layers: int) -> dict[str, SubnetworkOptions]:
     """Every kind of module and every join that changes what a step computes, and both ways to share out one encoder."""
-    kinds = {kind: ModuleOptions(kind=kind, layers=layers) for kind in ("ladder", "adapter", "lora", "copy")}
-    joins = {
-        f"ladder, {join}": ModuleOptions(kind="ladder", layers=layers, join=join)
-        for join in ("concat", "skip", "sequence", "vote")
+    kinds = {
+        "ladder, all layers (the default)": ModuleOptions(),
+        **{
+            f"{kind}, top {layers}": ModuleOptions(kind=kind, layers=layers)
+            for kind in ("ladder", "adapter", "lora", "copy")
+        },
     }
-    fusion = {"adapter, fusion": ModuleOptions(kind="adapter", layers=layers, join="fusion")}
+    joins = {f"ladder, all layers, {join}": ModuleOptions(join=join) for join in ("concat", "skip", "sequence", "vote")}
+    fusion = {f"adapter, top {layers}, fusion": ModuleOptions(kind="adapter", layers=layers, join="fusion")}
     masks = {
         f"{name}, {part}": options(layers=count)
         for name, options in (("hat", HatOptions), ("packnet", PackNetOptions))
@@ -84,7 +87,8 @@ def contestants(layers: int) -> dict[str, SubnetworkOptions]:
 
 def apart(options: SubnetworkOptions, steps: int) -> NerModel:
     """A model whose every step has a sub-network of its own."""
-    model = NerModel.from_encoder("minilm-l6", head=HeadOptions(name="addner"))
+    votes = isinstance(options, ModuleOptions) and options.join == "vote"
+    model = NerModel.from_encoder("minilm-l6", head=HeadOptions(name="addner", merge="vote" if votes else "resolver"))
     model.isolate(options)
     draw = torch.Generator().manual_seed(0)
     for number in range(steps):

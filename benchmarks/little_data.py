@@ -34,9 +34,8 @@ FOLDER = Path(__file__).parents[1] / "data" / "quickstart"
 METHODS: dict[str, list[dict[str, Any]]] = {
     "distill": [{"name": "distill"}],
     "frozen": [{"name": "frozen"}],
-    "modules, copy": [{"name": "modules", "kind": "copy"}],
-    "modules, adapter": [{"name": "modules", "kind": "adapter"}],
-    "modules, ladder": [{"name": "modules", "kind": "ladder"}],
+    "modules (ladder)": [{"name": "modules"}],
+    "modules, copy of 4 layers": [{"name": "modules", "kind": "copy", "layers": 4}],
 }
 
 

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ner_cl.model.encoder import words_of
 from ner_cl.model.subnetworks.kinds import Adapters, Kind
 from ner_cl.model.subnetworks.module_pass import ModulePass
 from ner_cl.model.subnetworks.trunk import apply_layer
@@ -70,8 +69,8 @@ class Join(nn.Module, ABC):
         return self.hidden
 
     def below(
-        self, step: int, number: int, hidden: Float[Tensor, "row piece hidden"], run: ModulePass
-    ) -> Float[Tensor, "row piece hidden"]:
+        self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
+    ) -> Float[Tensor, "row place hidden"]:
         """What a layer of a step's module reads.
 
         Args:
@@ -83,14 +82,14 @@ class Join(nn.Module, ABC):
         return hidden
 
     def layer(
-        self, step: int, number: int, hidden: Float[Tensor, "row piece hidden"], run: ModulePass
-    ) -> Float[Tensor, "row piece hidden"]:
+        self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
+    ) -> Float[Tensor, "row place hidden"]:
         """What that layer makes of it."""
         return run.kind.layer(step, number, hidden, run.trunk, run.top)
 
     def words(self, step: int, run: ModulePass) -> Float[Tensor, "row word _"]:
         """Word vectors for the step's block."""
-        return words_of(run.states(step)[-1], run.batch)
+        return run.words(run.states(step)[-1])
 
 
 @final
@@ -121,7 +120,7 @@ class Concatenation(Join):
     def words(self, step: int, run: ModulePass) -> Float[Tensor, "row word _"]:
         """Sources from the oldest to the newest, then the module itself."""
         states = [run.frozen(source)[-1] for source in self.sources(step)]
-        return torch.cat([words_of(state, run.batch) for state in (*states, run.states(step)[-1])], dim=-1)
+        return torch.cat([run.words(state) for state in (*states, run.states(step)[-1])], dim=-1)
 
 
 @final
@@ -144,8 +143,8 @@ class Skip(Join):
         )
 
     def below(
-        self, step: int, number: int, hidden: Float[Tensor, "row piece hidden"], run: ModulePass
-    ) -> Float[Tensor, "row piece hidden"]:
+        self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
+    ) -> Float[Tensor, "row place hidden"]:
         """The module's own states, and its view of those of each source at the same height."""
         if number == 0:
             return hidden
@@ -158,7 +157,7 @@ class Skip(Join):
 
     def words(self, step: int, run: ModulePass) -> Float[Tensor, "row word _"]:
         """The final states with their laterals."""
-        return words_of(self.below(step, len(run.top), run.states(step)[-1], run), run.batch)
+        return run.words(self.below(step, len(run.top), run.states(step)[-1], run))
 
 
 @final
@@ -177,8 +176,8 @@ class Stack(Join):
             self.steps[str(step)] = _zero(self.hidden + model.head.new_block().out_features, self.hidden)
 
     def below(
-        self, step: int, number: int, hidden: Float[Tensor, "row piece hidden"], run: ModulePass
-    ) -> Float[Tensor, "row piece hidden"]:
+        self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
+    ) -> Float[Tensor, "row place hidden"]:
         """The trunk's states, and what the step before saw and said."""
         if number or str(step) not in self.steps:
             return hidden
@@ -223,8 +222,8 @@ class Fusion(Join):
         return part
 
     def layer(
-        self, step: int, number: int, hidden: Float[Tensor, "row piece hidden"], run: ModulePass
-    ) -> Float[Tensor, "row piece hidden"]:
+        self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
+    ) -> Float[Tensor, "row place hidden"]:
         """The encoder's layer, and what its output draws from what the adapters would add to it."""
         if not self.is_on(step):
             return super().layer(step, number, hidden, run)
@@ -275,8 +274,8 @@ class AdapterAttention(nn.Module):
             nn.init.eye_(self.value.weight)
 
     def forward(
-        self, hidden: Float[Tensor, "row piece hidden"], values: Float[Tensor, "row piece adapter hidden"]
-    ) -> Float[Tensor, "row piece hidden"]:
+        self, hidden: Float[Tensor, "row place hidden"], values: Float[Tensor, "row place adapter hidden"]
+    ) -> Float[Tensor, "row place hidden"]:
         """What is added to the states.
 
         Args:

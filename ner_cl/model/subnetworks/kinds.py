@@ -25,8 +25,8 @@ class Kind(nn.Module, ABC):
         size: of a bottleneck, or rank.
     """
 
-    reads_whole_pass = False
-    """Whether it needs what the encoder itself makes of the batch in its top layers."""
+    beside = False
+    """Whether it runs beside the top layers, reading what they give, word by word, and never other words."""
     pretrained = False
     """Whether a part starts from pre-trained weights, so that it learns at the encoder's rate."""
 
@@ -45,10 +45,10 @@ class Kind(nn.Module, ABC):
         self,
         step: int,
         number: int,
-        hidden: Float[Tensor, "row piece hidden"],
+        hidden: Float[Tensor, "row place hidden"],
         trunk: TrunkPass,
         top: Sequence[nn.Module],
-    ) -> Float[Tensor, "row piece hidden"]:
+    ) -> Float[Tensor, "row place hidden"]:
         """What one of the top layers makes of the states below it, for a step.
 
         Args:
@@ -79,10 +79,10 @@ class Copies(Kind):
         self,
         step: int,
         number: int,
-        hidden: Float[Tensor, "row piece hidden"],
+        hidden: Float[Tensor, "row place hidden"],
         trunk: TrunkPass,
         top: Sequence[nn.Module],
-    ) -> Float[Tensor, "row piece hidden"]:
+    ) -> Float[Tensor, "row place hidden"]:
         """The copy's output."""
         return apply_layer(_part(self.steps, step)[number], hidden, trunk.calls[number])
 
@@ -136,10 +136,10 @@ class Adapters(_Bottlenecks):
         self,
         step: int,
         number: int,
-        hidden: Float[Tensor, "row piece hidden"],
+        hidden: Float[Tensor, "row place hidden"],
         trunk: TrunkPass,
         top: Sequence[nn.Module],
-    ) -> Float[Tensor, "row piece hidden"]:
+    ) -> Float[Tensor, "row place hidden"]:
         """The encoder's layer and what the bottleneck adds to it."""
         output = apply_layer(top[number], hidden, trunk.calls[number])
         added: Tensor = self.bottleneck(step, number)(output)
@@ -155,16 +155,16 @@ class Ladders(_Bottlenecks):
     encoder shows them.
     """
 
-    reads_whole_pass = True
+    beside = True
 
     def layer(
         self,
         step: int,
         number: int,
-        hidden: Float[Tensor, "row piece hidden"],
+        hidden: Float[Tensor, "row place hidden"],
         trunk: TrunkPass,
         top: Sequence[nn.Module],
-    ) -> Float[Tensor, "row piece hidden"]:
+    ) -> Float[Tensor, "row place hidden"]:
         """The encoder's own output, what the ladder added so far, and one rung more."""
         output = trunk.states[number + 1] + (hidden - trunk.states[number])
         added: Tensor = self.bottleneck(step, number)(output)
@@ -207,10 +207,10 @@ class Lora(Kind):
         self,
         step: int,
         number: int,
-        hidden: Float[Tensor, "row piece hidden"],
+        hidden: Float[Tensor, "row place hidden"],
         trunk: TrunkPass,
         top: Sequence[nn.Module],
-    ) -> Float[Tensor, "row piece hidden"]:
+    ) -> Float[Tensor, "row place hidden"]:
         """The layer's output with a step's changes."""
         with ONE_PASS_AT_A_TIME:  # which changes act is written on the layers
             layer = _part(self.steps, "all")[number]

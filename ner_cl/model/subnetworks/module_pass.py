@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
+from ner_cl.model.encoder import words_of
 from ner_cl.model.subnetworks.kinds import Kind
 from ner_cl.model.subnetworks.trunk import TrunkPass
 
@@ -46,12 +47,19 @@ class ModulePass:
         self.batch = batch
         self.kind = kind
         self.first = first
+        self._by_word = kind.beside
+        if kind.beside:  # what never sees other pieces is spared those that no block reads
+            trunk = TrunkPass(tuple(words_of(state, batch) for state in trunk.states), trunk.calls)
         self.trunk = trunk
         self.top = top
         self._run = run
         self._states: dict[int, tuple[Tensor, ...]] = {}
 
-    def states(self, step: int) -> tuple[Float[Tensor, "row piece hidden"], ...]:
+    def words(self, states: Float[Tensor, "row place hidden"]) -> Float[Tensor, "row word hidden"]:
+        """The states of the first piece of every word."""
+        return states if self._by_word else words_of(states, self.batch)
+
+    def states(self, step: int) -> tuple[Float[Tensor, "row place hidden"], ...]:
         """What a step's module passes on: what its lowest layer starts from, then what each layer gave."""
         if step < self.first:
             return self.trunk.states
@@ -59,7 +67,7 @@ class ModulePass:
             self._states[step] = self._run(step, self)
         return self._states[step]
 
-    def frozen(self, step: int) -> tuple[Float[Tensor, "row piece hidden"], ...]:
+    def frozen(self, step: int) -> tuple[Float[Tensor, "row place hidden"], ...]:
         """The same for a step that another one reads: no gradient leads back into it."""
         with torch.no_grad():
             return tuple(state.detach() for state in self.states(step))

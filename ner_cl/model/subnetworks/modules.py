@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
-from ner_cl.model.encoder import Encoder, words_of
+from ner_cl.model.encoder import Encoder
 from ner_cl.model.precision import Precision
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.model.subnetworks.cache import TrunkCache
@@ -42,7 +42,7 @@ class ModuleOptions(SubnetworkOptions):
     Attributes:
         kind: `copy` (the top layers once more), `lora` (low-rank changes of their weights), `adapter` (a bottleneck
             behind each of them) or `ladder` (bottlenecks beside them, which cost next to nothing to run).
-        layers: how many of the encoder's layers, counted from the top, have a part in a module.
+        layers: how many of the encoder's layers, counted from the top, have a part in a module; 0 is all of them.
         size: units of a bottleneck, or rank; a `copy` has none.
         join: what a module makes of earlier ones. `separate`: nothing. `concat`: its block reads the final states of
             all of them side by side. `skip`: each layer above the lowest, and the block, sees theirs through matrices
@@ -52,9 +52,9 @@ class ModuleOptions(SubnetworkOptions):
     """
 
     name: Literal["modules"] = "modules"
-    kind: Literal["adapter", "copy", "ladder", "lora"] = "copy"
-    layers: int = Field(2, ge=1)
-    size: int = Field(64, ge=1)
+    kind: Literal["adapter", "copy", "ladder", "lora"] = "ladder"
+    layers: int = Field(0, ge=0)
+    size: int = Field(128, ge=1)
     join: Literal["concat", "fusion", "separate", "sequence", "skip", "vote"] = "separate"
 
     @model_validator(mode="after")
@@ -136,13 +136,13 @@ class Modules(Subnetworks):
         else:
             trunk = run_trunk(model.encoder, batch, top, whole=self._whole(shared))
         run = ModulePass(model, batch, self.kind, first=self.first, trunk=trunk, top=top, run=self._states)
-        views = dict.fromkeys(shared, words_of(trunk.states[-1], batch)) if shared else {}
+        views = dict.fromkeys(shared, run.words(run.trunk.states[-1])) if shared else {}
         views.update((step, self.join.words(step, run)) for step in steps[len(shared) :])
         return views
 
     def _whole(self, shared: Sequence[int]) -> bool:
         """Whether what the encoder itself makes of a batch is needed, by the blocks of some steps or by a module."""
-        return bool(shared) or (self.join.reads_others and self.first > 1) or self.kind.reads_whole_pass
+        return bool(shared) or (self.join.reads_others and self.first > 1) or self.kind.beside
 
     def _states(self, step: int, run: ModulePass) -> tuple[Tensor, ...]:
         """What the layers of a step's module give, from what they start from to the last one's."""
