@@ -36,12 +36,13 @@ def test_one_encoder_learns_to_say_what_the_modules_say(isolated: NerModel) -> N
     assert result.model.subnetworks is None
     assert result.model.types == isolated.types
     assert result.model.history == isolated.history
-    untaught = ner_cl.compact(isolated, RAW, dev=GOLD, training=TRAINING.model_copy(update={"epochs": 1}))
+    still = TRAINING.model_copy(update={"optimizer": OptimizerOptions(lr=1e-12, head_lr=1e-12)})
+    untaught = ner_cl.compact(isolated, RAW, dev=GOLD, training=still)
     for change in result.changes:
         assert change.measured == "gold"
         assert change.before is not None
         assert change.drop < 0.15
-    assert sum(c.after or 0 for c in result.changes) > sum(c.after or 0 for c in untaught.changes)
+    assert sum(c.after or 0 for c in result.changes) > 0.2 + sum(c.after or 0 for c in untaught.changes)
 
 
 def test_without_gold_the_loss_is_told_by_agreement(isolated: NerModel) -> None:
