@@ -1,6 +1,6 @@
 """A new type from few sentences: a module on a frozen model beside teaching the whole model with distillation.
 
-    python -m benchmarks.little_data [--counts 20,50,100,200] [--seeds 1,2,3] [--new TYPE,TYPE] [--epochs N]
+    python -m benchmarks.little_data [--counts 20,50,100,200] [--seeds 1,2,3] [--new TYPE,TYPE]
                                      [--train FILE] [--dev FILE] [--test FILE] [--output FILE]
 
 One AddNER model learns all types but the new ones in one step, once a seed. Then each new type is taught to it by each
@@ -57,7 +57,7 @@ def main() -> None:
     train, dev, test = (read_sentences(getattr(arguments, part)) for part in ("train", "dev", "test"))
     types = sorted({span.type for sentence in train for span in sentence.spans})
     old = [type_ for type_ in types if type_ not in arguments.new]
-    training = TrainingOptions(epochs=arguments.epochs, batch_tokens=256)
+    training = TrainingOptions(batch_tokens=256)
     found: list[Taught] = []
     for seed in arguments.seeds:
         base = NerModel.from_encoder("minilm-l6", head=HeadOptions(name="addner"))
@@ -137,7 +137,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--counts", type=_numbers, default=[20, 50, 100, 200])
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3])
     parser.add_argument("--new", type=lambda text: text.split(","), default=["MEDICATION", "MONEY"])
-    parser.add_argument("--epochs", type=int, default=10)
     for part in ("train", "dev", "test"):
         parser.add_argument(f"--{part}", type=Path, default=FOLDER / f"{part}.jsonl")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")

@@ -189,7 +189,8 @@ class TrainingOptions(Options):
     """How one step is trained.
 
     Attributes:
-        epochs: passes over the step's sentences, at most.
+        epochs: passes over the step's sentences, at most. `auto` is 10, or of few sentences as many times 10, with as
+            much more patience, as it takes to make 100 updates: a handful of updates teaches nothing.
         batch_tokens: word pieces of one batch, padding included.
         eval_batch_tokens: the same when only predicting.
         accumulate: batches that make one update.
@@ -199,7 +200,7 @@ class TrainingOptions(Options):
         checkpoint_seconds: least time between two checkpoints inside a step; 0 makes one after every update.
     """
 
-    epochs: int = Field(10, ge=1)
+    epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     batch_tokens: int = Field(512, ge=16)
     eval_batch_tokens: int = Field(4096, ge=16)
     accumulate: int = Field(1, ge=1)

@@ -29,7 +29,7 @@ class StepContext:
         types: the new types.
         old_types: the types learned before.
         model: the student; its new block is there once `sentences` is done.
-        epochs: passes over the data that are planned, at most.
+        epochs: passes over the data that are planned in this stage, at most; set once the sentences are encoded.
         train_tokens: word pieces of a batch when training.
         batch_tokens: word pieces of a batch when predicting.
         precision: number format of forward passes.
@@ -55,7 +55,6 @@ class StepContext:
     types: tuple[str, ...]
     old_types: tuple[str, ...]
     model: NerModel
-    epochs: int
     train_tokens: int
     batch_tokens: int
     precision: Precision
@@ -64,6 +63,7 @@ class StepContext:
     predict: Callable[[Sequence[Sentence]], list[list[Span]]]
     training_loss: Callable[[Batch], Float[Tensor, ""]]
     generator: Callable[[str], np.random.Generator]
+    epochs: int = 0
     epoch: int = 0
     update: int = 0
     updates: int = 0

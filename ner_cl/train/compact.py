@@ -1,6 +1,6 @@
 """Many sub-networks made into one: a single encoder learns to say what they say together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Literal, final
 
@@ -22,7 +22,7 @@ from ner_cl.train.changes import LearnResult, changes_of
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event
-from ner_cl.train.loop import StepTraining
+from ner_cl.train.loop import StepTraining, plan_epochs
 from ner_cl.types import Sentence, Span
 
 __all__ = ["compact"]
@@ -81,14 +81,7 @@ def compact(
         ModelError: if the model has no sub-networks, or blocks that know types of earlier steps too.
         DataError: if there is too little text.
     """
-    if model.subnetworks is None:
-        raise ModelError("this model has one encoder for all its steps already; there is nothing to make compact")
-    if any(len(known) > len(types) for known, types in zip(model.head.known, model.tagset.steps, strict=True)):
-        raise ModelError(
-            "blocks of this model know older types too (join: vote), which nothing but modules can keep apart"
-        )
-    if len(sentences) < _FEWEST_SENTENCES:
-        raise DataError(f"{len(sentences)} sentences are too few to imitate on; give {_FEWEST_SENTENCES} or more")
+    _check(model, sentences)
     options = training or TrainingOptions()
     engine = Engine(options.precision)
     raw = [Sentence(sentence.words) for sentence in sentences]
@@ -100,18 +93,11 @@ def compact(
         return predict_sentences(tagger, texts, batch_tokens=options.eval_batch_tokens, precision=engine.precision)
 
     reference = [s.with_spans(spans, model.types) for s, spans in zip(held_back, find(teacher, held_back), strict=True)]
-    context = _context(student, train, options, engine, seed)
-    loop = StepTraining(
-        context=context,
-        strategies=[_Imitate(teacher)],
-        options=options,
-        engine=engine,
-        dev_score=lambda: micro_f1(count_spans(reference, find(student, held_back), student.types)),
-        seed=int(context.generator("dropout").integers(2**62)),
-        checkpoint=Checkpoint(None),
-        fingerprint="",
-    )
-    for event in loop.run():
+
+    def agreement() -> float | None:
+        return micro_f1(count_spans(reference, find(student, held_back), student.types))
+
+    for event in _imitation(teacher, student, train, agreement, options, engine, seed):
         on_event(event)
     measured = list(dev) or held_back
     before, after = find(teacher, measured), find(student, measured)
@@ -120,6 +106,44 @@ def compact(
     student.history = list(model.history)
     student.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
     return LearnResult(student, changes_of(measured, before, after, model.types, counts))
+
+
+def _check(model: NerModel, sentences: Sequence[Sentence]) -> None:
+    if model.subnetworks is None:
+        raise ModelError("this model has one encoder for all its steps already; there is nothing to make compact")
+    if any(len(known) > len(types) for known, types in zip(model.head.known, model.tagset.steps, strict=True)):
+        raise ModelError(
+            "blocks of this model know older types too (join: vote), which nothing but modules can keep apart"
+        )
+    if len(sentences) < _FEWEST_SENTENCES:
+        raise DataError(f"{len(sentences)} sentences are too few to imitate on; give {_FEWEST_SENTENCES} or more")
+
+
+def _imitation(
+    teacher: NerModel,
+    student: NerModel,
+    train: Sequence[Sentence],
+    agreement: Callable[[], float | None],
+    options: TrainingOptions,
+    engine: Engine,
+    seed: int,
+) -> Iterator[Event]:
+    """Trains the student, yielding what happens; afterwards it has the weights with which the two agreed best."""
+    context = _context(student, train, options, engine, seed)
+    epochs, times = plan_epochs(options, context, engine.processes)
+    loop = StepTraining(
+        context=context,
+        strategies=[_Imitate(teacher)],
+        options=options,
+        epochs=epochs,
+        patience=times * options.early_stopping.patience,
+        engine=engine,
+        dev_score=agreement,
+        seed=int(context.generator("dropout").integers(2**62)),
+        checkpoint=Checkpoint(None),
+        fingerprint="",
+    )
+    yield from loop.run()
 
 
 def _single(model: NerModel, seed: int) -> NerModel:
@@ -147,7 +171,6 @@ def _context(
         types=student.tagset.steps[-1],
         old_types=student.types,
         model=student,
-        epochs=options.epochs,
         train_tokens=options.batch_tokens,
         batch_tokens=options.eval_batch_tokens,
         precision=engine.precision,

@@ -25,7 +25,7 @@ from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event, Note
 from ner_cl.train.isolation import Fingerprints, emission_fingerprints
-from ner_cl.train.loop import StepTraining, loss_terms
+from ner_cl.train.loop import StepTraining, loss_terms, plan_epochs
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Learner", "build_strategies"]
@@ -156,7 +156,8 @@ class Learner:
 
     def _train(self, context: StepContext, dev: Sequence[Sentence], fingerprint: str) -> Iterator[Event]:
         """All stages of the step, or those that a checkpoint leaves to be done."""
-        epochs = [self.training.epochs, *(count for s in self.strategies for count in s.stages(context))]
+        first, times = plan_epochs(self.training, context, self.engine.processes)
+        epochs = [first, *(times * count for s in self.strategies for count in s.stages(context))]
         seconds = 0.0
         for stage in range(self.checkpoint.stage_of(context.number, fingerprint), len(epochs)):
             context.stage, context.epochs = stage, epochs[stage]
@@ -167,7 +168,9 @@ class Learner:
             self.loop = StepTraining(
                 context=context,
                 strategies=self.strategies,
-                options=self.training.model_copy(update={"epochs": context.epochs}),
+                options=self.training,
+                epochs=context.epochs,
+                patience=times * self.training.early_stopping.patience,
                 engine=self.engine,
                 dev_score=lambda: self._score(dev, context),
                 seed=int(context.generator(f"dropout/{stage}" if stage else "dropout").integers(2**62)),
@@ -256,7 +259,6 @@ class Learner:
             types=step.types,
             old_types=tuple(type_ for types in old_steps for type_ in types),
             model=self.model,
-            epochs=self.training.epochs,
             train_tokens=self.training.batch_tokens,
             batch_tokens=self.training.eval_batch_tokens,
             precision=self.engine.precision,

@@ -1,5 +1,6 @@
 """The training loop of one step, to be read from top to bottom."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,11 @@ from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
 from ner_cl.train.optimizer import make_optimizer, rate_factor
 
-__all__ = ["StepTraining", "loss_terms"]
+__all__ = ["StepTraining", "loss_terms", "plan_epochs"]
+
+# Of a step whose number of epochs nobody chose.
+_EPOCHS = 10
+_FEWEST_UPDATES = 100
 
 
 @dataclass(kw_only=True)
@@ -30,7 +35,9 @@ class StepTraining:
     Args:
         context: of the step; `context.model` is the student, with its new block, `context.encoded` its sentences.
         strategies: all of them.
-        options: epochs, batches, optimizer, early stopping.
+        options: batches, optimizer, checkpoints.
+        epochs: at most.
+        patience: epochs without a better score; 0 trains all.
         engine: device, processes, precision.
         dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
         seed: of this stage's dropout; other draws come from `context.generator`.
@@ -42,6 +49,8 @@ class StepTraining:
     context: StepContext
     strategies: Sequence[Strategy]
     options: TrainingOptions
+    epochs: int
+    patience: int
     engine: Engine
     dev_score: Callable[[], float | None]
     seed: int
@@ -67,7 +76,7 @@ class StepTraining:
             sentences=len(encoded.sentences),
             words=encoded.words,
             updates=len(plan),
-            epochs=options.epochs,
+            epochs=self.epochs,
             strategies=tuple(strategy.options.name for strategy in self.strategies),
             stage=context.stage,
         )
@@ -114,7 +123,7 @@ class StepTraining:
         assert encoded is not None
         started = time.perf_counter()
         done = (progress.epoch - 1) * updates + progress.update
-        factor = rate_factor(done, options.epochs * updates, options.optimizer.warmup)
+        factor = rate_factor(done, self.epochs * updates, options.optimizer.warmup)
         for parameters in optimizer.param_groups:
             parameters["lr"] = parameters["peak"] * factor
         self.context.update, self.context.updates, self.context.rate = progress.update, updates, factor
@@ -182,7 +191,7 @@ class StepTraining:
 
     def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:
         """Scores the epoch, keeps its weights if they are the best, and decides whether to go on."""
-        progress, options, stopping = self.progress, self.options, self.options.early_stopping
+        progress = self.progress
         score = self.dev_score()
         # Until anything is found at all, the later epoch is the better one and patience does not run.
         better = score is None or not progress.best_score or score > progress.best_score
@@ -201,8 +210,8 @@ class StepTraining:
             sentences=len(encoded.sentences),
             skipped=progress.skipped,
         )
-        impatient = bool(stopping.patience and score is not None and progress.bad_epochs >= stopping.patience)
-        progress.finished = progress.epoch == options.epochs or impatient
+        impatient = bool(self.patience and score is not None and progress.bad_epochs >= self.patience)
+        progress.finished = progress.epoch == self.epochs or impatient
         progress.epoch, progress.update, progress.losses, progress.skipped = progress.epoch + 1, 0, {}, 0
         return event
 
@@ -233,3 +242,20 @@ def loss_terms(
         for name, term in strategy.losses(context, batch, emissions).items():
             terms[name] = terms[name] + term if name in terms else term
     return terms
+
+
+def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) -> tuple[int, int]:
+    """How many epochs a step is trained for at most, and how many times the usual that is.
+
+    Args:
+        options: of the loop.
+        context: with the step's sentences encoded.
+        processes: that train together.
+    """
+    if options.epochs != "auto":
+        return options.epochs, 1
+    assert context.encoded is not None
+    batches = len(plan_batches(context.encoded.lengths, batch_tokens=options.batch_tokens))
+    updates = math.ceil(batches / (options.accumulate * processes))
+    times = max(1, math.ceil(_FEWEST_UPDATES / (_EPOCHS * updates)))
+    return times * _EPOCHS, times

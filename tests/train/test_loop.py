@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import EarlyStoppingOptions, OptimizerOptions
+from ner_cl.config import EarlyStoppingOptions, OptimizerOptions, TrainingOptions
 from ner_cl.data.batching import Batch
 from ner_cl.data.stream import Stream
 from ner_cl.errors import DataError, ModelError, TrainingError
@@ -16,7 +17,8 @@ from ner_cl.model.heads.base import Emissions
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.events import EpochDone, Event, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner
-from tests.tiny import tiny_model, toy_stream
+from ner_cl.train.loop import plan_epochs
+from tests.tiny import tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import (
     GOOD_TRAINING,
     SHORT_TRAINING,
@@ -162,7 +164,7 @@ def scored_run(
     )
     learner = learner_of(encoder, training=training)
 
-    def score(self: Learner, dev: object) -> float | None:
+    def score(self: Learner, dev: object, context: StepContext) -> float | None:
         snapshots.append(weights_of(learner.model))
         return left.pop(0)
 
@@ -324,8 +326,8 @@ def test_one_step_does_not_care_how_its_types_are_ordered(encoder: Path) -> None
         no_dropout(learner.model)
     plain_grow = learners[1].model.head.grow
 
-    def grow(types: Sequence[str], *, generator: torch.Generator | None = None) -> None:
-        plain_grow(types, generator=generator)
+    def grow(types: Sequence[str], **how: Any) -> None:
+        plain_grow(types, **how)
         block = learners[1].model.head.new_block()
         with torch.no_grad():
             block.weight.copy_(block.weight[order].clone())
@@ -391,3 +393,16 @@ def test_every_weight_but_the_word_pieces_is_trained(encoder: Path, stream: Stre
         words = {name for name in before if "word_embeddings" in name}
         assert unchanged & words == (set() if train_embeddings else words)
         assert not {name for name in unchanged - words if "position_ids" not in name}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentences", "expected"), [("auto", 4, (50, 5)), ("auto", 60, (10, 1)), (3, 4, (3, 1)), (3, 60, (3, 1))]
+)
+def test_few_sentences_are_seen_more_often_unless_somebody_says_how_often(
+    tmp_path: Path, chosen: Any, sentences: int, expected: tuple[int, int]
+) -> None:
+    """Two batches an epoch of four sentences, so fifty epochs until there are a hundred updates."""
+    train = [s.restrict(["PER"]) for s in toy_sentences(sentences, types=("PER",))]
+    context = toy_context(tiny_model(tmp_path / "tiny", steps=[["PER"]]), ["PER"], train=train)
+    options = TrainingOptions(epochs=chosen, batch_tokens=32)
+    assert plan_epochs(options, context, 1) == expected
