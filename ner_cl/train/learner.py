@@ -127,7 +127,7 @@ class Learner:
         context = self._context(step, old_steps, earlier)
         context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
-        before = self._fingerprints(step) if any(strategy.isolates for strategy in self.strategies) else None
+        before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             strategy.begin_step(context)
         dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
@@ -142,9 +142,9 @@ class Learner:
         self._finish(context)
         self.isolation = before
         if before is not None:
-            before.check(self._fingerprints(step))
+            before.check(self._old_emissions(step))
 
-    def _fingerprints(self, step: Step) -> Fingerprints:
+    def _old_emissions(self, step: Step) -> Fingerprints:
         """Of what old blocks emit on the step's dev sentences, or where there are none, on its training sentences."""
         return emission_fingerprints(
             self.model,

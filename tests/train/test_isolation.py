@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import ner_cl
+from ner_cl.config import parse_config
 from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.modules import ModuleStrategy
 from ner_cl.train.isolation import emission_fingerprints
+from ner_cl.train.run import run_stream
 from tests.tiny import tiny_model, toy_sentences
-from tests.train.toy_runs import GOOD_TRAINING
+from tests.train.toy_runs import GOOD_TRAINING, Interrupted, interrupt_at
 
 TYPES = ("PER", "LOC", "ORG")
 TEXTS = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=77, types=TYPES)]
@@ -114,3 +116,36 @@ def test_the_options_of_sub_networks_are_read_strictly(models: list[NerModel], t
     path.write_text(json.dumps(config))
     with pytest.raises(ner_cl.ModelError, match="subnetworks: cannot be read"):
         ner_cl.load(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_old_blocks_stay_through_five_steps_on_real_text(repository: Path, tmp_path: Path) -> None:
+    """MiniLM and the quickstart corpus; the run is stopped twice and resumed, and read back from its folders."""
+    for part, count in (("train", 40), ("dev", 15), ("test", 30)):
+        lines = (repository / "data" / "quickstart" / f"{part}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{part}.jsonl").write_text("".join(lines[:count]))
+    values = {
+        "stream": {
+            "corpus": {part: str(tmp_path / f"{part}.jsonl") for part in ("train", "dev", "test")},
+            "steps": [["PERSON"], ["LOCATION"], ["ORGANIZATION"], ["DATE"], ["MONEY"]],
+            "protocol": "overlap",
+        },
+        "strategies": ["modules"],
+        "training": {"epochs": 1, "batch_tokens": 64, "checkpoint_seconds": 0},
+        "output": str(tmp_path / "run"),
+    }
+    config = parse_config(values)
+    for number, update in enumerate((4, 4)):
+        with pytest.raises(Interrupted):
+            run_stream(config, resume=number > 0, on_event=interrupt_at(update))
+    run_stream(config, resume=True)
+    sentences = ner_cl.read_sentences(tmp_path / "test.jsonl")
+    models = [ner_cl.load(tmp_path / "run" / "steps" / f"{number:02d}") for number in range(1, 6)]
+    unchanged = [record["isolation"]["unchanged"] for record in models[4].history]
+    assert unchanged == [[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    for number, model in enumerate(models, start=1):
+        then, now = (
+            emission_fingerprints(found, sentences, range(1, number + 1), batch_tokens=1024, precision="auto")
+            for found in (model, models[4])
+        )
+        then.check(now)
