@@ -28,6 +28,9 @@ def evaluate(
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Also give seqeval's lenient reading beside the strict one.")
     ] = False,
+    merge: Annotated[
+        str | None, typer.Option("--merge", help="Merge blocks otherwise: resolver, viterbi, vote or majority.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write the JSON here.")] = None,
     format_: Format = "auto",
     alignment: Alignment = "error",
@@ -45,6 +48,8 @@ def evaluate(
     from ner_cl.model.store import load_model
 
     tagger = load_model(model, device="auto")
+    if merge is not None:
+        tagger.head.merge_by(merge)
     asked = names(types)
     tagger.check_types(asked)
     sentences = read_sentences(data, format=format_, alignment=alignment)

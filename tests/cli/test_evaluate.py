@@ -8,7 +8,7 @@ import pytest
 from ner_cl.cli.app import main
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
-from ner_cl.evaluate.counts import count_spans
+from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
 from tests.cli.conftest import Toy
@@ -112,3 +112,18 @@ def test_what_merging_blocks_does_is_shown_apart(toy: Toy, tmp_path: Path, capsy
     assert main(["-q", "evaluate", str(folder), str(gold)]) == 0
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header == ["type", "precision", "recall", "f1", "alone", "merging", "support"]
+    scores = {
+        merge: evaluate(capsys, folder, gold, "--merge", merge)["micro"] for merge in ("resolver", "viterbi", "vote")
+    }
+    assert scores["resolver"] == report["micro"]
+    assert scores["viterbi"]["alone_f1"] == report["micro"]["alone_f1"]  # type: ignore[index]
+    assert scores["vote"]["f1"] > 0.5  # type: ignore[index]
+    assert main(["evaluate", str(folder), str(gold), "--merge", "viterbbi"]) == 2
+    assert "merge" in capsys.readouterr().err
+
+
+def test_one_output_for_all_types_has_nothing_to_merge(
+    toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(model_folder), str(toy.data / "test.jsonl"), "--merge", "viterbi"]) == 2
+    assert "head extendner has one output for all types" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ner_cl.config import HeadOptions
+from ner_cl.config import HeadOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import viterbi
@@ -18,6 +18,8 @@ from ner_cl.model.resolve import resolve
 from ner_cl.registry import heads
 
 __all__ = ["AddNer", "Ballot"]
+
+_VOTES = ("majority", "vote")
 
 
 @heads.register("addner")
@@ -41,7 +43,7 @@ class AddNer(Head):
     @property
     def votes(self) -> bool:
         """Whether blocks vote, so that several may know the same type."""
-        return self.options.merge in ("majority", "vote")
+        return self.options.merge in _VOTES
 
     def grow(
         self,
@@ -63,6 +65,21 @@ class AddNer(Head):
         super().grow(types, generator=generator, width=width, covers=covers)
         if self.votes:
             self.ballots.append(Ballot())
+
+    def merge_by(self, merge: str) -> None:
+        """Has blocks merged in another way from now on; a vote that was never measured counts 1.
+
+        Raises:
+            ModelError: if blocks know older types too and are not to vote on them.
+            ConfigError: if there is no such way.
+        """
+        options = validate(HeadOptions, {**self.options.model_dump(), "merge": merge}, "merge")
+        votes = options.merge in _VOTES
+        if not votes and any(len(k) > len(t) for k, t in zip(self.known, self.tagset.steps, strict=True)):
+            raise ModelError(f"blocks of this model know older types too, so {merge} cannot merge them; use vote")
+        self.options = options
+        self.ballots.extend(Ballot() for _ in range(len(self.blocks) - len(self.ballots) if votes else 0))
+        self.to(next(self.parameters()).device)
 
     def reset(self) -> None:
         """Forgets all types."""

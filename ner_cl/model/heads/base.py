@@ -121,6 +121,14 @@ class Head(nn.Module, ABC):
                 block.bias.add_(outside.bias[0])
         self.blocks.append(block)
 
+    def merge_by(self, merge: str) -> None:
+        """Has blocks merged in another way from now on; see `HeadOptions.merge`.
+
+        Raises:
+            ModelError: if there is nothing to merge, or not in this way.
+        """
+        raise ModelError(f"head {self.name} has one output for all types, so there are no blocks to merge")
+
     def reset(self) -> None:
         """Forgets all types."""
         self.tagset = Tagset()
