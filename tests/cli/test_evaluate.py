@@ -112,12 +112,11 @@ def test_what_merging_blocks_does_is_shown_apart(toy: Toy, tmp_path: Path, capsy
     assert main(["-q", "evaluate", str(folder), str(gold)]) == 0
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header == ["type", "precision", "recall", "f1", "alone", "merging", "support"]
-    scores = {
-        merge: evaluate(capsys, folder, gold, "--merge", merge)["micro"] for merge in ("resolver", "viterbi", "vote")
-    }
-    assert scores["resolver"] == report["micro"]
-    assert scores["viterbi"]["alone_f1"] == report["micro"]["alone_f1"]  # type: ignore[index]
-    assert scores["vote"]["f1"] > 0.5  # type: ignore[index]
+    for merge in ("resolver", "viterbi", "vote"):
+        scores = evaluate(capsys, folder, gold, "--merge", merge)["micro"]
+        model.head.merge_by(merge)
+        counts = count_spans(sentences, predict_sentences(model, sentences), ["PER", "LOC"])
+        assert scores["f1"] == sum(counts.values(), start=Counts()).f1  # type: ignore[index]
     assert main(["evaluate", str(folder), str(gold), "--merge", "viterbbi"]) == 2
     assert "merge" in capsys.readouterr().err
 
