@@ -1,5 +1,6 @@
 """What a frozen trunk makes of a step's sentences, computed once a step instead of once an update."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import final
 
@@ -13,6 +14,8 @@ from ner_cl.model.precision import Precision, autocast
 from ner_cl.model.subnetworks.trunk import TrunkPass, all_layers, calls_alike, run_trunk
 
 __all__ = ["TrunkCache"]
+
+_MOST_BYTES = 2**30  # of passes that are kept
 
 
 @final
@@ -40,6 +43,8 @@ class TrunkCache:
     ) -> None:
         self._encoder, self._layers, self._whole = encoder, layers, whole
         self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
+        self._passes: dict[tuple[bytes, torch.Size, bool], TrunkPass] = {}
+        self._bytes = 0
         if not calls_alike(encoder):
             return
         device = next(encoder.parameters()).device
@@ -49,6 +54,20 @@ class TrunkCache:
             for position, row in enumerate(rows):
                 length = encoded.lengths[row]
                 self._states[row] = tuple(state[position, :length].clone() for state in states)
+
+    def eval_pass(self, batch: Batch, *, whole: bool) -> TrunkPass:
+        """What `run_trunk` gives for a batch of any sentences, to the last bit; it is run once for each such batch.
+
+        For dev sentences, which are predicted after every epoch in the same batches.
+        """
+        key = hashlib.sha256(batch.piece_ids.cpu().numpy().data).digest(), batch.piece_ids.shape, whole
+        if key in self._passes:
+            return self._passes[key]
+        found = run_trunk(self._encoder, batch, self._layers, whole=whole)
+        self._bytes += sum(state.numel() * state.element_size() for state in found.states)
+        if self._bytes < _MOST_BYTES:
+            self._passes[key] = found
+        return found
 
     def trunk_pass(self, batch: Batch) -> TrunkPass:
         """What `run_trunk` gives for a batch of these sentences, but for rounding; padding is zero."""

@@ -93,11 +93,13 @@ class Modules(Subnetworks):
         self.join.learn(step, self.kind)
 
     def cache(self, model: "NerModel", encoded: EncodedSentences, *, batch_tokens: int, precision: Precision) -> None:
-        """Runs the encoder over the sentences that the next module is trained on once for all passes in training mode.
+        """Runs the encoder once, for all passes in training mode, over what the newest module is trained on.
+
+        Until `forget_cache`, what it makes of others is kept too.
 
         Args:
             model: the one this belongs to, with its encoder frozen.
-            encoded: the sentences, until `forget_cache`.
+            encoded: the sentences.
             batch_tokens: word pieces of a batch.
             precision: number format of the passes.
         """
@@ -131,10 +133,11 @@ class Modules(Subnetworks):
         """The encoder once, then the module of each step, and of those that it reads, on the same states."""
         top = top_layers(model.encoder, self.options.layers)
         shared = [step for step in steps if step < self.first]
-        if self._cache is not None and self.training:
-            trunk = self._cache.trunk_pass(batch)
+        whole = self._whole(shared)
+        if self._cache is None:
+            trunk = run_trunk(model.encoder, batch, top, whole=whole)
         else:
-            trunk = run_trunk(model.encoder, batch, top, whole=self._whole(shared))
+            trunk = self._cache.trunk_pass(batch) if self.training else self._cache.eval_pass(batch, whole=whole)
         run = ModulePass(model, batch, self.kind, first=self.first, trunk=trunk, top=top, run=self._states)
         views = dict.fromkeys(shared, run.words(run.trunk.states[-1])) if shared else {}
         views.update((step, self.join.words(step, run)) for step in steps[len(shared) :])
