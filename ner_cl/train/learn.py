@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies
+from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.readers.base import read_text
 from ner_cl.data.stream import Step
@@ -28,7 +29,7 @@ __all__ = ["learn"]
 Data = str | Path | Sequence[Sentence]
 
 # Without dev sentences a tenth of the training sentences is held back, but no fewer than this many: a handful would
-# tell nothing. Where that would be more than half of them, none can be spared.
+# tell nothing. Where that would be more than a quarter of them, none can be spared.
 _FEWEST_HELD_BACK = 10
 
 
@@ -55,7 +56,7 @@ def learn(
         types: the new types, in order.
         dev: sentences to select on and to measure old types with; those it is not annotated for are measured by
             agreement with the model before the step. Without it, a tenth of `train` is held back, or nothing of fewer
-            than 20 sentences: then all epochs are trained and nothing is measured.
+            than 40 sentences: then all epochs are trained and nothing is measured.
         replay: sentences annotated for old types, or a file of them: the memory of the strategy `replay`, in place of
             what the model remembers. The strategy is added to the list where it is not in it.
         unlabeled: raw texts of the new domain, or a text file with one a line: the encoder is pre-trained on them
@@ -80,7 +81,7 @@ def learn(
         >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
         >>> print(result.table)                                           # doctest: +SKIP
     """
-    step, dev_sentences = _prepare(model, train, types, dev, reading)
+    step, dev_sentences = _prepare(model, train, types, dev, reading, seed)
     options = training or TrainingOptions()
     parsed = _parse(strategies)
     old_types, student = model.types, model.copy()
@@ -127,7 +128,7 @@ def _result(
 
 
 def _prepare(
-    model: NerModel, train: Data, types: Sequence[str], dev: Data | None, reading: dict[str, Any]
+    model: NerModel, train: Data, types: Sequence[str], dev: Data | None, reading: dict[str, Any], seed: int
 ) -> tuple[Step, list[Sentence]]:
     """The step with old and other types hidden, and the dev sentences with all their annotation."""
     if isinstance(types, str) or not types:
@@ -138,15 +139,25 @@ def _prepare(
     visible = [sentence.restrict(types) for sentence in sentences]
     if dev is not None:
         dev_sentences = _read(dev, reading)
-    elif len(visible) < 2 * _FEWEST_HELD_BACK:
-        dev_sentences = []
     else:
-        every = min(10, len(visible) // _FEWEST_HELD_BACK)
-        dev_sentences = visible[::every]
-        visible = [sentence for index, sentence in enumerate(visible) if index % every]
+        visible, dev_sentences = _hold_back(visible, seed)
     number = len(model.tagset.steps) + 1
     own = tuple(s.restrict(types) for s in dev_sentences)
     return Step(number, tuple(types), tuple(visible), own), dev_sentences
+
+
+def _hold_back(sentences: list[Sentence], seed: int) -> tuple[list[Sentence], list[Sentence]]:
+    """What to learn from and what to select on, drawn alike from sentences that mention a type and from others."""
+    if len(sentences) < 4 * _FEWEST_HELD_BACK:
+        return sentences, []
+    share = max(0.1, _FEWEST_HELD_BACK / len(sentences))
+    draw = generator(seed, "held back")
+    held_back: set[int] = set()
+    for mentions in (True, False):
+        group = [index for index, sentence in enumerate(sentences) if bool(sentence.spans) == mentions]
+        held_back |= set(draw.permutation(group)[: round(share * len(group))].tolist())
+    parts = [[s for index, s in enumerate(sentences) if (index in held_back) == held] for held in (False, True)]
+    return parts[0], parts[1]
 
 
 def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:

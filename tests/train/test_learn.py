@@ -12,7 +12,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.changes import LearnResult, TypeChange
 from ner_cl.train.events import StepStarted
-from ner_cl.train.learn import _prepare
+from ner_cl.train.learn import _hold_back, _prepare
 from ner_cl.types import Sentence
 from tests.tiny import toy_sentences
 from tests.train.toy_runs import (
@@ -105,8 +105,10 @@ def test_a_tenth_is_held_back_where_no_dev_sentences_are_given(old_model: NerMod
     result = ner_cl.learn(old_model, NEW, types=["LOC"], training=SHORT_TRAINING, on_event=receive)
     assert started == [108]
     assert result.changes[0].measured == "agreement"
+    ner_cl.learn(old_model, NEW[:50], types=["LOC"], training=SHORT_TRAINING, on_event=receive)
+    assert abs(started[1] - 40) <= 1  # a handful of sentences would tell nothing
     ner_cl.learn(old_model, NEW[:30], types=["LOC"], training=SHORT_TRAINING, on_event=receive)
-    assert started[1:] == [20]  # a handful of sentences would tell nothing
+    assert started[2] == 30  # and of so few none can be spared
 
 
 def test_only_the_new_types_are_looked_at(old_model: NerModel) -> None:
@@ -227,6 +229,19 @@ def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_
 def test_a_sentence_that_was_not_annotated_for_the_new_type_stays_so(old_model: NerModel) -> None:
     """It is trained on, for the teacher knows something of it, but its words are no negatives of the new type."""
     silent = [sentence.restrict(()) for sentence in NEW[:5]]
-    step, _ = _prepare(old_model, [*NEW, *silent], ["LOC"], DEV, {})
+    step, _ = _prepare(old_model, [*NEW, *silent], ["LOC"], DEV, {}, 13)
     shown = [sentence.annotated_types for sentence in step.train]
     assert shown == [frozenset({"LOC"})] * len(NEW) + [frozenset()] * len(silent)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(39, 0), (40, 10), (60, 10), (200, 20), (500, 50)])
+def test_what_is_held_back_is_drawn_from_mentions_and_others_alike(count: int, expected: int) -> None:
+    """Also where the two alternate, of which every second one would be all of a kind."""
+    pairs = zip((s for s in BOTH * 9 if s.spans), (s for s in BOTH * 99 if not s.spans), strict=False)
+    alternating = [sentence for pair in pairs for sentence in pair][:count]
+    rest, held_back = _hold_back(alternating, 13)
+    assert abs(len(held_back) - expected) <= 1
+    assert len(rest) + len(held_back) == count
+    mentioning = sum(bool(sentence.spans) for sentence in held_back)
+    assert abs(mentioning - len(held_back) / 2) <= 1
+    assert _hold_back(alternating, 13) == (rest, held_back)
