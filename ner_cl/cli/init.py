@@ -30,7 +30,7 @@ strategies:                # how old types are held; `ner-cl info` lists the nam
   - {{name: distill, temperature: 2.0, alpha: 1.0, beta: 1.0}}
 
 training:
-  epochs: 10               # at most, a step
+  epochs: auto             # a step: at most 10, more where sentences are few
   batch_tokens: 512        # word pieces of a batch, padding included
   optimizer: {{name: adamw, lr: 1.5e-4, head_lr: 1.0e-3}}
   precision: auto          # bf16 where the device computes in it, else fp32

@@ -1,6 +1,7 @@
 """T15: on a toy stream of two steps plain fine-tuning forgets, and what is meant to hold old types holds them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from tests.train.toy_runs import learn_all, learner_of
 # These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
 RIGID = {"frozen", "gpm", "ncl", "weight_average"}
 
+# These keep steps apart, and have a test of what that means below; what they learn with is tested with each.
+APART = [name for name in strategies if strategies[name].isolates]
+
 every_pair = pytest.mark.parametrize(
-    ("name", "head"), [(name, head) for name in strategies for head in heads if name != "ewc"], ids=lambda value: value
+    ("name", "head"),
+    [(name, head) for name in strategies for head in heads if name != "ewc" and name not in APART],
+    ids=lambda value: value,
 )
 
 
@@ -53,6 +59,16 @@ def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str
         assert old > 0.8
     if name not in RIGID:
         assert new > 0.8
+
+
+@pytest.mark.parametrize("name", APART)
+def test_steps_that_are_kept_apart_are_found_as_before(encoder: Path, stream: Stream, name: str) -> None:
+    learner = learner_of(encoder, [name], head="addner", training=TOY_TRAINING)
+    learn_all(learner, replace(stream, steps=stream.steps[:1]))
+    before = predict_sentences(learner.model.eval(), stream.test, types=["PER"], precision="fp32")
+    learn_all(learner, stream, first=2)
+    assert any(before)
+    assert predict_sentences(learner.model.eval(), stream.test, types=["PER"], precision="fp32") == before
 
 
 def test_a_pull_on_weights_holds_only_what_no_label_contradicts(encoder: Path, stream: Stream) -> None:
