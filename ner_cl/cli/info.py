@@ -93,6 +93,7 @@ def _model(folder: Path, *, as_json: bool) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "bytes_to_learn_more": sum(path.stat().st_size for path in (folder / "strategy").rglob("*") if path.is_file()),
+        "subnetworks": _subnetworks(model),
         "kept": _kept(model, folder),
         "steps": steps,
     }
@@ -105,12 +106,35 @@ def _model(folder: Path, *, as_json: bool) -> None:
     blocks.append(table(["step", "types", "sentences"], rows, text_columns=2))
     scored = [step for step in steps if step.get("f1")]
     if scored:
-        lines = [[type_, *(percent(step["f1"].get(type_)) for step in scored)] for type_ in model.types]
-        blocks.append(table(["F1 × 100 after step", *(str(step["step"]) for step in scored)], lines))
+        lines = [[type_, *(_score(step, type_) for step in scored)] for type_ in model.types]
+        note = "\n= agreement with the model before the step, where no gold was at hand"
+        agreed = any("agreement" in step["measured"].values() for step in scored)
+        f1 = table(["F1 × 100 after step", *(str(step["step"]) for step in scored)], lines)
+        blocks.append(f1 + note if agreed else f1)
+    blocks += [
+        f"step {step['step']} left what earlier steps emit as it was, bit by bit, "
+        f"on {step['isolation']['sentences']} sentences"
+        for step in steps
+        if step.get("isolation", {}).get("unchanged")
+    ]
     if kept := values["kept"]:
         lines = [[row["strategy"], row["bytes"], f"{row['bytes_per_parameter']:.2f}", row["sentences"]] for row in kept]
         blocks.append(table(["kept to learn more by", "bytes", "bytes / encoder parameter", "sentences"], lines))
     emit("\n\n".join(blocks))
+
+
+def _score(step: dict[str, Any], type_: str) -> str:
+    agreement = step["measured"].get(type_) == "agreement"
+    return f"{'=' if agreement else ''}{percent(step['f1'].get(type_))}"
+
+
+def _subnetworks(model: "NerModel") -> dict[str, Any] | None:
+    """What gives steps word vectors of their own; None where nothing does."""
+    found = model.subnetworks
+    if found is None:
+        return None
+    parameters = sum(parameter.numel() for parameter in found.parameters())
+    return {**found.options.model_dump(), "first_step": found.first, "parameters": parameters}
 
 
 def _kept(model: "NerModel", folder: Path) -> list[dict[str, Any]]:
@@ -132,5 +156,7 @@ def _of_history(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
                 "sentences": record.get("sentences"),
                 "finished": record.get("finished"),
                 "f1": record.get("f1_after"),
+                "measured": record.get("measured", {}),
+                **({"isolation": record["isolation"]} if "isolation" in record else {}),
             }
     return {}

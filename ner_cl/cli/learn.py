@@ -56,7 +56,10 @@ def learn(
     types: Annotated[str, typer.Option("--types", metavar="A,B", help="The new types, in order.")],
     model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="The model that learns more.")] = None,
     encoder: EncoderName = None,
-    head: Annotated[str | None, typer.Option("--head", metavar="NAME", help="Head of the new model.")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", metavar="NAME", help="Head of the new model: a name, or options in YAML or JSON."),
+    ] = None,
     dev: Dev = None,
     replay: Replay = None,
     unlabeled: Unlabeled = None,
@@ -148,7 +151,10 @@ def _save(model: "NerModel", folder: Path) -> None:
 def _head(name: str | None) -> Any:
     from ner_cl.config import HeadOptions, validate
 
-    return validate(HeadOptions, {} if name is None else {"name": name}, "--head")
+    if name is None:
+        return HeadOptions()
+    value = parse_yaml(name, "--head")
+    return validate(HeadOptions, value if isinstance(value, dict) else {"name": name}, "--head")
 
 
 def _strategies(text: str | None) -> list[Any]:

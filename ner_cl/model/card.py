@@ -1,6 +1,6 @@
 """The model card: which type was learned when, and what it did to the others."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the model saves itself with a card, so importing it here would go round in a circle
     from ner_cl.model.ner_model import NerModel
@@ -33,18 +33,22 @@ def model_card(model: "NerModel") -> str:
         lines.append("| type | " + " | ".join(f"step {record['step']}" for record in scored) + " |")
         lines.append("|---|" + "---|" * len(scored))
         for type_ in model.types:
-            cells = [_percent(record["f1_after"].get(type_)) for record in scored]
+            cells = [_score(record, type_) for record in scored]
             lines.append(f"| {type_} | " + " | ".join(cells) + " |")
-    for record in model.history:
-        if (kept := record.get("isolation")) and kept["unchanged"]:
-            steps, words = (
-                ", ".join(map(str, kept["unchanged"])),
-                f"{kept['sentences']} sentences, {kept['words']} words",
-            )
+        if any("agreement" in record.get("measured", {}).values() for record in scored):
             lines += [
                 "",
-                f"Step {record['step']} left the emissions of steps {steps} as they were, bit by bit, on {words}.",
+                "`=`: agreement with the model before the step, where no gold was at hand; not comparable with F1.",
             ]
+    for record in model.history:
+        if (kept := record.get("isolation")) and kept["unchanged"]:
+            earlier = ", ".join(map(str, kept["unchanged"]))
+            text = f"{kept['sentences']} sentences ({kept['words']} words)"
+            lines += [
+                "",
+                f"Step {record['step']} left what earlier steps ({earlier}) emit as it was, bit by bit, on {text}.",
+            ]
+    lines += _compacted(model)
     lines += [
         "",
         "```python",
@@ -56,5 +60,19 @@ def model_card(model: "NerModel") -> str:
     return "\n".join(lines)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def _score(record: dict[str, Any], type_: str) -> str:
+    value = record["f1_after"].get(type_)
+    agreement = record.get("measured", {}).get(type_) == "agreement"
+    return "" if value is None else f"{'=' if agreement else ''}{100 * value:.1f}"
+
+
+def _compacted(model: "NerModel") -> list[str]:
+    """What making one encoder of many sub-networks did, where that was done since the last step."""
+    if not (found := model.metrics.get("compacted")):
+        return []
+    lines = ["", f"Since then the sub-networks ({found['from']}) were distilled into one encoder:", ""]
+    lines += ["| type | before | after | measured |", "|---|---|---|---|"]
+    for change in found["changes"]:
+        before, after = ("" if change[key] is None else f"{100 * change[key]:.1f}" for key in ("before", "after"))
+        lines.append(f"| {change['type']} | {before} | {after} | {change['measured']} |")
+    return lines

@@ -136,20 +136,28 @@ def _read_subnetworks(values: Any, where: str) -> tuple[int, SubnetworkOptions] 
     """The first step with a sub-network, and what they are; None where there are none."""
     if values is None:
         return None
+    first = values.get("first") if isinstance(values, dict) else None
+    options = values.get("options") if isinstance(values, dict) else None
+    if type(first) is not int or first < 1 or not isinstance(options, dict) or not isinstance(options.get("name"), str):
+        raise ModelError(f"{where}.subnetworks: must have first, a step from 1, and options with a name")
     try:
-        first, options = values["first"], values["options"]
         kind: type[Subnetworks] = subnetworks[options["name"]]
-        found = validate(kind.options_class, options, f"{where}.subnetworks")
-    except (ConfigError, LookupError, TypeError) as error:
+        return first, validate(kind.options_class, options, f"{where}.subnetworks")
+    except ConfigError as error:
         raise ModelError(f"{where}.subnetworks: cannot be read ({_first_line(error)})") from error
-    return first, found
 
 
 def _load_weights(model: NerModel, path: Path) -> None:
+    tensors = read_tensors(path)
     try:
-        model.load_state_dict(read_tensors(path))
+        model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelError(f"{path}: of another model than config.json and labels.json ({_first_line(error)})") from error
+        what = " ".join(str(error).split("\n")[1].split())[:160]  # the line after "Error(s) in loading"
+        raise ModelError(
+            f"{path}: of another model than config.json and labels.json ({what}); restore the folder"
+        ) from error
+    if wrong := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise ModelError(f"{path}: damaged ({wrong[0]} is not finite); restore the folder")
 
 
 def _read_steps(path: Path) -> list[list[str]]:

@@ -44,11 +44,13 @@ class LearnResult:
         model: the new model; the one given to `learn` is unchanged.
         changes: a row for every type, in learning order.
         isolation: what old blocks emit and was found unchanged to the last bit, where the steps are kept apart.
+        new: the types that were taught; None for those of the model's last step.
     """
 
     model: NerModel
     changes: tuple[TypeChange, ...]
     isolation: Fingerprints | None = None
+    new: tuple[str, ...] | None = None
 
     @property
     def table(self) -> str:
@@ -59,10 +61,14 @@ class LearnResult:
             moved = (
                 "" if change.before is None or change.after is None else f"{100 * (change.after - change.before):+.1f}"
             )
-            new = "new" if change.type in self.model.tagset.steps[-1] else "-"
+            new = "new" if change.type in self._new else "-"
             before, after = _percent(change.before, new), _percent(change.after, "-")
             lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
         return "\n".join(lines)
+
+    @property
+    def _new(self) -> tuple[str, ...]:
+        return self.model.tagset.steps[-1] if self.new is None else self.new
 
     @property
     def largest_drop(self) -> TypeChange | None:
@@ -77,7 +83,7 @@ class LearnResult:
             CheckFailed: if an old type fell by more than `max_drop` (0 to 1), or no old type could be measured.
         """
         worst = self.largest_drop
-        old = self.changes[: self.model.tagset.type_offset(len(self.model.tagset.steps))]
+        old = [change for change in self.changes if change.type not in self._new]
         if old and worst is None:
             raise CheckFailed(
                 f"none of the old types ({', '.join(change.type for change in old)}) could be measured; give dev "

@@ -103,9 +103,17 @@ def compact(
     before, after = find(teacher, measured), find(student, measured)
     counts = count_spans(measured, after, student.types)
     student = student.cpu().eval()
-    student.history = list(model.history)
-    student.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
-    return LearnResult(student, changes_of(measured, before, after, model.types, counts))
+    changes = changes_of(measured, before, after, model.types, counts)
+    # What was checked of the teacher's blocks says nothing of the student's.
+    student.history = [{k: v for k, v in record.items() if k not in ("free", "isolation")} for record in model.history]
+    student.metrics = {
+        "counts": {type_: asdict(count) for type_, count in counts.items()},
+        "compacted": {
+            "from": model.subnetworks.options.name if model.subnetworks is not None else "",
+            "changes": [asdict(change) for change in changes],
+        },
+    }
+    return LearnResult(student, changes, new=())
 
 
 def _check(model: NerModel, sentences: Sequence[Sentence]) -> None:

@@ -179,6 +179,17 @@ def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tupl
     classes: list[type[Strategy]] = [registered[options.name] for options in strategies]
     if any(class_.isolates for class_ in classes):
         return strategies
+    if strategies:
+        names = ", ".join(options.name for options in strategies)
+        raise ConfigError(
+            f"isolate: all that earlier steps use stays as it is, so {names} cannot be combined with it (replay comes "
+            "with --replay, das with --unlabeled); leave one or the other out"
+        )
+    if not model.head.apart:
+        raise ConfigError(
+            f"isolate: the head of this model, {model.head.name}, shares columns between steps, and a model keeps its "
+            "head; start a new one with head addner, or hold old types with --max-drop"
+        )
     return strategies + _parse([model.subnetworks.options.name if model.subnetworks is not None else "modules"])
 
 

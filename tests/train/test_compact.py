@@ -35,7 +35,9 @@ def test_one_encoder_learns_to_say_what_the_modules_say(isolated: NerModel) -> N
     assert same_weights(before, dict(isolated.state_dict()))
     assert result.model.subnetworks is None
     assert result.model.types == isolated.types
-    assert result.model.history == isolated.history
+    assert [record["step"] for record in result.model.history] == [1, 2]
+    assert all("isolation" not in record for record in result.model.history)
+    assert "new" not in result.table
     still = TRAINING.model_copy(update={"optimizer": OptimizerOptions(lr=1e-12, head_lr=1e-12)})
     untaught = ner_cl.compact(isolated, RAW, dev=GOLD, training=still)
     for change in result.changes:
@@ -55,6 +57,9 @@ def test_without_gold_the_loss_is_told_by_agreement(isolated: NerModel) -> None:
 def test_the_compact_model_can_be_taught_in_any_way(isolated: NerModel, tmp_path: Path) -> None:
     model = ner_cl.compact(isolated, RAW, training=TRAINING.model_copy(update={"epochs": 1})).model
     model.save(tmp_path / "compact")
+    card = (tmp_path / "compact" / "README.md").read_text()
+    assert "Since then the sub-networks (modules) were distilled into one encoder" in card
+    assert "bit by bit" not in card
     org = [s.restrict(["ORG"]) for s in toy_sentences(40, seed=3, types=("ORG",))]
     taught = ner_cl.learn(
         ner_cl.load(tmp_path / "compact"), org, types=["ORG"], strategies=["distill"], training=GOOD_TRAINING

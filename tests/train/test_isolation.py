@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import ner_cl
@@ -54,7 +56,7 @@ def test_what_was_checked_is_written_down(models: list[NerModel], tmp_path: Path
     assert all(record["sentences"] > 0 and record["words"] > record["sentences"] for record in records)
     models[2].save(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "Step 3 left the emissions of steps 1, 2 as they were, bit by bit" in card
+    assert "Step 3 left what earlier steps (1, 2) emit as it was, bit by bit" in card
 
 
 def test_one_bit_of_one_score_is_seen(models: list[NerModel]) -> None:
@@ -88,7 +90,7 @@ def test_a_step_that_touches_a_frozen_weight_is_not_published(
 
 def test_a_shared_head_and_shared_strategies_are_refused(models: list[NerModel], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="modules keeps steps apart, but head extendner shares columns"):
-        ner_cl.learn(tiny_model(tmp_path / "tiny"), data("PER"), types=["PER"], isolate=True)
+        ner_cl.learn(tiny_model(tmp_path / "tiny"), data("PER"), types=["PER"], strategies=["modules"])
     with pytest.raises(ConfigError, match=r"a sub-network of its own.*list modules"):
         ner_cl.learn(models[0], data("LOC"), types=["LOC"], strategies=["distill"])
     with pytest.raises(ConfigError, match="have kind 'ladder', not 'copy'; leave kind out"):
@@ -149,3 +151,41 @@ def test_old_blocks_stay_through_five_steps_on_real_text(repository: Path, tmp_p
             for found in (model, models[4])
         )
         then.check(now)
+
+
+def test_isolation_says_what_it_cannot_be_combined_with(models: list[NerModel], tmp_path: Path) -> None:
+    known = ner_cl.learn(tiny_model(tmp_path / "tiny"), data("PER"), types=["PER"], training=GOOD_TRAINING).model
+    with pytest.raises(ConfigError, match=r"isolate: the head of this model, extendner, .* start a new one"):
+        ner_cl.learn(known, data("LOC"), types=["LOC"], isolate=True)
+    with pytest.raises(ConfigError, match=r"isolate: .* so distill, spg cannot be combined with it"):
+        ner_cl.learn(models[0], data("LOC"), types=["LOC"], isolate=True, strategies=["distill", "spg"])
+    with pytest.raises(ConfigError, match=r"das cannot be combined .* das with --unlabeled"):
+        ner_cl.learn(models[0], data("LOC"), types=["LOC"], isolate=True, unlabeled=TEXTS)
+    too_wide = [{"name": "modules", "size": 100_000, "trunk": "pretrained"}]
+    with pytest.raises(ner_cl.ModelError, match="size 100000 are wider than four times the encoder"):
+        ner_cl.learn(tiny_model(tmp_path / "tiny", "addner"), data("PER"), types=["PER"], strategies=too_wide)
+
+
+@pytest.mark.parametrize("change", [{"first": 0}, {"first": "2"}, {"options": None}, {"options": {}}])
+def test_damaged_settings_of_sub_networks_are_told(models: list[NerModel], tmp_path: Path, change: Any) -> None:
+    models[1].save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["ner_cl"]["subnetworks"] |= change
+    path.write_text(json.dumps(config))
+    with pytest.raises(ner_cl.ModelError, match="subnetworks: must have first, a step from 1, and options"):
+        ner_cl.load(tmp_path / "model")
+
+
+def test_damaged_weights_of_sub_networks_are_told(models: list[NerModel], tmp_path: Path) -> None:
+    models[1].save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = next(name for name in weights if name.startswith("subnetworks."))
+    safetensors.torch.save_file({**weights, name: weights[name] * torch.nan}, path)
+    with pytest.raises(ner_cl.ModelError, match=r"damaged \(subnetworks\..* is not finite\); restore the folder"):
+        ner_cl.load(tmp_path / "model")
+    del weights[name]
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(ner_cl.ModelError, match=r"of another model .*Missing key.*subnetworks\."):
+        ner_cl.load(tmp_path / "model")

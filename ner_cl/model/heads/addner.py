@@ -73,7 +73,7 @@ class AddNer(Head):
             ModelError: if blocks know older types too and are not to vote on them.
             ConfigError: if there is no such way.
         """
-        options = validate(HeadOptions, {**self.options.model_dump(), "merge": merge}, "merge")
+        options = validate(HeadOptions, {**self.options.model_dump(), "merge": merge}, "head")
         votes = options.merge in _VOTES
         if not votes and any(len(k) > len(t) for k, t in zip(self.known, self.tagset.steps, strict=True)):
             raise ModelError(f"blocks of this model know older types too, so {merge} cannot merge them; use vote")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
+from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.precision import Precision
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
@@ -42,7 +43,8 @@ class ModuleOptions(SubnetworkOptions):
     Attributes:
         kind: `copy` (the top layers once more), `lora` (low-rank changes of their weights), `adapter` (a bottleneck
             behind each of them) or `ladder` (bottlenecks beside them, which cost next to nothing to run).
-        layers: how many of the encoder's layers, counted from the top, have a part in a module; 0 is all of them.
+        layers: how many of the encoder's layers, counted from the top, have a part in a module; 0 is all of
+            them, and so is more than there are.
         size: units of a bottleneck, or rank; a `copy` has none.
         join: what a module makes of earlier ones. `separate`: nothing. `concat`: its block reads the final states of
             all of them side by side. `skip`: each layer above the lowest, and the block, sees theirs through matrices
@@ -75,6 +77,11 @@ class Modules(Subnetworks):
     def __init__(self, encoder: Encoder, options: ModuleOptions, *, first: int) -> None:
         super().__init__(encoder, options, first=first)
         top_layers(encoder, options.layers)  # refuses an encoder without layers
+        if options.size > 4 * encoder.hidden:
+            raise ModelError(
+                f"modules of size {options.size} are wider than four times the encoder, whose width is "
+                f"{encoder.hidden}; give them a smaller size"
+            )
         self.kind = _KINDS[options.kind](encoder.hidden, options.size)
         self.join = _JOINS[options.join](encoder.hidden, first=first)
         self.learns_like = "encoder" if self.kind.pretrained else "head"
