@@ -119,7 +119,7 @@ def compact(
 def _check(model: NerModel, sentences: Sequence[Sentence]) -> None:
     if model.subnetworks is None:
         raise ModelError("this model has one encoder for all its steps already; there is nothing to make compact")
-    if any(len(known) > len(types) for known, types in zip(model.head.known, model.tagset.steps, strict=True)):
+    if model.head.knows_older:
         raise ModelError(
             "blocks of this model know older types too (join: vote), which nothing but modules can keep apart"
         )

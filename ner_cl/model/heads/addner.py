@@ -75,7 +75,7 @@ class AddNer(Head):
         """
         options = validate(HeadOptions, {**self.options.model_dump(), "merge": merge}, "head")
         votes = options.merge in _VOTES
-        if not votes and any(len(k) > len(t) for k, t in zip(self.known, self.tagset.steps, strict=True)):
+        if self.knows_older and not votes:
             raise ModelError(f"blocks of this model know older types too, so {merge} cannot merge them; use vote")
         self.options = options
         self.ballots.extend(Ballot() for _ in range(len(self.blocks) - len(self.ballots) if votes else 0))

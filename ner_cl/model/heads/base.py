@@ -121,6 +121,11 @@ class Head(nn.Module, ABC):
                 block.bias.add_(outside.bias[0])
         self.blocks.append(block)
 
+    @property
+    def knows_older(self) -> bool:
+        """Whether a block knows types of earlier steps too."""
+        return any(len(known) > len(types) for known, types in zip(self.known, self.tagset.steps, strict=True))
+
     def merge_by(self, merge: str) -> None:
         """Has blocks merged in another way from now on; see `HeadOptions.merge`.
 
