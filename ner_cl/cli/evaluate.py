@@ -44,7 +44,7 @@ def evaluate(
     what the merging of blocks adds to it or takes from it.
     """
     from ner_cl.data.readers import read_sentences
-    from ner_cl.model.predict import predict_sentences, spans_by_block
+    from ner_cl.model.predict import predict_sentences
     from ner_cl.model.store import load_model
 
     tagger = load_model(model, device="auto")
@@ -59,7 +59,7 @@ def evaluate(
     report = {"model": str(model), "data": data, "sentences": len(sentences)}
     report |= _report(sentences, predicted, scored, lenient=lenient)
     if tagger.head.apart and len(tagger.tagset.steps) > 1:
-        _add_alone(report, sentences, spans_by_block(tagger, sentences))
+        _add_alone(report, sentences, predict_sentences(tagger, sentences, nested=True))
     if output is not None:
         with replace_file(output) as file:
             file.write((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())

@@ -36,6 +36,9 @@ def predict(
         float, typer.Option("--min-score", min=0.0, max=1.0, help="Leave out entities less probable than this.")
     ] = 0.0,
     types: Types = None,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="What every step finds by itself: entities of different steps may overlap.")
+    ] = False,
 ) -> None:
     """Find entities in text.
 
@@ -50,11 +53,14 @@ def predict(
         raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, _FORMATS)}; choose {', '.join(_FORMATS)}")
     if format_ == "docbin" and output is None:
         raise ConfigError("--format docbin is binary; name a file with --output")
+    if format_ == "conll" and nested:
+        raise ConfigError("--format conll has one tag a word and cannot say --nested; choose jsonl or docbin")
     tagger = load_model(model, device="auto")
     asked = names(types)
     tagger.check_types(asked)
     documents, again = tee(read_documents(source))
-    found = tagger.predict((document.text for document in documents), types=asked, min_score=min_score)
+    texts = (document.text for document in documents)
+    found = tagger.predict(texts, types=asked, min_score=min_score, nested=nested)
     pairs = zip(again, found, strict=True)
     annotated = frozenset(asked or tagger.types)
     if format_ == "docbin":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -94,6 +95,7 @@ class EncodedSentences:
         tagset: gives the target ids; spans of types it does not know are left out.
 
     Attributes:
+        rows_of: the windows of each sentence.
         remembered: whether each window was kept from an earlier step: annotated, but for no type of the newest step.
 
     Raises:
@@ -105,16 +107,22 @@ class EncodedSentences:
         self.tagset = tagset
         self.windows: list[Window] = pieces.windows([sentence.words for sentence in sentences])
         self.lengths = [len(window.piece_ids) for window in self.windows]
+        firsts = np.searchsorted([window.sentence for window in self.windows], range(len(sentences) + 1)).tolist()
+        self.rows_of = [range(first, end) for first, end in pairwise(firsts)]
         self._pad_id = pieces.pad_id
         self._targets = [_targets(sentence, tagset) for sentence in sentences]
         types = tagset.types
-        self._annotated = [np.array([type_ in s.annotated_types for type_ in types], dtype=bool) for s in sentences]
+        flags = {
+            known: np.array([type_ in known for type_ in types], dtype=bool)
+            for known in {sentence.annotated_types for sentence in sentences}
+        }
+        self._annotated = [flags[sentence.annotated_types] for sentence in sentences]
         newest = set(tagset.steps[-1]) if tagset.steps else set()
         remembered = [bool(s.annotated_types) and newest.isdisjoint(s.annotated_types) for s in sentences]
         self.remembered = [remembered[window.sentence] for window in self.windows]
         self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
         self.annotated_types = frozenset(
-            index for index, type_ in enumerate(types) if any(type_ in s.annotated_types for s in sentences)
+            index for index, type_ in enumerate(types) if any(type_ in known for known in flags)
         )
 
     def __len__(self) -> int:
@@ -158,9 +166,18 @@ class EncodedSentences:
             remembered=tuple(self.remembered[row] for row in rows),
         )
 
-    def in_length_order(self, batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
-        """Every window once, in batches of like length, with the windows' indices: for inference."""
-        for rows in plan_batches(self.lengths, batch_tokens=batch_tokens):
+    def in_length_order(
+        self, batch_tokens: int, *, among: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Every window once, in batches of like length, with the windows' indices: for inference.
+
+        Args:
+            batch_tokens: see `plan_batches`.
+            among: these windows only.
+        """
+        candidates = range(len(self)) if among is None else among
+        for places in plan_batches([self.lengths[row] for row in candidates], batch_tokens=batch_tokens):
+            rows = [candidates[place] for place in places]
             yield rows, self.batch(rows)
 
 

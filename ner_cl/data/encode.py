@@ -1,13 +1,15 @@
 """Words to word pieces, in windows that never lose a word."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from ner_cl.errors import ModelError
 
 __all__ = ["PieceEncoder", "Window"]
+
+_MOST_CHARACTERS = 1 << 22  # of words whose pieces are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class PieceEncoder:
                 f"max_pieces {max_pieces} with window_overlap {overlap} leaves no room; give at most half of it"
             )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._known: dict[str, list[int]] = {}
+        self._remembered = 0
 
     def windows(self, sentences: Sequence[Sequence[str]]) -> list[Window]:
         """All windows of all sentences, in order; a sentence that fits makes exactly one.
@@ -64,35 +68,55 @@ class PieceEncoder:
         A word that the tokenizer gives no piece at all (invisible characters) gets the unknown piece, so that every
         word has a decision.
         """
-        if not sentences:
-            return []
+        known = self._pieces_of(sentences)
+        windows: list[Window] = []
+        for index, words in enumerate(sentences):
+            windows.extend(self._cut(index, [known[word] for word in words]))
+        return windows
+
+    def _pieces_of(self, sentences: Sequence[Sequence[str]]) -> Mapping[str, list[int]]:
+        """The pieces of each word that occurs.
+
+        A tokenizer cuts each of the words it is given by itself, and few words make up most of a text: what was cut
+        once is remembered, and taken up anew when it has grown large.
+        """
+        if self._remembered > _MOST_CHARACTERS:
+            self._known, self._remembered = {}, 0
+        known = self._known
+        new = list({word: None for words in sentences for word in words if word not in known})
+        if new:
+            known.update(zip(new, self._word_pieces(new), strict=True))
+            self._remembered += sum(map(len, new))
+        return known
+
+    def _word_pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """The pieces of each word; never empty, never more than a quarter of a window."""
         encoding = self.tokenizer(
             # A lone surrogate is no text to a tokenizer; a question mark stands in for it.
-            [[word.encode("utf-8", "replace").decode() for word in words] for words in sentences],
+            [word.encode("utf-8", "replace").decode() for word in words],
             is_split_into_words=True,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        windows: list[Window] = []
-        for index, words in enumerate(sentences):
-            pieces = self._word_pieces(encoding["input_ids"][index], encoding.word_ids(index), len(words))
-            windows.extend(self._cut(index, pieces))
-        return windows
-
-    def _word_pieces(self, piece_ids: list[int], word_ids: list[int | None], words: int) -> list[list[int]]:
-        """The pieces of each word; never empty, never more than a quarter of a window."""
-        pieces: list[list[int]] = [[] for _ in range(words)]
+        pieces: list[list[int]] = [[] for _ in words]
         longest = max(1, self.capacity // 4)
-        for piece, word in zip(piece_ids, word_ids, strict=True):
+        for piece, word in zip(encoding["input_ids"], encoding.word_ids(), strict=True):
             if word is not None and len(pieces[word]) < longest:
                 pieces[word].append(piece)
         unknown = self.tokenizer.unk_token_id if self.tokenizer.unk_token_id is not None else self.pad_id
         return [own or [unknown] for own in pieces]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}, "_remembered": 0}  # a copy need not take the remembered words along
+
     def _cut(self, sentence: int, pieces: list[list[int]]) -> list[Window]:
-        stretches = _stretches([len(own) for own in pieces], self.capacity, self.overlap)
+        lengths = [len(own) for own in pieces]
+        if sum(lengths) <= self.capacity:
+            firsts = list(accumulate(lengths[:-1], initial=len(self._prefix))) if lengths else []
+            return [Window(sentence, 0, [*self._prefix, *chain.from_iterable(pieces), *self._suffix], firsts)]
+        stretches = _stretches(lengths, self.capacity, self.overlap)
         # A word shared by two windows goes to the one in which it is more central: split the shared words in half.
         borders = [0]
         borders += [(after[0] + before[1] + 1) // 2 for before, after in pairwise(stretches)]

@@ -1,27 +1,40 @@
 """What the component writes into a spaCy document."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from spacy.tokens import Doc, Span, SpanGroup
 
 from ner_cl.errors import ConfigError
 
-__all__ = ["register_extensions", "set_entities", "set_span_group"]
+__all__ = ["Found", "register_extensions", "set_entities", "set_span_group"]
 
 _EXTENSIONS = ("score", "step")
 
 
-def set_span_group(doc: Doc, found: Sequence[Span], key: str) -> None:
+@dataclass(frozen=True)
+class Found:
+    """A span of tokens, its score, and the step that taught its type."""
+
+    span: Span
+    score: float
+    step: int
+
+
+def set_span_group(doc: Doc, found: Sequence[Found], key: str) -> None:
     """Puts everything that was found in `doc.spans[key]`, with the scores in order and the step of each type."""
     attrs = {
-        "scores": [span._.score for span in found],
-        "steps": {span.label_: span._.step for span in found},
+        "scores": [item.score for item in found],
+        "steps": {item.span.label_: item.step for item in found},
     }
-    doc.spans[key] = SpanGroup(doc, name=key, attrs=attrs, spans=found)
+    doc.spans[key] = SpanGroup(doc, name=key, attrs=attrs, spans=[item.span for item in found])
+    _set_extensions(found)
 
 
-def set_entities(doc: Doc, found: Sequence[Span], *, overwrite: bool) -> None:
+def set_entities(doc: Doc, entities: Sequence[Found], *, overwrite: bool) -> None:
     """Puts what was found beside the entities that are there; tokens that no entity covers become `O`."""
+    _set_extensions(entities)
+    found = [item.span for item in entities]
     present = list(doc.ents)
     # "Blocked" in spaCy's words: an entity rule or a person said that no entity may be here.
     iob, type_ = doc.to_array(["ENT_IOB", "ENT_TYPE"]).T
@@ -36,6 +49,12 @@ def set_entities(doc: Doc, found: Sequence[Span], *, overwrite: bool) -> None:
         taken = _tokens([*present, *blocked])
         free = [span for span in found if taken.isdisjoint(range(span.start, span.end))]
         doc.set_ents([*present, *free], blocked=blocked)
+
+
+def _set_extensions(found: Iterable[Found]) -> None:
+    """Where spans have the same borders, whatever their types, spaCy keeps the values of the last one."""
+    for item in found:
+        item.span._.score, item.span._.step = item.score, item.step
 
 
 def _tokens(spans: Iterable[Span]) -> set[int]:

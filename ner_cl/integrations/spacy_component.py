@@ -22,7 +22,7 @@ import ner_cl
 from ner_cl.config import validate
 from ner_cl.errors import ConfigError, DataError, ModelError
 from ner_cl.integrations.model_source import ModelSource
-from ner_cl.integrations.spacy_annotation import register_extensions, set_entities, set_span_group
+from ner_cl.integrations.spacy_annotation import Found, register_extensions, set_entities, set_span_group
 from ner_cl.integrations.spacy_options import ComponentOptions
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
@@ -225,44 +225,50 @@ class NerComponent:
                 )
 
     def _annotate(self, docs: Sequence[Doc]) -> None:
-        from ner_cl.model.predict import score_sentences
-
         texts = [_texts(doc) for doc in docs]
         # Not `token.is_space`, which a vocabulary without a language behind it does not know.
         tokens = [[index for index, text in enumerate(own) if not text.isspace()] for own in texts]
-        sentences = [
-            Sentence(tuple(text[index] for index in own)) for text, own in zip(texts, tokens, strict=True) if own
-        ]
-        options = self.options
+        sentences = [Sentence(tuple(text[index] for index in own)) for text, own in zip(texts, tokens, strict=True)]
         with self._source.borrow() as model:
             self._check(model)
-            found = score_sentences(
-                model,
-                sentences,
-                types=options.types,
-                batch_tokens=options.batch_tokens,
-                precision=options.precision,
-            )
+            merged, every = self._find(model, sentences)
             steps = {type_: model.tagset.step_of(type_) for type_ in model.types}
-        scored = iter(found)
-        for doc, own in zip(docs, tokens, strict=True):
-            spans = self._spans(doc, own, next(scored) if own else [], steps)
-            if options.spans_key is not None:
-                set_span_group(doc, spans, options.spans_key)
-            set_entities(doc, spans, overwrite=options.overwrite_ents)
+        for doc, own, entities, spans in zip(docs, tokens, merged, every, strict=True):
+            if self.options.spans_key is not None:
+                set_span_group(doc, self._found(doc, own, spans, steps), self.options.spans_key)
+            set_entities(doc, self._found(doc, own, entities, steps), overwrite=self.options.overwrite_ents)
 
-    def _spans(
+    def _find(
+        self, model: "NerModel", sentences: Sequence[Sentence]
+    ) -> "tuple[list[list[ScoredSpan]], list[list[ScoredSpan]]]":
+        """What goes into `doc.ents` and what into `doc.spans`."""
+        from ner_cl.model.predict import score_merged_and_nested, score_sentences
+
+        options = self.options
+        settings: dict[str, Any] = {
+            "types": options.types,
+            "batch_tokens": options.batch_tokens,
+            "precision": options.precision,
+        }
+        if options.nested:
+            return score_merged_and_nested(model, sentences, **settings)
+        merged = score_sentences(model, sentences, **settings)
+        return merged, merged
+
+    def _found(
         self, doc: Doc, tokens: Sequence[int], found: "Sequence[ScoredSpan]", steps: Mapping[str, int]
-    ) -> list[DocSpan]:
-        """What is probable enough, as spans of tokens with score and step."""
-        spans = []
-        for item in found:
-            type_ = item.span.type
-            if item.score >= self.options.thresholds.get(type_, self.options.min_score):
-                span = DocSpan(doc, tokens[item.span.start], tokens[item.span.end - 1] + 1, label=type_)
-                span._.score, span._.step = item.score, steps[type_]
-                spans.append(span)
-        return spans
+    ) -> list[Found]:
+        """What is probable enough, as spans of tokens."""
+        limits, limit = self.options.thresholds, self.options.min_score
+        return [
+            Found(
+                DocSpan(doc, tokens[item.span.start], tokens[item.span.end - 1] + 1, label=item.span.type),
+                item.score,
+                steps[item.span.type],
+            )
+            for item in found
+            if item.score >= limits.get(item.span.type, limit)
+        ]
 
 
 def _texts(doc: Doc) -> list[str]:
@@ -303,9 +309,10 @@ def make_ner_component(
     thresholds: dict[str, float],
     overwrite_ents: bool,
     spans_key: str | None,
+    nested: bool,
     precision: str,
     device: str,
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> NerComponent:
     """The factory behind `nlp.add_pipe("ner_cl", config={...})`; for the settings see `ComponentOptions`.
 
@@ -319,6 +326,7 @@ def make_ner_component(
         "thresholds": thresholds,
         "overwrite_ents": overwrite_ents,
         "spans_key": spans_key,
+        "nested": nested,
         "precision": precision,
         "device": device,
         "batch_tokens": batch_tokens,

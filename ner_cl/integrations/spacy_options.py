@@ -22,9 +22,11 @@ class ComponentOptions(Options):
         overwrite_ents: whether entities found here take the place of those in `doc.ents` that they overlap; else
             those stay and the ones found here give way.
         spans_key: key of `doc.spans` for everything that was found; None for none.
+        nested: whether `doc.spans` holds what every step finds by itself, so that spans of different steps may overlap;
+            `doc.ents` never overlap.
         precision: number format of the encoder; `auto` is bf16 where the processor computes in it.
         device: such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
-        batch_tokens: word pieces of one batch, padding included.
+        batch_tokens: word pieces of one batch, padding included; None for what suits the device.
     """
 
     model: str | None = None
@@ -33,6 +35,7 @@ class ComponentOptions(Options):
     thresholds: dict[str, Probability] = Field(default_factory=dict)
     overwrite_ents: bool = False
     spans_key: str | None = "ner_cl"
+    nested: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "cpu"
-    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None

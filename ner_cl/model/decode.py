@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["orphans", "span_log_probability", "viterbi"]
+__all__ = ["coupling", "orphans", "span_log_probability", "spans_of_rows", "viterbi"]
+
+_MARGIN = 1e-4  # by which one way must beat the other so that rounding cannot change which it is
 
 
 def orphans(tags: Int[Tensor, "row word"]) -> Bool[Tensor, "row word"]:
@@ -91,12 +93,47 @@ def span_log_probability(
     Returns:
         One value ≤ 0 per span, in fp64 (fp32 on devices without it); `-inf` for a span that reaches into the padding.
     """
-    emissions = _emissions(log_probs, mask)
+    rows, row = torch.unique(spans[:, 0], return_inverse=True)  # in most rows there is nothing
+    spans = torch.cat([row[:, None], spans[:, 1:]], dim=1)
+    emissions = _emissions(log_probs[rows], mask[rows])
     row, start, end, type_ = spans.unbind(1)
     prefix, suffix = _prefixes(emissions), _suffixes(emissions)
     through = emissions[row, start, 1 + 2 * type_] + _inside_scores(emissions, spans)
     joint = prefix[row, start] + through + suffix[row, end]
     return (joint - prefix[row, -1]).clamp(max=0)
+
+
+def spans_of_rows(tags: Int[Tensor, "row word"]) -> Int[Tensor, "span 4"]:
+    """The spans of legal rows: row, first word, one past the last word, index of the type; sorted by row and place."""
+    words = tags.shape[1]
+    inside = torch.nn.functional.pad((tags > 0) & (tags % 2 == 0), (0, 1))
+    place = torch.arange(words + 1, device=tags.device).expand(inside.shape)
+    # At t: the first place from t on that continues nothing.
+    stop = place.masked_fill(inside, words).flip(1).cummin(1).values.flip(1)
+    row, start = (tags % 2 == 1).nonzero(as_tuple=True)
+    return torch.stack([row, start, stop[row, start + 1], tags[row, start] // 2], dim=1)
+
+
+def coupling(scores: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word"]) -> Float[Tensor, "row word"]:
+    """How much each word hangs on those before it: the probability that it continues a span; infinite if it may matter.
+
+    A row may be cut before any word of finite coupling: `viterbi` of the two parts is `viterbi` of the whole. The only
+    ties are moves into `I-x`, and there `O` on the word before and then `B-x` is at least as good as anything that
+    leads to the `I-x` and costs no more. What `span_log_probability` says of a span changes, relatively, by about the
+    coupling of the words at which its row is cut.
+
+    Args:
+        scores: log-probabilities, or any additive scores, of the tags of each word; padding may hold anything.
+        mask: which words are real.
+
+    Returns:
+        0 to 1, or infinity; infinite where masked, and 0 for the first word of a row.
+    """
+    outside, begin, inside = scores[..., 0], scores[..., 1::2], scores[..., 2::2]
+    opened = torch.maximum(begin, inside)[:, :-1] + inside[:, 1:]  # [row, word from the second, type]
+    apart = (outside[:, :-1, None] + begin[:, 1:] >= opened + _MARGIN).all(-1)
+    continues = (inside.logsumexp(-1) - scores.logsumexp(-1)).exp()[:, 1:].masked_fill(~apart, torch.inf)
+    return torch.nn.functional.pad(continues, (1, 0)).masked_fill(~mask, torch.inf)
 
 
 def _inside_scores(emissions: Float[Tensor, "row word tag"], spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:

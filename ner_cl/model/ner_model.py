@@ -156,7 +156,8 @@ class NerModel(nn.Module):
         *,
         types: Collection[str] | None = ...,
         min_score: float = ...,
-        batch_tokens: int = ...,
+        nested: bool = ...,
+        batch_tokens: int | None = ...,
         precision: Precision = ...,
     ) -> list[Entity]: ...
     @overload
@@ -166,7 +167,8 @@ class NerModel(nn.Module):
         *,
         types: Collection[str] | None = ...,
         min_score: float = ...,
-        batch_tokens: int = ...,
+        nested: bool = ...,
+        batch_tokens: int | None = ...,
         precision: Precision = ...,
     ) -> Iterator[list[Entity]]: ...
     def predict(
@@ -175,7 +177,8 @@ class NerModel(nn.Module):
         *,
         types: Collection[str] | None = None,
         min_score: float = 0.0,
-        batch_tokens: int = 4096,
+        nested: bool = False,
+        batch_tokens: int | None = None,
         precision: Precision = "auto",
     ) -> list[Entity] | Iterator[list[Entity]]:
         """Finds the entities of one text, or of many.
@@ -184,7 +187,9 @@ class NerModel(nn.Module):
             texts: one text gives a list; many give an iterator of lists, in order, batched inside.
             types: only these types; all by default.
             min_score: entities below this probability are left out.
-            batch_tokens: word pieces of one batch, padding included.
+            nested: what every step finds by itself, so that entities of different steps may overlap, where the head
+                has a block a step; otherwise no two entities overlap.
+            batch_tokens: word pieces of one batch, padding included; by default what suits the device.
             precision: number format of the encoder.
 
         Returns:
@@ -206,6 +211,7 @@ class NerModel(nn.Module):
             [texts] if isinstance(texts, str) else texts,
             types=types,
             min_score=min_score,
+            nested=nested,
             batch_tokens=batch_tokens,
             precision=precision,
         )

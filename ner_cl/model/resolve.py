@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ner_cl.model.decode import viterbi
-
-__all__ = ["nested", "resolve"]
+__all__ = ["resolve"]
 
 
 def resolve(
@@ -66,13 +64,6 @@ def resolve(
         open_type = (tag + 1) // 2
         tags.append(tag)
     return torch.stack(tags, dim=1) if tags else torch.zeros_like(mask, dtype=torch.long)
-
-
-def nested(
-    blocks: Sequence[Float[Tensor, "row word _"]], mask: Bool[Tensor, "row word"]
-) -> list[Int[Tensor, "row word"]]:
-    """Each head's own best legal tags, in its own ids, so that spans of different steps may overlap."""
-    return [viterbi(block, mask) for block in blocks]
 
 
 def _votes(

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from ner_cl.evaluate.counts import count_spans, micro_f1
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.heads.addner import AddNer
 from ner_cl.model.merge import best_temperature
-from ner_cl.model.predict import emissions_of, predict_sentences
+from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext
 
 __all__ = ["calibrate_vote"]

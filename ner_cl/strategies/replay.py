@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, plan_batches
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.losses import masked_mean
 from ner_cl.model.ner_model import SENTENCE_PREFIX
-from ner_cl.model.predict import emissions_of
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ner_cl.errors import CheckFailed
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision
-from ner_cl.model.predict import emissions_of
 from ner_cl.types import Sentence
 
 __all__ = ["Fingerprints", "emission_fingerprints"]

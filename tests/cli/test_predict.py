@@ -13,6 +13,7 @@ from ner_cl.cli.documents import read_documents
 from ner_cl.data.readers import read_sentences
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
+from tests.tiny import trained_model
 
 TEXTS = ["Ada Smith met Bob in Rome .", "", "  the old report ", "\U0001f600 Oslo visited Elif Jones ."]
 Put = Callable[[bytes], None]
@@ -98,6 +99,22 @@ def test_types_and_scores_can_be_limited(model_folder: Path, stdin: Put, capsys:
     assert main(["predict", str(model_folder), "--min-score", "1.0"]) == 0
     (record,) = records(capsys.readouterr().out)
     assert all(span["score"] == 1.0 for span in record["spans"])
+
+
+def test_nested_entities(tmp_path: Path, stdin: Put, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two blocks that say the same of every word: merged, one of them is heard; nested, both are."""
+    model = trained_model(tmp_path / "encoder", "addner")
+    model.head.blocks[1].load_state_dict(model.head.blocks[0].state_dict())
+    model.save(tmp_path / "model")
+    for flags, labels in (([], ["PER"]), (["--nested"], ["LOC", "PER"])):
+        stdin(b"the Ada Smith met\n")
+        assert main(["predict", str(tmp_path / "model"), *flags]) == 0
+        (record,) = records(capsys.readouterr().out)
+        assert [(span["start"], span["end"], span["label"]) for span in record["spans"]] == [
+            (4, 13, label) for label in labels
+        ]
+    assert main(["predict", str(tmp_path / "model"), "--nested", "--format", "conll"]) == 2
+    assert "--format conll has one tag a word" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

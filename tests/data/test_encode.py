@@ -1,5 +1,6 @@
 """Words to windows of pieces: no word lost, none twice, none in the wrong place, none too long."""
 
+import copy
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -175,3 +176,28 @@ def test_a_lone_surrogate_is_read_as_a_question_mark(tokenizer: Any) -> None:
     pieces = PieceEncoder(tokenizer, max_pieces=32, overlap=4)
     odd, plain = pieces.windows([["\ud800x"]]), pieces.windows([["?x"]])
     assert odd[0].piece_ids == plain[0].piece_ids
+
+
+def test_words_are_cut_once_and_alike_wherever_they_stand(tokenizer: Any) -> None:
+    sentences = [["the", "abc", "\u200b"], [], ["abc", "é", "the", "the"], ["\ud800", "abc"]]
+    encoder = PieceEncoder(tokenizer, max_pieces=12, overlap=2)
+    together = encoder.windows(sentences)
+    calls: list[list[str]] = []
+    cut = encoder._word_pieces
+    encoder._word_pieces = lambda words: calls.append(list(words)) or cut(words)  # type: ignore[method-assign,func-returns-value]
+    assert encoder.windows(sentences) == together  # and nothing was cut again
+    assert calls == []
+    fresh = [PieceEncoder(tokenizer, max_pieces=12, overlap=2).windows([words]) for words in sentences]
+    assert [(w.first_word, w.piece_ids, w.word_pieces) for w in together] == [
+        (w.first_word, w.piece_ids, w.word_pieces) for windows in fresh for w in windows
+    ]
+
+
+def test_remembered_words_take_bounded_memory(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ner_cl.data.encode._MOST_CHARACTERS", 100)
+    encoder = PieceEncoder(tokenizer, max_pieces=12, overlap=2)
+    for number in range(50):
+        encoder.windows([[f"word{number}", "the"]])
+        assert sum(map(len, encoder._known)) < 120
+    encoder.windows([["the", "the"]])
+    assert copy.deepcopy(encoder)._known == {}

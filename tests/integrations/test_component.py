@@ -17,7 +17,7 @@ from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
 from tests.integrations.conftest import entities, gold_doc
-from tests.tiny import tiny_model, toy_sentences
+from tests.tiny import tiny_model, toy_sentences, trained_model
 
 Build = Callable[..., Language]
 TEXT = "the report met Ada Smith near Rome and visited Bob in Oslo Harbour ."
@@ -152,6 +152,20 @@ def test_spans_key(pipeline: Build) -> None:
     doc = pipeline(spans_key=None)(TEXT)
     assert not doc.spans
     assert doc.ents[0]._.score > 0
+
+
+def test_nested_spans_beside_entities_that_do_not_overlap(tmp_path: Path, pipeline: Build) -> None:
+    model = trained_model(tmp_path / "encoder", "addner")
+    model.head.blocks[1].load_state_dict(model.head.blocks[0].state_dict())  # both steps say the same of every word
+    model.save(tmp_path / "model")
+    doc = pipeline(model=str(tmp_path / "model"), nested=True)("the Ada Smith met")
+    group = doc.spans["ner_cl"]
+    assert [(span.text, span.label_) for span in group] == [("Ada Smith", "LOC"), ("Ada Smith", "PER")]
+    assert group.attrs["steps"] == {"PER": 1, "LOC": 2}
+    assert group.attrs["scores"][0] == group.attrs["scores"][1] > 0.5
+    assert [(e.text, e.label_, e._.step, e._.score) for e in doc.ents] == [
+        ("Ada Smith", "PER", 1, group.attrs["scores"][1])
+    ]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchcrf import CRF
 
 from ner_cl.data.tagset import Tagset, spans_of_tags
-from ner_cl.model.decode import orphans, span_log_probability, viterbi
+from ner_cl.model.decode import coupling, orphans, span_log_probability, spans_of_rows, viterbi
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -273,3 +273,72 @@ def test_no_spans_no_words_and_no_rows() -> None:
 def test_a_span_that_reaches_into_the_padding_is_impossible() -> None:
     found = span_log_probability(torch.zeros(1, 4, 3), mask_of([2], 4), torch.tensor([[0, 1, 3, 0], [0, 2, 3, 0]]))
     assert found.tolist() == [-math.inf, -math.inf]
+
+
+# --- rows cut in two
+
+
+@given(seed=SEEDS, words=st.integers(2, 12), types=st.integers(1, 3), spread=st.sampled_from([0.5, 2.0, 6.0]))
+@settings(max_examples=150, deadline=None)
+def test_a_row_cut_where_words_hang_loosely_decodes_as_a_whole(
+    seed: int, words: int, types: int, spread: float
+) -> None:
+    scores = random_scores(seed, 8, words, 1 + 2 * types, spread=spread)
+    mask = torch.ones(8, words, dtype=torch.bool)
+    whole = viterbi(scores, mask)
+    for row, word in coupling(scores, mask).isfinite().nonzero().tolist():
+        parts = [scores[row : row + 1, :word], scores[row : row + 1, word:]]
+        tags = [viterbi(part, mask[:1, : part.shape[1]]) for part in parts if part.shape[1]]
+        assert torch.equal(torch.cat(tags, dim=1)[0], whole[row])
+
+
+def test_coupling_is_the_probability_of_going_on() -> None:
+    """By hand: in `tied` the second word may well be the `I-X` of a span that the first one opens."""
+    tied = torch.tensor([[[0.2, 0.8, 0.0], [0.6, 0.1, 0.3]]]).log()
+    loose = torch.tensor([[[0.9, 0.05, 0.05], [0.6, 0.3, 0.1]]]).log()
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert coupling(tied, mask).tolist() == [[0.0, math.inf]]
+    assert coupling(loose, mask)[0].tolist() == pytest.approx([0.0, 0.1])
+    assert coupling(loose, torch.tensor([[True, False]])).tolist() == [[0.0, math.inf]]
+
+
+@given(seed=SEEDS, words=st.integers(8, 40))
+@settings(max_examples=60, deadline=None)
+def test_the_error_of_a_cut_is_about_its_coupling(seed: int, words: int) -> None:
+    scores = random_scores(seed, 1, words, 5, spread=3.0)
+    scores[..., 0] += 4  # mostly `O`, as text is
+    mask = torch.ones(1, words, dtype=torch.bool)
+    hold = coupling(scores, mask)[0]
+    spans = spans_of_rows(viterbi(scores, mask))
+    whole = span_log_probability(scores, mask, spans).exp()
+    for word in hold[1:].isfinite().nonzero().flatten().add(1).tolist():
+        left, right = spans[spans[:, 2] <= word], spans[spans[:, 1] >= word] - torch.tensor([0, word, word, 0])
+        assert len(left) + len(right) == len(spans)
+        parts = [
+            span_log_probability(scores[:, :word], mask[:, :word], left),
+            span_log_probability(scores[:, word:], mask[:, word:], right),
+        ]
+        assert torch.allclose(torch.cat(parts).exp(), whole, rtol=3 * float(hold[word]) + 1e-6, atol=0)
+
+
+@given(seed=SEEDS, rows=st.integers(1, 5), words=st.integers(1, 9), types=st.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_spans_of_many_rows_are_those_of_each(seed: int, rows: int, words: int, types: int) -> None:
+    names = [f"T{index}" for index in range(types)]
+    tags = viterbi(random_scores(seed, rows, words, 1 + 2 * types), torch.ones(rows, words, dtype=torch.bool))
+    expected = [
+        [row, span.start, span.end, names.index(span.type)]
+        for row in range(rows)
+        for span in spans_of_tags(tags[row].tolist(), names)
+    ]
+    assert spans_of_rows(tags).tolist() == expected
+
+
+def test_rows_without_spans_are_not_looked_at() -> None:
+    """Values that no recursion survives stand where no span is asked for."""
+    scores = random_scores(3, 3, 4, 3)
+    asked = torch.tensor([[1, 0, 2, 0]])
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    alone = span_log_probability(scores[1:2], mask[:1], torch.tensor([[0, 0, 2, 0]]))
+    scores[0], scores[2] = math.nan, math.nan
+    assert torch.equal(span_log_probability(scores, mask, asked), alone)

@@ -14,8 +14,9 @@ from torch import Tensor
 from ner_cl.data.words import split_words
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import span_log_probability
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.predict import emissions_of, predict_sentences, score_sentences
+from ner_cl.model.predict import predict_sentences, score_sentences
 from ner_cl.types import Entity, Sentence, Span
 from tests.tiny import SENTENCES, TOY_WORDS, tiny_encoder, tiny_model, toy_sentences, trained_model
 

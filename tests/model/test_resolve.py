@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ner_cl.model.decode import orphans, viterbi
-from ner_cl.model.resolve import nested, resolve
+from ner_cl.model.decode import orphans
+from ner_cl.model.resolve import resolve
 
 Vote = tuple[str, float]
 Continuation = Literal["wins", "compare"]
@@ -222,27 +222,8 @@ def test_what_comes_later_never_changes_what_was_given(
         assert torch.equal(part, whole[:, :words])
 
 
-@given(problems())
-@settings(max_examples=50, deadline=None)
-def test_nested_reads_every_head_on_its_own(problem: tuple[list[Tensor], Tensor]) -> None:
-    blocks, mask = problem
-    readings = nested(blocks, mask)
-    assert len(readings) == len(blocks)
-    for reading, block in zip(readings, blocks, strict=True):
-        assert torch.equal(reading, viterbi(block, mask))
-
-
-def test_nested_spans_of_two_heads_may_overlap() -> None:
-    place = block_of([OUT, ("B-LOC", 0.9), OUT], HEADS[0])
-    firm = block_of([("B-ORG", 0.9), ("I-ORG", 0.9), OUT], HEADS[1])
-    mask = torch.ones(1, 3, dtype=torch.bool)
-    assert [reading.tolist() for reading in nested([place, firm], mask)] == [[[0, 1, 0]], [[1, 2, 0]]]
-    assert resolve([place, firm], mask).tolist() == [[3, 4, 0]]
-
-
 def test_no_heads_and_heads_without_words() -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     assert resolve([], mask).tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert nested([], mask) == []
     assert resolve([torch.zeros(2, 0, 3)], mask[:, :0]).shape == (2, 0)
     assert resolve([torch.zeros(0, 3, 3)], mask[:0]).shape == (0, 3)

@@ -18,8 +18,8 @@ from torch import Tensor
 from ner_cl.config import OptimizerOptions, parse_strategies
 from ner_cl.data.stream import Step
 from ner_cl.errors import CheckFailed, ConfigError, ModelError, TrainingError
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.predict import emissions_of
 from ner_cl.model.store import load_model
 from ner_cl.model.subnetworks.hat import Hat, HatOptions
 from ner_cl.strategies.base import StepContext, Strategy

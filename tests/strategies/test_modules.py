@@ -13,9 +13,9 @@ from ner_cl.config import HeadOptions, parse_config, parse_strategies
 from ner_cl.data.stream import Step, Stream
 from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.evaluate.counts import micro_f1
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.heads.addner import AddNer
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.predict import emissions_of
 from ner_cl.model.store import load_model
 from ner_cl.model.subnetworks.joins import Fusion
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules

@@ -16,8 +16,8 @@ from transformers import AutoModel, DebertaV2Config, DistilBertConfig, Pretraine
 from ner_cl.config import OptimizerOptions, StrategyOptions, TrainingOptions, parse_strategies
 from ner_cl.data.stream import Step
 from ner_cl.errors import CheckFailed, ConfigError, ModelError
+from ner_cl.model.emissions import emissions_of
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.predict import emissions_of
 from ner_cl.model.store import load_model
 from ner_cl.model.subnetworks.packnet import PackNet, PackNetOptions
 from ner_cl.strategies.base import StepContext, Strategy

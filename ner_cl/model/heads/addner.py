@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ner_cl.config import HeadOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import viterbi
+from ner_cl.model.decode import coupling, viterbi
 from ner_cl.model.heads.base import DistillOptions, Emissions, Head, hide_types
 from ner_cl.model.losses import kd_sub, marginal_cross_entropy, masked_mean
 from ner_cl.model.merge import exclusive_scores, majority, span_probability, weighted_vote
@@ -154,13 +154,32 @@ class AddNer(Head):
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Merges the blocks that know the types asked for (`HeadOptions.merge`); other blocks are not consulted."""
-        asked = [
+        asked = self._asked(emissions, types)
+        tags = self._elect(emissions, asked) if self.votes else self._resolve(emissions, asked)
+        return hide_types(tags, self.tagset, types)
+
+    def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
+        """The strongest of all blocks asked for, and of the vote where they vote on each tag.
+
+        Where a block may be cut, an argmax `I-x` after the cut follows an argmax that is not of x, so the resolver
+        drops it in the whole row too. The joint scores of `merge: viterbi` differ from those of a block by a constant a
+        word, which leaves what is compared as it is.
+        """
+        asked = self._asked(emissions, types)
+        parts = [coupling(emissions.blocks[index].float(), emissions.word_mask) for index in asked]
+        if self.options.merge == "vote" and asked:
+            parts.append(coupling(self._vote(emissions, asked), emissions.word_mask))
+        if not parts:
+            return torch.zeros_like(emissions.word_mask, dtype=torch.float)
+        return torch.stack(parts).amax(0)
+
+    def _asked(self, emissions: Emissions, types: Collection[str] | None) -> list[int]:
+        """Indices of the blocks that were computed and know one of some types."""
+        return [
             index
             for index, known in enumerate(self.known)
             if emissions.computed(index + 1) and (types is None or any(self.tagset.types[i] in types for i in known))
         ]
-        tags = self._elect(emissions, asked) if self.votes else self._resolve(emissions, asked)
-        return hide_types(tags, self.tagset, types)
 
     def _resolve(self, emissions: Emissions, asked: Collection[int]) -> Int[Tensor, "row word"]:
         """Tags from blocks that each know types of their own."""
@@ -174,12 +193,17 @@ class AddNer(Head):
         """Tags from blocks that vote; silent ones would vote for `O`, so they are left out."""
         if not asked:
             return torch.zeros_like(emissions.word_mask, dtype=torch.long)
+        if self.options.merge == "vote":
+            return viterbi(self._vote(emissions, asked), emissions.word_mask)
+        log_probs, _ = self._ballots(emissions, asked)
+        known = [self.known[index] for index in asked]
+        return majority(log_probs, known, emissions.word_mask, types=self.tagset.types)
+
+    def _vote(self, emissions: Emissions, asked: Sequence[int]) -> Float[Tensor, "row word tag"]:
+        """Logarithms of the weighted vote of some blocks."""
         log_probs, weights = self._ballots(emissions, asked)
-        known, types = [self.known[index] for index in asked], self.tagset.types
-        if self.options.merge == "majority":
-            return majority(log_probs, known, emissions.word_mask, types=types)
-        scores = weighted_vote([block.exp() for block in log_probs], known, weights, types=len(types))
-        return viterbi(scores.log(), emissions.word_mask)
+        known = [self.known[index] for index in asked]
+        return weighted_vote([b.exp() for b in log_probs], known, weights, types=len(self.tagset.types)).log()
 
     def _ballots(self, emissions: Emissions, asked: Sequence[int]) -> tuple[list[Tensor], list[float]]:
         """Tempered log-probabilities of some blocks, and what their votes count."""

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ner_cl.config import HeadOptions, Options
 from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
+from ner_cl.model.decode import coupling
 
 __all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
 
@@ -67,6 +69,25 @@ class Emissions:
         """Some of the rows."""
         index = torch.tensor(rows, dtype=torch.long, device=self.word_mask.device)
         return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index], self.steps)
+
+    def part(self, row: int, start: int, end: int) -> "Emissions":
+        """Words `start` to `end` of one row."""
+        blocks = tuple(block[row : row + 1, start:end] for block in self.blocks)
+        return Emissions(blocks, self.word_mask[row : row + 1, start:end], self.steps)
+
+    @staticmethod
+    def joined(parts: Sequence["Emissions"]) -> "Emissions":
+        """One row of the words of several, each of a single row without padding, one after the other."""
+        blocks = tuple(torch.cat(pieces, dim=1) for pieces in zip(*(part.blocks for part in parts), strict=True))
+        return Emissions(blocks, torch.cat([part.word_mask for part in parts], dim=1), parts[0].steps)
+
+    @staticmethod
+    def stacked(parts: Sequence["Emissions"]) -> "Emissions":
+        """A row for each of several that are of a single row, padded on the right."""
+        columns = zip(*(part.blocks for part in parts), strict=True)
+        blocks = tuple(pad_sequence([piece[0] for piece in pieces], batch_first=True) for pieces in columns)
+        mask = pad_sequence([part.word_mask[0] for part in parts], batch_first=True)
+        return Emissions(blocks, mask, parts[0].steps)
 
 
 class Head(nn.Module, ABC):
@@ -209,6 +230,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Legal tag ids of the joint tagset, 0 where padded; only of `types` where they are given."""
+
+    def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
+        """Where rows may be cut without a change of what `decode` says of `types`; see `ner_cl.model.decode`."""
+        return coupling(emissions.blocks[0].float(), emissions.word_mask)
 
     @abstractmethod
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:

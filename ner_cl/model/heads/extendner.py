@@ -70,13 +70,12 @@ class ExtendNer(Head):
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Viterbi over all columns (section 4.2 of the paper), then the types asked for."""
-        log_probs = torch.log_softmax(emissions.blocks[0].float(), dim=-1)
-        return hide_types(viterbi(log_probs, emissions.word_mask), self.tagset, types)
+        # What a softmax would take off is the same for all tags of a word, and so for all paths.
+        return hide_types(viterbi(emissions.blocks[0].float(), emissions.word_mask), self.tagset, types)
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
         """Forward-backward probability of each span under the legal chain."""
-        log_probs = torch.log_softmax(emissions.blocks[0].float(), dim=-1)
-        return span_log_probability(log_probs, emissions.word_mask, spans).exp()
+        return span_log_probability(emissions.blocks[0].float(), emissions.word_mask, spans).exp()
 
 
 def _cross_entropy(
