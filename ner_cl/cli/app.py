@@ -16,6 +16,7 @@ from ner_cl.cli import data
 from ner_cl.cli.compact import compact
 from ner_cl.cli.console import is_main_process, talk, use_utf8
 from ner_cl.cli.evaluate import evaluate
+from ner_cl.cli.export import export
 from ner_cl.cli.info import info
 from ner_cl.cli.init import init
 from ner_cl.cli.learn import learn
@@ -34,7 +35,7 @@ _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in (init, train, learn, evaluate, predict, compact):
+for verb in (init, train, learn, evaluate, predict, compact, export):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.command()(info)

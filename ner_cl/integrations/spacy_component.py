@@ -175,8 +175,12 @@ class NerComponent:
         if max_drop is not None:
             result.check(max_drop)
         result.model.history[-1]["left_out"] = data.left_out
-        self._source = ModelSource(model=result.model, device=self.options.device)
+        self.use(result.model)
         return result
+
+    def use(self, model: "NerModel") -> None:
+        """Has this model serve from now on."""
+        self._source = ModelSource(model=model, device=self.options.device)
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """Writes the model folder to `path`; `ner_cl.load` reads it too."""

@@ -15,6 +15,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.precision import Precision
+from ner_cl.model.runtime import OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
@@ -36,6 +37,8 @@ class NerModel(nn.Module):
 
     Attributes:
         subnetworks: what computes word vectors for each step on its own; None where all blocks read the encoder.
+        runtime: what computes tag scores in place of encoder and head, in a model that was exported; such a model
+            predicts and does not learn.
         history: one record a step: types, data hash, F1 of every type before and after.
         metrics: exact counts of the last evaluation.
         strategy_state: tensors that strategies keep for later steps, by strategy name; never needed to predict.
@@ -47,6 +50,7 @@ class NerModel(nn.Module):
         self.encoder = encoder
         self.head = head
         self.subnetworks: Subnetworks | None = None
+        self.runtime: OnnxRuntime | None = None
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.strategy_state: Mapping[str, Mapping[str, Tensor]] = {}
@@ -84,7 +88,7 @@ class NerModel(nn.Module):
         """All weights once more, without history and without what strategies keep."""
         with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
             other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
-            other.subnetworks = copy.deepcopy(self.subnetworks)
+            other.subnetworks, other.runtime = copy.deepcopy(self.subnetworks), self.runtime
         return other
 
     @property
@@ -109,6 +113,8 @@ class NerModel(nn.Module):
             batch: any batch.
             steps: run the sub-networks of these steps only, where there are any: the blocks of others then say `O`.
         """
+        if self.runtime is not None:
+            return self.head.of_scores(self.runtime(batch), batch.word_mask)
         if self.subnetworks is None:
             return self.head(self.encoder(batch), batch.word_mask)  # type: ignore[no-any-return]
         asked = range(1, len(self.tagset.steps) + 1) if steps is None else sorted(steps)
@@ -134,8 +140,10 @@ class NerModel(nn.Module):
         """Adds a block for new types to the head; what the model says about old types does not change by a bit.
 
         Raises:
-            ModelError: if a type is known already or named twice.
+            ModelError: if a type is known already or named twice, or the model was exported.
         """
+        if self.runtime is not None:
+            raise ModelError("an exported model cannot learn; teach the model that it was exported from")
         number, width = len(self.tagset.steps) + 1, None
         covers: Sequence[str] = ()
         self.tagset.grow(types)  # refuses types before anything is made for them

@@ -14,9 +14,11 @@ from ner_cl.errors import ConfigError, ModelError
 from ner_cl.files import publish_folder, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
+from ner_cl.model.heads.base import Head
 from ner_cl.model.kept import kept_in, read_tensors, write_kept
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
+from ner_cl.model.runtime import GraphOnly, OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
@@ -24,6 +26,7 @@ from ner_cl.registry import heads, subnetworks
 __all__ = ["FORMAT_VERSION", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
+GRAPH_FILE = "model.onnx"
 
 
 def save_model(model: NerModel, folder: Path) -> None:
@@ -42,7 +45,7 @@ def save_model(model: NerModel, folder: Path) -> None:
 
 def _write(model: NerModel, folder: Path) -> None:
     with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
-        state = model.state_dict()
+        state = model.state_dict() if model.runtime is None else _measured(model)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.encoder.config.to_dict()
@@ -57,6 +60,9 @@ def _write(model: NerModel, folder: Path) -> None:
             "first": model.subnetworks.first,
             "options": model.subnetworks.options.model_dump(),
         }
+    if model.runtime is not None:
+        (folder / GRAPH_FILE).write_bytes(model.runtime.graph)
+        config["ner_cl"]["runtime"] = {"name": "onnx", "int8": model.runtime.int8, "known": model.head.known}
     write_json(folder / "config.json", config)
     tagset = model.tagset
     labels = {
@@ -72,6 +78,11 @@ def _write(model: NerModel, folder: Path) -> None:
     write_json(folder / "metrics.json", model.metrics)
     (folder / "README.md").write_text(model_card(model), encoding="utf-8")
     write_kept(model.strategy_state, model.kept_sentences, folder)
+
+
+def _measured(model: NerModel) -> dict[str, torch.Tensor]:
+    """What an exported model needs beside its graph: what was measured of its blocks, not their weights."""
+    return {f"head.{name}": tensor for name, tensor in model.head.named_buffers()}
 
 
 def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> NerModel:
@@ -95,7 +106,9 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Ner
             f"{folder}: format version {settings.get('format_version')} is not {FORMAT_VERSION}; update ner_cl"
         )
     model = _build(folder, settings)
-    _load_weights(model, folder / "model.safetensors")
+    _load_weights(model, folder / "model.safetensors", exported="runtime" in settings)
+    if "runtime" in settings:
+        model.runtime = _read_graph(folder / GRAPH_FILE, settings["runtime"])
     model.history = _read_history(folder / "history.jsonl")
     model.metrics = _read_json(folder / "metrics.json")
     model.strategy_state, model.kept_sentences = kept_in(folder)
@@ -111,11 +124,14 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
     except ConfigError as error:
         raise ModelError(str(error)) from error
     try:
-        backbone = transformers.AutoModel.from_config(
-            transformers.AutoConfig.from_pretrained(folder), dtype=torch.float32
+        config = transformers.AutoConfig.from_pretrained(folder)
+        del config.ner_cl  # ours, not the encoder's
+        backbone = (
+            GraphOnly(config)
+            if "runtime" in settings
+            else transformers.AutoModel.from_config(config, dtype=torch.float32)
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
-        del backbone.config.ner_cl  # ours, not the encoder's
         encoder = Encoder(backbone, tokenizer, encoder_options)
     except Exception as error:  # the libraries that read these files raise whatever they like
         raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
@@ -123,6 +139,9 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
     isolation = _read_subnetworks(settings.get("subnetworks"), where)
     steps = _read_steps(folder / "labels.json")
     try:
+        if "runtime" in settings:
+            _grow_exported(model.head, steps, settings["runtime"], where)
+            return model
         for number, types in enumerate(steps, start=1):
             if isolation and number == isolation[0]:
                 model.isolate(isolation[1])
@@ -130,6 +149,26 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
     except ModelError as error:
         raise ModelError(f"{folder / 'labels.json'}: {error}") from error
     return model
+
+
+def _grow_exported(head: Head, steps: list[list[str]], runtime: Any, where: str) -> None:
+    """The blocks of an exported model, with the older types that each knows."""
+    names = [type_ for types in steps for type_ in types]
+    known: Any = runtime.get("known") if isinstance(runtime, dict) else None
+    try:
+        covers = [[names[index] for index in row[len(types) :]] for row, types in zip(known, steps, strict=True)]
+    except (TypeError, IndexError, ValueError):
+        raise ModelError(f"{where}.runtime: known must list the types of each block; export the model again") from None
+    for types, older in zip(steps, covers, strict=True):
+        head.grow(types, covers=older)
+
+
+def _read_graph(path: Path, runtime: dict[str, Any]) -> OnnxRuntime:
+    try:
+        graph = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); export the model again") from error
+    return OnnxRuntime(graph, int8=bool(runtime.get("int8")))
 
 
 def _read_subnetworks(values: Any, where: str) -> tuple[int, SubnetworkOptions] | None:
@@ -147,8 +186,10 @@ def _read_subnetworks(values: Any, where: str) -> tuple[int, SubnetworkOptions] 
         raise ModelError(f"{where}.subnetworks: cannot be read ({_first_line(error)})") from error
 
 
-def _load_weights(model: NerModel, path: Path) -> None:
+def _load_weights(model: NerModel, path: Path, *, exported: bool = False) -> None:
     tensors = read_tensors(path)
+    if exported:  # the weights are in the graph
+        tensors = {**model.state_dict(), **tensors}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

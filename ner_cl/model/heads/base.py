@@ -181,6 +181,10 @@ class Head(nn.Module, ABC):
         """
         raise ModelError(f"head {self.name} shares columns between steps, so that none has word vectors of its own")
 
+    def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> "Emissions":
+        """Emissions from the scores of all blocks side by side, as `Emissions.flat` gives them."""
+        return Emissions((scores,), word_mask)
+
     def new_block(self) -> nn.Linear:
         """The block of the newest step."""
         block = self.blocks[-1]

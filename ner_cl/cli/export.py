@@ -1,0 +1,89 @@
+"""`ner-cl export`: a model for other programs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, say
+from ner_cl.cli.options import Alignment, Json
+from ner_cl.errors import ConfigError
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.integrations.parity import Parity
+
+__all__ = ["export"]
+
+# Plain English to compare on where no data are given: names, numbers, an odd word, and a sentence longer than a window.
+_TEXTS = (
+    "Ada Lovelace met Charles Babbage in London on 5 June 1833 .",
+    "Acme Ltd. paid $ 3.2 million for Globex , said the B.B.C. , and moved from Oslo to Kyoto .",
+    "She took 40 mg of aspirin after the Olympic Games in Rio de Janeiro .",
+    "@user lol the new iPhone 15 is sooo good http://t.co/x1 :)",
+    "Straße , naïve , 東 京 and \u200b Łódź",
+    " ".join(["Bob told Mary of Paris , Texas , and of Judo ;"] * 40),
+)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="onnx, spacy (a pipeline folder), or hf (a transformers token classifier).")
+    ] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="For onnx: weights as 8-bit integers; faster, less exact.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail if the exported model finds something else.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Annotated sentences to compare on, for F1 of both.")
+    ] = None,
+    language: Annotated[str, typer.Option("--language", help="For spacy: the language of its tokenizer.")] = "en",
+    alignment: Alignment = "error",
+    as_json: Json = False,
+) -> None:
+    """Write a model for ONNX Runtime, spaCy or transformers.
+
+    What --format onnx writes is a model folder like any other, for everything but learning.
+    """
+    from ner_cl.data.readers import read_sentences
+    from ner_cl.integrations.export import FORMATS, export_model
+    from ner_cl.model.store import load_model
+    from ner_cl.registry import nearest
+    from ner_cl.types import Sentence
+
+    if format_ not in FORMATS:
+        raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, FORMATS)}; choose {', '.join(FORMATS)}")
+    if int8 and format_ != "onnx":
+        raise ConfigError(f"--int8 is for --format onnx, not for {format_}; leave it out")
+    if int8 and check and data is None:
+        raise ConfigError("--check of --int8 compares F1: give annotated sentences with --data")
+    tagger = load_model(model)
+    sentences = read_sentences(data, alignment=alignment) if data is not None else ()
+    export_model(tagger, output, format=format_, int8=int8, language=language)
+    say(f"{format_} is in {output}")
+    if check or data is not None:
+        from ner_cl.integrations.parity import check_export
+
+        compared = sentences or [Sentence(tuple(text.split())) for text in _TEXTS]
+        parity = check_export(tagger, output, compared, format=format_)
+        emit_json(_to_dict(parity)) if as_json else emit(_in_words(parity))
+        if check:
+            parity.check(format_, int8=int8)
+
+
+def _to_dict(parity: "Parity") -> dict[str, float | int | None]:
+    return {
+        "sentences": parity.sentences,
+        "agreement": parity.agreement,
+        "f1_before": parity.f1_before,
+        "f1_after": parity.f1_after,
+    }
+
+
+def _in_words(parity: "Parity") -> str:
+    agreement = "nothing found" if parity.agreement is None else f"{100 * parity.agreement:.2f} % agreement"
+    line = f"{parity.sentences} sentences: {agreement}"
+    if parity.f1_before is not None:
+        line += f"; micro F1 {100 * parity.f1_before:.2f} before, {100 * (parity.f1_after or 0.0):.2f} after"
+    return line

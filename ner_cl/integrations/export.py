@@ -1,0 +1,72 @@
+"""Writing a model for other programs."""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ner_cl.errors import ModelError
+from ner_cl.files import publish_folder
+from ner_cl.model.card import model_card
+from ner_cl.model.ner_model import NerModel
+
+__all__ = ["FORMATS", "export_model"]
+
+FORMATS = ("onnx", "spacy", "hf")
+
+
+def export_model(
+    model: NerModel,
+    folder: Path,
+    *,
+    format: str,  # noqa: A002
+    int8: bool = False,
+    language: str = "en",
+) -> None:
+    """Writes a model for other programs, whole or not at all.
+
+    Args:
+        model: what to export.
+        folder: where to; must be new or empty.
+        format: `onnx`, a model folder whose graph ONNX Runtime runs; `spacy`, a pipeline folder; `hf`, a `transformers`
+            token classifier.
+        int8: for `onnx`, weights as 8-bit integers.
+        language: for `spacy`, the code of its tokenizer's language.
+
+    Raises:
+        ModelError: if the folder is not free, or the model cannot be written so.
+        MissingExtra: if what writes it is not installed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder}: exists and is not an empty folder; choose another one")
+    if format == "onnx":
+        from ner_cl.integrations.onnx import to_onnx
+
+        to_onnx(model, int8=int8).save(folder)
+    elif format == "spacy":
+        nlp = _pipeline(model, language)
+        publish_folder(folder, nlp.to_disk)
+    else:
+        from ner_cl.integrations.hub import to_token_classifier
+
+        classifier = to_token_classifier(model)
+        publish_folder(folder, lambda draft: _save_classifier(model, classifier, draft))
+
+
+def _pipeline(model: NerModel, language: str) -> Any:
+    import spacy
+
+    try:
+        nlp = spacy.blank(language)
+    except ImportError as error:
+        raise ModelError(f"spaCy has no language {language!r}; give the code of one, such as en, or xx") from error
+    component: Any = nlp.add_pipe("ner_cl")
+    component.use(model)
+    return nlp
+
+
+def _save_classifier(model: NerModel, classifier: Any, folder: Path) -> None:
+    transformers.utils.logging.disable_progress_bar()
+    classifier.save_pretrained(folder)
+    model.encoder.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(model), encoding="utf-8")

@@ -1,0 +1,59 @@
+"""A model as a `transformers` token classifier, for whatever reads those."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ner_cl.errors import ModelError
+from ner_cl.model.ner_model import NerModel
+
+__all__ = ["to_token_classifier"]
+
+
+def to_token_classifier(model: NerModel) -> Any:
+    """The model as an `AutoModelForTokenClassification` with one softmax over all tags.
+
+    Exact for ExtendNER. AddNER's blocks become one layer by their log-odds against their own `O`, `W_t - W_O` and
+    `b_t - b_O` beside a zero row for `O`: the scores of `head.merge: viterbi` (`ner_cl.model.merge.exclusive_scores`).
+    What reads such a model takes the best tag of each word, or piece, without regard to the words around it, where
+    ner_cl decodes whole sentences, and knows no windows: texts longer than the encoder's input are cut off.
+
+    Raises:
+        ModelError: if the model's blocks read different word vectors, vote, or the encoder has no such classifier.
+    """
+    model.check_types(None)
+    if model.runtime is not None:
+        raise ModelError("this model was exported already; export the model that it came from")
+    if model.subnetworks is not None:
+        raise ModelError("a sub-network a step is no single classifier; make one of them with ner-cl compact")
+    if model.head.knows_older:
+        raise ModelError("blocks that vote on the same types are no single classifier; use --format onnx or spacy")
+    tags = list(model.tagset.tags)
+    config = type(model.encoder.config).from_dict(model.encoder.config.to_dict())
+    config.id2label = dict(enumerate(tags))
+    config.label2id = {tag: index for index, tag in enumerate(tags)}
+    try:
+        classifier = transformers.AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise ModelError(f"there is no token classifier for this encoder ({str(error)[:120]})") from error
+    output = getattr(classifier, "classifier", None)
+    if not isinstance(output, nn.Linear):
+        raise ModelError("the token classifier of this encoder has no single output layer; use --format onnx or spacy")
+    classifier.base_model.load_state_dict(model.encoder.backbone.state_dict())
+    weight, bias = one_layer(model)
+    output.load_state_dict({"weight": weight, "bias": bias})
+    return classifier.eval()
+
+
+def one_layer(model: NerModel) -> tuple[Tensor, Tensor]:
+    """Weight `[tag, hidden]` and bias `[tag]` of one output layer over all tags."""
+    blocks: Sequence[Any] = list(model.head.blocks)
+    weights = [block.weight.detach().cpu() for block in blocks]
+    biases = [block.bias.detach().cpu() for block in blocks]
+    if model.head.apart:
+        weights = [torch.zeros_like(weights[0][:1]), *(weight[1:] - weight[:1] for weight in weights)]
+        biases = [torch.zeros_like(biases[0][:1]), *(bias[1:] - bias[:1] for bias in biases)]
+    return torch.cat(weights), torch.cat(biases)

@@ -1,0 +1,128 @@
+"""Whether an exported model finds what the model finds that it came from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ner_cl.errors import CheckFailed
+from ner_cl.evaluate.counts import count_spans, micro_f1
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
+from ner_cl.types import Sentence, Span
+
+__all__ = ["LEAST_AGREEMENT", "MOST_LOSS", "Parity", "check_export"]
+
+MOST_LOSS = 0.005
+"""Largest fall of micro F1, of 1, that a check lets pass."""
+LEAST_AGREEMENT = {"onnx": 0.999, "spacy": 0.999, "hf": 0.95}
+"""Least F1 of what was exported, taking the model's own answers for gold; `hf` takes the best tag of every word."""
+
+Finder = Callable[[Sequence[Sentence]], list[list[Span]]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What an exported model finds beside the model that it came from.
+
+    Attributes:
+        sentences: how many were read by both.
+        agreement: micro F1, of 1, of the exported model where the model's own answers are gold; None if it finds none.
+        f1_before: micro F1 of the model; None without gold.
+        f1_after: micro F1 of the exported model.
+    """
+
+    sentences: int
+    agreement: float | None
+    f1_before: float | None
+    f1_after: float | None
+
+    def check(self, format: str, *, int8: bool) -> None:  # noqa: A002  it is the word of the command line
+        """CheckFailed if they differ by more than the format lets expect; 8-bit integers may differ, but not in F1."""
+        least = LEAST_AGREEMENT[format]
+        if not int8 and self.agreement is not None and self.agreement < least:
+            raise CheckFailed(
+                f"the exported model agrees with the model in {100 * self.agreement:.2f} % of what they find, less "
+                f"than {100 * least:.1f} %"
+            )
+        if self.f1_before is not None and self.f1_before - (self.f1_after or 0.0) > MOST_LOSS:
+            raise CheckFailed(
+                f"micro F1 fell from {100 * self.f1_before:.2f} to {100 * (self.f1_after or 0.0):.2f} with the export, "
+                f"by more than {100 * MOST_LOSS:.1f} points"
+            )
+
+
+def check_export(
+    model: NerModel,
+    folder: Path,
+    sentences: Sequence[Sentence],
+    *,
+    format: str,  # noqa: A002
+) -> Parity:
+    """Reads what was exported, as its users would, and compares what it finds with what the model finds.
+
+    Args:
+        model: that was exported.
+        folder: where it was exported to.
+        sentences: what to read; those annotated for a type that the model knows are gold.
+        format: it was exported as.
+    """
+    ours = predict_sentences(model, sentences, precision="fp32")
+    theirs = {"onnx": _onnx_finder, "spacy": _spacy_finder, "hf": _hf_finder}[format](model, folder)(sentences)
+    told = [Sentence(s.words, tuple(spans), frozenset(model.types)) for s, spans in zip(sentences, ours, strict=True)]
+    gold = [sentence.restrict(model.types) for sentence in sentences]
+    has_gold = any(sentence.spans for sentence in gold)
+    return Parity(
+        sentences=len(sentences),
+        agreement=_f1(told, theirs, model.types),
+        f1_before=_f1(gold, ours, model.types) if has_gold else None,
+        f1_after=_f1(gold, theirs, model.types) if has_gold else None,
+    )
+
+
+def _f1(gold: Sequence[Sentence], found: Sequence[Sequence[Span]], types: Sequence[str]) -> float | None:
+    return micro_f1(count_spans(gold, found, types))
+
+
+def _onnx_finder(model: NerModel, folder: Path) -> Finder:
+    from ner_cl.model.store import load_model
+
+    exported = load_model(folder)
+    return lambda sentences: predict_sentences(exported, sentences)
+
+
+def _spacy_finder(model: NerModel, folder: Path) -> Finder:
+    import spacy
+    from spacy.tokens import Doc
+
+    nlp = spacy.load(folder)
+
+    def find(sentences: Sequence[Sentence]) -> list[list[Span]]:
+        docs = nlp.pipe(Doc(nlp.vocab, words=list(sentence.words)) for sentence in sentences)
+        return [[Span(entity.start, entity.end, entity.label_) for entity in doc.ents] for doc in docs]
+
+    return find
+
+
+def _hf_finder(model: NerModel, folder: Path) -> Finder:
+    import torch
+    import transformers
+
+    from ner_cl.data.tagset import spans_of_tags
+
+    transformers.utils.logging.disable_progress_bar()
+    classifier = transformers.AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def find(sentences: Sequence[Sentence]) -> list[list[Span]]:
+        tags: list[list[int]] = [[] for _ in sentences]
+        encoded = model.encode(sentences)
+        found: dict[int, list[int]] = {}
+        for rows, batch in encoded.in_length_order(2048):
+            with torch.inference_mode():
+                best = classifier(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).logits.argmax(-1)
+            for place, (row, words) in enumerate(zip(rows, batch.row_words, strict=True)):
+                found[row] = best[place][batch.word_pieces[place, :words]].tolist()
+        for row in sorted(found):
+            tags[encoded.windows[row].sentence] += found[row]
+        return [spans_of_tags(row, model.types) for row in tags]
+
+    return find
