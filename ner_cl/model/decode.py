@@ -115,12 +115,12 @@ def spans_of_rows(tags: Int[Tensor, "row word"]) -> Int[Tensor, "span 4"]:
 
 
 def coupling(scores: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word"]) -> Float[Tensor, "row word"]:
-    """How much each word hangs on those before it: the probability that it continues a span; infinite if it may matter.
+    """How much each word hangs on those before it: the probability of an `I-` here or next; infinite if it may matter.
 
     A row may be cut before any word of finite coupling: `viterbi` of the two parts is `viterbi` of the whole. The only
     ties are moves into `I-x`, and there `O` on the word before and then `B-x` is at least as good as anything that
-    leads to the `I-x` and costs no more. What `span_log_probability` says of a span changes, relatively, by about the
-    coupling of the words at which its row is cut.
+    leads to the `I-x` and costs no more. What `span_log_probability` says of a span is then what it says given that no
+    span lies across the cut, which changes the probability by about the coupling of the word at the cut.
 
     Args:
         scores: log-probabilities, or any additive scores, of the tags of each word; padding may hold anything.
@@ -132,8 +132,10 @@ def coupling(scores: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word
     outside, begin, inside = scores[..., 0], scores[..., 1::2], scores[..., 2::2]
     opened = torch.maximum(begin, inside)[:, :-1] + inside[:, 1:]  # [row, word from the second, type]
     apart = (outside[:, :-1, None] + begin[:, 1:] >= opened + _MARGIN).all(-1)
-    continues = (inside.logsumexp(-1) - scores.logsumexp(-1)).exp()[:, 1:].masked_fill(~apart, torch.inf)
-    return torch.nn.functional.pad(continues, (1, 0)).masked_fill(~mask, torch.inf)
+    continues = (inside.logsumexp(-1) - scores.logsumexp(-1)).exp().masked_fill(~mask, 0)
+    here_or_next = torch.maximum(continues, torch.nn.functional.pad(continues[:, 1:], (0, 1)))[:, 1:]
+    coupled = here_or_next.masked_fill(~apart, torch.inf)
+    return torch.nn.functional.pad(coupled, (1, 0)).masked_fill(~mask, torch.inf)
 
 
 def _inside_scores(emissions: Float[Tensor, "row word tag"], spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:

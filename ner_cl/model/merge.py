@@ -7,6 +7,8 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,7 +125,7 @@ def span_probability(
     """Weighted mean, over the blocks that know a span's type, of its forward-backward probability in each block.
 
     Args:
-        log_probs: of each block's tags.
+        log_probs: of each block's tags, or any additive scores.
         known: see the module.
         weights: positive, one a block.
         mask: which words are real.
@@ -134,15 +136,50 @@ def span_probability(
     """
     total = torch.zeros(len(spans), device=mask.device)
     coverage = torch.zeros_like(total)
-    for block, indices, weight in zip(log_probs, known, weights, strict=True):
-        own = spans[:, 3:] == torch.tensor(indices, device=spans.device)  # [span, type of the block]
-        asked = own.any(dim=1).nonzero().squeeze(-1)
-        if len(asked) == 0:
-            continue
-        local = torch.cat([spans[asked, :3], own[asked].long().argmax(dim=1, keepdim=True)], dim=1)
-        total[asked] += weight * span_log_probability(block, mask, local).exp().float()
-        coverage[asked] += weight
+    by_width: dict[int, list[int]] = {}
+    for number, indices in enumerate(known):
+        by_width.setdefault(len(indices), []).append(number)
+    for numbers in by_width.values():  # one recursion for all blocks of a width, since it is slow word by word
+        rows, asked = [], []
+        for number in numbers:
+            own = spans[:, 3:] == torch.tensor(known[number], device=spans.device)  # [span, type of the block]
+            asked.append(own.any(dim=1).nonzero().squeeze(-1))
+            rows.append(_Rows.of(log_probs[number], mask, spans[asked[-1]], own[asked[-1]].long().argmax(dim=1)))
+        found = torch.split(_log_probability(rows).exp().float(), [len(index) for index in asked])
+        for number, index, probability in zip(numbers, asked, found, strict=True):
+            total[index] += weights[number] * probability
+            coverage[index] += weights[number]
     return torch.where(coverage > 0, total / coverage, 0.0).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Those rows of a block in which there are spans of its types, and the spans with types and rows of their own."""
+
+    scores: Float[Tensor, "row word tag"]
+    mask: Bool[Tensor, "row word"]
+    spans: Int[Tensor, "span 4"]
+
+    @classmethod
+    def of(
+        cls,
+        block: Float[Tensor, "all word tag"],
+        mask: Bool[Tensor, "all word"],
+        spans: Int[Tensor, "span 4"],
+        types: Int[Tensor, " span"],
+    ) -> "_Rows":
+        rows, row = torch.unique(spans[:, 0], return_inverse=True)
+        return cls(block[rows], mask[rows], torch.stack([row, spans[:, 1], spans[:, 2], types], dim=1))
+
+
+def _log_probability(parts: Sequence[_Rows]) -> Float[Tensor, " span"]:
+    """Of the spans of all parts, one after the other."""
+    firsts = accumulate((len(part.scores) for part in parts[:-1]), initial=0)
+    shift = torch.tensor([1, 0, 0, 0], device=parts[0].spans.device)
+    spans = torch.cat([part.spans + first * shift for first, part in zip(firsts, parts, strict=True)])
+    return span_log_probability(
+        torch.cat([part.scores for part in parts]), torch.cat([part.mask for part in parts]), spans
+    )
 
 
 def best_temperature(
