@@ -42,9 +42,11 @@ def evaluate(
 
     Where each step has a block of its own (head addner), `alone` is F1 of the block without the others, and `merging`
     what the merging of blocks adds to it or takes from it.
+
+    The expected calibration error is the mean distance between a score and how often spans of such a score are right.
     """
     from ner_cl.data.readers import read_sentences
-    from ner_cl.model.predict import predict_sentences
+    from ner_cl.model.predict import predict_sentences, score_sentences
     from ner_cl.model.store import load_model
 
     tagger = load_model(model, device="auto")
@@ -55,9 +57,11 @@ def evaluate(
     sentences = read_sentences(data, format=format_, alignment=alignment)
     scored = _scored_types(tagger, asked, sentences, data)
     say(f"{len(sentences)} sentences")
-    predicted = predict_sentences(tagger, sentences)
+    found = [[(item.span, item.score) for item in items] for items in score_sentences(tagger, sentences)]
+    predicted = [[span for span, _ in items] for items in found]
     report = {"model": str(model), "data": data, "sentences": len(sentences)}
     report |= _report(sentences, predicted, scored, lenient=lenient)
+    report["calibration"] = _calibration([sentence.restrict(scored) for sentence in sentences], found)
     if tagger.head.apart and len(tagger.tagset.steps) > 1:
         _add_alone(report, sentences, predict_sentences(tagger, sentences, nested=True))
     if output is not None:
@@ -108,6 +112,15 @@ def _report(
     }
 
 
+def _calibration(gold: "Sequence[Sentence]", found: "Sequence[Sequence[tuple[Span, float]]]") -> dict[str, Any]:
+    """Whether scores are the shares of what was found that is right."""
+    from ner_cl.evaluate.calibrate import expected_calibration_error, judge, reliability
+
+    judged = judge(gold, found)
+    bins = [{"spans": own.count, "score": own.score, "right": own.right} for own in reliability(judged)]
+    return {"expected_error": expected_calibration_error(judged), "spans": len(judged), "bins": bins}
+
+
 def _add_alone(report: dict[str, Any], sentences: "Sequence[Sentence]", alone: "Sequence[Sequence[Span]]") -> None:
     """Adds F1 of every type's block by itself, and what merging does to it."""
     from ner_cl.evaluate.counts import Counts, count_spans
@@ -130,6 +143,12 @@ def _cell(counts: Any) -> dict[str, Any]:
 
 def _text(report: dict[str, Any]) -> str:
     """The report as a table, scores times 100."""
+    calibration = report["calibration"]
+    error = "-" if calibration["expected_error"] is None else f"{100 * calibration['expected_error']:.1f}"
+    return f"{_table(report)}\nexpected calibration error of the scores, {calibration['spans']} spans found: {error}"
+
+
+def _table(report: dict[str, Any]) -> str:
     lines = {**report["types"], "micro": report["micro"], "macro": report["macro"]}
     for mode, averages in report["seqeval"].items():
         lines[f"seqeval {mode}, micro"] = averages["micro"]

@@ -197,6 +197,8 @@ class TrainingOptions(Options):
         precision: `auto` is bf16 where the device computes in it, else fp32.
         train_embeddings: train the word-piece embeddings too. They are half the parameters of a small encoder, a
             step sees few of their rows, and training them costs time and gains nothing measurable.
+        calibrate: at the end of a step, find the temperature under which scores say how often they are right on the
+            dev sentences. Tags do not depend on it.
         checkpoint_seconds: least time between two checkpoints inside a step; 0 makes one after every update.
     """
 
@@ -208,6 +210,7 @@ class TrainingOptions(Options):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     train_embeddings: bool = False
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
+    calibrate: bool = True
     checkpoint_seconds: float = Field(60.0, ge=0)
 
 

@@ -6,7 +6,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,7 +19,7 @@ from ner_cl.model.decode import span_log_probability, viterbi
 from ner_cl.model.losses import marginal_cross_entropy
 from ner_cl.types import Span
 
-__all__ = ["best_temperature", "exclusive_scores", "majority", "span_probability", "weighted_vote"]
+__all__ = ["best_temperature", "exclusive_scores", "golden_section", "majority", "span_probability", "weighted_vote"]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -206,14 +206,18 @@ def best_temperature(
         scaled = logits.double()[None] / math.exp(log_temperature)
         return float(marginal_cross_entropy(scaled, targets[None], annotated[None]).mean())
 
-    low, high = math.log(lowest), math.log(highest)
-    for _ in range(30):
+    return math.exp(golden_section(cost, math.log(lowest), math.log(highest), rounds=30))
+
+
+def golden_section(cost: Callable[[float], float], low: float, high: float, *, rounds: int) -> float:
+    """Where a function with one valley is least, to `0.618 ** rounds` of the interval searched."""
+    for _ in range(rounds):
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
         if cost(left) <= cost(right):
             high = right
         else:
             low = left
-    return math.exp((low + high) / 2)
+    return (low + high) / 2
 
 
 def _columns(indices: Sequence[int], *, device: torch.device) -> Int[Tensor, " tag"]:

@@ -1,6 +1,7 @@
 """The model folder: safetensors and JSON only, written whole or not at all."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def _write(model: NerModel, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
         "encoder": model.encoder.options.model_dump(),
         "head": model.head.options.model_dump(),
+        "temperatures": model.head.temperatures,
     }
     if model.subnetworks is not None:
         config["ner_cl"]["subnetworks"] = {
@@ -109,6 +111,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> Ner
     _load_weights(model, folder / "model.safetensors", exported="runtime" in settings)
     if "runtime" in settings:
         model.runtime = _read_graph(folder / GRAPH_FILE, settings["runtime"])
+    model.head.temperatures = _temperatures(settings, len(model.tagset.steps), folder)
     model.history = _read_history(folder / "history.jsonl")
     model.metrics = _read_json(folder / "metrics.json")
     model.strategy_state, model.kept_sentences = kept_in(folder)
@@ -207,6 +210,16 @@ def _read_steps(path: Path) -> list[list[str]]:
     if not all(isinstance(types, list) and all(isinstance(type_, str) for type_ in types) for types in rows):
         raise ModelError(f"{path}: steps must be a list with the types of each step")
     return rows
+
+
+def _temperatures(settings: dict[str, Any], steps: int, folder: Path) -> list[float]:
+    """One a step; 1 in a folder that was written before there were any."""
+    found = settings.get("temperatures", [1.0] * steps)
+    good = isinstance(found, list) and all(isinstance(value, float) and 0 < value < math.inf for value in found)
+    if not good or len(found) != steps:
+        where = f"{folder / 'config.json'}: ner_cl.temperatures"
+        raise ModelError(f"{where}: must be a list of positive numbers, one for each of the {steps} steps")
+    return list(found)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from ner_cl.model.predict import predict_sentences
 from ner_cl.registry import strategies as strategy_registry
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import check_kept
+from ner_cl.train.calibrate import Calibration, calibrate
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
-from ner_cl.train.events import Event, Note
+from ner_cl.train.events import Event
 from ner_cl.train.isolation import Fingerprints, emission_fingerprints
 from ner_cl.train.loop import StepTraining, loss_terms, plan_epochs
+from ner_cl.train.notes import notes
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Learner", "build_strategies"]
@@ -60,6 +62,7 @@ class Learner:
 
     Attributes:
         isolation: what was found unchanged to the last bit in the last step, where a strategy promises it.
+        calibration: of the scores of the last step, where its dev sentences say enough.
 
     Raises:
         ConfigError: if the strategies cannot be combined, or not with the model.
@@ -84,6 +87,7 @@ class Learner:
         self.seed = seed
         self.checkpoint = checkpoint or Checkpoint(None)
         self.isolation: Fingerprints | None = None
+        self.calibration: Calibration | None = None
         _check_model(self.strategies, model)
         for strategy in self.strategies:
             _load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
@@ -137,12 +141,19 @@ class Learner:
         self._grow(step.types, step.number)
         context.encoded = self.model.encode(train)
         self.sentences = len(train)
-        yield from self._notes(context)
+        yield from notes(self.model, self.strategies, context)
         yield from self._train(context, dev, self._fingerprint(step, unlabeled))
         self._finish(context)
+        self.calibration = self._calibrate(step)
         self.isolation = before
         if before is not None:
             before.check(self._old_emissions(step))
+
+    def _calibrate(self, step: Step) -> Calibration | None:
+        if not self.training.calibrate:
+            return None
+        batch_tokens, precision = self.training.eval_batch_tokens, self.engine.precision
+        return calibrate(self.model, step.dev, batch_tokens=batch_tokens, precision=precision)
 
     def _old_emissions(self, step: Step) -> Fingerprints:
         """Of what old blocks emit on the step's dev sentences, or where there are none, on its training sentences."""
@@ -180,26 +191,6 @@ class Learner:
             )
             yield from self.loop.run()
             seconds = self.loop.progress.train_seconds
-
-    def _notes(self, context: StepContext) -> Iterator[Note]:
-        """What a list of strategies does to the model that its user may not expect."""
-        state, sentences = self.model.strategy_state, self.model.kept_sentences
-        kept = {name for name in (*state, *sentences) if state.get(name) or sentences.get(name)}
-        if dropped := sorted(kept.difference(strategy.options.name for strategy in self.strategies)):
-            yield Note(
-                step=context.number,
-                text=f"what {' and '.join(dropped)} kept of earlier steps is dropped, because "
-                f"{'they are' if len(dropped) > 1 else 'it is'} not in the list of strategies; old models keep theirs",
-            )
-        for strategy in self.strategies:
-            name = strategy.options.name
-            if context.old_types and strategy.keeps and name not in kept:
-                until = "" if strategy.acts_at_once else "; it begins to act in the next step"
-                yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
-        networks = self.model.subnetworks
-        if context.old_types and networks is not None and networks.free is not None:
-            text = f"{networks.options.name}: earlier steps have left {networks.free:.1%} of the network free"
-            yield Note(step=context.number, text=text)
 
     def _finish(self, context: StepContext) -> None:
         """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""

@@ -27,6 +27,7 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
         "f1_before": dict(before),
         "f1_after": dict(after),
         "train_seconds": round(learner.progress.train_seconds, 2),
+        **({"calibration": learner.calibration.record()} if learner.calibration is not None else {}),
         **({"isolation": learner.isolation.record()} if learner.isolation is not None else {}),
         **({"free": round(free, 4)} if free is not None else {}),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

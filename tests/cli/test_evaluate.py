@@ -9,7 +9,7 @@ from ner_cl.cli.app import main
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
 from ner_cl.evaluate.counts import Counts, count_spans
-from ner_cl.model.predict import predict_sentences
+from ner_cl.model.predict import predict_sentences, score_sentences
 from ner_cl.model.store import load_model
 from tests.cli.conftest import Toy
 from tests.tiny import toy_sentences
@@ -49,7 +49,7 @@ def test_the_table_has_a_line_for_each_type_and_average(
     assert main(["evaluate", str(model_folder), str(toy.data / "test.jsonl"), "--output", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["type", "precision", "recall", "f1", "support"]
-    assert [line.split()[0] for line in lines[1:]] == ["PER", "LOC", "micro", "macro", "seqeval"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["PER", "LOC", "micro", "macro", "seqeval"]
     report = json.loads(output.read_text())
     micro = report["micro"]
     assert lines[3].split()[1:] == [*(f"{100 * micro[key]:.1f}" for key in ("precision", "recall", "f1")), "170"]
@@ -126,3 +126,20 @@ def test_one_output_for_all_types_has_nothing_to_merge(
 ) -> None:
     assert main(["evaluate", str(model_folder), str(toy.data / "test.jsonl"), "--merge", "viterbi"]) == 2
     assert "head extendner has one output for all types" in capsys.readouterr().err
+
+
+def test_scores_are_held_against_how_often_they_are_right(
+    toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = evaluate(capsys, model_folder, toy.data / "test.jsonl")["calibration"]
+    sentences = read_sentences(toy.data / "test.jsonl")
+    found = score_sentences(load_model(model_folder), sentences)
+    right = [item.span in s.spans for s, items in zip(sentences, found, strict=True) for item in items]
+    assert calibration["spans"] == len(right) > 50  # type: ignore[index]
+    bins = calibration["bins"]  # type: ignore[index]
+    assert sum(own["spans"] * own["right"] for own in bins) == pytest.approx(sum(right))
+    assert calibration["expected_error"] == pytest.approx(  # type: ignore[index]
+        sum(own["spans"] * abs(own["right"] - own["score"]) for own in bins) / len(right)
+    )
+    assert main(["-q", "evaluate", str(model_folder), str(toy.data / "test.jsonl")]) == 0
+    assert "expected calibration error of the scores" in capsys.readouterr().out.splitlines()[-1]

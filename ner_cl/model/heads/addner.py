@@ -219,7 +219,7 @@ class AddNer(Head):
         return [block.log_softmax(dim=-1) for block in tempered], weights
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """Forward-backward probability of each span under the chain of the block that knows its type.
+        """Forward-backward probability of each span under the chain, and at the temperature, of its type's block.
 
         Where blocks vote, the mean over those that know it, weighted as their votes are.
         """
@@ -227,7 +227,7 @@ class AddNer(Head):
         if self.votes:
             log_probs, weights = self._ballots(emissions, asked)
         else:
-            log_probs = [emissions.blocks[index].float() for index in asked]
+            log_probs = [emissions.blocks[index].float() / self.temperatures[index] for index in asked]
             weights = [1.0] * len(asked)
         return span_probability(log_probs, [self.known[index] for index in asked], weights, emissions.word_mask, spans)
 

@@ -99,6 +99,8 @@ class Head(nn.Module, ABC):
 
     Attributes:
         known: for each block, the indices of the types that it has columns for, in the order of the columns.
+        temperatures: for each block, what divides its logits where probabilities of spans are computed; 1 until
+            measured. Tags do not depend on it.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Head(nn.Module, ABC):
         self.tagset = Tagset()
         self.blocks = nn.ModuleList()
         self.known: list[tuple[int, ...]] = []
+        self.temperatures: list[float] = []
 
     def grow(
         self,
@@ -131,6 +134,7 @@ class Head(nn.Module, ABC):
         """
         self.tagset = self.tagset.grow(types)
         self.known.append(tuple(self.tagset.types.index(type_) for type_ in (*types, *covers)))
+        self.temperatures.append(1.0)
         block = nn.Linear(width or self.hidden, self._new_columns(len(types) + len(covers)))
         with torch.no_grad():
             block.weight.normal_(0.0, 0.02, generator=generator)
@@ -141,6 +145,11 @@ class Head(nn.Module, ABC):
                 block.weight.add_(outside.weight[0])
                 block.bias.add_(outside.bias[0])
         self.blocks.append(block)
+
+    @property
+    def votes(self) -> bool:
+        """Whether blocks vote, so that several may know the same type."""
+        return False
 
     @property
     def knows_older(self) -> bool:
@@ -160,6 +169,7 @@ class Head(nn.Module, ABC):
         self.tagset = Tagset()
         self.blocks = nn.ModuleList()
         self.known = []
+        self.temperatures = []
 
     def scores(self, words: Float[Tensor, "row word hidden"]) -> list[Float[Tensor, "row word _"]]:
         """The product of every block, in fp32 whatever the surrounding precision."""

@@ -74,8 +74,9 @@ class ExtendNer(Head):
         return hide_types(viterbi(emissions.blocks[0].float(), emissions.word_mask), self.tagset, types)
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """Forward-backward probability of each span under the legal chain."""
-        return span_log_probability(emissions.blocks[0].float(), emissions.word_mask, spans).exp()
+        """Forward-backward probability of each span under the legal chain, at the temperature of the last step."""
+        tempered = emissions.blocks[0].float() / self.temperatures[-1]
+        return span_log_probability(tempered, emissions.word_mask, spans).exp()
 
 
 def _cross_entropy(

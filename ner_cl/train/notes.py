@@ -1,0 +1,30 @@
+"""What a list of strategies does to a model that its user may not expect."""
+
+from collections.abc import Iterator, Sequence
+
+from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.train.events import Note
+
+__all__ = ["notes"]
+
+
+def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext) -> Iterator[Note]:
+    """What is to be said at the beginning of a step."""
+    state, sentences = model.strategy_state, model.kept_sentences
+    kept = {name for name in (*state, *sentences) if state.get(name) or sentences.get(name)}
+    if dropped := sorted(kept.difference(strategy.options.name for strategy in strategies)):
+        yield Note(
+            step=context.number,
+            text=f"what {' and '.join(dropped)} kept of earlier steps is dropped, because "
+            f"{'they are' if len(dropped) > 1 else 'it is'} not in the list of strategies; old models keep theirs",
+        )
+    for strategy in strategies:
+        name = strategy.options.name
+        if context.old_types and strategy.keeps and name not in kept:
+            until = "" if strategy.acts_at_once else "; it begins to act in the next step"
+            yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
+    networks = model.subnetworks
+    if context.old_types and networks is not None and networks.free is not None:
+        text = f"{networks.options.name}: earlier steps have left {networks.free:.1%} of the network free"
+        yield Note(step=context.number, text=text)
