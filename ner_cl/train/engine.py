@@ -75,6 +75,16 @@ class Engine:
         """This process's share of a sequence that all processes hold."""
         return items[self.rank :: self.processes]
 
+    def gather(self, mine: Sequence[Any]) -> list[Any]:
+        """The items of all processes in the order of the sequence that `mine` shared out; the same in all of them."""
+        if self.processes == 1:
+            return list(mine)
+        shares = gather_object([list(mine)])
+        whole: list[Any] = [None] * sum(map(len, shares))
+        for rank, share in enumerate(shares):
+            whole[rank :: self.processes] = share
+        return whole
+
     def sum_counts(self, counts: Mapping[str, Counts]) -> dict[str, Counts]:
         """Counts added up over processes."""
         if self.processes == 1:

@@ -1,7 +1,7 @@
 """A whole stream: learn every step, evaluate after each, keep everything in one run folder."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from filelock import FileLock, Timeout
 
 from ner_cl.config import Config
 from ner_cl.data.corpus import load_corpus
-from ner_cl.data.stream import Step, Stream, build_stream, order_types
+from ner_cl.data.stream import Step, Stream, build_stream, fingerprint, order_types
 from ner_cl.errors import CheckFailed, ConfigError
-from ner_cl.evaluate.counts import Counts
+from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.matrix import Matrix
+from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.files import recover_folders, replace_text, write_json
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import ScoredSpan, score_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.checkpoint import Checkpoint
@@ -25,7 +27,9 @@ from ner_cl.train.engine import Engine
 from ner_cl.train.environment import environment
 from ner_cl.train.events import Event, EventLog, RunDone, StepDone
 from ner_cl.train.learner import Learner
+from ner_cl.train.memory import peak_memory, reset_peak_memory
 from ner_cl.train.record import Scores, history_record, largest_drop
+from ner_cl.types import Sentence
 
 __all__ = ["Run", "open_stream", "run_stream", "stream_events"]
 
@@ -101,14 +105,18 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
         seed=config.seed,
         checkpoint=Checkpoint(folder / "checkpoints" / "current"),
     )
+    test = fingerprint(stream.test)
     for step in stream.steps[len(matrix.counts) :]:
         step_started = time.perf_counter()
+        reset_peak_memory()
         for event in _learn(learner, step, stream):
             log.write(event)
             yield event
-        counts = learner.count(stream.test_at(step.number), stream.seen(step.number))
+        predicted = Predictions.of(step.number, test, _found(learner, stream.test))
+        counts = count_spans(stream.test_at(step.number), predicted.spans, stream.seen(step.number))
         matrix = matrix.with_row(counts)
         if engine.is_main:
+            predicted.save(predictions_file(folder, step.number))
             matrix.save(folder)
         _check_drop(matrix, step, config)
         if engine.is_main:
@@ -131,6 +139,18 @@ def _learn(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
         earlier=stream.everything_until(step.number),
         earlier_dev=stream.dev_everything_until(step.number),
     )
+
+
+def _found(learner: Learner, sentences: Sequence[Sentence]) -> list[list[ScoredSpan]]:
+    """The spans the model finds now with the probability of each; the work is shared out over processes."""
+    engine = learner.engine
+    mine = score_sentences(
+        learner.model,
+        engine.mine(sentences),
+        batch_tokens=learner.training.eval_batch_tokens,
+        precision=engine.precision,
+    )
+    return engine.gather(mine)
 
 
 def _skipped(config: Config, step: Step, stream: Stream) -> bool:
@@ -266,5 +286,6 @@ def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> 
         f1=matrix.f1[-1] or {},
         train_seconds=progress.train_seconds,
         seconds=seconds,
+        peak_memory=peak_memory(),
         sentences_per_second=learner.sentences * epochs / max(progress.train_seconds, 1e-9),
     )
