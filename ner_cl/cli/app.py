@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from ner_cl.cli import data
 from ner_cl.cli.compact import compact
+from ner_cl.cli.compare import compare
 from ner_cl.cli.console import is_main_process, talk, use_utf8
 from ner_cl.cli.evaluate import evaluate
 from ner_cl.cli.info import info
@@ -35,7 +36,7 @@ _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in (init, train, learn, evaluate, predict, compact, report):
+for verb in (init, train, learn, evaluate, predict, compact, report, compare):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.command()(info)

@@ -59,7 +59,7 @@ def run_outputs(
         options = run.config.stream
         corpus = load_corpus(options.corpus, name=options.name)
     except (NerClError, OSError) as error:
-        outputs.notes.append(f"{run.folder.name}: the test data are not at hand ({error})")
+        outputs.notes.append(f"{run.name}: the test data are not at hand ({error})")
         return outputs
     outputs.test = tuple(sentence.restrict(run.matrix.types) for sentence in corpus.test)
     test = fingerprint(outputs.test)
@@ -69,7 +69,7 @@ def run_outputs(
             continue
         found = _kept(run, step, test)
         if found is None and predict and (run.folder / "steps" / f"{step:02d}").is_dir():
-            say(f"{run.folder.name}: finding entities in {len(outputs.test)} test sentences after step {step}")
+            say(f"{run.name}: finding entities in {len(outputs.test)} test sentences after step {step}")
             found = _made(run, step, test, outputs.test)
             made.append(step)
         if found is None:
@@ -77,7 +77,7 @@ def run_outputs(
         else:
             outputs.by_step[step] = found
     if missing:
-        outputs.notes.append(f"{run.folder.name}: no predictions of step {', '.join(map(str, missing))} are at hand")
+        outputs.notes.append(f"{run.name}: no predictions of step {', '.join(map(str, missing))} are at hand")
     outputs.notes += _differing(run, outputs, made)
     return outputs
 
@@ -115,7 +115,7 @@ def _differing(run: RunRecord, outputs: Outputs, made: list[int]) -> list[str]:
         apart = sum(abs(again[t].tp - row[t].tp) + abs(again[t].fp - row[t].fp) for t in seen)
         if apart:
             notes.append(
-                f"{run.folder.name}: predictions of step {step} were made again and differ from the run's own "
+                f"{run.name}: predictions of step {step} were made again and differ from the run's own "
                 f"by {apart} spans (another machine or precision); the matrix is the run's"
             )
     return notes

@@ -49,6 +49,11 @@ class RunRecord:
     data: dict[int, str]
 
     @property
+    def name(self) -> str:
+        """The folder's name behind that of the folder it is in, as in `distill/seed-1`."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
+    @property
     def steps(self) -> tuple[tuple[str, ...], ...]:
         """The types of each step, in learning order."""
         return self.matrix.steps

@@ -7,7 +7,8 @@ import pytest
 from ner_cl.train.run import run_stream
 from tests.train.toy_runs import run_config
 
-STEPS = [["PER"], ["LOC"]]
+# Enough to learn a type, and with plain fine-tuning to forget the one before.
+WELL = {"epochs": 8, "batch_tokens": 128}
 
 
 @pytest.fixture(scope="session")
@@ -16,5 +17,5 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("evidence")
     for seed in (1, 2):
         output = str(home / "finetune" / f"seed-{seed}")
-        run_stream(run_config(home, seed=seed, strategies=["finetune"], output=output, training={"epochs": 4}))
+        run_stream(run_config(home, seed=seed, strategies=["finetune"], output=output, training=WELL))
     return home / "finetune"

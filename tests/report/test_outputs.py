@@ -36,7 +36,7 @@ def test_what_is_missing_is_made_again_and_kept(run: Path) -> None:
     outputs = run_outputs(load_run(run), say=told.append)
     assert outputs.by_step == kept
     assert outputs.notes == []
-    assert [line.split(":")[1].split()[0] for line in told] == ["finding", "finding"]
+    assert [line.split(": ")[1].split()[0] for line in told] == ["finding", "finding"]
     assert Predictions.load(predictions_file(run, 2)) == kept[2]
 
 
@@ -46,7 +46,7 @@ def test_predictions_on_another_test_set_are_not_taken(run: Path) -> None:
     path.write_text("\n".join([json.dumps({**json.loads(head), "test": "other"}), *rows]))
     outputs = run_outputs(load_run(run), predict=False)
     assert list(outputs.by_step) == [2]
-    assert outputs.notes == ["seed-1: no predictions of step 1 are at hand"]
+    assert outputs.notes == [f"{run.parent.name}/seed-1: no predictions of step 1 are at hand"]
 
 
 def test_a_matrix_that_the_models_do_not_give_is_told(run: Path) -> None:

@@ -156,7 +156,7 @@ def test_without_predictions_the_page_says_so(seeds: Path, tmp_path: Path) -> No
     assert (bare.confusion, bare.lost, bare.calibration) == ({}, (), ())
     text = report_page(bare, [(item.part, svg_of(item.figure, item.label)) for item in draw_all(bare)])
     assert text.count("No predictions on the test set are at hand.") == 3
-    assert "bare: no predictions of step 1, 2 are at hand" in text
+    assert "/bare: no predictions of step 1, 2 are at hand" in text
 
 
 def test_runs_that_differ_are_not_averaged(seeds: Path, tmp_path: Path) -> None:
