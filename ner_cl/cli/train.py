@@ -41,6 +41,10 @@ def train(
         bool, typer.Option("--dry-run", help="Check and describe configuration and data; write nothing.")
     ] = False,
     max_drop: MaxDrop = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option("--tracker", metavar="NAME", help="Show curves in trackio, tensorboard, mlflow or wandb."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Learn a stream of steps, with F1 of every type after each."""
@@ -49,6 +53,8 @@ def train(
     overrides = list(settings or ())
     if max_drop is not None:
         overrides.append(f"gate.max_drop={max_drop}")
+    if tracker is not None:
+        overrides.append(f"tracker={tracker}")
     loaded = load_config(config, overrides=overrides)
     if output is not None:
         loaded = loaded.model_copy(update={"output": str(output)})

@@ -218,7 +218,10 @@ class GateOptions(Options):
 
 
 class Config(Options):
-    """A whole run: a stream of steps on one encoder and head, with a list of strategies."""
+    """A whole run: a stream of steps on one encoder and head, with a list of strategies.
+
+    `tracker` shows losses and scores in an experiment tracker while the run goes on; it changes nothing else.
+    """
 
     seed: int = Field(13, ge=0)
     encoder: EncoderOptions = EncoderOptions()
@@ -228,6 +231,7 @@ class Config(Options):
     training: TrainingOptions = TrainingOptions()
     gate: GateOptions = GateOptions()
     output: str = "runs/run"
+    tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
 
     @model_validator(mode="before")
     @classmethod

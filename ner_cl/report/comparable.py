@@ -14,6 +14,7 @@ __all__ = ["Difference", "check_one_method", "differences"]
 _FREE = (
     "seed",
     "output",
+    "tracker",
     "strategies",
     "gate",
     "stream.name",
