@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from ner_cl.config.base import Options
+from ner_cl.config.sweep import SweepOptions
 from ner_cl.config.validation import first_problem
 from ner_cl.errors import ConfigError
 from ner_cl.registry import heads, nearest, strategies
@@ -17,7 +19,6 @@ __all__ = [
     "GateOptions",
     "HeadOptions",
     "OptimizerOptions",
-    "Options",
     "StrategyOptions",
     "StreamOptions",
     "TrainingOptions",
@@ -25,22 +26,6 @@ __all__ = [
     "check_head",
     "parse_strategies",
 ]
-
-
-class Options(BaseModel):
-    """Base of all configuration sections: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            for key in values:
-                if key not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(f"unknown key {str(key)!r}{nearest(str(key), cls.model_fields)}; known: {known}")
-        return values
 
 
 class StrategyOptions(Options):
@@ -232,6 +217,7 @@ class Config(Options):
     gate: GateOptions = GateOptions()
     output: str = "runs/run"
     tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
+    sweep: SweepOptions = SweepOptions()
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ _FREE = (
     "seed",
     "output",
     "tracker",
+    "sweep",
     "strategies",
     "gate",
     "stream.name",

@@ -32,7 +32,7 @@ from ner_cl.train.record import Scores, history_record, largest_drop
 from ner_cl.train.tracking import tracking
 from ner_cl.types import Sentence
 
-__all__ = ["Run", "open_stream", "run_stream", "stream_events"]
+__all__ = ["Run", "learn_step", "open_stream", "run_stream", "stream_events"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
     for step in stream.steps[len(matrix.counts) :]:
         step_started = time.perf_counter()
         reset_peak_memory()
-        yield from _learn(learner, step, stream)
+        yield from learn_step(learner, step, stream)
         predicted = Predictions.of(step.number, test, _found(learner, stream.test))
         counts = count_spans(stream.test_at(step.number), predicted.spans, stream.seen(step.number))
         matrix = matrix.with_row(counts)
@@ -128,7 +128,8 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
     yield RunDone(metrics=matrix.metrics, seconds=time.perf_counter() - started)
 
 
-def _learn(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
+def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
+    """One step of a stream; a strategy that reads earlier data is given them."""
     if not learner.needs_earlier_data:
         return learner.learn_step(step)
     return learner.learn_step(
@@ -229,7 +230,10 @@ def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
 def _without_output(values: dict[str, Any]) -> dict[str, Any]:
     """What must agree for a run to be the same run: not where it is, how often it is saved, nor who is told of it."""
     training = {key: value for key, value in values["training"].items() if key != "checkpoint_seconds"}
-    return {**{key: value for key, value in values.items() if key not in ("output", "tracker")}, "training": training}
+    return {
+        **{key: value for key, value in values.items() if key not in ("output", "tracker", "sweep")},
+        "training": training,
+    }
 
 
 def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
