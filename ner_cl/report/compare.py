@@ -47,7 +47,7 @@ class Method:
         scores: every score of a matrix, by key.
         gap: final micro F1 below that of `joint`; None where there is no such run, and for itself.
         types: F1 of every type after the last step.
-        minutes: mean wall time of a run; None where runs did not come to their end.
+        minutes: mean wall time of the steps of a run; None where none was timed.
         speed: training sentences a second in updates.
         runs: the same run by run.
     """
@@ -132,8 +132,12 @@ def compare(
     Raises:
         DataError: if there is no run, or runs differ in more than their method.
     """
-    groups = {name: [load_run(path) for path in find_runs(folder)] for name, folder in _named(folders).items()}
+    read = {name: [load_run(path) for path in find_runs(folder)] for name, folder in _named(folders).items()}
+    groups = {name: [run for run in runs if run.is_done] for name, runs in read.items()}
+    undone = [run.name for runs in read.values() for run in runs if not run.is_done]
     for name, runs in groups.items():
+        if not runs:
+            raise DataError(f"{name}: no run is done; go on with it by --resume, or leave it out")
         check_one_method(name, runs)
     held = baseline or next(iter(groups))
     if held not in groups:
@@ -163,7 +167,10 @@ def compare(
             _contrast(name, groups[held], runs, outputs, resamples) for name, runs in groups.items() if name != held
         ),
         differences=tuple(found),
-        notes=tuple(dict.fromkeys(note for item in outputs.values() for note in item.notes)),
+        notes=(
+            *(f"{name}: is not done, and left out" for name in undone),
+            *dict.fromkeys(note for item in outputs.values() for note in item.notes),
+        ),
     )
 
 

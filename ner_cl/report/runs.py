@@ -36,7 +36,7 @@ class RunRecord:
         matrix: exact counts of every type after every step.
         environment: versions and machine; empty where they were not kept.
         costs: of the steps that were learned.
-        seconds: of the whole run; None where it did not come to its end.
+        seconds: of all steps, reading data and models left out; None where no step was timed.
         data: fingerprint of the training data of every step that the models remember.
     """
 
@@ -57,6 +57,11 @@ class RunRecord:
     def steps(self) -> tuple[tuple[str, ...], ...]:
         """The types of each step, in learning order."""
         return self.matrix.steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every step was learned."""
+        return len(self.matrix.counts) == len(self.steps)
 
     @property
     def pair(self) -> tuple[int, tuple[tuple[str, ...], ...]]:
@@ -94,7 +99,6 @@ def load_run(folder: Path) -> RunRecord:
         raise DataError(f"{folder}: no step is done yet")
     events = _lines(folder / "events.jsonl")
     done = {event["step"]: event for event in events if event["event"] == "StepDone"}
-    ended = [event["seconds"] for event in events if event["event"] == "RunDone"]
     environment = folder / "env.json"
     return RunRecord(
         folder=folder,
@@ -102,7 +106,7 @@ def load_run(folder: Path) -> RunRecord:
         matrix=matrix,
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {},
         costs=tuple(_cost(event) for _, event in sorted(done.items())),
-        seconds=sum(ended) if ended else None,
+        seconds=sum(event["seconds"] for event in done.values()) if done else None,
         data=_data(folder, len(matrix.counts)),
     )
 

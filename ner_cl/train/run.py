@@ -159,7 +159,7 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
 
 
 # What may stand in the folder of a run that was killed before it wrote its configuration.
-_FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "steps", "tracker"}
+_FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "predictions", "steps", "tracker"}
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:

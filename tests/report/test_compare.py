@@ -167,6 +167,18 @@ def test_other_orders_without_one_in_common_are_refused(methods: list[Path], tmp
     assert (found.contrasts[0].pairs, found.contrasts[0].micro, found.contrasts[0].runs) == (0, None, {})
 
 
+def test_a_run_that_is_not_done_is_left_out(methods: list[Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(methods[1], tmp_path / "half"))
+    half = copy / "seed-2" / "matrix.json"
+    values = json.loads(half.read_text())
+    half.write_text(json.dumps({**values, "counts": values["counts"][:1]}))
+    found = compare([methods[0], copy], resamples=100)
+    assert (found.methods[1].seeds, found.contrasts[0].pairs) == (1, 1)
+    assert "half/seed-2: is not done, and left out" in found.notes
+    with pytest.raises(DataError, match="seed-2: no run is done"):
+        compare([copy / "seed-2"])
+
+
 def test_a_folder_of_several_methods_is_refused(methods: list[Path]) -> None:
     with pytest.raises(DataError, match=r"are of different methods; give a folder for each"):
         compare([methods[0].parent])
