@@ -102,7 +102,7 @@ class StreamOptions(Options):
         protocol: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
         dev: how dev sentences are given to steps: `slice`, `whole`, or `auto` (as the protocol's authors did).
         seed: draws the slices; the type order too when it is `random`.
-        orders: other published orders of `steps`, for reference: give one as `steps` to use it.
+        orders: other published orders of `steps`: give one as `steps` to use it, or take several by `train --orders`.
     """
 
     file: str | None = None

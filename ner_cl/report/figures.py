@@ -114,7 +114,7 @@ def _panels(report: Report) -> Iterator[list[str]]:
 
 def curves(report: Report, types: Sequence[str]) -> Figure:
     """Each type from the step that taught it; a band is one standard deviation over runs."""
-    lines = (len(types) + 1) // 2 if max(map(len, types)) <= 22 else len(types)
+    lines = (len(types) + 1) // 2 if max(map(len, types)) <= 18 else len(types)
     with canvas(350, 220 + 15 * lines) as (figure, axes):
         for index, type_ in enumerate(types):
             start = report.learned[type_]
