@@ -1,5 +1,6 @@
 """Everything that the page about a run shows, as values."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def collect(folder: Path, *, predict: bool = True, say: Callable[[str], None] = 
         data=first.data,
         test=outputs[0].fingerprint,
         environment=first.environment,
-        config=yaml.safe_dump(first.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        config=_portable(yaml.safe_dump(first.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)),
         notes=tuple(note for item in outputs for note in item.notes),
     )
 
@@ -159,6 +160,12 @@ def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
             raise DataError(
                 f"{folder}: {run.folder} is not done; go on with it by --resume, or report the others alone"
             )
+
+
+def _portable(text: str) -> str:
+    """Paths below the folder of corpora as people elsewhere would write them."""
+    data = os.environ.get("NER_CL_DATA", "").rstrip("/")
+    return text.replace(f"{data}/", "$NER_CL_DATA/") if data else text
 
 
 def _f1_row(rows: Sequence[dict[str, float | None] | None]) -> dict[str, Spread] | None:

@@ -118,7 +118,7 @@ def _costs(method: Method) -> tuple[str, str, str]:
 def _bootstrap(test: BootstrapTest | None) -> list[str]:
     if test is None:
         return ["", "", ""]
-    change, low, high = (f"{100 * value:+.1f}" for value in (test.difference, test.low, test.high))
+    change, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in (test.difference, test.low, test.high))
     return [change, f"{low} to {high}", _p(test.p)]
 
 

@@ -13,8 +13,10 @@ import yaml
 from ner_cl.errors import DataError
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.evaluate.significance import paired_bootstrap, sentence_counts
+from ner_cl.report.collect import collect
 from ner_cl.report.compare import Comparison, compare
 from ner_cl.report.comparison_page import comparison_page
+from ner_cl.report.figures import draw_all
 from ner_cl.report.outputs import run_outputs
 from ner_cl.report.runs import load_run, method_of
 from ner_cl.report.tables import COLUMNS, to_csv, to_markdown
@@ -230,6 +232,15 @@ def test_the_page_holds_everything_and_fetches_nothing(comparison: Comparison) -
     for cell in ("finetune", "distill (temperature 1.5), head extendner", "seeds: 1, 2 (finetune, distill)"):
         assert cell in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_run_without_earlier_rows_has_a_page_too(methods: list[Path]) -> None:
+    report = collect(methods[2])
+    assert report.f1[0] is None
+    assert (list(report.confusion), report.lost) == ([2], ())
+    names = [item.name for item in draw_all(report)]
+    assert {"heatmap", "curves-1", "calibration"} <= set(names)
+    assert "changes" not in names
 
 
 def test_the_default_method_has_a_name(methods: list[Path]) -> None:

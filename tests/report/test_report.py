@@ -168,6 +168,11 @@ def test_runs_that_differ_are_not_averaged(seeds: Path, tmp_path: Path) -> None:
         collect(both)
 
 
+def test_paths_of_corpora_are_told_as_others_would_write_them(seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NER_CL_DATA", str(seeds.parent))
+    assert "train: $NER_CL_DATA/corpus/train.conll" in collect(seeds / "seed-1").config
+
+
 def test_figures_are_files_too(report: Report, tmp_path: Path) -> None:
     figure = draw_all(report)[0].figure
     save_figure(figure, tmp_path / "a.png")
