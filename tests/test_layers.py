@@ -9,8 +9,20 @@ import pytest
 
 from ner_cl.registry import strategies
 
-# errors, types, files → registry → config → data → model → evaluate → strategies → train → integrations, cli
-LAYERS = ["errors", "types", "files", "registry", "config", "data", "model", "evaluate", "strategies", "train"]
+# errors, types, files → registry → config → data → model → evaluate → strategies → train → report → integrations, cli
+LAYERS = [
+    "errors",
+    "types",
+    "files",
+    "registry",
+    "config",
+    "data",
+    "model",
+    "evaluate",
+    "strategies",
+    "train",
+    "report",
+]
 LAST = ["integrations", "cli", "__main__"]  # neither of the first two is on the other's left
 ROOT = Path(__file__).parents[1] / "ner_cl"
 MODULES = {
@@ -93,6 +105,8 @@ def test_strategies_know_no_other_strategy() -> None:
         ("spacy.language", {"ner_cl.integrations.spacy_component"}),
         ("typer", {"ner_cl.cli"}),
         ("rich", {"ner_cl.cli"}),
+        ("matplotlib", {"ner_cl.report.drawing"}),
+        ("jinja2", {"ner_cl.report.page"}),
     ],
 )
 def test_a_library_is_used_only_where_it_belongs(library: str, allowed: set[str]) -> None:
@@ -114,4 +128,5 @@ def test_the_rule_itself() -> None:
     assert not may_import("evaluate", "train")
     assert not may_import("integrations", "cli")
     assert not may_import("train", "cli")
+    assert not may_import("train", "report")
     assert not may_import("train", "")  # only the last layers may use the package as its users do

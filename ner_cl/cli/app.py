@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from ner_cl.cli import data
 from ner_cl.cli.compact import compact
+from ner_cl.cli.compare import compare
 from ner_cl.cli.console import is_main_process, talk, use_utf8
 from ner_cl.cli.evaluate import evaluate
 from ner_cl.cli.export import export
@@ -21,6 +22,8 @@ from ner_cl.cli.info import info
 from ner_cl.cli.init import init
 from ner_cl.cli.learn import learn
 from ner_cl.cli.predict import predict
+from ner_cl.cli.report import report
+from ner_cl.cli.sweep import sweep
 from ner_cl.cli.train import train
 from ner_cl.errors import CheckFailed, NerClError
 
@@ -35,7 +38,7 @@ _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in (init, train, learn, evaluate, predict, compact, export):
+for verb in (init, train, learn, evaluate, predict, compact, export, report, compare, sweep):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.command()(info)

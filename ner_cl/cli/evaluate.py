@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,11 +115,11 @@ def _report(
 
 def _calibration(gold: "Sequence[Sentence]", found: "Sequence[Sequence[tuple[Span, float]]]") -> dict[str, Any]:
     """Whether scores are the shares of what was found that is right."""
-    from ner_cl.evaluate.calibrate import expected_calibration_error, judge, reliability
+    from ner_cl.evaluate.reliability import calibration_error, judge, reliability
 
-    judged = judge(gold, found)
-    bins = [{"spans": own.count, "score": own.score, "right": own.right} for own in reliability(judged)]
-    return {"expected_error": expected_calibration_error(judged), "spans": len(judged), "bins": bins}
+    scores, right = judge(gold, found)
+    bins = reliability(scores, right)
+    return {"expected_error": calibration_error(bins), "spans": len(scores), "bins": [asdict(own) for own in bins]}
 
 
 def _add_alone(report: dict[str, Any], sentences: "Sequence[Sentence]", alone: "Sequence[Sequence[Span]]") -> None:

@@ -1,16 +1,16 @@
 """`ner-cl train`: a whole stream of steps."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ner_cl.cli.console import emit, emit_json, is_main_process, percent, say, table
+from ner_cl.cli.console import emit, emit_json, is_main_process, say
 from ner_cl.cli.options import Json, MaxDrop, Settings, integers
+from ner_cl.cli.repeat import train_all
 from ner_cl.errors import CheckFailed
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
@@ -19,14 +19,6 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
     from ner_cl.train.events import Event
 
 __all__ = ["train"]
-
-_SUMMARY = {
-    "final/micro_f1": "final micro F1",
-    "final/macro_f1": "final macro F1",
-    "average/micro_f1": "micro F1, mean over steps",
-    "average/macro_f1": "macro F1, mean over steps",
-    "forgetting/max_drop": "forgetting",
-}
 
 
 def train(
@@ -37,10 +29,18 @@ def train(
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="1,2,3", help="A run for each seed, in OUTPUT/seed-N.")
     ] = None,
+    orders: Annotated[
+        int | None,
+        typer.Option("--orders", min=1, metavar="N", help="A run for each of N orders of steps, in OUTPUT/order-N."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and describe configuration and data; write nothing.")
     ] = False,
     max_drop: MaxDrop = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option("--tracker", metavar="NAME", help="Show curves in trackio, tensorboard, mlflow or wandb."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Learn a stream of steps, with F1 of every type after each."""
@@ -49,6 +49,8 @@ def train(
     overrides = list(settings or ())
     if max_drop is not None:
         overrides.append(f"gate.max_drop={max_drop}")
+    if tracker is not None:
+        overrides.append(f"tracker={tracker}")
     loaded = load_config(config, overrides=overrides)
     if output is not None:
         loaded = loaded.model_copy(update={"output": str(output)})
@@ -58,8 +60,13 @@ def train(
 
         description = describe_run(loaded)
         emit_json(description.to_dict()) if as_json else emit(description.text)
-    elif numbers:
-        _train_seeds(loaded, numbers, resume=resume, as_json=as_json)
+    elif numbers or orders:
+
+        def train_once(one: "Config") -> "Matrix":
+            say(f"run {Path(one.output).relative_to(loaded.output)}")
+            return _train_once(one, resume=resume, show=False)
+
+        train_all(loaded, train_once, seeds=numbers, orders=orders, as_json=as_json)
     else:
         matrix = _train_once(loaded, resume=resume, show=not as_json)
         if as_json:
@@ -106,34 +113,3 @@ def _all_or_nothing(folder: Path, display: "Callable[[Event], None]") -> "Iterat
     finally:
         if not (begun or was_there) and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _train_seeds(config: "Config", seeds: Sequence[int], *, resume: bool, as_json: bool) -> None:
-    """A run for each seed on the same stream, then mean and standard deviation of what counts."""
-    metrics: dict[int, dict[str, float | None]] = {}
-    for seed in seeds:
-        say(f"seed {seed}")
-        one = config.model_copy(update={"seed": seed, "output": str(Path(config.output) / f"seed-{seed}")})
-        metrics[seed] = _train_once(one, resume=resume, show=False).metrics
-    columns = {key: [metrics[seed][key] for seed in seeds] for key in _SUMMARY}
-    means = {key: _mean(values) for key, values in columns.items()}
-    deviations = {key: _deviation(values) for key, values in columns.items()}
-    if as_json:
-        emit_json({"output": config.output, "seeds": metrics, "mean": means, "sd": deviations})
-        return
-    rows = [
-        [title, *map(percent, columns[key]), percent(means[key]), f"± {percent(deviations[key])}"]
-        for key, title in _SUMMARY.items()
-    ]
-    emit(table(["× 100", *(f"seed {seed}" for seed in seeds), "mean", "sd"], rows))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None
-
-
-def _deviation(values: Sequence[float | None]) -> float | None:
-    """The sample standard deviation; None for a single value."""
-    known = [value for value in values if value is not None]
-    return stdev(known) if len(known) == len(values) > 1 else None

@@ -4,7 +4,8 @@ Values come from, strongest first: the command line (`--set a.b=c`), the environ
 defaults. Unknown keys are refused with the nearest valid one.
 """
 
-from ner_cl.config.reading import load_config, parse_config
+from ner_cl.config.base import Options
+from ner_cl.config.reading import load_config, parse_config, with_values
 from ner_cl.config.sections import (
     Config,
     CorpusOptions,
@@ -13,7 +14,6 @@ from ner_cl.config.sections import (
     GateOptions,
     HeadOptions,
     OptimizerOptions,
-    Options,
     StrategyOptions,
     StreamOptions,
     TrainingOptions,
@@ -21,6 +21,7 @@ from ner_cl.config.sections import (
     check_head,
     parse_strategies,
 )
+from ner_cl.config.sweep import SweepOptions
 from ner_cl.config.validation import validate
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Options",
     "StrategyOptions",
     "StreamOptions",
+    "SweepOptions",
     "TrainingOptions",
     "check_composition",
     "check_head",
@@ -41,4 +43,5 @@ __all__ = [
     "parse_config",
     "parse_strategies",
     "validate",
+    "with_values",
 ]

@@ -12,7 +12,7 @@ from ner_cl.config.sections import Config
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
 
-__all__ = ["find_file", "load_config", "parse_config"]
+__all__ = ["find_file", "load_config", "parse_config", "with_values"]
 
 ENVIRONMENT_PREFIX = "NER_CL__"
 
@@ -56,6 +56,18 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: P
     return validate(Config, merged, source)
 
 
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values at some key paths.
+
+    Raises:
+        ConfigError: if a path leads nowhere or a value is wrong.
+    """
+    plain = config.model_dump(mode="json")
+    for key, value in values.items():
+        _put(plain, key.split("."), value, key)
+    return validate(Config, plain, "config")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
@@ -95,6 +107,11 @@ def _assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str)
         value = float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: the value is not valid YAML") from error
+    _put(values, keys, value, source)
+
+
+def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
+    """Puts a value where the keys lead, making sections on the way."""
     target: Any = values
     for key in keys[:-1]:
         if isinstance(target, list) and key.isdigit() and int(key) < len(target):

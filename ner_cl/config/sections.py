@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from ner_cl.config.base import Options
+from ner_cl.config.sweep import SweepOptions
 from ner_cl.config.validation import first_problem
 from ner_cl.errors import ConfigError
 from ner_cl.registry import heads, nearest, strategies
@@ -17,7 +19,6 @@ __all__ = [
     "GateOptions",
     "HeadOptions",
     "OptimizerOptions",
-    "Options",
     "StrategyOptions",
     "StreamOptions",
     "TrainingOptions",
@@ -25,22 +26,6 @@ __all__ = [
     "check_head",
     "parse_strategies",
 ]
-
-
-class Options(BaseModel):
-    """Base of all configuration sections: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            for key in values:
-                if key not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(f"unknown key {str(key)!r}{nearest(str(key), cls.model_fields)}; known: {known}")
-        return values
 
 
 class StrategyOptions(Options):
@@ -117,7 +102,7 @@ class StreamOptions(Options):
         protocol: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
         dev: how dev sentences are given to steps: `slice`, `whole`, or `auto` (as the protocol's authors did).
         seed: draws the slices; the type order too when it is `random`.
-        orders: other published orders of `steps`, for reference: give one as `steps` to use it.
+        orders: other published orders of `steps`: give one as `steps` to use it, or take several by `train --orders`.
     """
 
     file: str | None = None
@@ -221,7 +206,10 @@ class GateOptions(Options):
 
 
 class Config(Options):
-    """A whole run: a stream of steps on one encoder and head, with a list of strategies."""
+    """A whole run: a stream of steps on one encoder and head, with a list of strategies.
+
+    `tracker` shows losses and scores in an experiment tracker while the run goes on; it changes nothing else.
+    """
 
     seed: int = Field(13, ge=0)
     encoder: EncoderOptions = EncoderOptions()
@@ -231,6 +219,8 @@ class Config(Options):
     training: TrainingOptions = TrainingOptions()
     gate: GateOptions = GateOptions()
     output: str = "runs/run"
+    tracker: Literal["mlflow", "tensorboard", "trackio", "wandb"] | None = None
+    sweep: SweepOptions = SweepOptions()
 
     @model_validator(mode="before")
     @classmethod

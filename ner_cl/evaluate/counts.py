@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence, Span
 
-__all__ = ["Counts", "count_spans", "macro_f1", "micro_f1", "word_confusion"]
+__all__ = ["Counts", "count_spans", "macro_f1", "micro_f1", "word_confusion", "word_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +124,31 @@ def word_confusion(
     Returns:
         `confusion/old_to_o`, `confusion/old_to_new`, `confusion/o_to_new`, `confusion/new_to_o`.
     """
+    table = word_table(gold, predicted, old=old, new=new)
+    words = {group: sum(row.values()) for group, row in table.items()}
+    asked = (("old", "o"), ("old", "new"), ("o", "new"), ("new", "o"))
+    return {f"confusion/{a}_to_{b}": table[a][b] / words[a] if words[a] else None for a, b in asked}
+
+
+def word_table(
+    gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], *, old: Iterable[str], new: Iterable[str]
+) -> dict[str, dict[str, int]]:
+    """How many words of each group of types (`old`, `new`, `o`) were found to be of each: `table[gold][found]`.
+
+    Only sentences annotated for all old and new types are looked at, because elsewhere "no type" is not known.
+
+    Raises:
+        DataError: if the two sequences differ in length.
+    """
     _check_lengths(gold, predicted)
     group = dict.fromkeys(old, "old") | dict.fromkeys(new, "new")
-    words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     for sentence, guess in zip(gold, predicted, strict=True):
-        if not sentence.annotated_types.issuperset(group):
-            continue
-        truth = _word_groups(sentence.spans, len(sentence.words), group)
-        words.update(truth)
-        pairs.update(zip(truth, _word_groups(guess, len(sentence.words), group), strict=True))
-    asked = (("old", "o"), ("old", "new"), ("o", "new"), ("new", "o"))
-    return {f"confusion/{a}_to_{b}": pairs[a, b] / words[a] if words[a] else None for a, b in asked}
+        if sentence.annotated_types.issuperset(group):
+            sides = (_word_groups(spans, len(sentence.words), group) for spans in (sentence.spans, guess))
+            pairs.update(zip(*sides, strict=True))
+    groups = ("old", "new", "o")
+    return {truth: {found: pairs[truth, found] for found in groups} for truth in groups}
 
 
 def _word_groups(spans: Iterable[Span], length: int, group: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.evaluate.calibrate import Judged, expected_calibration_error
+from ner_cl.evaluate.reliability import calibration_error, reliability
 from ner_cl.model.decode import spans_of_rows
 from ner_cl.model.emissions import stretches_of
 from ner_cl.model.heads.base import Emissions
@@ -131,5 +131,4 @@ class _Found:
 
     def error(self, temperature: float) -> float:
         """The expected calibration error under a temperature, which the head has from then on."""
-        judged = zip(self.scores(temperature).tolist(), self.right.tolist(), strict=True)
-        return expected_calibration_error([Judged(*item) for item in judged]) or 0.0
+        return calibration_error(reliability(self.scores(temperature).tolist(), self.right.tolist())) or 0.0

@@ -1,13 +1,16 @@
 """Where training runs: device, processes and precision, through `accelerate`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, gather_object
 from torch import Tensor, nn
 
+from ner_cl.errors import MissingExtra
 from ner_cl.evaluate.counts import Counts
 from ner_cl.model.precision import Precision, resolve_precision
 
@@ -20,12 +23,20 @@ class Engine:
 
     Args:
         precision: number format of forward passes.
+        tracker: an experiment tracker that `accelerate` knows; None for none.
+        logs: where a tracker that writes files writes them.
+
+    Raises:
+        MissingExtra: if the tracker is not installed.
     """
 
-    def __init__(self, precision: Precision = "auto") -> None:
+    def __init__(self, precision: Precision = "auto", *, tracker: str | None = None, logs: Path | None = None) -> None:
+        if tracker is not None and tracker not in map(str, get_available_trackers()):
+            raise MissingExtra(f"tracker: {tracker} is not installed; run: pip install {tracker}")
         # Said outright, because `accelerate` would take processes without a GPU for strangers that each train alone.
         cpu = not torch.accelerator.is_available()
-        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        places = ProjectConfiguration(logging_dir=None if logs is None else str(logs))
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", log_with=tracker, project_config=places)
         self.device: torch.device = self._accelerator.device
         self.precision: Precision = resolve_precision(precision, self.device)
 
@@ -75,6 +86,16 @@ class Engine:
         """This process's share of a sequence that all processes hold."""
         return items[self.rank :: self.processes]
 
+    def gather(self, mine: Sequence[Any]) -> list[Any]:
+        """The items of all processes in the order of the sequence that `mine` shared out; the same in all of them."""
+        if self.processes == 1:
+            return list(mine)
+        shares = gather_object([list(mine)])
+        whole: list[Any] = [None] * sum(map(len, shares))
+        for rank, share in enumerate(shares):
+            whole[rank :: self.processes] = share
+        return whole
+
     def sum_counts(self, counts: Mapping[str, Counts]) -> dict[str, Counts]:
         """Counts added up over processes."""
         if self.processes == 1:
@@ -93,6 +114,22 @@ class Engine:
         """The first message that any process has; "" if none has one."""
         messages = gather_object([message]) if self.processes > 1 else [message]
         return next((found for found in messages if found), "")
+
+    def start_tracking(self, run: str, settings: Mapping[str, Any]) -> None:
+        """Begins a run of the project `ner_cl` in the tracker."""
+        names = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
+        options = {tracker: {key: run} for tracker, key in names.items()}
+        self._accelerator.init_trackers("ner_cl", config=dict(settings), init_kwargs=options)
+
+    def track(self, values: Mapping[str, float], *, at: int) -> None:
+        """Adds a point to curves of the tracker, where there is one."""
+        self._accelerator.log(dict(values), step=at)
+
+    def stop_tracking(self) -> None:
+        """Ends the tracker's run; processes go on."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+        self._accelerator.trackers.clear()
 
     def wait(self) -> None:
         """Returns when every process has come here."""

@@ -68,7 +68,7 @@ class EpochDone:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """A step is learned and evaluated; F1 from 0 to 1."""
+    """A step is learned and evaluated; F1 from 0 to 1, `peak_memory` in bytes of the main process or its GPU."""
 
     step: int
     types: tuple[str, ...]
@@ -79,6 +79,7 @@ class StepDone:
     train_seconds: float
     seconds: float
     sentences_per_second: float
+    peak_memory: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A whole stream: learn every step, evaluate after each, keep everything in one run folder."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +10,16 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ner_cl.config import Config
+from ner_cl.config import Config, validate
 from ner_cl.data.corpus import load_corpus
-from ner_cl.data.stream import Step, Stream, build_stream, order_types
+from ner_cl.data.stream import Step, Stream, build_stream, fingerprint, order_types
 from ner_cl.errors import CheckFailed, ConfigError
-from ner_cl.evaluate.counts import Counts
+from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.matrix import Matrix
+from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.files import recover_folders, replace_text, write_json
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import ScoredSpan, score_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.checkpoint import Checkpoint
@@ -25,9 +27,12 @@ from ner_cl.train.engine import Engine
 from ner_cl.train.environment import environment
 from ner_cl.train.events import Event, EventLog, RunDone, StepDone
 from ner_cl.train.learner import Learner
+from ner_cl.train.memory import peak_memory, reset_peak_memory
 from ner_cl.train.record import Scores, history_record, largest_drop
+from ner_cl.train.tracking import tracking
+from ner_cl.types import Sentence
 
-__all__ = ["Run", "open_stream", "run_stream", "stream_events"]
+__all__ = ["Run", "learn_step", "open_stream", "run_stream", "stream_events"]
 
 
 @dataclass(frozen=True)
@@ -78,18 +83,21 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
     started = time.perf_counter()
     stream = open_stream(config)
     folder = Path(config.output)
-    engine = Engine(config.training.precision)
+    engine = Engine(config.training.precision, tracker=config.tracker, logs=folder / "tracker")
     _check_folder(folder, config, resume=resume)
     engine.wait()
-    with _lock(folder) if engine.is_main else nullcontext():
-        yield from _learn_stream(config, stream, engine, folder, started)
+    log = EventLog(folder / "events.jsonl" if engine.is_main else None)
+    with _lock(folder) if engine.is_main else nullcontext(), tracking(engine, config, folder) as tracker:
+        for event in _learn_stream(config, stream, engine, folder, started):
+            log.write(event)
+            tracker.write(event)
+            yield event
 
 
 def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, started: float) -> Iterator[Event]:
     if engine.is_main:
         _open_folder(folder, config)
     engine.wait()
-    log = EventLog(folder / "events.jsonl" if engine.is_main else None)
     model, matrix = _start(config, stream, folder)
     if engine.is_main and matrix.counts:
         matrix.save(folder)  # a run that was killed after a step was published and before its row was written
@@ -101,28 +109,27 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
         seed=config.seed,
         checkpoint=Checkpoint(folder / "checkpoints" / "current"),
     )
+    test = fingerprint(stream.test)
     for step in stream.steps[len(matrix.counts) :]:
         step_started = time.perf_counter()
-        for event in _learn(learner, step, stream):
-            log.write(event)
-            yield event
-        counts = learner.count(stream.test_at(step.number), stream.seen(step.number))
+        reset_peak_memory()
+        yield from learn_step(learner, step, stream)
+        predicted = Predictions.of(step.number, test, _found(learner, stream.test))
+        counts = count_spans(stream.test_at(step.number), predicted.spans, stream.seen(step.number))
         matrix = matrix.with_row(counts)
         if engine.is_main:
+            predicted.save(predictions_file(folder, step.number))
             matrix.save(folder)
         _check_drop(matrix, step, config)
         if engine.is_main:
             _publish(learner, step, matrix, folder)
         engine.wait()
-        done = _step_done(learner, step, matrix, time.perf_counter() - step_started)
-        log.write(done)
-        yield done
-    ended = RunDone(metrics=matrix.metrics, seconds=time.perf_counter() - started)
-    log.write(ended)
-    yield ended
+        yield _step_done(learner, step, matrix, time.perf_counter() - step_started)
+    yield RunDone(metrics=matrix.metrics, seconds=time.perf_counter() - started)
 
 
-def _learn(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
+def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
+    """One step of a stream; a strategy that reads earlier data is given them."""
     if not learner.needs_earlier_data:
         return learner.learn_step(step)
     return learner.learn_step(
@@ -133,6 +140,18 @@ def _learn(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
     )
 
 
+def _found(learner: Learner, sentences: Sequence[Sentence]) -> list[list[ScoredSpan]]:
+    """The spans the model finds now with the probability of each; the work is shared out over processes."""
+    engine = learner.engine
+    mine = score_sentences(
+        learner.model,
+        engine.mine(sentences),
+        batch_tokens=learner.training.eval_batch_tokens,
+        precision=engine.precision,
+    )
+    return engine.gather(mine)
+
+
 def _skipped(config: Config, step: Step, stream: Stream) -> bool:
     """Whether the joint upper bound is asked for at the last step only, and this is not it."""
     last_only = any(isinstance(options, JointOptions) and options.last_only for options in config.strategies)
@@ -140,7 +159,7 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
 
 
 # What may stand in the folder of a run that was killed before it wrote its configuration.
-_FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "steps"}
+_FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "predictions", "steps", "tracker"}
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
@@ -152,7 +171,7 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
                 f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder"
             )
         found = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-        if _without_output(found) != _without_output(config.model_dump(mode="json")):
+        if _without_output(_as_of_now(found)) != _without_output(config.model_dump(mode="json")):
             raise ConfigError(
                 f"{resolved}: was written by another configuration; resume with the same one, or use --output"
             )
@@ -200,10 +219,21 @@ def _open_folder(folder: Path, config: Config) -> None:
     replace_text(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
+def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a configuration with the keys that this version knows and an earlier one did not."""
+    try:
+        return validate(Config, values, "config.resolved.yaml").model_dump(mode="json")
+    except ConfigError:
+        return values
+
+
 def _without_output(values: dict[str, Any]) -> dict[str, Any]:
-    """What must agree for a run to be the same run: not where it is, nor how often it is saved."""
+    """What must agree for a run to be the same run: not where it is, how often it is saved, nor who is told of it."""
     training = {key: value for key, value in values["training"].items() if key != "checkpoint_seconds"}
-    return {**{key: value for key, value in values.items() if key != "output"}, "training": training}
+    return {
+        **{key: value for key, value in values.items() if key not in ("output", "tracker", "sweep")},
+        "training": training,
+    }
 
 
 def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
@@ -266,5 +296,6 @@ def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> 
         f1=matrix.f1[-1] or {},
         train_seconds=progress.train_seconds,
         seconds=seconds,
+        peak_memory=peak_memory(),
         sentences_per_second=learner.sentences * epochs / max(progress.train_seconds, 1e-9),
     )

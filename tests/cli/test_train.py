@@ -142,3 +142,25 @@ def test_a_run_interrupted_in_its_course_can_go_on(
     assert "--resume goes on with" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     assert len(Matrix.load(tmp_path / "run").counts) == 2
+
+
+def test_orders_give_a_run_each(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", str(toy.config), "--output", str(tmp_path), "--orders", "2", "--set", "training.epochs=1"]
+    assert main([*words, "--seeds", "7", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "order-2: LOC → PER" in captured.err
+    result = json.loads(captured.out)
+    assert list(result["runs"]) == ["order-1/seed-7", "order-2/seed-7"]
+    steps = [Matrix.load(tmp_path / name).steps for name in result["runs"]]
+    assert steps == [(("PER",), ("LOC",)), (("LOC",), ("PER",))]
+    words[3] = str(tmp_path / "unseeded")
+    assert main([*words, "-q"]) == 0
+    header, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["×", "100", "order", "1", "order", "2", "mean", "sd"]
+    assert main([*words, "--orders", "3"]) == 2
+    assert "2 steps have 2 orders" in capsys.readouterr().err
+
+
+def test_a_tracker_is_named_on_the_command_line(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(toy.config), "--tracker", "notebook", "--dry-run"]) == 2
+    assert "tracker" in capsys.readouterr().err

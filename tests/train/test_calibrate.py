@@ -10,7 +10,7 @@ import torch
 
 from ner_cl.config import HeadOptions
 from ner_cl.errors import ModelError
-from ner_cl.evaluate.calibrate import Judged, expected_calibration_error
+from ner_cl.evaluate.reliability import calibration_error, judge, reliability
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
@@ -44,12 +44,8 @@ def half_wrong(types: tuple[str, ...] = ("LOC",)) -> list[Sentence]:
 
 def error(model: NerModel, gold: list[Sentence], types: tuple[str, ...]) -> float:
     found = score_sentences(model, gold, types=types, precision="fp32")
-    judged = [
-        Judged(item.score, item.span in sentence.spans)
-        for sentence, items in zip(gold, found, strict=True)
-        for item in items
-    ]
-    return expected_calibration_error(judged) or 0.0
+    pairs = [[(item.span, item.score) for item in items] for items in found]
+    return calibration_error(reliability(*judge(gold, pairs))) or 0.0
 
 
 @BOTH

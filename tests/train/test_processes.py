@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from ner_cl.evaluate.matrix import Matrix
+from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.model.store import load_model
 from ner_cl.train.run import Run, run_stream
 from tests.train.toy_runs import f1_after, run_config, run_values, step_files
@@ -214,6 +215,10 @@ def close_to(run: Path, other: Path) -> None:
         one, two = (load_model(folder / "steps" / name).state_dict() for folder in (run, other))
         for key, tensor in one.items():
             torch.testing.assert_close(tensor, two[key], rtol=1e-4, atol=1e-4)
+    for step in (1, 2):  # in the order of the sentences, however they were shared out
+        mine, theirs = (Predictions.load(predictions_file(folder, step)) for folder in (run, other))
+        same = [left == right for left, right in zip(mine.spans, theirs.spans, strict=True)]
+        assert sum(same) >= 0.9 * len(same)
 
 
 def test_two_processes_make_the_updates_of_one(home: Path, alone: Run) -> None:

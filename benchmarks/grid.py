@@ -1,0 +1,208 @@
+"""A table of results from one command: every method of a grid with every seed and order, then `ner-cl compare`.
+
+    python -m benchmarks.grid configs/benchmarks/wnut17.yaml [--output DIR] [--only NAME,NAME] [--seeds 1,2,3]
+                              [--orders N] [--set KEY=VALUE] [--share N/M] [--dry-run]
+
+A grid names what all methods share (`base`, keys of a configuration) and what makes each of them (`methods`). Runs that
+are done are skipped, runs that were stopped go on: the same command again is always right, and several of them share
+the work as `--share 1/2` and `--share 2/2`. Step 1 is learned once for methods that do the same in it, which is checked
+by a test (`PLAIN_FIRST_STEP`). Tables go to OUTPUT/results.md, .csv, .json and .html.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ner_cl.cli.progress import line_of
+from ner_cl.config import Config, parse_config
+from ner_cl.errors import NerClError
+from ner_cl.report.compare import compare
+from ner_cl.report.comparison_page import comparison_page
+from ner_cl.report.tables import to_csv, to_markdown
+from ner_cl.train.events import EpochDone, Event, UpdateDone
+from ner_cl.train.orders import with_orders
+from ner_cl.train.run import run_stream
+
+# Strategies that do what plain fine-tuning does in step 1, to the last bit, and keep nothing of it.
+PLAIN_FIRST_STEP = {"distill", "finetune", "lwf", "self_training", "weight_average"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run: a configuration for each method, seed and order, by the name of its folder below the output."""
+
+    name: str
+    output: Path
+    baseline: str | None
+    allow_differences: bool
+    runs: dict[str, Config]
+
+    @property
+    def methods(self) -> list[Path]:
+        """The folder of each method, in the order of the file."""
+        return [self.output / name for name in dict.fromkeys(run.split("/")[0] for run in self.runs)]
+
+
+def main() -> None:
+    arguments = _arguments()
+    try:
+        grid = read_grid(arguments)
+        if arguments.dry_run:
+            print("\n".join(f"{_state(grid.output / name):8} {name}" for name in grid.runs))
+            return
+        part, parts = arguments.share
+        for number, (name, config) in enumerate(grid.runs.items()):
+            if number % parts == part - 1:
+                run_one(grid, name, config)
+        finished = [folder for folder in grid.methods if any(_done(path) for path in _below(grid, folder))]
+        write_tables(grid, finished)
+    except NerClError as error:
+        sys.exit(f"grid: {error}")
+
+
+def read_grid(arguments: argparse.Namespace) -> Grid:
+    """The grid of a file, narrowed by the command line."""
+    path: Path = arguments.grid
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    output = arguments.output or Path("runs/benchmarks") / path.stem
+    chosen = arguments.only or list(values["methods"])
+    if unknown := set(chosen) - values["methods"].keys():
+        sys.exit(f"--only {', '.join(sorted(unknown))}: not in {path}; it has {', '.join(values['methods'])}")
+    runs: dict[str, Config] = {}
+    for method in chosen:
+        merged = _merged(values["base"], values["methods"][method])
+        config = _with_settings(parse_config(merged, source=f"{path}: {method}", folder=path.parent), arguments.set)
+        seeds = arguments.seeds or values.get("seeds", [config.seed])
+        if set(values["methods"][method]) >= {"seeds"}:
+            seeds = [seed for seed in seeds if seed in values["methods"][method]["seeds"]]
+        for order, ordered in enumerate(with_orders(config, arguments.orders or values.get("orders", 1)), start=1):
+            for seed in seeds:
+                name = f"{method}/order-{order}/seed-{seed}"
+                runs[name] = ordered.model_copy(update={"seed": seed, "output": str(output / name)})
+    return Grid(path.stem, output, values.get("baseline"), bool(values.get("allow_differences")), runs)
+
+
+def run_one(grid: Grid, name: str, config: Config) -> None:
+    """Makes or finishes one run, unless it is done."""
+    folder = Path(config.output)
+    if _done(folder):
+        return
+    if not folder.exists() and (donor := _donor(grid, config)):
+        share_first_step(donor, folder)
+        print(f"{name}: step 1 is that of {donor.relative_to(grid.output)}", flush=True)
+    started = time.monotonic()
+
+    def show(event: Event) -> None:
+        if not isinstance(event, EpochDone | UpdateDone) and (line := line_of(event)):
+            print(f"{name}: {line}", flush=True)
+
+    run_stream(config, resume=folder.exists(), on_event=show)
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def share_first_step(donor: Path, folder: Path) -> None:
+    """Gives a new run folder the step 1 of another run, with the times it took there and what it found."""
+    shutil.copytree(donor / "steps" / "01", folder / "steps" / "01")
+    (folder / "predictions").mkdir()
+    shutil.copy2(donor / "predictions" / "01.jsonl", folder / "predictions" / "01.jsonl")
+    lines = (donor / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line).get("step") == 1]
+    note = {"event": "Note", "step": 1, "text": f"step 1 was learned by {donor}, which does the same in it"}
+    (folder / "events.jsonl").write_text("".join([*kept, json.dumps(note) + "\n"]), encoding="utf-8")
+
+
+def write_tables(grid: Grid, finished: Sequence[Path]) -> None:
+    """The comparison of all methods that have a finished run."""
+    if not finished:
+        return
+    baseline = grid.baseline if any(path.name == grid.baseline for path in finished) else None
+    found = compare(finished, baseline=baseline, allow_differences=grid.allow_differences, say=print)
+    texts = {".md": to_markdown(found), ".csv": to_csv(found), ".html": comparison_page(found)}
+    texts[".json"] = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    for ending, text in texts.items():
+        (grid.output / f"results{ending}").write_text(text, encoding="utf-8")
+    print(texts[".md"])
+
+
+def _donor(grid: Grid, config: Config) -> Path | None:
+    """A run whose step 1 is what this run's would be: it differs in strategies alone, and they do nothing special."""
+    if not _plain_first_step(config) or len(config.stream.steps or ()) < 2:
+        return None
+    for other in grid.runs.values():
+        same = other.model_copy(update={"strategies": config.strategies, "output": config.output}) == config
+        folder = Path(other.output)
+        ready = (folder / "steps" / "01").is_dir() and (folder / "predictions" / "01.jsonl").is_file()
+        if same and ready and _plain_first_step(other):
+            return folder
+    return None
+
+
+def _plain_first_step(config: Config) -> bool:
+    return {options.name for options in config.strategies} <= PLAIN_FIRST_STEP
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values of a method over those of all, section by section; `seeds` is the grid's own key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if key != "seeds":
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _with_settings(config: Config, settings: Sequence[str]) -> Config:
+    from ner_cl.config import with_values
+
+    return with_values(config, {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)})
+
+
+def _below(grid: Grid, folder: Path) -> Iterator[Path]:
+    return (grid.output / name for name in grid.runs if name.split("/")[0] == folder.name)
+
+
+def _done(folder: Path) -> bool:
+    events = folder / "events.jsonl"
+    return events.is_file() and '"event": "RunDone"' in events.read_text(encoding="utf-8")
+
+
+def _state(folder: Path) -> str:
+    return "done" if _done(folder) else "begun" if folder.exists() else "to do"
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _share(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    return int(part), int(parts)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("grid", type=Path, help="a file of configs/benchmarks")
+    parser.add_argument("--output", type=Path, help="the folder of all runs; runs/benchmarks/NAME by default")
+    parser.add_argument("--only", type=_names, help="only these methods")
+    parser.add_argument("--seeds", type=_numbers, help="other seeds than those of the file")
+    parser.add_argument("--orders", type=int, help="how many orders of the steps")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key for all")
+    parser.add_argument("--share", type=_share, default=(1, 1), metavar="N/M", help="only every M-th run from the N-th")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done of them")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`ner-cl compare`: methods side by side."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, say
+from ner_cl.cli.options import Json
+from ner_cl.errors import ConfigError
+from ner_cl.files import replace_text
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.report.compare import Comparison
+
+__all__ = ["compare"]
+
+_ENDINGS = (".md", ".csv", ".json", ".html")
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A folder for each method: a run, or a folder of seeds and orders."),
+    ],
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="NAME", help="Hold the others against this one, not the first.")
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("--output", metavar="FILE", help="Also write .md, .csv, .json or .html; may be repeated."),
+    ] = None,
+    allow_differences: Annotated[
+        bool,
+        typer.Option("--allow-differences", help="Compare runs that differ in more than their method; say in what."),
+    ] = False,
+    no_predict: Annotated[
+        bool, typer.Option("--no-predict", help="Load no model; leave out tests that need predictions.")
+    ] = False,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Draws of test sentences.")] = 2000,
+    as_json: Json = False,
+) -> None:
+    """Put methods side by side: means over seeds and orders, old and new types, and what is more than chance.
+
+    Runs with the same seed and order of steps are paired. Differences of F1 come with a bootstrap over test sentences
+    and a permutation test over pairs of runs. Runs that differ in data, protocol, budget, selection or encoder are
+    refused. Markdown goes to stdout; the CSV has a line for each run.
+    """
+    from ner_cl.report.compare import compare as compare_runs
+
+    for path in output or ():
+        if path.suffix not in _ENDINGS:
+            raise ConfigError(f"--output {path}: its name must end in {', '.join(_ENDINGS)}")
+    found = compare_runs(
+        runs,
+        baseline=baseline,
+        allow_differences=allow_differences,
+        predict=not no_predict,
+        resamples=resamples,
+        say=say,
+    )
+    for path in output or ():
+        replace_text(path, _text(found, path.suffix))
+        say(f"written: {path}")
+    emit_json(found.to_dict()) if as_json else emit(_text(found, ".md").rstrip("\n"))
+
+
+def _text(comparison: "Comparison", ending: str) -> str:
+    """The comparison in one of its forms."""
+    from ner_cl.report.tables import to_csv, to_markdown
+
+    if ending == ".json":
+        return json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    if ending == ".html":
+        from ner_cl.report.comparison_page import comparison_page
+
+        return comparison_page(comparison)
+    return to_csv(comparison) if ending == ".csv" else to_markdown(comparison)

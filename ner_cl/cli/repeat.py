@@ -1,0 +1,84 @@
+"""The same run with several seeds and orders of steps: what `ner-cl train --seeds --orders` makes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from ner_cl.cli.console import emit, emit_json, percent, say, table
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.config import Config
+    from ner_cl.evaluate.matrix import Matrix
+
+__all__ = ["train_all"]
+
+_SUMMARY = {
+    "final/micro_f1": "final micro F1",
+    "final/macro_f1": "final macro F1",
+    "average/micro_f1": "micro F1, mean over steps",
+    "average/macro_f1": "macro F1, mean over steps",
+    "forgetting/max_drop": "forgetting",
+}
+
+
+def train_all(
+    config: "Config",
+    train_once: "Callable[[Config], Matrix]",
+    *,
+    seeds: Sequence[int],
+    orders: int | None,
+    as_json: bool,
+) -> None:
+    """A run for each seed and order, then mean and standard deviation of what counts.
+
+    Args:
+        config: what is repeated; runs go to `OUTPUT/seed-1`, `OUTPUT/order-1`, or `OUTPUT/order-1/seed-1`.
+        train_once: makes one run.
+        seeds: of the runs; none keeps the configuration's.
+        orders: how many; None keeps the configuration's own and makes no folder for it.
+        as_json: print JSON instead of a table.
+    """
+    runs = {name: train_once(one).metrics for name, one in _configs(config, seeds, orders).items()}
+    columns = {key: [metrics[key] for metrics in runs.values()] for key in _SUMMARY}
+    means = {key: _mean(values) for key, values in columns.items()}
+    deviations = {key: _deviation(values) for key, values in columns.items()}
+    if as_json:
+        found: Mapping[str, Any] = {"runs": runs}
+        if orders is None:
+            found = {"seeds": {name.removeprefix("seed-"): metrics for name, metrics in runs.items()}}
+        emit_json({"output": config.output, **found, "mean": means, "sd": deviations})
+        return
+    titles = [name.replace("-", " ").replace("/", ", ") for name in runs]
+    rows = [
+        [title, *map(percent, columns[key]), percent(means[key]), f"± {percent(deviations[key])}"]
+        for key, title in _SUMMARY.items()
+    ]
+    emit(table(["× 100", *titles, "mean", "sd"], rows))
+
+
+def _configs(config: "Config", seeds: Sequence[int], orders: int | None) -> "dict[str, Config]":
+    """Every run to make, by the name of its folder below the output."""
+    from ner_cl.train.orders import with_orders
+
+    ordered = {f"order-{n}": c for n, c in enumerate(with_orders(config, orders), 1)} if orders else {"": config}
+    for name, one in ordered.items():
+        if name:
+            say(f"{name}: {' → '.join('+'.join(types) for types in one.stream.steps or ())}")
+    configs = {}
+    for order, one in ordered.items():
+        for seed in seeds or [config.seed]:
+            name = "/".join(part for part in (order, f"seed-{seed}" if seeds else "") if part)
+            configs[name] = one.model_copy(update={"seed": seed, "output": str(Path(config.output) / name)})
+    return configs
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
+
+
+def _deviation(values: Sequence[float | None]) -> float | None:
+    """The sample standard deviation; None for a single value."""
+    known = [value for value in values if value is not None]
+    return stdev(known) if len(known) == len(values) > 1 else None

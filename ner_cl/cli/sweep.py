@@ -1,0 +1,76 @@
+"""`ner-cl sweep`: search for options on the first steps."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ner_cl.cli.console import emit, emit_json, percent, say, table
+from ner_cl.cli.options import Json, Settings
+
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.train.sweep import Sweep, Trial
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration to start from.")],
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="KEY=VALUES",
+            help="low..high, low..high:log or [a, b]; may be repeated. Else the section sweep.search.",
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Only the first so many steps count.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="How many, those of earlier calls included.")] = None,
+    settings: Settings = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The folder of the sweep.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search for options that learn and keep the types of the first steps.
+
+    Each trial learns the first steps and is scored on their dev sentences; later steps and the test set are not looked
+    at. The same command goes on with a sweep that was stopped. OUTPUT/best.yaml is the configuration to train with.
+    """
+    from ner_cl.config import load_config
+    from ner_cl.train.search import read_search
+    from ner_cl.train.sweep import run_sweep
+
+    overrides = [*(settings or ())]
+    overrides += [f"sweep.{key}={value}" for key, value in (("steps", steps), ("trials", trials)) if value is not None]
+    loaded = load_config(config, overrides=overrides)
+    if output is not None:
+        loaded = loaded.model_copy(update={"output": str(output)})
+    if search:
+        options = loaded.sweep.model_copy(update={"search": read_search(search)})
+        loaded = loaded.model_copy(update={"sweep": options})
+    found = run_sweep(loaded, on_trial=lambda trial: say(_line(trial, loaded.sweep.trials)))
+    emit_json(_values(found)) if as_json else emit(_text(found))
+    say(f"train with the best values: ner-cl train {found.folder / 'best.yaml'}")
+
+
+def _line(trial: "Trial", trials: int) -> str:
+    values = ", ".join(f"{key} {_short(value)}" for key, value in trial.values.items())
+    score = "training failed" if trial.score is None else f"dev F1 {percent(trial.score)}"
+    return f"trial {trial.number} of {trials} ({values}): {score} in {trial.seconds:.0f} s"
+
+
+def _values(found: "Sweep") -> dict[str, Any]:
+    return {**asdict(found), "folder": str(found.folder)}
+
+
+def _text(found: "Sweep") -> str:
+    """All trials, best first."""
+    ranked = sorted(found.trials, key=lambda trial: -1.0 if trial.score is None else trial.score, reverse=True)
+    keys = list(found.best.values)
+    rows = [[t.number, *(_short(t.values[key]) for key in keys), percent(t.score), f"{t.seconds:.0f}"] for t in ranked]
+    header = ["trial", *keys, f"dev F1 after {found.steps} steps", "seconds"]
+    return table(header, rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,26 @@
+"""What all sections of a configuration have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from ner_cl.registry import nearest
+
+__all__ = ["Options"]
+
+
+class Options(BaseModel):
+    """Base of all configuration sections: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(f"unknown key {str(key)!r}{nearest(str(key), cls.model_fields)}; known: {known}")
+        return values

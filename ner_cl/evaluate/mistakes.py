@@ -1,0 +1,99 @@
+"""Which mentions a tagger lost on its way, and which it makes up: counted by their words, most frequent first."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ner_cl.types import Sentence, Span
+
+__all__ = ["Mistake", "Occurrence", "invented_mentions", "lost_mentions", "most_frequent"]
+
+Found: TypeAlias = Sequence[Sequence[Span]]
+"""The spans found in each sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One wrong mention in one sentence.
+
+    Attributes:
+        sentence: number of the sentence in the test set, from 0.
+        span: the lost gold mention, or the made-up one.
+        instead: what the other side has there: a type, `other borders`, or `O`.
+    """
+
+    sentence: int
+    span: Span
+    instead: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """All occurrences of the same words and type.
+
+    Attributes:
+        text: the words of the mention.
+        type: its type.
+        count: how often.
+        instead: how often the other side has which type, `other borders` or `O` there.
+        example: the first occurrence.
+    """
+
+    text: str
+    type: str
+    count: int
+    example: Occurrence
+    instead: dict[str, int] = field(default_factory=dict)
+
+
+def lost_mentions(
+    gold: Sequence[Sentence], after: Mapping[int, Found], *, learned: Mapping[str, int]
+) -> Iterator[Occurrence]:
+    """Gold mentions that were found right after the step that taught their type, and are not found after the last one.
+
+    Args:
+        gold: the test set, annotated for all types.
+        after: what was found after each step; types whose step is missing are left out.
+        learned: the step that taught each type of the gold.
+    """
+    last = max(after)
+    for number, sentence in enumerate(gold):
+        for span in sentence.spans:
+            step = learned[span.type]
+            was_found = step in after and step != last and span in after[step][number]
+            if was_found and span not in after[last][number]:
+                yield Occurrence(number, span, _instead(span, after[last][number]))
+
+
+def invented_mentions(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> Iterator[Occurrence]:
+    """Mentions of some types that were found where the gold has none such, in sentences annotated for their type."""
+    wanted = frozenset(types)
+    for number, (sentence, spans) in enumerate(zip(gold, found, strict=True)):
+        for span in spans:
+            if span.type in wanted & sentence.annotated_types and span not in sentence.spans:
+                yield Occurrence(number, span, _instead(span, sentence.spans))
+
+
+def most_frequent(gold: Sequence[Sentence], occurrences: Iterable[Occurrence], *, limit: int = 20) -> list[Mistake]:
+    """Occurrences put together by words and type, most frequent first, then in the order of the sentences."""
+    groups: dict[tuple[str, str], list[Occurrence]] = defaultdict(list)
+    for item in occurrences:
+        words = gold[item.sentence].words[item.span.start : item.span.end]
+        groups[item.span.type, " ".join(words)].append(item)
+    ranked = sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[1][0].sentence))[:limit]
+    return [
+        Mistake(text, type_, len(items), items[0], dict(Counter(item.instead for item in items).most_common()))
+        for (type_, text), items in ranked
+    ]
+
+
+def _instead(span: Span, others: Iterable[Span]) -> str:
+    """What stands among `others` where `span` is."""
+    overlapping = [other for other in others if other.overlaps(span)]
+    same_place = [other.type for other in overlapping if (other.start, other.end) == (span.start, span.end)]
+    if same_place:
+        return same_place[0]
+    if any(other.type == span.type for other in overlapping):
+        return "other borders"
+    return overlapping[0].type if overlapping else "O"

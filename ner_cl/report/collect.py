@@ -1,0 +1,254 @@
+"""Everything that the page about a run shows, as values."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from ner_cl.errors import DataError
+from ner_cl.evaluate.counts import word_table
+from ner_cl.evaluate.mistakes import Mistake, Occurrence, invented_mentions, lost_mentions, most_frequent
+from ner_cl.evaluate.reliability import Bin, calibration_error, reliability
+from ner_cl.report.outputs import Outputs, run_outputs
+from ner_cl.report.runs import RunRecord, StepCost, find_runs, load_run, method_of
+from ner_cl.report.sentences import Example, example_of
+from ner_cl.report.spread import Spread
+
+__all__ = ["Calibration", "MistakeGroup", "Report", "collect"]
+
+_GROUPS = ("old", "new", "o")
+_MOST_EXAMPLES = 15
+
+
+@dataclass(frozen=True)
+class MistakeGroup:
+    """A frequent mistake with a sentence in which it was made."""
+
+    mistake: Mistake
+    example: Example
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of spans against what is right, after one step.
+
+    Attributes:
+        step: the step.
+        error: expected calibration error.
+        bins: predictions of all runs by score.
+    """
+
+    step: int
+    error: float | None
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run, or several that differ in their seed only, with means over them.
+
+    Attributes:
+        name: of the folder.
+        runs: folder and seed of each.
+        method: strategies, head and encoder in words.
+        stream: name, protocol, and number of test sentences in words.
+        steps: the types of each step.
+        f1: F1 of every type after each step; None for a step that was not evaluated.
+        micro: micro F1 after each step.
+        macro: macro F1 after each step.
+        metrics: scores by key.
+        confusion: after each step, `table[gold][found]` of words of old types, new types and none, over all runs.
+        lost: mentions that were found once and are no more.
+        invented: mentions found after the last step that are none.
+        calibration: after each step.
+        costs: of each step, means over the runs.
+        data: fingerprint of the training data of each step.
+        test: fingerprint of the test set.
+        environment: versions and machine of the first run.
+        config: the first run's, in YAML.
+        notes: what a reader should know.
+    """
+
+    name: str
+    runs: tuple[tuple[str, int], ...]
+    method: str
+    stream: str
+    steps: tuple[tuple[str, ...], ...]
+    f1: tuple[dict[str, Spread] | None, ...]
+    micro: tuple[Spread, ...]
+    macro: tuple[Spread, ...]
+    metrics: dict[str, Spread]
+    confusion: dict[int, dict[str, dict[str, int]]]
+    lost: tuple[MistakeGroup, ...]
+    invented: tuple[MistakeGroup, ...]
+    calibration: tuple[Calibration, ...]
+    costs: tuple[StepCost, ...]
+    data: dict[int, str]
+    test: str | None
+    environment: dict[str, Any]
+    config: str
+    notes: tuple[str, ...]
+
+    @property
+    def learned(self) -> dict[str, int]:
+        """The step that taught each type."""
+        return {type_: number for number, types in enumerate(self.steps, start=1) for type_ in types}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in the types of JSON."""
+        return asdict(self)
+
+
+def collect(folder: Path, *, predict: bool = True, say: Callable[[str], None] = lambda line: None) -> Report:
+    """Reads a run folder, or a folder of several seeds.
+
+    Args:
+        folder: what `ner-cl train` wrote.
+        predict: whether models may be loaded to find again what the run did not keep.
+        say: told what takes time.
+
+    Raises:
+        DataError: if there is no finished run, or the runs differ in more than their seed.
+    """
+    runs = [load_run(path) for path in find_runs(folder)]
+    _check_alike(folder, runs)
+    outputs = [run_outputs(run, predict=predict, say=say) for run in runs]
+    first, rows = runs[0], range(len(runs[0].matrix.counts))
+    matrices = [run.matrix for run in runs]
+    test = outputs[0].test
+    lost, invented = _mistakes(runs, outputs)
+    options = first.config.stream
+    return Report(
+        name=folder.resolve().name,
+        runs=tuple((run.folder.name, run.config.seed) for run in runs),
+        method=f"{method_of(first.config)}, head {first.config.head.name}, encoder {first.config.encoder.name}",
+        stream=f"{options.name}, protocol {options.protocol}" + (f", {len(test)} test sentences" if test else ""),
+        steps=first.steps,
+        f1=tuple(_f1_row([matrix.f1[row] for matrix in matrices]) for row in rows),
+        micro=tuple(Spread.of(matrix.micro_f1[row] for matrix in matrices) for row in rows),
+        macro=tuple(Spread.of(matrix.macro_f1[row] for matrix in matrices) for row in rows),
+        metrics={key: Spread.of(matrix.metrics[key] for matrix in matrices) for key in first.matrix.metrics},
+        confusion=_confusion(runs, outputs),
+        lost=lost,
+        invented=invented,
+        calibration=_calibration(runs, outputs),
+        costs=_mean_costs(runs),
+        data=first.data,
+        test=outputs[0].fingerprint,
+        environment=first.environment,
+        config=_portable(yaml.safe_dump(first.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)),
+        notes=tuple(note for item in outputs for note in item.notes),
+    )
+
+
+def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
+    """Refuses runs whose mean would say nothing."""
+    first = runs[0]
+    for run in runs[1:]:
+        same = first.config.model_copy(update={"seed": run.config.seed, "output": run.config.output})
+        if run.config != same:
+            what = "type orders" if run.steps != first.steps else "configurations"
+            raise DataError(
+                f"{folder}: {first.folder.name} and {run.folder.name} differ in their {what}; "
+                "report one of them, or put them side by side with `ner-cl compare`"
+            )
+        if len(run.matrix.counts) != len(first.matrix.counts):
+            raise DataError(
+                f"{folder}: {run.folder} is not done; go on with it by --resume, or report the others alone"
+            )
+
+
+def _portable(text: str) -> str:
+    """Paths below the folder of corpora as people elsewhere would write them."""
+    data = os.environ.get("NER_CL_DATA", "").rstrip("/")
+    return text.replace(f"{data}/", "$NER_CL_DATA/") if data else text
+
+
+def _f1_row(rows: Sequence[dict[str, float | None] | None]) -> dict[str, Spread] | None:
+    known = [row for row in rows if row is not None]
+    return {type_: Spread.of(row[type_] for row in known) for type_ in known[0]} if known else None
+
+
+def _confusion(runs: Sequence[RunRecord], outputs: Sequence[Outputs]) -> dict[int, dict[str, dict[str, int]]]:
+    """Words of all runs together."""
+    tables: dict[int, dict[str, dict[str, int]]] = {}
+    for run, found in zip(runs, outputs, strict=True):
+        for step, predictions in found.by_step.items():
+            table = word_table(
+                found.test, predictions.spans, old=run.matrix.seen_after(step - 1), new=run.steps[step - 1]
+            )
+            sums = tables.setdefault(step, {truth: dict.fromkeys(_GROUPS, 0) for truth in _GROUPS})
+            for truth, row in table.items():
+                for group, count in row.items():
+                    sums[truth][group] += count
+    return dict(sorted(tables.items()))
+
+
+def _mistakes(
+    runs: Sequence[RunRecord], outputs: Sequence[Outputs]
+) -> tuple[tuple[MistakeGroup, ...], tuple[MistakeGroup, ...]]:
+    """The most frequent lost and made-up mentions of all runs after their last step."""
+    lost: list[Occurrence] = []
+    invented: list[Occurrence] = []
+    last = len(runs[0].matrix.counts)
+    seen = runs[0].matrix.seen_after(last)
+    learned = {type_: number for number, types in enumerate(runs[0].steps, start=1) for type_ in types}
+    gold = [sentence.restrict(seen) for sentence in outputs[0].test]
+    found = [{step: p.spans for step, p in item.by_step.items()} for item in outputs if last in item.by_step]
+    for after in found:
+        lost += lost_mentions(gold, after, learned=learned)
+        invented += invented_mentions(gold, after[last], seen)
+    groups = []
+    for occurrences in (lost, invented):
+        ranked = most_frequent(gold, occurrences, limit=_MOST_EXAMPLES)
+        groups.append(tuple(MistakeGroup(item, _example(gold, item, found, last)) for item in ranked))
+    return groups[0], groups[1]
+
+
+def _example(gold: Sequence[Any], item: Mistake, found: Sequence[dict[int, Any]], last: int) -> Example:
+    """The sentence of a mistake as the run found it that made the mistake there."""
+    number, span = item.example.sentence, item.example.span
+    is_gold = span in gold[number].spans
+    made_it = next(after for after in found if (span in after[last][number]) != is_gold)
+    return example_of(gold[number], made_it[last][number], focus=span)
+
+
+def _calibration(runs: Sequence[RunRecord], outputs: Sequence[Outputs]) -> tuple[Calibration, ...]:
+    steps = sorted({step for item in outputs for step in item.by_step})
+    return tuple(_calibration_after(step, runs, outputs) for step in steps)
+
+
+def _calibration_after(step: int, runs: Sequence[RunRecord], outputs: Sequence[Outputs]) -> Calibration:
+    scores: list[float] = []
+    right: list[bool] = []
+    for run, item in zip(runs, outputs, strict=True):
+        seen = frozenset(run.matrix.seen_after(step))
+        for sentence, row in zip(item.test, item.by_step[step].found if step in item.by_step else (), strict=False):
+            for scored in row:
+                if scored.span.type in seen & sentence.annotated_types:
+                    scores.append(scored.score)
+                    right.append(scored.span in sentence.spans)
+    bins = reliability(scores, right)
+    return Calibration(step, calibration_error(bins), tuple(bins))
+
+
+def _mean_costs(runs: Sequence[RunRecord]) -> tuple[StepCost, ...]:
+    steps = sorted({cost.step for run in runs for cost in run.costs})
+    means = []
+    for step in steps:
+        costs = [cost for run in runs for cost in run.costs if cost.step == step]
+        peaks = [cost.peak_memory for cost in costs if cost.peak_memory is not None]
+        means.append(
+            StepCost(
+                step,
+                fmean(cost.train_seconds for cost in costs),
+                fmean(cost.seconds for cost in costs),
+                fmean(cost.sentences_per_second for cost in costs),
+                max(peaks, default=None),
+            )
+        )
+    return tuple(means)

@@ -1,0 +1,146 @@
+"""Whether runs differ in nothing but their method: the same data in the same order, budget, selection and encoder."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ner_cl.errors import DataError
+from ner_cl.report.runs import RunRecord, method_of
+
+__all__ = ["Difference", "check_one_method", "differences"]
+
+# What makes a method, what a comparison is over, and what changes no score.
+_FREE = (
+    "seed",
+    "output",
+    "tracker",
+    "sweep",
+    "strategies",
+    "gate",
+    "stream.name",
+    "stream.file",
+    "stream.steps",
+    "stream.orders",
+    "stream.corpus",
+    "training.checkpoint_seconds",
+    "training.eval_batch_tokens",
+)
+# Said, but no reason to refuse: a strategy may ask for a head, and machines differ.
+_SAID = ("head", "environment")
+_MACHINE = ("torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something besides the strategies in which methods differ.
+
+    Attributes:
+        what: key path of the configuration, or `data`, `test`, `orders`, `seeds`, `environment`.
+        values: what each method has there.
+        spoils: whether it makes the comparison one of more than methods.
+    """
+
+    what: str
+    values: dict[str, str]
+    spoils: bool
+
+    def __str__(self) -> str:
+        """In one line; methods with the same value together."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, value in self.values.items():
+            groups[value].append(name)
+        return f"{self.what}: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
+
+
+def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
+    """Refuses a folder with runs of several methods.
+
+    Raises:
+        DataError: naming two of them.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if (method_of(run.config), run.config.head) != (method_of(first.config), first.config.head):
+            raise DataError(
+                f"{name}: {first.folder.name} and {run.folder.name} are of different methods; "
+                "give a folder for each, such as RUNS/*"
+            )
+
+
+def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, set[str]]) -> list[Difference]:
+    """Everything besides the strategies in which methods differ, what spoils the comparison first.
+
+    Args:
+        groups: runs of each method.
+        tests: fingerprints of the test sets that each method's runs were scored on, where they are known.
+    """
+    found = [*_of_settings(groups), *_of_data(groups)]
+    known = {name: ", ".join(sorted(hashes)) for name, hashes in tests.items() if hashes}
+    found += _unequal("test", known, spoils=True)
+    orders = {name: _orders(runs) for name, runs in groups.items()}
+    disjoint = not set.intersection(*(set(item) for item in orders.values()))
+    told = {name: f"{len(item)}" for name, item in orders.items()}
+    if disjoint:
+        told = {name: " → ".join("+".join(step) for step in next(iter(item))) for name, item in orders.items()}
+    found += _unequal("orders", told, spoils=disjoint)
+    found += _unequal("seeds", {name: _listed(run.config.seed for run in runs) for name, runs in groups.items()})
+    found += _unequal("environment", {name: _machines(runs) for name, runs in groups.items()})
+    return sorted(found, key=lambda item: not item.spoils)
+
+
+def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
+    """Of the configurations, key by key."""
+    flat = {name: [_flat(run.config.model_dump(mode="json")) for run in runs] for name, runs in groups.items()}
+    keys = dict.fromkeys(key for settings in flat.values() for values in settings for key in values)
+    found: list[Difference] = []
+    for key in keys:
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE):
+            values = {name: _listed(one.get(key) for one in settings) for name, settings in flat.items()}
+            found += _unequal(key, values, spoils=not key.startswith(_SAID))
+    return found
+
+
+def _of_data(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
+    """Of training sentences, where the runs of two methods share an order of steps."""
+    hashes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name, runs in groups.items():
+        for run in runs:
+            for step, value in run.data.items():
+                hashes[f"step {step} of {' '.join('+'.join(types) for types in run.steps)}"][name].add(value[:12])
+    for where, by_method in hashes.items():
+        values = {name: ", ".join(sorted(found)) for name, found in by_method.items()}
+        if differing := _unequal(f"data of {where}", values, spoils=True):
+            return differing  # one is enough; the others follow from the same cause
+    return []
+
+
+def _unequal(what: str, values: dict[str, str], *, spoils: bool = False) -> list[Difference]:
+    return [Difference(what, values, spoils)] if len(set(values.values())) > 1 else []
+
+
+def _orders(runs: Sequence[RunRecord]) -> dict[tuple[tuple[str, ...], ...], None]:
+    return dict.fromkeys(run.steps for run in runs)
+
+
+def _machines(runs: Sequence[RunRecord]) -> str:
+    """Versions and machine that round in their own way."""
+    told = []
+    for run in runs:
+        packages = run.environment.get("packages") or {}
+        versions = [f"{name} {packages[name]}" for name in _MACHINE if packages.get(name)]
+        told.append(", ".join([*versions, str(run.environment.get("gpu") or run.environment.get("cpu") or "")]))
+    return _listed(told)
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under their key paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        flat.update(_flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
+    return flat

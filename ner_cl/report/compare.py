@@ -1,0 +1,269 @@
+"""Methods side by side: means over seeds and orders, and what of their differences is more than chance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ner_cl.errors import DataError
+from ner_cl.evaluate.significance import (
+    BootstrapTest,
+    SignFlipTest,
+    paired_bootstrap,
+    sentence_counts,
+    sign_flip_test,
+)
+from ner_cl.report.comparable import Difference, check_one_method, differences
+from ner_cl.report.outputs import Outputs, run_outputs
+from ner_cl.report.runs import RunRecord, find_runs, load_run, method_of
+from ner_cl.report.spread import Spread
+
+__all__ = ["Comparison", "Contrast", "Method", "RunScores", "compare"]
+
+_TESTED = ("final/micro_f1", "final/macro_f1", "average/micro_f1", "average/macro_f1")
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """One run: where it is, what it was paired by, every score by key, and F1 of every type after the last step."""
+
+    folder: str
+    seed: int
+    order: int
+    scores: dict[str, float | None]
+    types: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """All runs of one method.
+
+    Attributes:
+        name: of its folder.
+        method: strategies and head in words.
+        seeds: different seeds.
+        orders: different orders of steps.
+        scores: every score of a matrix, by key.
+        gap: final micro F1 below that of `joint`; None where there is no such run, and for itself.
+        types: F1 of every type after the last step.
+        minutes: mean wall time of the steps of a run; None where none was timed.
+        speed: training sentences a second in updates.
+        runs: the same run by run.
+    """
+
+    name: str
+    method: str
+    seeds: int
+    orders: int
+    scores: dict[str, Spread]
+    gap: float | None
+    types: dict[str, Spread]
+    minutes: float | None
+    speed: float | None
+    runs: tuple[RunScores, ...]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A method against the baseline.
+
+    Attributes:
+        name: of the method.
+        pairs: runs of both with the same seed and order.
+        micro: of final micro F1, over test sentences; None without a pair or without predictions.
+        macro: of final macro F1, over test sentences.
+        runs: over pairs of runs, by score; scores that a run lacks are left out.
+    """
+
+    name: str
+    pairs: int
+    micro: BootstrapTest | None
+    macro: BootstrapTest | None
+    runs: dict[str, SignFlipTest]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side.
+
+    Attributes:
+        stream: name and protocol.
+        baseline: the method that the others are held against.
+        types: in the learning order of the first run.
+        methods: in the order given.
+        contrasts: of every method but the baseline.
+        differences: in what methods differ besides their strategies.
+        notes: what a reader should know.
+    """
+
+    stream: str
+    baseline: str
+    types: tuple[str, ...]
+    methods: tuple[Method, ...]
+    contrasts: tuple[Contrast, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison in the types of JSON."""
+        return asdict(self)
+
+
+def compare(
+    folders: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    allow_differences: bool = False,
+    predict: bool = True,
+    resamples: int = 2000,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Reads runs and puts them side by side.
+
+    Args:
+        folders: one for each method: a run folder, or a folder of seeds and orders.
+        baseline: name of the method that the others are held against; the first by default.
+        allow_differences: compare runs that differ in more than their method, and say in what.
+        predict: whether models may be loaded to find again what runs did not keep.
+        resamples: draws of test sentences.
+        say: told what takes time.
+
+    Raises:
+        DataError: if there is no run, or runs differ in more than their method.
+    """
+    read = {name: [load_run(path) for path in find_runs(folder)] for name, folder in _named(folders).items()}
+    groups = {name: [run for run in runs if run.is_done] for name, runs in read.items()}
+    undone = [run.name for runs in read.values() for run in runs if not run.is_done]
+    for name, runs in groups.items():
+        if not runs:
+            raise DataError(f"{name}: no run is done; go on with it by --resume, or leave it out")
+        check_one_method(name, runs)
+    held = baseline or next(iter(groups))
+    if held not in groups:
+        raise DataError(f"--baseline {held}: is none of {', '.join(groups)}")
+    outputs = {
+        run.folder: run_outputs(run, steps=[len(run.matrix.counts)], predict=predict, say=say)
+        for runs in groups.values()
+        for run in runs
+    }
+    tests = {name: {h for run in runs if (h := outputs[run.folder].fingerprint)} for name, runs in groups.items()}
+    found = differences(groups, tests)
+    spoiling = [item for item in found if item.spoils]
+    if spoiling and not allow_differences:
+        raise DataError(
+            f"runs differ in more than their method: {spoiling[0]}"
+            f"{f' and {len(spoiling) - 1} more' if len(spoiling) > 1 else ''}; "
+            "compare runs of one setting, or use --allow-differences"
+        )
+    first = groups[held][0]
+    joint = _joint(groups)
+    return Comparison(
+        stream=f"{first.config.stream.name}, protocol {first.config.stream.protocol}, {len(first.steps)} steps",
+        baseline=held,
+        types=first.matrix.types,
+        methods=tuple(_method(name, runs, joint) for name, runs in groups.items()),
+        contrasts=tuple(
+            _contrast(name, groups[held], runs, outputs, resamples) for name, runs in groups.items() if name != held
+        ),
+        differences=tuple(found),
+        notes=(
+            *(f"{name}: is not done, and left out" for name in undone),
+            *dict.fromkeys(note for item in outputs.values() for note in item.notes),
+        ),
+    )
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """The folders by their names, or by their paths where two have the same name."""
+    names = [folder.resolve().name for folder in folders]
+    named = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, folders, strict=True)}
+    if len(named) < len(folders):
+        raise DataError("a folder is given twice; give each method once")
+    return named
+
+
+def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
+    """Mean final micro F1 of the upper bound, where it is among the methods."""
+    finals = [
+        run.matrix.metrics["final/micro_f1"]
+        for runs in groups.values()
+        for run in runs
+        if any(options.name == "joint" for options in run.config.strategies)
+    ]
+    return Spread.of(finals).mean
+
+
+def _method(name: str, runs: Sequence[RunRecord], joint: float | None) -> Method:
+    first = runs[0]
+    orders = list(dict.fromkeys(run.steps for run in runs))
+    rows = [
+        RunScores(
+            str(run.folder),
+            run.config.seed,
+            orders.index(run.steps) + 1,
+            run.matrix.metrics,
+            run.matrix.f1[-1] or {},
+        )
+        for run in runs
+    ]
+    scores = {key: Spread.of(row.scores[key] for row in rows) for key in first.matrix.metrics}
+    final = scores["final/micro_f1"].mean
+    is_joint = any(options.name == "joint" for options in first.config.strategies)
+    costs = [cost for run in runs for cost in run.costs]
+    training = sum(cost.train_seconds for cost in costs)
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    return Method(
+        name=name,
+        method=f"{method_of(first.config)}, head {first.config.head.name}",
+        seeds=len({run.config.seed for run in runs}),
+        orders=len(orders),
+        scores=scores,
+        gap=None if joint is None or final is None or is_joint else joint - final,
+        types={type_: Spread.of(row.types.get(type_) for row in rows) for type_ in first.matrix.types},
+        minutes=fmean(seconds) / 60 if seconds else None,
+        speed=sum(c.sentences_per_second * c.train_seconds for c in costs) / training if training else None,
+        runs=tuple(rows),
+    )
+
+
+def _contrast(
+    name: str,
+    baseline: Sequence[RunRecord],
+    runs: Sequence[RunRecord],
+    outputs: Mapping[Path, Outputs],
+    resamples: int,
+) -> Contrast:
+    """Pairs with the same seed and order; the test set is the same for all of them."""
+    held = {run.pair: run for run in baseline}
+    pairs = [(held[run.pair], run) for run in runs if run.pair in held]
+    tables = [(left, right) for left, right in pairs if all(_last(outputs, run) for run in (left, right))]
+    types = sorted(baseline[0].matrix.types)
+    counts = [(_table(left, outputs, types), _table(right, outputs, types)) for left, right in tables]
+    same_sentences = len({table.shape for pair in counts for table in pair}) == 1
+    changes = {
+        key: [
+            after - before
+            for left, right in pairs
+            if (after := right.matrix.metrics[key]) is not None and (before := left.matrix.metrics[key]) is not None
+        ]
+        for key in _TESTED
+    }
+    tested = {key: test for key, values in changes.items() if (test := sign_flip_test(values))}
+    return Contrast(
+        name,
+        len(pairs),
+        paired_bootstrap(counts, average="micro", resamples=resamples) if same_sentences else None,
+        paired_bootstrap(counts, average="macro", resamples=resamples) if same_sentences else None,
+        tested,
+    )
+
+
+def _last(outputs: Mapping[Path, Outputs], run: RunRecord) -> bool:
+    """Whether the predictions of a run's last step are at hand."""
+    return len(run.matrix.counts) in outputs[run.folder].by_step
+
+
+def _table(run: RunRecord, outputs: Mapping[Path, Outputs], types: Sequence[str]) -> Any:
+    found = outputs[run.folder]
+    return sentence_counts(found.test, found.by_step[len(run.matrix.counts)].spans, types)

@@ -1,0 +1,121 @@
+"""What the models of a run found on its test set: as the run kept it, or found again with its models."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ner_cl.data.corpus import load_corpus
+from ner_cl.data.stream import fingerprint
+from ner_cl.errors import NerClError
+from ner_cl.evaluate.counts import count_spans
+from ner_cl.evaluate.predictions import Predictions, predictions_file
+from ner_cl.model.predict import score_sentences
+from ner_cl.model.store import load_model
+from ner_cl.report.runs import RunRecord
+from ner_cl.types import Sentence
+
+__all__ = ["Outputs", "run_outputs"]
+
+
+@dataclass
+class Outputs:
+    """Test sentences and what was found in them.
+
+    Attributes:
+        test: the test set, annotated for all types of the stream.
+        by_step: predictions by step; steps whose predictions are not to be had are missing.
+        notes: what a reader should know of where they come from.
+    """
+
+    test: tuple[Sentence, ...] = ()
+    by_step: dict[int, Predictions] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the test set; None where it is not at hand."""
+        return fingerprint(self.test) if self.test else None
+
+
+def run_outputs(
+    run: RunRecord,
+    *,
+    steps: Iterable[int] | None = None,
+    predict: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Outputs:
+    """Reads the test set and the predictions on it.
+
+    Where the run kept no predictions on this test set, they are made with the models of its steps and kept for the
+    next time. What cannot be had is left out, and noted.
+
+    Args:
+        run: a finished run.
+        steps: which; all by default.
+        predict: whether models may be loaded.
+        say: told what takes time.
+    """
+    outputs = Outputs()
+    try:
+        options = run.config.stream
+        corpus = load_corpus(options.corpus, name=options.name)
+    except (NerClError, OSError) as error:
+        outputs.notes.append(f"{run.name}: the test data are not at hand ({error})")
+        return outputs
+    outputs.test = tuple(sentence.restrict(run.matrix.types) for sentence in corpus.test)
+    test = fingerprint(outputs.test)
+    missing, made = [], []
+    for step in steps or range(1, len(run.matrix.counts) + 1):
+        if run.matrix.counts[step - 1] is None:
+            continue
+        found = _kept(run, step, test)
+        if found is None and predict and (run.folder / "steps" / f"{step:02d}").is_dir():
+            say(f"{run.name}: finding entities in {len(outputs.test)} test sentences after step {step}")
+            found = _made(run, step, test, outputs.test)
+            made.append(step)
+        if found is None:
+            missing.append(step)
+        else:
+            outputs.by_step[step] = found
+    if missing:
+        outputs.notes.append(f"{run.name}: no predictions of step {', '.join(map(str, missing))} are at hand")
+    outputs.notes += _differing(run, outputs, made)
+    return outputs
+
+
+def _kept(run: RunRecord, step: int, test: str) -> Predictions | None:
+    """What the run kept, if it is about this test set."""
+    path = predictions_file(run.folder, step)
+    if not path.is_file():
+        return None
+    found = Predictions.load(path)
+    return found if found.test == test else None
+
+
+def _made(run: RunRecord, step: int, test: str, sentences: tuple[Sentence, ...]) -> Predictions:
+    """Found by the model of the step, and kept where the run folder can be written."""
+    model = load_model(run.folder / "steps" / f"{step:02d}", device="auto")
+    training = run.config.training
+    scored = score_sentences(model, sentences, batch_tokens=training.eval_batch_tokens, precision=training.precision)
+    found = Predictions.of(step, test, scored)
+    try:
+        found.save(predictions_file(run.folder, step))
+    except OSError:
+        return found
+    return found
+
+
+def _differing(run: RunRecord, outputs: Outputs, made: list[int]) -> list[str]:
+    """Steps whose predictions, made again, do not give the counts of the matrix: another machine rounds otherwise."""
+    notes = []
+    for step in made:
+        seen = run.matrix.seen_after(step)
+        gold = [sentence.restrict(seen) for sentence in outputs.test]
+        again = count_spans(gold, outputs.by_step[step].spans, seen)
+        row = run.matrix.counts[step - 1] or {}
+        apart = sum(abs(again[t].tp - row[t].tp) + abs(again[t].fp - row[t].fp) for t in seen)
+        if apart:
+            notes.append(
+                f"{run.name}: predictions of step {step} were made again and differ from the run's own "
+                f"by {apart} spans (another machine or precision); the matrix is the run's"
+            )
+    return notes

@@ -1,0 +1,46 @@
+"""The same stream with its steps in other orders."""
+
+import math
+from typing import TypeAlias
+
+from ner_cl.config import Config
+from ner_cl.data.corpus import load_corpus
+from ner_cl.data.protocols import generator
+from ner_cl.data.stream import order_types
+from ner_cl.errors import ConfigError
+
+__all__ = ["Order", "stream_steps", "with_orders"]
+
+Order: TypeAlias = tuple[tuple[str, ...], ...]
+
+
+def stream_steps(config: Config) -> Order:
+    """The types of each step: as the configuration lists them, or as it has them drawn from the corpus."""
+    options = config.stream
+    if options.steps is not None:
+        return options.steps
+    corpus = load_corpus(options.corpus, name=options.name)
+    return order_types(corpus, order=options.order, increment=options.increment, first=options.first, seed=options.seed)
+
+
+def with_orders(config: Config, count: int) -> list[Config]:
+    """The configuration once for each of `count` different orders of its steps; only `stream.steps` differs.
+
+    The first is its own order, then come the published ones it lists (`stream.orders`), then permutations of its steps
+    drawn by `stream.seed`; the first n of more orders are always the same.
+
+    Raises:
+        ConfigError: if there are not so many orders.
+    """
+    own = stream_steps(config)
+    if count > math.factorial(len(own)) and count > 1 + len(config.stream.orders):
+        raise ConfigError(f"--orders {count}: {len(own)} steps have {math.factorial(len(own))} orders; ask for fewer")
+    orders = list(dict.fromkeys([own, *config.stream.orders]))[:count]
+    draw = 0
+    while len(orders) < count:
+        draw += 1
+        permutation = generator(config.stream.seed, f"order of steps {draw}").permutation(len(own))
+        drawn = tuple(own[index] for index in permutation)
+        if drawn not in orders:
+            orders.append(drawn)
+    return [config.model_copy(update={"stream": config.stream.model_copy(update={"steps": o})}) for o in orders]

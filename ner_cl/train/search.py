@@ -1,0 +1,101 @@
+"""What a sweep may change: one dimension for each key of the configuration that is searched."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import yaml
+
+from ner_cl.errors import ConfigError
+
+__all__ = ["Dimension", "parse_search", "read_search"]
+
+Value: TypeAlias = bool | int | float | str | None
+
+_RANGE = re.compile(r"\s*(?P<low>\S+?)\s*\.\.\s*(?P<high>[^\s:]+)\s*(?P<log>:\s*log)?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """The values that one key may take: a range of numbers, or a list.
+
+    Attributes:
+        key: path in the configuration, such as `training.optimizer.lr`.
+        low: smallest value of a range.
+        high: largest value of a range.
+        log: whether a range is searched evenly on a logarithmic scale.
+        choices: the values of a list; empty for a range.
+    """
+
+    key: str
+    low: int | float = 0.0
+    high: int | float = 0.0
+    log: bool = False
+    choices: tuple[Value, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether a range has whole numbers only."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+def read_search(items: Sequence[str]) -> dict[str, Any]:
+    """`key=low..high`, `key=low..high:log` and `key=[a, b]` as they are written in a configuration.
+
+    Raises:
+        ConfigError: if an item has no `=`.
+    """
+    search = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--search {item}: write it as key=low..high, key=low..high:log or key=[a, b]")
+        search[key.strip()] = _yaml(text, item)
+    return search
+
+
+def parse_search(search: Mapping[str, Any]) -> list[Dimension]:
+    """Checked dimensions, in the order given.
+
+    Raises:
+        ConfigError: naming the key and how to write its values.
+
+    Example:
+        >>> parse_search({"training.epochs": "2..8", "head.name": ["addner", "extendner"]})[0].whole
+        True
+    """
+    if not search:
+        raise ConfigError(
+            "sweep.search: names no key to search; give for instance --search training.optimizer.lr=1e-5..1e-3:log"
+        )
+    return [_dimension(key, value) for key, value in search.items()]
+
+
+def _dimension(key: str, value: Any) -> Dimension:
+    if isinstance(value, list):
+        if not value or any(isinstance(item, list | dict) for item in value):
+            raise ConfigError(f"sweep.search.{key}: a list holds single values, such as [adamw, sgd]")
+        return Dimension(key, choices=tuple(value))
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(f"sweep.search.{key}: {value!r} is no range; write low..high, low..high:log, or a list")
+    low, high = (_number(match[name], key) for name in ("low", "high"))
+    if low >= high or (match["log"] and low <= 0):
+        raise ConfigError(f"sweep.search.{key}: {value} is empty; the lower end comes first, above 0 for :log")
+    return Dimension(key, low, high, log=match["log"] is not None)
+
+
+def _number(text: str, key: str) -> int | float:
+    try:
+        return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+    except ValueError:
+        raise ConfigError(f"sweep.search.{key}: {text!r} is no number") from None
+
+
+def _yaml(text: str, item: str) -> Any:
+    """A list as such; a range as the text it is."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--search {item}: the values are not valid YAML") from None

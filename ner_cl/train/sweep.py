@@ -1,0 +1,181 @@
+"""Searching for options on the first steps of a stream, by development sentences; later steps and the test set rest.
+
+Tuning on a whole stream would be cheating: when the first types arrive, nobody has seen the later ones. So a sweep
+trains and scores on the first steps only, as Chaudhry et al. 2019 ("Efficient Lifelong Learning with A-GEM", section 3)
+do, and what it finds is then used for all of them.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ner_cl.config import Config, with_values
+from ner_cl.data.stream import Stream
+from ner_cl.errors import ConfigError, DataError, MissingExtra, TrainingError
+from ner_cl.evaluate.counts import micro_f1
+from ner_cl.evaluate.metrics import mean
+from ner_cl.files import replace_text
+from ner_cl.model.ner_model import NerModel
+from ner_cl.train.engine import Engine
+from ner_cl.train.learner import Learner
+from ner_cl.train.run import learn_step, open_stream
+from ner_cl.train.search import Dimension, parse_search
+
+try:
+    import optuna
+except ImportError as error:
+    raise MissingExtra("a sweep needs optuna; run: pip install 'ner-cl[sweep]'") from error
+
+__all__ = ["Sweep", "Trial", "dev_score", "run_sweep"]
+
+_STUDY = "sweep"
+_SETTING = "setting"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of values.
+
+    Attributes:
+        number: from 1.
+        values: by key.
+        score: mean F1 (0 to 1) over the first steps on their dev sentences; None where training failed.
+        seconds: how long it took.
+    """
+
+    number: int
+    values: dict[str, Any]
+    score: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Attributes:
+        folder: where its database is, and `best.yaml`, the whole configuration with the best values.
+        steps: how many steps of the stream counted.
+        trials: all that are done, in order.
+        best: the best one.
+    """
+
+    folder: Path
+    steps: int
+    trials: tuple[Trial, ...] = field(repr=False)
+    best: Trial
+
+
+def run_sweep(config: Config, *, on_trial: Callable[[Trial], None] = lambda trial: None) -> Sweep:
+    """Makes as many trials as `config.sweep` asks for, counting those that earlier calls made in the same folder.
+
+    Args:
+        config: what to start from; `sweep` says what to search, on how many steps, and how often.
+        on_trial: called after every trial.
+
+    Raises:
+        ConfigError: if the search is wrong, counts all steps of the stream, or the folder holds another sweep.
+        DataError: if one of the steps has no development sentences with its types.
+        TrainingError: if no trial succeeded.
+    """
+    dimensions = parse_search(config.sweep.search)
+    stream = open_stream(config)
+    steps = _checked_steps(stream, config.sweep.steps)
+    engine = Engine(config.training.precision)
+    folder = Path(config.output)
+    study = _study(folder, config, stream)
+
+    def objective(trial: "optuna.Trial") -> float:
+        values = {dimension.key: _suggested(trial, dimension) for dimension in dimensions}
+        return dev_score(with_values(config, values), stream, steps, engine)
+
+    with_values(config, {dimension.key: _first(dimension) for dimension in dimensions})  # refuses a wrong key at once
+    while len(_done(study)) < config.sweep.trials:
+        # Told the number of trials, or else a sweep that is resumed would draw what it has drawn before.
+        study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
+        study.optimize(objective, n_trials=1, catch=(TrainingError,))
+        on_trial(_done(study)[-1])
+    trials = _done(study)
+    best = max(trials, key=lambda trial: -1.0 if trial.score is None else trial.score)
+    if best.score is None:
+        raise TrainingError("sweep: no trial could be trained; search smaller learning rates")
+    _write_best(folder, with_values(config, best.values))
+    return Sweep(folder, steps, tuple(trials), best)
+
+
+def dev_score(config: Config, stream: Stream, steps: int, engine: Engine) -> float:
+    """Learns the first steps and scores what is left of them: mean over steps of F1 of a step's types on its dev data.
+
+    Neither the test set nor anything of later steps is looked at, and each step's dev sentences serve for its own types
+    only, as they are annotated.
+    """
+    model = NerModel.from_options(config.encoder, config.head)
+    learner = Learner(model, config.strategies, config.training, engine=engine, seed=config.seed)
+    for step in stream.steps[:steps]:
+        for _ in learn_step(learner, step, stream):
+            pass
+    scores = (micro_f1(learner.count(step.dev, step.types)) for step in stream.steps[:steps])
+    return mean(scores) or 0.0
+
+
+def _checked_steps(stream: Stream, steps: int) -> int:
+    if not 1 <= steps < len(stream.steps):
+        raise ConfigError(
+            f"sweep.steps: {steps} of {len(stream.steps)} steps; a sweep counts the first ones and leaves at least one "
+            "for the run, or it would choose options by what it is tested on"
+        )
+    for step in stream.steps[:steps]:
+        if not any(sentence.spans for sentence in step.dev):
+            raise DataError(f"sweep: step {step.number} has no dev sentences with {', '.join(step.types)} to score by")
+    return steps
+
+
+def _study(folder: Path, config: Config, stream: Stream) -> "optuna.Study":
+    """The study in the folder, or a new one."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{(folder / 'sweep.db').absolute()}",
+        study_name=_STUDY,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    values = config.model_dump(mode="json", exclude={"output": True, "tracker": True, "sweep": {"trials"}})
+    values["data"] = [step.data_hash for step in stream.steps[: config.sweep.steps]]
+    setting = json.dumps(values, sort_keys=True)
+    if study.user_attrs.setdefault(_SETTING, setting) != setting:
+        raise ConfigError(f"output: {folder} holds a sweep of another configuration; use --output for another folder")
+    study.set_user_attr(_SETTING, setting)
+    return study
+
+
+def _suggested(trial: "optuna.Trial", dimension: Dimension) -> Any:
+    if dimension.choices:
+        return trial.suggest_categorical(dimension.key, dimension.choices)
+    if dimension.whole:
+        return trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), log=dimension.log)
+    return trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log)
+
+
+def _first(dimension: Dimension) -> Any:
+    return dimension.choices[0] if dimension.choices else dimension.low
+
+
+def _done(study: "optuna.Study") -> list[Trial]:
+    """Trials that came to an end, also those whose training failed; numbered by themselves."""
+    ended = [trial for trial in study.trials if trial.state.is_finished()]
+    return [
+        Trial(number, dict(trial.params), trial.value, trial.duration.total_seconds() if trial.duration else 0.0)
+        for number, trial in enumerate(ended, start=1)
+    ]
+
+
+def _write_best(folder: Path, config: Config) -> None:
+    values = config.model_dump(mode="json", exclude={"sweep", "output"})
+    made = f"# Found by ner-cl sweep, {time.strftime('%Y-%m-%d')}, on the first {config.sweep.steps} steps by dev F1.\n"
+    replace_text(folder / "best.yaml", made + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,45 @@
+"""`ner-cl sweep`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ner_cl.cli.app import main
+from tests.cli.conftest import Toy
+
+
+def test_a_sweep_tells_its_trials_and_goes_on(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", str(toy.config), "--search", "training.optimizer.lr=1e-4..1e-2:log", "--steps", "1"]
+    words += ["--set", "training.epochs=1", "--output", str(tmp_path)]
+    assert main([*words, "--trials", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0].split("  ")[0] == "trial"
+    assert "trial 1 of 1 (training.optimizer.lr " in captured.err
+    assert f"ner-cl train {tmp_path / 'best.yaml'}" in captured.err
+    assert main([*words, "--trials", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [trial["number"] for trial in found["trials"]] == [1, 2]
+    assert "trial 2 of 2" in captured.err
+    assert "trial 1" not in captured.err
+    assert main(["train", str(tmp_path / "best.yaml"), "--dry-run"]) == 0
+
+
+def test_nothing_to_search_is_refused(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(toy.config), "--output", str(tmp_path)]) == 2
+    assert "sweep.search: names no key to search" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(toy: Toy) -> None:
+    code = f"""
+import sys
+sys.modules["optuna"] = None
+from ner_cl.cli.app import main
+sys.exit(main(["sweep", {str(toy.config)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "ner-cl: error: a sweep needs optuna; run: pip install 'ner-cl[sweep]'"

@@ -1,0 +1,249 @@
+"""Methods side by side."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+import yaml
+
+from ner_cl.errors import DataError
+from ner_cl.evaluate.matrix import Matrix
+from ner_cl.evaluate.significance import paired_bootstrap, sentence_counts
+from ner_cl.report.collect import collect
+from ner_cl.report.compare import Comparison, compare
+from ner_cl.report.comparison_page import comparison_page
+from ner_cl.report.figures import draw_all
+from ner_cl.report.outputs import run_outputs
+from ner_cl.report.runs import load_run, method_of
+from ner_cl.report.tables import COLUMNS, to_csv, to_markdown
+from ner_cl.train.run import run_stream
+from tests.report.conftest import WELL
+from tests.train.toy_runs import run_config
+
+
+@pytest.fixture(scope="module")
+def methods(seeds: Path) -> list[Path]:
+    """Fine-tuning with two seeds, distillation with the same two, and the upper bound with one."""
+    home = seeds.parent
+    for name, strategies, numbers in (
+        ("distill", [{"name": "distill", "temperature": 1.5}], (1, 2)),
+        ("joint", [{"name": "joint", "last_only": True}], (1,)),
+    ):
+        for seed in numbers:
+            output = str(home / name / f"seed-{seed}")
+            run_stream(run_config(home, seed=seed, strategies=strategies, output=output, training=WELL))
+    return [seeds, home / "distill", home / "joint"]
+
+
+@pytest.fixture(scope="module")
+def comparison(methods: list[Path]) -> Comparison:
+    return compare(methods, resamples=200)
+
+
+def matrices(folder: Path) -> list[Matrix]:
+    return [Matrix.load(path) for path in sorted(folder.glob("seed-*"))]
+
+
+def test_scores_are_means_over_runs(comparison: Comparison, methods: list[Path]) -> None:
+    for method, folder in zip(comparison.methods, methods, strict=True):
+        finals = [m.metrics["final/macro_f1"] for m in matrices(folder)]
+        values = [value for value in finals if value is not None]
+        spread = method.scores["final/macro_f1"]
+        assert spread.mean == pytest.approx(fmean(values))
+        assert spread.sd == (pytest.approx(stdev(values)) if len(values) > 1 else None)
+        assert (method.seeds, method.orders, len(method.runs)) == (len(values), 1, len(values))
+    assert comparison.methods[1].method == "distill (temperature 1.5), head extendner"
+
+
+def test_the_gap_is_to_the_upper_bound(comparison: Comparison) -> None:
+    finetune, distill, joint = comparison.methods
+    assert joint.gap is None
+    for method in (finetune, distill):
+        final, upper = method.scores["final/micro_f1"].mean, joint.scores["final/micro_f1"].mean
+        assert final is not None
+        assert upper is not None
+        assert method.gap == pytest.approx(upper - final)
+
+
+def test_runs_are_paired_by_seed(comparison: Comparison, methods: list[Path]) -> None:
+    distill, joint = comparison.contrasts
+    assert (distill.name, distill.pairs) == ("distill", 2)
+    assert (joint.name, joint.pairs) == ("joint", 1)
+    pairs = []
+    for seed in (1, 2):
+        tables = []
+        for folder in methods[:2]:
+            outputs = run_outputs(load_run(folder / f"seed-{seed}"), steps=[2])
+            tables.append(sentence_counts(outputs.test, outputs.by_step[2].spans, ["LOC", "PER"]))
+        pairs.append((tables[0], tables[1]))
+    assert distill.micro == paired_bootstrap(pairs, average="micro", resamples=200)
+    changes = [
+        (right.metrics["final/micro_f1"] or 0) - (left.metrics["final/micro_f1"] or 0)
+        for left, right in zip(*map(matrices, methods[:2]), strict=True)
+    ]
+    assert distill.micro.difference == pytest.approx(fmean(changes))
+    assert distill.runs["final/micro_f1"].pairs == 2
+    assert distill.runs["final/micro_f1"].smallest == 0.5
+    assert "average/micro_f1" not in joint.runs  # its earlier steps were not evaluated
+
+
+def test_distillation_keeps_what_fine_tuning_loses(comparison: Comparison) -> None:
+    [distill, _] = comparison.contrasts
+    assert distill.macro is not None
+    assert distill.macro.difference > 0
+
+
+def test_another_baseline_turns_the_sign(methods: list[Path], comparison: Comparison) -> None:
+    other = compare(methods[:2], baseline="distill", resamples=100).contrasts[0]
+    first = comparison.contrasts[0]
+    assert other.micro is not None
+    assert first.micro is not None
+    assert other.name == "finetune"
+    assert other.micro.difference == pytest.approx(-first.micro.difference)
+    with pytest.raises(DataError, match="--baseline nobody: is none of finetune, distill"):
+        compare(methods[:2], baseline="nobody")
+
+
+def test_what_differs_is_said(comparison: Comparison) -> None:
+    assert [str(item) for item in comparison.differences] == ["seeds: 1, 2 (finetune, distill); 1 (joint)"]
+
+
+def changed(run: Path, folder: Path, **changes: object) -> Path:
+    """A copy of a run that says it was made with other settings."""
+    copy = Path(shutil.copytree(run, folder))
+    values = yaml.safe_load((copy / "config.resolved.yaml").read_text())
+    for path, value in changes.items():
+        target = values
+        *sections, key = path.split("__")
+        for section in sections:
+            target = target[section]
+        target[key] = value
+    (copy / "config.resolved.yaml").write_text(yaml.safe_dump(values))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training__epochs", 5),
+        ("training__early_stopping__metric", "seen"),
+        ("training__optimizer__lr", 0.1),
+        ("stream__protocol", "greedy"),
+        ("stream__seed", 7),
+        ("encoder__max_pieces", 32),
+    ],
+)
+def test_more_than_the_method_is_refused(methods: list[Path], tmp_path: Path, key: str, value: object) -> None:
+    other = changed(methods[1] / "seed-1", tmp_path / "other", **{key: value})
+    what = key.replace("__", ".")
+    with pytest.raises(DataError, match=f"differ in more than their method: {what}: .*--allow-differences"):
+        compare([methods[0], other], resamples=100)
+    allowed = compare([methods[0], other], allow_differences=True, resamples=100)
+    assert [item.what for item in allowed.differences if item.spoils] == [what]
+    assert f"- {what}: " in to_markdown(allowed)
+
+
+def test_other_data_are_refused(methods: list[Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(methods[1] / "seed-1", tmp_path / "other"))
+    history = other / "steps" / "02" / "history.jsonl"
+    records = [json.loads(line) for line in history.read_text().splitlines()]
+    records[0]["data"] = "0" * 64
+    history.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(DataError, match="data of step 1 of PER LOC: "):
+        compare([methods[0], other])
+
+
+def test_other_orders_without_one_in_common_are_refused(methods: list[Path], tmp_path: Path) -> None:
+    home = methods[0].parent
+    values = run_config(home).stream.model_copy(update={"steps": (("LOC",), ("PER",))})
+    config = run_config(home, output=str(tmp_path / "turned"), training={**WELL, "epochs": 1})
+    run_stream(config.model_copy(update={"stream": values}))
+    with pytest.raises(DataError, match=r"differ in more than their method: training\.epochs"):
+        compare([methods[0], tmp_path / "turned"])
+    found = compare([methods[0], tmp_path / "turned"], allow_differences=True)
+    assert "orders: PER → LOC (finetune); LOC → PER (turned)" in [str(item) for item in found.differences]
+    assert (found.contrasts[0].pairs, found.contrasts[0].micro, found.contrasts[0].runs) == (0, None, {})
+
+
+def test_a_run_that_is_not_done_is_left_out(methods: list[Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(methods[1], tmp_path / "half"))
+    half = copy / "seed-2" / "matrix.json"
+    values = json.loads(half.read_text())
+    half.write_text(json.dumps({**values, "counts": values["counts"][:1]}))
+    found = compare([methods[0], copy], resamples=100)
+    assert (found.methods[1].seeds, found.contrasts[0].pairs) == (1, 1)
+    assert "half/seed-2: is not done, and left out" in found.notes
+    with pytest.raises(DataError, match="seed-2: no run is done"):
+        compare([copy / "seed-2"])
+
+
+def test_a_folder_of_several_methods_is_refused(methods: list[Path]) -> None:
+    with pytest.raises(DataError, match=r"are of different methods; give a folder for each"):
+        compare([methods[0].parent])
+    with pytest.raises(DataError, match="given twice"):
+        compare([methods[0], methods[0]])
+
+
+def test_without_predictions_only_runs_are_tested(methods: list[Path], tmp_path: Path) -> None:
+    copies = [Path(shutil.copytree(path, tmp_path / path.name)) for path in methods[:2]]
+    for copy in copies:
+        for folder in copy.glob("*/predictions"):
+            shutil.rmtree(folder)
+    found = compare(copies, predict=False)
+    assert found.contrasts[0].micro is None
+    assert found.contrasts[0].runs["final/micro_f1"].pairs == 2
+    assert len(found.notes) == 4
+
+
+def test_markdown_has_a_line_for_each_method(comparison: Comparison) -> None:
+    text = to_markdown(comparison)
+    header = next(line for line in text.splitlines() if line.startswith("| run | seeds"))
+    assert all(title in header for title in COLUMNS.values())
+    assert {line.count("|") for line in text.splitlines() if line.startswith("| distill | 2 | ")} <= {
+        header.count("|"),
+        11,
+    }
+    score = comparison.methods[0].scores["final/micro_f1"].percent()
+    assert f"| finetune | 2 | {score} |" in text
+
+
+def test_csv_has_a_line_for_each_run(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    assert [(row["run"], row["seed"]) for row in rows] == [
+        ("finetune", "1"),
+        ("finetune", "2"),
+        ("distill", "1"),
+        ("distill", "2"),
+        ("joint", "1"),
+    ]
+    matrix = Matrix.load(Path(rows[2]["folder"]))
+    assert float(rows[2]["forgetting/max_drop"]) == matrix.metrics["forgetting/max_drop"]
+    assert float(rows[2]["f1/LOC"]) == (matrix.f1[-1] or {})["LOC"]
+    assert rows[4]["average/micro_f1"] == ""
+
+
+def test_the_page_holds_everything_and_fetches_nothing(comparison: Comparison) -> None:
+    page = comparison_page(comparison)
+    assert page.count("<svg") == 2
+    for cell in ("finetune", "distill (temperature 1.5), head extendner", "seeds: 1, 2 (finetune, distill)"):
+        assert cell in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_run_without_earlier_rows_has_a_page_too(methods: list[Path]) -> None:
+    report = collect(methods[2])
+    assert report.f1[0] is None
+    assert (list(report.confusion), report.lost) == ([2], ())
+    names = [item.name for item in draw_all(report)]
+    assert {"heatmap", "curves-1", "calibration"} <= set(names)
+    assert "changes" not in names
+
+
+def test_the_default_method_has_a_name(methods: list[Path]) -> None:
+    config = load_run(methods[1] / "seed-1").config
+    assert method_of(config) == "distill (temperature 1.5)"
+    assert method_of(config.model_copy(update={"strategies": ()})) == "default"

@@ -1,0 +1,107 @@
+"""The grid runner: what is done is skipped, what was stopped goes on, and sharing step 1 changes no bit."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from benchmarks import grid
+from ner_cl.config import parse_config
+from ner_cl.model.store import load_model
+from ner_cl.train.run import run_stream
+from tests.train.toy_runs import run_values, step_files, weights_of
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small grid in it."""
+    folder = tmp_path_factory.mktemp("grid")
+    base = {key: value for key, value in run_values(folder).items() if key != "output"}
+    methods = {
+        "distill": {"strategies": ["distill"]},
+        "finetune": {"strategies": ["finetune"]},
+        "replay": {"strategies": [{"name": "replay", "budget": 5}], "seeds": [1]},
+    }
+    values = {"base": base, "seeds": [1, 2], "baseline": "distill", "methods": methods}
+    (folder / "toy.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def run_grid(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["grid", *map(str, words)])
+    grid.main()
+
+
+def test_a_grid_makes_its_runs_and_its_tables_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = home / "all"
+    words = (home / "toy.yaml", "--output", output)
+    run_grid(monkeypatch, *words, "--dry-run")
+    assert capsys.readouterr().out.split() == [
+        word
+        for name in (
+            "distill/order-1/seed-1",
+            "distill/order-1/seed-2",
+            "finetune/order-1/seed-1",
+            "finetune/order-1/seed-2",
+            "replay/order-1/seed-1",
+        )
+        for word in ("to", "do", name)
+    ]
+    run_grid(monkeypatch, *words, "--share", "1/2")
+    run_grid(monkeypatch, *words)
+    told = capsys.readouterr().out
+    assert told.count("step 1 is that of distill/order-1/seed-") == 2  # finetune does the same in it, replay keeps some
+    results = json.loads((output / "results.json").read_text())
+    assert [(method["name"], method["seeds"]) for method in results["methods"]] == [
+        ("distill", 2),
+        ("finetune", 2),
+        ("replay", 1),
+    ]
+    assert all((output / f"results{ending}").is_file() for ending in (".md", ".csv", ".html"))
+    run_grid(monkeypatch, *words)
+    assert "updates an epoch" not in capsys.readouterr().out
+
+
+def test_a_run_with_a_shared_step_is_the_run_without(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_grid(monkeypatch, home / "toy.yaml", "--output", home / "shared", "--seeds", "2")
+    values = run_values(home, strategies=["finetune"], seed=2, output=str(home / "alone"))
+    alone = run_stream(parse_config(values)).folder
+    shared = home / "shared" / "finetune" / "order-1" / "seed-2"
+    assert step_files(shared) == step_files(alone)
+    events = [json.loads(line)["event"] for line in (shared / "events.jsonl").read_text().splitlines()]
+    assert events.count("StepDone") == 2
+
+
+@pytest.mark.parametrize("head", ["addner", "extendner"])
+def test_step_one_of_plain_strategies_is_the_same_to_the_last_bit(home: Path, head: str) -> None:
+    weights: dict[str, dict[str, torch.Tensor]] = {}
+    for name in sorted(grid.PLAIN_FIRST_STEP):
+        values: dict[str, Any] = run_values(
+            home, strategies=[name], head={"name": head}, output=str(home / f"{head}-{name}"), training={"epochs": 1}
+        )
+        model = load_model(run_stream(parse_config(values)).folder / "steps" / "01")
+        assert not any(model.strategy_state.values())
+        assert not any(model.kept_sentences.values())
+        weights[name] = weights_of(model)
+    for name, tensors in weights.items():
+        assert all(torch.equal(tensor, weights["finetune"][key]) for key, tensor in tensors.items()), name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_grid_of_the_project_is_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NER_CL_DATA", str(repository.parent / "shared" / "data"))
+    run_grid(monkeypatch, path, "--dry-run", "--output", "nowhere")
+    values = yaml.safe_load(path.read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(values["methods"]) * len(values["seeds"])
+    assert values["baseline"] in values["methods"]

@@ -1,0 +1,65 @@
+"""The same stream in other orders."""
+
+from pathlib import Path
+
+import pytest
+
+from ner_cl.config import parse_config
+from ner_cl.errors import ConfigError
+from ner_cl.train.orders import stream_steps, with_orders
+from tests.train.toy_runs import run_values, write_corpus
+
+STEPS = (("PER",), ("LOC", "ORG"), ("MISC",))
+
+
+def config(folder: Path, **stream: object) -> object:
+    values = run_values(folder)
+    values["stream"] |= {"steps": [list(step) for step in STEPS], **stream}
+    return parse_config(values)
+
+
+def orders_of(folder: Path, count: int, **stream: object) -> list[object]:
+    return [one.stream.steps for one in with_orders(config(folder, **stream), count)]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("orders")
+
+
+def test_orders_are_permutations_of_the_steps_the_own_one_first(home: Path) -> None:
+    orders = orders_of(home, 6)
+    assert orders[0] == STEPS
+    assert len(set(orders)) == 6
+    assert all(sorted(order) == sorted(STEPS) for order in orders)  # type: ignore[call-overload]
+
+
+def test_fewer_orders_are_the_first_of_more_and_another_seed_draws_others(home: Path) -> None:
+    assert orders_of(home, 3) == orders_of(home, 5)[:3]
+    assert {tuple(orders_of(home, 3, seed=seed)) for seed in range(5)} != {tuple(orders_of(home, 3))}
+
+
+def test_published_orders_come_before_drawn_ones(home: Path) -> None:
+    published = (("MISC",), ("PER",), ("LOC", "ORG"))
+    assert orders_of(home, 3, orders=[list(map(list, published)), list(map(list, STEPS))])[:2] == [STEPS, published]
+
+
+def test_nothing_but_the_order_changes(home: Path) -> None:
+    first, second = with_orders(config(home), 2)  # type: ignore[arg-type]
+    assert second.model_copy(update={"stream": first.stream}) == first
+    assert second.stream.model_copy(update={"steps": first.stream.steps}) == first.stream
+
+
+def test_more_orders_than_there_are_are_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match="--orders 7: 3 steps have 6 orders"):
+        orders_of(home, 7)
+
+
+def test_steps_that_are_not_listed_are_read_off_the_corpus(home: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, types=("PER", "LOC", "ORG"))
+    drawn = config(home, steps=None, corpus=corpus, increment=1, first=2)
+    assert stream_steps(drawn) == (("LOC", "ORG"), ("PER",))  # type: ignore[arg-type]
+    assert [one.stream.steps for one in with_orders(drawn, 2)] == [  # type: ignore[arg-type]
+        (("LOC", "ORG"), ("PER",)),
+        (("PER",), ("LOC", "ORG")),
+    ]

@@ -1,0 +1,134 @@
+"""Curves in an experiment tracker, and a run that a tracker changes nothing about."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from ner_cl.errors import ConfigError, MissingExtra
+from ner_cl.evaluate.matrix import Matrix
+from ner_cl.train.engine import Engine
+from ner_cl.train.events import EpochDone, RunDone, StepDone
+from ner_cl.train.run import run_stream
+from ner_cl.train.tracking import Tracking
+from tests.train.toy_runs import Interrupted, interrupt_at, run_config, step_files
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracking")
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard would draw."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tracker" / "ner_cl"))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_gets_every_epoch_and_step(home: Path) -> None:
+    pytest.importorskip("tensorboard")
+    plain = run_stream(run_config(home, output=str(home / "plain")))
+    tracked = run_stream(run_config(home, output=str(home / "tracked"), tracker="tensorboard"))
+    assert step_files(tracked.folder) == step_files(plain.folder)
+    drawn = curves(tracked.folder)
+    assert [at for at, _ in drawn["loss/ce"]] == [1, 2, 3, 4]
+    matrix = Matrix.load(tracked.folder)
+    assert drawn["test/micro_f1"] == [(2, pytest.approx(matrix.micro_f1[0])), (4, pytest.approx(matrix.micro_f1[1]))]
+    assert drawn["test/f1/LOC"] == [(4, pytest.approx((matrix.f1[1] or {})["LOC"]))]
+    assert drawn["final/micro_f1"] == [(4, pytest.approx(matrix.micro_f1[1]))]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_resumed_run_goes_on_with_its_curves_and_may_leave_its_tracker(home: Path) -> None:
+    pytest.importorskip("tensorboard")
+    config = run_config(home, output=str(home / "stopped"), tracker="tensorboard", training={"checkpoint_seconds": 0})
+    with pytest.raises(Interrupted):
+        run_stream(config, on_event=interrupt_at(5))
+    run_stream(config, resume=True)
+    assert [at for at, _ in curves(home / "stopped")["dev/f1"]][-2:] == [3, 4]
+    assert run_stream(config.model_copy(update={"tracker": None}), resume=True).matrix.counts
+
+
+class Kept(GeneralTracker):
+    """Keeps what it is told."""
+
+    name = "kept"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[dict[str, Any], int | None]] = []
+        self.settings: dict[str, Any] = {}
+        self.finished = False
+
+    @property
+    def tracker(self) -> "Kept":
+        return self
+
+    def start(self) -> None:
+        """Nothing to open."""
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        self.points.append((values, step))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_undefined_scores_are_left_out() -> None:
+    engine, kept = Engine(), Kept()
+    engine._accelerator.log_with = [kept]
+    engine.start_tracking("run", {"seed": 1})
+    told = Tracking(engine, epochs=7)
+    told.write(EpochDone(step=1, epoch=1, losses={"ce": 0.5}, score=None, best=True, seconds=1.0, sentences=3))
+    told.write(
+        StepDone(
+            step=1,
+            types=("PER",),
+            best_epoch=1,
+            micro_f1=0.5,
+            macro_f1=None,
+            f1={"PER": None},
+            train_seconds=1.0,
+            seconds=2.0,
+            sentences_per_second=3.0,
+            peak_memory=4,
+        )
+    )
+    told.write(RunDone(metrics={"bwt/final": None}, seconds=1.0))
+    assert kept.points == [
+        ({"loss/ce": 0.5}, 8),
+        ({"test/micro_f1": 0.5, "step": 1.0, "cost/seconds": 2.0, "cost/peak_memory": 4.0}, 8),
+    ]
+    assert kept.settings == {"seed": 1}
+    engine.stop_tracking()
+    assert kept.finished
+
+
+def test_a_tracker_that_is_not_installed_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ner_cl.train.engine.get_available_trackers", list)
+    with pytest.raises(MissingExtra, match="tracker: wandb is not installed; run: pip install wandb"):
+        run_stream(run_config(home, output=str(home / "none"), tracker="wandb"))
+    assert not (home / "none").exists()
+
+
+def test_an_unknown_tracker_is_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracker: .*'tensorboard'"):
+        run_config(home, tracker="clearml")
+
+
+def test_a_run_of_an_earlier_version_can_be_resumed(home: Path) -> None:
+    """Its configuration lacks the keys that there are now."""
+    config = run_config(home, output=str(home / "old"))
+    run_stream(config)
+    resolved = home / "old" / "config.resolved.yaml"
+    lines = [line for line in resolved.read_text().splitlines() if not line.startswith("tracker:")]
+    resolved.write_text("\n".join(lines))
+    assert run_stream(config, resume=True).matrix.counts
