@@ -1,6 +1,7 @@
 """Long sentences: cut where nothing is lost, read in order, never held whole."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,22 @@ def test_a_head_without_blocks_of_its_own_finds_nothing_nested(models: dict[str,
     merged, nested = score_merged_and_nested(models["extendner"], sentences, precision="fp32")
     assert merged == nested
     assert any(merged)
+
+
+def test_a_megabyte_is_never_held_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(folder, steps=([f"T{number}" for number in range(50)],)).eval()
+    with torch.no_grad():
+        model.head.blocks[0].bias[0] = 9.0
+    text = f"the Ada met {'z' * 101} " * 9_000  # the last of the words is one unknown piece
+    assert len(text) > 1_000_000
+    held: list[int] = []
+    join = Emissions.joined
+
+    def joined(parts: Sequence[Emissions]) -> Emissions:
+        held.append(sum(part.word_mask.shape[1] for part in parts))
+        return join(parts)
+
+    monkeypatch.setattr(Emissions, "joined", staticmethod(joined))
+    assert model.predict(text, precision="fp32") == []
+    assert sum(held) >= len(text.split()) == 36_000
+    assert max(held) < 10_000
