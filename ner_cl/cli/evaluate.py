@@ -52,7 +52,12 @@ def evaluate(
 
     tagger = load_model(model, device="auto")
     if merge is not None:
+        measured = tagger.head.votes
         tagger.head.merge_by(merge)
+        if merge == "vote" and not measured:
+            say(
+                "no vote of this model was ever measured: each counts 1 (head.merge: vote, from the first step on, does)"
+            )
     asked = names(types)
     tagger.check_types(asked)
     sentences = read_sentences(data, format=format_, alignment=alignment)

@@ -117,6 +117,8 @@ def test_what_merging_blocks_does_is_shown_apart(toy: Toy, tmp_path: Path, capsy
         model.head.merge_by(merge)
         counts = count_spans(sentences, predict_sentences(model, sentences), ["PER", "LOC"])
         assert scores["f1"] == sum(counts.values(), start=Counts()).f1  # type: ignore[index]
+    assert main(["evaluate", str(folder), str(gold), "--merge", "vote"]) == 0
+    assert "no vote of this model was ever measured" in capsys.readouterr().err
     assert main(["evaluate", str(folder), str(gold), "--merge", "viterbbi"]) == 2
     assert "merge" in capsys.readouterr().err
 
