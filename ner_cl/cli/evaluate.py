@@ -55,9 +55,7 @@ def evaluate(
         measured = tagger.head.votes
         tagger.head.merge_by(merge)
         if merge == "vote" and not measured:
-            say(
-                "no vote of this model was ever measured: each counts 1 (head.merge: vote, from the first step on, does)"
-            )
+            say("no vote of this model was ever measured: each counts 1; head.merge: vote measures them from step 1")
     asked = names(types)
     tagger.check_types(asked)
     sentences = read_sentences(data, format=format_, alignment=alignment)
