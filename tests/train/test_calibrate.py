@@ -61,7 +61,7 @@ def test_scores_come_nearer_to_how_often_they_are_right(models: dict[str, NerMod
     assert model.head.temperatures == [1.0, found.temperature]
     assert found.error_before == pytest.approx(before, abs=1e-6)
     assert found.error_after == pytest.approx(error(model, gold, ("LOC",)), abs=1e-6)
-    assert found.error_after < before / 2
+    assert found.error_after < 0.7 * before
     assert [[item.span for item in row] for row in score_sentences(model, gold, precision="fp32")] == tags
     if head == "addner":  # the old block has a temperature of its own
         assert score_sentences(model, gold, types=["PER"], precision="fp32") == old
