@@ -81,8 +81,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, with a page at /.
 
-    Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM what was accepted is
-    answered, and the exit code is 0.
+    Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM what was accepted
+    is answered, and the exit code is 0.
     """
     _need_extra()
     root = model_root if model_root is not None else model.absolute().parent

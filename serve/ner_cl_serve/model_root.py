@@ -37,7 +37,7 @@ class ModelRoot:
                 raise missing
             if not all(inner.resolve().is_relative_to(self.path) for inner in path.iterdir()):
                 raise missing
-        except OSError:  # a name that is too long, a loop of links, a folder that may not be looked into
+        except (OSError, RuntimeError):  # a name that is too long, a loop of links, a folder that may not be read
             raise missing from None
         return path
 

@@ -6,7 +6,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 __all__ = ["Problem", "install_problem_handlers", "problem_response"]
 
@@ -55,17 +54,17 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, not_valid)
 
 
-def _methods_at(request: Request) -> list[str]:
+def _methods_at(request: Request) -> str:
     """The methods of all routes at a path: the framework names those of the first one only."""
-    there = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in there for method in getattr(route, "methods", ())})
+    there: dict[str, object] = request.app.openapi()["paths"].get(request.url.path, {})
+    return ", ".join(sorted(method.upper() for method in there))
 
 
 def _routing_problem(request: Request, error: HTTPException) -> Problem:
     if error.status_code == 404:
         return Problem(404, "not_found", "there is nothing at this path; see /openapi.json for those that exist")
     if error.status_code == 405:
-        allowed = ", ".join(_methods_at(request))
+        allowed = _methods_at(request) or (error.headers or {}).get("Allow", "GET")
         message = f"the method {request.method[:16]} is not allowed here; use {allowed}"
         return Problem(405, "method_not_allowed", message, {"Allow": allowed})
     return Problem(error.status_code, "refused", str(error.detail), error.headers)
