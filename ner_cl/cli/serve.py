@@ -3,7 +3,7 @@
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -84,24 +84,11 @@ def serve(
     Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM what was accepted
     is answered, and the exit code is 0.
     """
-    _need_extra()
     root = model_root if model_root is not None else model.absolute().parent
     protected = _access(access, host, tokens)
     _prepare_torch(threads)
-
-    from ner_cl_serve.server import run
-    from ner_cl_serve.settings import Batching, Limits, Settings
-
-    limits = Limits(
-        body_bytes=max_body_bytes, texts=max_texts, characters=max_characters, answer_seconds=answer_seconds
-    )
-    batching = Batching(
-        batch_tokens=batch_tokens,
-        wait_seconds=wait_ms / 1000,
-        queue_requests=queue_requests,
-        queue_tokens=queue_tokens,
-    )
-    settings = Settings(
+    settings, run = _service()
+    chosen = settings.Settings(
         model_root=root,
         state=None if state == "none" else root / _STATE if state is None else Path(state),
         tokens=tokens,
@@ -110,19 +97,27 @@ def serve(
         device=device,
         drain_seconds=drain_seconds,
         stop_seconds=stop_seconds,
-        limits=limits,
-        batching=batching,
+        limits=settings.Limits(
+            body_bytes=max_body_bytes, texts=max_texts, characters=max_characters, answer_seconds=answer_seconds
+        ),
+        batching=settings.Batching(
+            batch_tokens=batch_tokens,
+            wait_seconds=wait_ms / 1000,
+            queue_requests=queue_requests,
+            queue_tokens=queue_tokens,
+        ),
     )
-    run(model, settings, host=host, port=port, quiet=talk.quiet)
+    run(model, chosen, host=host, port=port, quiet=talk.quiet)
 
 
-def _need_extra() -> None:
+def _service() -> Any:
+    """The module of settings, and the function that serves."""
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError:
-        raise MissingExtra('serve needs more packages; install them with: pip install "ner-cl[serve]"') from None
+        from ner_cl_serve import settings
+        from ner_cl_serve.server import run
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f'serve needs {error.name}; install it with: pip install "ner-cl[serve]"') from error
+    return settings, run
 
 
 def _access(given: str | None, host: str, tokens: Path | None) -> "Access":

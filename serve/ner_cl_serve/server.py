@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from socket import AI_PASSIVE, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, getaddrinfo, socket
-from typing import final
+from typing import Any, cast, final
 
 import uvicorn
 
@@ -23,6 +25,7 @@ __all__ = ["run"]
 
 _log = logging.getLogger("ner_cl_serve")
 _KEEP_ALIVE_SECONDS = 65  # longer than proxies keep theirs, so that it is they who close
+_LAST_REQUESTS_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,21 +55,21 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
         )
-        address, port = listening.getsockname()[:2]
-        facts = {"host": address, "port": port, "model": service.publisher.current.version}
-        _log.info("serving", extra={"facts": facts})
         _Server(config, service).run(sockets=[listening])
         _log.info("stopped")
 
 
 def _bound(host: str, port: int) -> socket:
     """A socket at the address, which does not listen yet."""
+    bound = None
     try:
         family, kind, protocol, _, address = getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE)[0]
         bound = socket(family, kind, protocol)
         bound.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
+        if bound is not None:
+            bound.close()
         raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
     return bound
 
@@ -79,14 +82,47 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Says where it listens, once it does."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            address, port = listening.getsockname()[:2]
+            facts = {"host": address, "port": port, "model": self._service.publisher.current.version}
+            _log.info("serving", extra={"facts": facts})
+
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Answers on for a moment, so that whoever sends requests here learns to send them elsewhere."""
+        """Answers on for a while, so that whoever sends requests here learns to send them elsewhere."""
         self._service.draining.begun = True
         _log.info("stopping")
-        until = asyncio.get_running_loop().time() + self._service.settings.drain_seconds
-        while not self.force_exit and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.05)
+        await self._pause(self._service.settings.drain_seconds)
+        for listening in sockets or ():
+            await self._take_in(listening)
+        for server in self.servers:
+            server.close()
+        # uvicorn is about to close every connection without a request: also those whose request is on its way.
+        await self._pause(_LAST_REQUESTS_SECONDS, while_connected=True)
         await super().shutdown(sockets)
+
+    async def _take_in(self, listening: socket) -> None:
+        """Accepts the connections that wait for it: closing the socket would reset them."""
+        loop = asyncio.get_running_loop()
+        protocol: Any = functools.partial(
+            cast(Any, self.config.http_protocol_class),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        listening.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                await loop.connect_accepted_socket(protocol, listening.accept()[0])
+
+    async def _pause(self, seconds: float, *, while_connected: bool = False) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.force_exit:
+            if while_connected and not self.server_state.connections:
+                break
+            await asyncio.sleep(0.02)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -164,9 +164,7 @@ def test_what_to_publish_must_be_said_clearly(running: Running, body: dict[str, 
 # --- while requests go on
 
 
-def test_swaps_under_load_lose_nothing_and_mix_nothing(
-    serving: Callable[..., Running], tmp_path: Path
-) -> None:
+def test_swaps_under_load_lose_nothing_and_mix_nothing(serving: Callable[..., Running], tmp_path: Path) -> None:
     """Every answer is whole, and is that of the version it names."""
     (tmp_path / "probe.txt").write_text(TEXT)
     running = serving(probe=tmp_path / "probe.txt", batching=Batching(batch_tokens=64))

@@ -1,4 +1,4 @@
-"""The page for people: three files, and nothing from anywhere else."""
+"""The page for people: a few files, and nothing from anywhere else."""
 
 from importlib.resources import files
 
@@ -8,11 +8,7 @@ __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False)
 
-_FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -22,14 +18,13 @@ _HEADERS = {
 }
 
 
-def _add(path: str, name: str, kind: str) -> None:
-    content = (files("ner_cl_serve") / "page" / name).read_bytes()
-
+def _add(name: str, content: bytes) -> None:
     async def send() -> Response:
-        return Response(content, media_type=kind, headers=_HEADERS)
+        return Response(content, media_type=_KINDS[name.rpartition(".")[2]], headers=_HEADERS)
 
+    path = "/" if name == "page.html" else f"/page/{name}"
     router.add_api_route(path, send, methods=["GET", "HEAD"], name=name)
 
 
-for _path, (_name, _kind) in _FILES.items():
-    _add(_path, _name, _kind)
+for _file in (files("ner_cl_serve") / "page").iterdir():
+    _add(_file.name, _file.read_bytes())
