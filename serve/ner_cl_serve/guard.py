@@ -1,18 +1,17 @@
 """Who may ask what."""
 
-from typing import Annotated, final
+from typing import final
 
-from fastapi import Depends, Request
+from fastapi import Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ner_cl_serve.problems import Problem
 from ner_cl_serve.settings import Access
 from ner_cl_serve.tokens import Token, Tokens
 
-__all__ = ["Guard", "admin_only", "anybody_allowed"]
+__all__ = ["Guard", "admin_only", "anybody_allowed", "guard_of"]
 
-_bearer = HTTPBearer(auto_error=False, description="A token made with `python -m ner_cl_serve.tokens`.")
-_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+_HINT = "A token made with `python -m ner_cl_serve.tokens`."
 _ASK = {"WWW-Authenticate": "Bearer"}
 
 
@@ -50,11 +49,27 @@ class Guard:
         return found
 
 
-async def anybody_allowed(request: Request, given: _Credentials) -> None:
-    """For routes that are open, or ask for any token, as the service was told."""
-    request.app.state.service.guard.check_client(given)
+# One dependency a route, which also tells /openapi.json of the tokens: each costs time with every request.
+@final
+class _Client(HTTPBearer):
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        guard_of(request).check_client(await super().__call__(request))
 
 
-async def admin_only(request: Request, given: _Credentials) -> None:
-    """For routes of an admin."""
-    request.app.state.service.guard.check_admin(given)
+@final
+class _Admin(HTTPBearer):
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        guard_of(request).check_admin(await super().__call__(request))
+
+
+def guard_of(request: Request) -> Guard:
+    """The guard of the service that a request was sent to."""
+    guard: Guard = request.app.state.service.guard
+    return guard
+
+
+anybody_allowed = _Client(auto_error=False, scheme_name="token", description=_HINT)
+"""For routes that are open, or ask for any token, as the service was told."""
+
+admin_only = _Admin(auto_error=False, scheme_name="token", description=_HINT)
+"""For routes of an admin."""

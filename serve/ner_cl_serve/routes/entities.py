@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
@@ -52,12 +52,13 @@ _OK: dict[int | str, dict[str, Any]] = {
     responses={**_OK, **errors(400, 401, 408, 413, 415, 422, 429, 500, 503)},
     openapi_extra=_BODY,
 )
-async def find_entities(request: Request, service: Annotated[Service, Depends(service_of)]) -> Response:
+async def find_entities(request: Request) -> Response:
     """Find entities in one text or many.
 
     The response names the version of the model that made all of it, also while another one is being published. Ask for
     a stream (`Accept: application/x-ndjson`) where there are many texts or long ones.
     """
+    service = service_of(request)
     try:
         with ExitStack() as open_request:
             open_request.enter_context(service.batcher.admit())

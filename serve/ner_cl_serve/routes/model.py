@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
@@ -12,14 +12,13 @@ from ner_cl_serve.problems import Problem
 from ner_cl_serve.routes.responses import errors
 from ner_cl_serve.schemas import ModelResponse, PublishRequest, PublishResponse, StepRecord, TypeRecord
 from ner_cl_serve.served import ServedModel, version_of
-from ner_cl_serve.service import Service, service_of
+from ner_cl_serve.service import service_of
 
 __all__ = ["router"]
 
 _log = logging.getLogger("ner_cl_serve")
 
 router = APIRouter(tags=["model"])
-_Service = Annotated[Service, Depends(service_of)]
 _BODY = {
     "requestBody": {
         "required": True,
@@ -29,9 +28,10 @@ _BODY = {
 
 
 @router.get("/v1/model", dependencies=[Depends(anybody_allowed)], responses=errors(401))
-async def get_model(service: _Service) -> ModelResponse:
+async def get_model(request: Request) -> ModelResponse:
     """The model in service: its types, and F1 of each after every step as its history tells."""
-    served, before = service.publisher.current, service.publisher.previous
+    publisher = service_of(request).publisher
+    served, before = publisher.current, publisher.previous
     return ModelResponse(
         model=served.version,
         folder=served.folder,
@@ -50,12 +50,13 @@ async def get_model(service: _Service) -> ModelResponse:
     responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
     openapi_extra=_BODY,
 )
-async def publish_model(request: Request, service: _Service) -> PublishResponse:
+async def publish_model(request: Request) -> PublishResponse:
     """Put another model in service.
 
     It is loaded, tried on the probe texts and compared with the one in service, which goes on answering meanwhile, and
     for good if anything fails. `{"previous": true}` brings the model before this one back.
     """
+    service = service_of(request)
     body = await read_body(request, PublishRequest, service.settings.limits)
     facts = request.state.facts
     try:
