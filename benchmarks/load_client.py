@@ -6,9 +6,9 @@ PLAN is a line with a JSON object: `port`, `bodies` (each a body for `POST /v1/e
 `clients`, which ask one request after another, or `rate`, requests a second that are sent whether or not earlier ones
 are answered, over at most `connections`. Only 127.0.0.1 is asked. With --until-closed it also ends when its stdin does.
 
-Printed is a JSON object: `seconds` from the first request to the last answer, and `results`, a list of `[seconds, status,
-index of the body, answer]`; the answer only where `keep` is set. A status of 0 is a connection that failed, -1 one that
-was not free.
+Printed is a JSON object: `seconds` from the first request to the last answer, and `results`, a list of `[seconds,
+status, index of the body, answer]`; the answer only where `keep` is set. A status of 0 is a connection that failed, -1
+one that was not free.
 """
 
 import asyncio

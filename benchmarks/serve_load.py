@@ -312,8 +312,8 @@ def report(found: dict[str, Any], arguments: argparse.Namespace, texts: Sequence
     size = statistics.mean(map(len, texts))
     lines = [
         f"{len(texts)} sentences of {size:.0f} characters, {arguments.rounds} rounds of {arguments.seconds:g} s, "
-        f"{arguments.threads} torch threads, {os.cpu_count()} cores, torch {torch.__version__}; direct: {per_second:.1f} "
-        f"sentences/s in one call, {found['one_by_one_per_second']:.1f} one by one",
+        f"{arguments.threads} torch threads, {os.cpu_count()} cores, torch {torch.__version__}; direct: "
+        f"{per_second:.1f} sentences/s in one call, {found['one_by_one_per_second']:.1f} one by one",
         "",
         "| clients | requests/s | beside direct | aim | p50 ms | p95 ms | p99 ms |",
         "|---|---|---|---|---|---|---|",
@@ -326,8 +326,9 @@ def report(found: dict[str, Any], arguments: argparse.Namespace, texts: Sequence
     over = found["overload"]
     lines += [
         "",
-        f"8 clients alone: p50 {alone['p50']:.0f} ms, p99 {alone['p99']:.0f} ms; beside one that sends {LONG:,} characters "
-        f"at a time: p50 {beside['p50']:.0f} ms, p99 {beside['p99']:.0f} ms, and {beside['long']} such texts read.",
+        f"8 clients alone: p50 {alone['p50']:.0f} ms, p99 {alone['p99']:.0f} ms; beside one that sends {LONG:,} "
+        f"characters at a time: p50 {beside['p50']:.0f} ms, p99 {beside['p99']:.0f} ms, and {beside['long']} such "
+        "texts read.",
         "",
         f"At {over.sent_per_second:.1f} requests/s with a queue of {QUEUE}: {over.answered_per_second:.1f} answered a "
         f"second ({over.of_capacity:.2f} of what 64 clients got), p50 {over.p50:.0f} ms, p99 {over.p99:.0f} ms; "
