@@ -5,17 +5,17 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import final
 
 from ner_cl.types import Entity
-from ner_cl_serve.fair_queue import FairQueue, Job, Kind, QueueFull, Work
+from ner_cl_serve.fair_queue import FairQueue, Job, Kind, QueueFull, Work, estimated_pieces
 from ner_cl_serve.metrics import Metrics
 from ner_cl_serve.settings import Batching
 
 __all__ = ["Batcher"]
 
-# A stream keeps this many slices in the queue: one that is computed, and one that is next.
+# A request has this many slices of its texts in the queue: one that is computed, and one that is next.
 _SLICES_AHEAD = 2
 _LONGEST_RETRY = 60
 _Answer = asyncio.Future[list[Entity]]
@@ -79,31 +79,26 @@ class Batcher:
             self._open -= 1
 
     async def find(self, kind: Kind, texts: Sequence[str], *, bounded: bool = True) -> list[list[Entity]]:
-        """The entities of each text.
+        """The entities of each text; see `stream`."""
+        async with aclosing(self.stream(kind, texts, bounded=bounded)) as answers:
+            return [entities async for entities in answers]
+
+    async def stream(
+        self, kind: Kind, texts: Sequence[str], *, bounded: bool = True
+    ) -> AsyncGenerator[list[Entity], None]:
+        """The entities of each text in order, as they are found; only the next few texts wait in the queue.
 
         Args:
             kind: which model, and what it is asked.
             texts: one or many.
-            bounded: whether to raise QueueFull where no more may wait.
+            bounded: whether to raise QueueFull, at the start, where no more may wait.
         """
-        job = self._submit(kind, texts, bounded=bounded)
-        try:
-            return list(await asyncio.gather(*self._answers[job]))
-        finally:
-            self._withdraw(job)
-
-    async def stream(self, kind: Kind, texts: Sequence[str]) -> AsyncGenerator[list[Entity], None]:
-        """The entities of each text in order, as they are found; only the next few texts wait in the queue.
-
-        Raises:
-            QueueFull: at the start, where no more may wait.
-        """
-        slices = _slices(kind, texts, self._options.batch_tokens)
-        jobs = [self._submit(kind, slices[0])]
+        slices = _slices(texts, self._options.batch_tokens)
+        jobs: list[Job] = []
         try:
             for number in range(len(slices)):
                 while len(jobs) < min(number + _SLICES_AHEAD, len(slices)):
-                    jobs.append(self._submit(kind, slices[len(jobs)], bounded=False))
+                    jobs.append(self._submit(kind, slices[len(jobs)], bounded=bounded and not jobs))
                 for answer in self._answers[jobs[number]]:
                     yield await answer
                 self._withdraw(jobs[number])
@@ -111,7 +106,7 @@ class Batcher:
             for job in jobs:
                 self._withdraw(job)
 
-    def _submit(self, kind: Kind, texts: Sequence[str], *, bounded: bool = True) -> Job:
+    def _submit(self, kind: Kind, texts: Sequence[str], *, bounded: bool) -> Job:
         assert self._loop is not None
         job = Job(kind, texts)
         with self._changed:
@@ -221,11 +216,12 @@ class Batcher:
         self._metrics.batch_seconds.observe(seconds)
 
 
-def _slices(kind: Kind, texts: Sequence[str], most_pieces: int) -> list[list[str]]:
+def _slices(texts: Sequence[str], most_pieces: int) -> list[list[str]]:
     """The texts in order, cut so that a slice is about a batch."""
     slices: list[list[str]] = [[]]
     size = 0
-    for text, pieces in zip(texts, Job(kind, texts).pieces, strict=True):
+    for text in texts:
+        pieces = estimated_pieces(text)
         if slices[-1] and size + pieces > most_pieces:
             slices.append([])
             size = 0

@@ -29,6 +29,10 @@ _MESSAGES = {
 }
 
 
+# What is left of such a body is not read; the next request needs a connection of its own.
+_CLOSE = {"Connection": "close"}
+
+
 async def read_body(request: Request, model: type[Body], limits: Limits) -> Body:
     """The checked body.
 
@@ -70,10 +74,6 @@ async def _raw(request: Request, limits: Limits) -> bytes:
         message = f"the body did not arrive within {limits.body_seconds:g} seconds; send it again"
         raise Problem(408, "body_too_slow", message, _CLOSE) from None
     return b"".join(parts)
-
-
-# What is left of such a body is not read; the next request needs a connection of its own.
-_CLOSE = {"Connection": "close"}
 
 
 def _sentence(first: ErrorDetails, model: type[BaseModel]) -> str:

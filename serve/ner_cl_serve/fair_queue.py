@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, final
 
 from ner_cl.types import Entity
@@ -92,48 +92,53 @@ class FairQueue:
 
     Args:
         batch_tokens: word pieces of one batch; a longer text goes to the long lane.
-        most_tokens: word pieces that may wait in all.
+        most_tokens: word pieces that may wait in each lane.
     """
 
     def __init__(self, *, batch_tokens: int, most_tokens: int) -> None:
         self.batch_tokens, self.most_tokens = batch_tokens, most_tokens
-        self.pieces = 0
-        self._short: deque[_Turns] = deque()
-        self._long: deque[_Turns] = deque()
+        self._short, self._long = _Lane(), _Lane()
 
     def __bool__(self) -> bool:
         """Whether anything waits."""
-        return bool(self._short or self._long)
+        return bool(self._short.turns or self._long.turns)
+
+    @property
+    def pieces(self) -> int:
+        """Word pieces that wait."""
+        return self._short.pieces + self._long.pieces
 
     def fits(self, job: Job) -> bool:
-        """Whether a job may still be taken on; one that is too large by itself may when nothing else waits."""
-        return not self.pieces or self.pieces + sum(job.pieces) <= self.most_tokens
+        """Whether a job may still be taken on; one that is too large by itself may when nothing of its lane waits."""
+        return all(
+            not lane.pieces or lane.pieces + sum(job.pieces[index] for index in indices) <= self.most_tokens
+            for lane, indices in self._lanes(job)
+        )
 
     def put(self, job: Job) -> None:
         """Lets all texts of a job wait."""
-        for lane, is_long in ((self._short, False), (self._long, True)):
-            indices = deque(i for i, pieces in enumerate(job.pieces) if (pieces > self.batch_tokens) is is_long)
-            if indices:
-                lane.append(_Turns(job, indices))
-        self.pieces += sum(job.pieces)
+        for lane, indices in self._lanes(job):
+            lane.turns.append(_Turns(job, deque(indices)))
+            lane.pieces += sum(job.pieces[index] for index in indices)
 
     def discard(self, job: Job) -> None:
         """Takes out what still waits of a job."""
         for lane in (self._short, self._long):
-            for turns in [turns for turns in lane if turns.job is job]:
-                self.pieces -= sum(job.pieces[index] for index in turns.indices)
-                lane.remove(turns)
+            for turns in [turns for turns in lane.turns if turns.job is job]:
+                lane.pieces -= sum(job.pieces[index] for index in turns.indices)
+                lane.turns.remove(turns)
 
     def oldest(self) -> float:
         """When the job arrived that is next."""
-        return (self._long or self._short)[0].job.arrived
+        return (self._long.turns or self._short.turns)[0].job.arrived
 
     def take_short(self) -> Work | None:
         """A batch of short texts of one kind, from as many jobs as possible."""
-        if not self._short:
+        lane = self._short
+        if not lane.turns:
             return None
-        kind = self._short[0].job.kind
-        order = deque(turns for turns in self._short if turns.job.kind == kind)
+        kind = lane.turns[0].job.kind
+        order = deque(turns for turns in lane.turns if turns.job.kind == kind)
         parts: list[tuple[Job, int]] = []
         total = 0
         while order and (not parts or total + order[0].next_pieces <= self.batch_tokens):
@@ -143,22 +148,29 @@ class FairQueue:
             if turns.indices:
                 order.append(turns)
         served = {id(job) for job, _ in parts}
-        left = [turns for turns in self._short if turns.indices]
-        self._short = deque(sorted(left, key=lambda turns: id(turns.job) in served))
-        self.pieces -= total
+        left = [turns for turns in lane.turns if turns.indices]
+        lane.turns = deque(sorted(left, key=lambda turns: id(turns.job) in served))
+        lane.pieces -= total
         return Work(kind, tuple(parts), total)
 
     def take_long(self) -> Work | None:
         """One long text."""
-        if not self._long:
+        lane = self._long
+        if not lane.turns:
             return None
-        turns = self._long.popleft()
+        turns = lane.turns.popleft()
         index = turns.indices.popleft()
         if turns.indices:
-            self._long.append(turns)
+            lane.turns.append(turns)
         pieces = turns.job.pieces[index]
-        self.pieces -= pieces
+        lane.pieces -= pieces
         return Work(turns.job.kind, ((turns.job, index),), pieces)
+
+    def _lanes(self, job: Job) -> "list[tuple[_Lane, list[int]]]":
+        """Which texts of a job belong to which lane."""
+        short = [index for index, pieces in enumerate(job.pieces) if pieces <= self.batch_tokens]
+        long = [index for index, pieces in enumerate(job.pieces) if pieces > self.batch_tokens]
+        return [(lane, indices) for lane, indices in ((self._short, short), (self._long, long)) if indices]
 
 
 @final
@@ -172,3 +184,12 @@ class _Turns:
     @property
     def next_pieces(self) -> int:
         return self.job.pieces[self.indices[0]]
+
+
+@final
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """Jobs in the order in which they are served, and the word pieces of all."""
+
+    turns: deque[_Turns] = field(default_factory=deque)
+    pieces: int = 0

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
@@ -43,15 +42,8 @@ def install_problem_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return problem_response(_routing_problem(request, error))
 
-    async def not_valid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return problem_response(Problem(422, "invalid_request", f"{where}: {first['msg']}"))
-
     app.add_exception_handler(Problem, refused)
     app.add_exception_handler(HTTPException, not_routed)
-    app.add_exception_handler(RequestValidationError, not_valid)
 
 
 def _methods_at(request: Request) -> str:

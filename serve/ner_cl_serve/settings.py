@@ -36,7 +36,8 @@ class Batching:
         batch_tokens: word pieces computed at once, as estimated from the texts; a text above it is read in passes.
         wait_seconds: how long a text may be held back for company, where there was some a moment ago.
         queue_requests: requests that may be open at once; the next one is refused with 429.
-        queue_tokens: word pieces that may wait; a request that does not fit in any more is refused with 429.
+        queue_tokens: word pieces that may wait, of short texts and of long ones; a request that does not fit in any
+            more is refused with 429. Of a large request only a part waits at a time.
     """
 
     batch_tokens: int = 1024

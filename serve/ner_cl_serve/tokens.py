@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ner_cl.files import replace_text
 __all__ = ["Role", "Token", "Tokens", "add_token"]
 
 Role = Literal["admin", "client"]
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Tokens:
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"--tokens {path}: cannot be read as a list of tokens ({error})") from error
         for entry in entries:
-            if entry.role not in get_args(Role) or len(entry.sha256) != hashlib.sha256().digest_size * 2:
+            if entry.role not in get_args(Role) or not _SHA256.fullmatch(entry.sha256):
                 raise ConfigError(f"--tokens {path}: {entry.name!r} needs the role admin or client, and a SHA-256")
         if not entries:
             raise ConfigError(f"--tokens {path}: holds no token; add one with python -m ner_cl_serve.tokens")

@@ -164,7 +164,7 @@ def test_cancelled_requests_leave_the_queue() -> None:
         async with batching() as batcher:
             blocked = asyncio.create_task(batcher.find(Kind(echo), ["blocked"]))
             await begun(echo)
-            gone = asyncio.create_task(batcher.find(Kind(echo), ["gone"] * 50))
+            gone = asyncio.create_task(batcher.find(Kind(echo), ["gone"] * 500))
             kept = asyncio.create_task(batcher.find(Kind(echo), ["kept"]))
             await asyncio.sleep(0)
             await cancelled(gone)
@@ -207,6 +207,22 @@ def test_what_does_not_fit_is_refused_with_the_time_to_wait() -> None:
             await asyncio.sleep(0)
             echo.permits.release(10)
             await asyncio.gather(*tasks, unbounded)
+
+    run(test())
+
+
+def test_a_large_request_leaves_room_for_small_ones() -> None:
+    async def test() -> None:
+        echo = Echo(permitted=False)
+        async with batching(queue_tokens=300) as batcher:
+            large = asyncio.create_task(batcher.find(Kind(echo), ["large"] * 5000))
+            await begun(echo)
+            small = asyncio.create_task(batcher.find(Kind(echo), ["small"]))
+            await asyncio.sleep(0)
+            echo.permits.release(3)
+            assert texts_of(await small) == ["small"]
+            await cancelled(large)
+            echo.permits.release(10)
 
     run(test())
 

@@ -93,6 +93,12 @@ def test_a_full_queue_refuses_and_an_empty_one_takes_anything() -> None:
     assert not queue.fits(Job(KIND, [SHORT] * 3))
 
 
+def test_a_long_text_that_waits_keeps_no_short_one_out() -> None:
+    queue = queue_of(Job(KIND, [LONG]), most_tokens=50)
+    assert queue.fits(Job(KIND, [SHORT]))
+    assert not queue.fits(Job(KIND, [LONG]))
+
+
 def test_pieces_are_estimated_by_letters_or_by_bytes() -> None:
     assert estimated_pieces("") == 3
     assert estimated_pieces("four") == 4
