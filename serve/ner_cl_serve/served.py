@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from inspect import signature
 from pathlib import Path
 from typing import Any, final
 
@@ -17,8 +16,8 @@ from ner_cl.types import Entity
 __all__ = ["ServedModel", "digest_of", "load_served", "version_of"]
 
 _DIGITS = 12
+_READ = (".json", ".safetensors", ".onnx", ".txt", ".model")
 _SHORTER_PASSES = 4  # over a long text: whoever waits between them waits less
-_NESTED = "nested" in signature(NerModel.predict).parameters
 
 
 @final
@@ -50,12 +49,6 @@ class ServedModel:
         """The types it knows, in learning order."""
         return self.model.types
 
-    def check(self, types: Sequence[str] | None, *, nested: bool) -> None:
-        """ModelError if it does not know one of `types`, or cannot find nested entities."""
-        self.model.check_types(types)
-        if nested and not _NESTED:
-            raise ModelError("nested: this version of ner_cl finds flat entities only; leave nested out")
-
     def find(
         self,
         texts: Sequence[str],
@@ -71,8 +64,7 @@ class ServedModel:
             watched = self.model.register_forward_pre_hook(lambda *_: between())
             batch_tokens //= _SHORTER_PASSES
         with watched:
-            options: dict[str, Any] = {"nested": True} if nested else {}
-            return list(self.model.predict(texts, types=types, batch_tokens=batch_tokens, **options))
+            return list(self.model.predict(texts, types=types, nested=nested, batch_tokens=batch_tokens))
 
 
 def version_of(folder: str, digest: str) -> str:
@@ -110,7 +102,7 @@ def digest_of(path: Path) -> str:
     found = hashlib.sha256()
     try:
         for file in sorted(path.iterdir()):
-            if file.suffix in (".json", ".safetensors", ".txt", ".model") and file.is_file():
+            if file.suffix in _READ and file.is_file():
                 with file.open("rb") as opened:
                     found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
                     while block := opened.read(1 << 20):

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ner_cl.types import Entity
 from ner_cl_serve.settings import Batching, Limits
 from tests.serve.conftest import TEXT, Running
+from tests.tiny import tiny_model
 
 TEXTS = [TEXT, "", "the report \U0001f600 of Ada Smith", "Oslo", "\u200b", "Bob\tmet\r\nCarla Jones ."]
 
@@ -68,6 +70,16 @@ def test_types_and_scores_can_be_asked_for(running: Running) -> None:
     [probable] = documents(running.find(TEXT, min_score=least))
     assert probable == [entity for entity in everything if float(str(entity["score"])) >= least]
     assert len(probable) == len(everything) - 1
+
+
+def test_nested_entities_can_be_asked_for(serving: Callable[..., Running], tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "encoder", "addner", steps=[["PER"], ["LOC"], ["ORG"], ["MISC"]])
+    model.save(tmp_path / "models" / "both")
+    running = serving("both", model_root=tmp_path / "models")
+    [flat], [nested] = documents(running.find(TEXT)), documents(running.find(TEXT, nested=True))
+    assert flat == expected(running, TEXT)
+    assert nested == expected(running, TEXT, nested=True)
+    assert len(nested) > len(flat)
 
 
 def test_offsets_count_utf16_units_where_asked_for(running: Running) -> None:

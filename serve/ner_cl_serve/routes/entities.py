@@ -129,7 +129,7 @@ def _checked(body: EntitiesRequest, service: Service) -> _Asked:
             message = f"texts[{index}] has {len(text)} characters, more than {limits.characters}; send it in parts"
             raise Problem(422, "text_too_long", message)
     try:
-        served.check(body.types, nested=body.nested)
+        served.model.check_types(body.types)
     except ModelError as error:
         raise Problem(422, "cannot_be_asked", str(error)) from None
     return _Asked(service, served, body)
