@@ -36,6 +36,7 @@ def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedMod
     if remembered is not None and remembered.started_with == str(path):
         for published in (remembered.model, remembered.previous):
             if published is not None and (served := _reload(published, root, settings)) is not None:
+                _log.info("published model comes back", extra={"facts": {"model": served.version, "given": model.name}})
                 before = remembered.previous if published == remembered.model else None
                 return served, State(str(path), Published(served.folder, served.digest), before)
     served = _load(path, root, settings)
