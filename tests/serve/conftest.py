@@ -39,6 +39,14 @@ class Running:
         return self.client.post("/v1/model", json=body)
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    """Waits for what the service does after its response has arrived."""
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="session")
 def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`step2` has learned PER and LOC; `step3` knows ORG besides, untaught."""

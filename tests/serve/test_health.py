@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ner_cl_serve.logs import JsonFormatter
-from tests.serve.conftest import TEXT, Running
+from tests.serve.conftest import TEXT, Running, eventually
 from tests.serve.test_entities import refused
 
 
@@ -42,6 +42,8 @@ def test_metrics_count_what_happened(serving: Callable[..., Running]) -> None:
     running.find()
     running.client.get("/v1/nothing")
     running.publish(model="nothing")
+    requests = running.service.metrics.requests
+    eventually(lambda: requests.labels("/v1/model", "POST", "404")._value.get() == 1)
     text = running.client.get("/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert lines['ner_cl_requests_total{method="POST",route="/v1/entities",status="200"}'] == "1.0"
@@ -78,6 +80,7 @@ def test_logs_are_json_and_hold_no_text(running: Running, caplog: pytest.LogCapt
     running.find("Secretive Ada", "Bob")
     running.find("Secretive\0")
     running.client.get("/Secretive?q=Secretive")
+    eventually(lambda: len(caplog.records) >= 3)
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert len(lines) == 3
     assert not any("Secretive" in line for line in lines)
