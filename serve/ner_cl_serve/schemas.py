@@ -143,7 +143,15 @@ class ModelResponse(BaseModel):
 class PublishRequest(_Body):
     """Which model is to serve from now on."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "step3", "min_agreement": 0.9}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "step3", "min_agreement": 0.9}],
+            "oneOf": [
+                {"required": ["model"], "properties": {"model": {"type": "string"}, "previous": {"const": False}}},
+                {"required": ["previous"], "properties": {"model": {"type": "null"}, "previous": {"const": True}}},
+            ],
+        }
+    )
 
     model: Annotated[Name | None, Field(description="A model folder, by its path below the model root.")] = None
     previous: Annotated[bool, Field(description="Whether the model before this one is to come back.")] = False

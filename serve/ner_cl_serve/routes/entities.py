@@ -36,11 +36,14 @@ _BODY = {
         "content": {"application/json": {"schema": EntitiesRequest.model_json_schema()}},
     }
 }
+# FoundEntity is described already, for the response that is not a stream.
+_LINE = StreamedDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+_LINE.pop("$defs")
 _OK: dict[int | str, dict[str, Any]] = {
     200: {
         "model": EntitiesResponse,
         "description": f"What was found; with `Accept: {NDJSON}` a JSON object a line for each text, as it is found.",
-        "content": {NDJSON: {"schema": StreamedDocument.model_json_schema()}},
+        "content": {NDJSON: {"schema": _LINE}},
     }
 }
 
