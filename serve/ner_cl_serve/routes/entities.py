@@ -6,10 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
+import anyio
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ner_cl.errors import ModelError
 from ner_cl.types import Entity
@@ -166,7 +167,7 @@ async def _stream(request: Request, asked: _Asked, open_request: ExitStack) -> R
     first = await _unless_gone(request, anext(answers), asked.seconds)
     if first is None:
         return Response(status_code=_GONE)
-    return _Stream(_lines(asked, first, answers), answers, open_request.pop_all())
+    return _Stream(_lines(asked, first, answers), answers, open_request.pop_all(), seconds=asked.seconds)
 
 
 async def _lines(asked: _Asked, first: list[Entity], rest: AsyncIterator[list[Entity]]) -> AsyncIterator[bytes]:
@@ -180,18 +181,28 @@ async def _lines(asked: _Asked, first: list[Entity], rest: AsyncIterator[list[En
 
 @final
 class _Stream(StreamingResponse):
-    """A stream that lets go of what it holds however it ends, also if it never began."""
+    """A stream that lets go of what it holds however it ends: also if it never began, or its reader stops reading."""
 
     def __init__(
-        self, lines: AsyncIterator[bytes], answers: AsyncGenerator[list[Entity], None], open_request: ExitStack
+        self,
+        lines: AsyncIterator[bytes],
+        answers: AsyncGenerator[list[Entity], None],
+        open_request: ExitStack,
+        *,
+        seconds: float,
     ) -> None:
         super().__init__(lines, media_type=NDJSON)
-        self._answers, self._open_request = answers, open_request
+        self._answers, self._open_request, self._seconds = answers, open_request, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
+
+        async def send_in_time(message: Message) -> None:
+            with anyio.fail_after(self._seconds):
+                await send(message)
+
         with self._open_request:
             try:
-                await super().__call__(scope, receive, send)
+                await super().__call__(scope, receive, send_in_time)
             finally:
                 await self._answers.aclose()
