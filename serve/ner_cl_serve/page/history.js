@@ -20,24 +20,17 @@ export function historyTable(model) {
       td.classList.toggle("taught", step.step === taught);
       row.append(td);
     }
-    if (steps.length) row.insertCell().append(line(steps.map((step) => step.f1[type])));
+    row.insertCell().append(line(steps.map((step) => step.f1[type])));
   }
-  const agreed = steps.some((step) => Object.values(step.measured).includes("agreement"));
-  const note = hint(
-    steps.length
-      ? `Bold: the step that taught it.${agreed ? " =: agreement with the model before." : ""}`
-      : "This model's history tells no scores.",
-  );
-  const both = document.createDocumentFragment();
-  both.append(table, note);
-  return both;
+  return table;
 }
 
-function hint(text) {
-  const paragraph = document.createElement("p");
-  paragraph.className = "hint";
-  paragraph.textContent = text;
-  return paragraph;
+/** How to read the table. */
+export function historyNote(model) {
+  const steps = model.history.filter((step) => Object.keys(step.f1).length);
+  if (!steps.length) return "This model's history tells no scores.";
+  const agreed = steps.some((step) => Object.values(step.measured).includes("agreement"));
+  return `Bold: the step that taught it.${agreed ? " =: agreement with the model before." : ""}`;
 }
 
 function cell(kind, text) {

@@ -1,6 +1,6 @@
 // The page: find entities, filter them, correct them, export the corrections.
 
-import { historyTable } from "./history.js";
+import { historyNote, historyTable } from "./history.js";
 import { jsonLine, wholeWords } from "./text.js";
 
 const by = (id) => document.getElementById(id);
@@ -41,6 +41,8 @@ async function readModel() {
   const steps = state.model.history.length;
   by("model").textContent = `${state.model.model}, ${steps} ${steps === 1 ? "step" : "steps"}`;
   by("history").replaceChildren(historyTable(state.model));
+  by("history").scrollLeft = by("history").scrollWidth; // the newest step
+  by("note").textContent = historyNote(state.model);
   show();
 }
 
