@@ -76,6 +76,21 @@ def test_a_module_imports_only_from_its_left(module: str) -> None:
     assert wrong == []
 
 
+def test_the_service_stands_beside_the_command_line() -> None:
+    """It imports from the layers as `cli` does; of the command line only the verb that starts it knows of it."""
+    service = ROOT.parent / "serve" / "ner_cl_serve"
+    imported = {
+        node.module
+        for path in service.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+    }
+    layers = {layer_of(module) for module in imported if module.split(".")[0] == "ner_cl"}
+    assert layers - {*LAYERS} == set()
+    knows = {module for module in MODULES for name, _ in imports_of(module) if name.startswith("ner_cl_serve")}
+    assert knows == {"ner_cl.cli.serve"}
+
+
 def test_no_import_is_relative() -> None:
     assert [name for module in MODULES for name, _ in imports_of(module) if name.startswith("relative")] == []
 

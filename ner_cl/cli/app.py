@@ -23,6 +23,7 @@ from ner_cl.cli.init import init
 from ner_cl.cli.learn import learn
 from ner_cl.cli.predict import predict
 from ner_cl.cli.report import report
+from ner_cl.cli.serve import serve
 from ner_cl.cli.sweep import sweep
 from ner_cl.cli.train import train
 from ner_cl.errors import CheckFailed, NerClError
@@ -38,7 +39,7 @@ _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for verb in (init, train, learn, evaluate, predict, compact, export, report, compare, sweep):
+for verb in (init, train, learn, evaluate, predict, serve, compact, export, report, compare, sweep):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.command()(info)

@@ -12,7 +12,7 @@ from ner_cl.cli.app import main
 from ner_cl.errors import CheckFailed, DataError
 from tests.cli.conftest import Toy
 
-VERBS = ("init", "train", "learn", "evaluate", "predict", "info", "data")
+VERBS = ("init", "train", "learn", "evaluate", "predict", "serve", "info", "data")
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,102 @@
+"""What every response gets: an id, security headers, a log line, and a place in the counts."""
+
+import logging
+import re
+import secrets
+import time
+from typing import Any, final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ner_cl_serve.metrics import Metrics
+from ner_cl_serve.problems import Problem, problem_response
+
+__all__ = ["Draining", "Envelope"]
+
+_log = logging.getLogger("ner_cl_serve")
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+_DEFAULTS = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Cache-Control": "no-store"}
+
+
+@final
+class Draining:
+    """Whether the service is about to stop: it answers, but wants no new connections."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+
+@final
+class Envelope:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: the application.
+        metrics: told of every response.
+        draining: whether connections are to be closed after the response.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, draining: Draining) -> None:
+        self._app, self._metrics, self._draining = app, metrics, draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        facts: dict[str, Any] = {"request_id": request_id}
+        scope.setdefault("state", {})["facts"] = facts
+        status = 0  # until the response begins
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers["X-Request-Id"] = request_id
+                for name, value in _DEFAULTS.items():
+                    headers.setdefault(name, value)
+                if self._draining.begun:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("failed", extra={"facts": facts})
+            if status:
+                raise  # too late for another response: the connection is closed, so that nobody takes it for whole
+            problem = Problem(500, "internal_error", f"something failed here; the log tells of request {request_id}")
+            await problem_response(problem)(scope, receive, send_with_headers)
+        finally:
+            self._record(scope, status, time.perf_counter() - started, facts)
+
+    def _record(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
+        self._metrics.requests.labels(route, method, str(status or 499)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if route in _QUIET else logging.INFO
+        if _log.isEnabledFor(level):
+            head = {"method": method, "route": route, "status": status or 499, "ms": round(1000 * seconds, 1)}
+            _log.log(level, "request", extra={"facts": {**head, **facts}})
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, if it is a plain one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _ID.fullmatch(given) else secrets.token_hex(8)

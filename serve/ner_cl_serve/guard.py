@@ -1,0 +1,75 @@
+"""Who may ask what."""
+
+from typing import final
+
+from fastapi import Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from ner_cl_serve.problems import Problem
+from ner_cl_serve.settings import Access
+from ner_cl_serve.tokens import Token, Tokens
+
+__all__ = ["Guard", "admin_only", "anybody_allowed", "guard_of"]
+
+_HINT = "A token made with `python -m ner_cl_serve.tokens`."
+_ASK = {"WWW-Authenticate": "Bearer"}
+
+
+@final
+class Guard:
+    """Checks bearer tokens.
+
+    Args:
+        tokens: those that are valid.
+        access: whether routes other than those of an admin need one too.
+    """
+
+    def __init__(self, tokens: Tokens, access: Access) -> None:
+        self._tokens, self._access = tokens, access
+
+    def check_client(self, given: HTTPAuthorizationCredentials | None) -> None:
+        """Problem if a token is needed and none, or a wrong one, was given."""
+        if self._access == "token":
+            self._whose(given)
+
+    def check_admin(self, given: HTTPAuthorizationCredentials | None) -> None:
+        """Problem if the token is not that of an admin."""
+        if not self._tokens.entries:
+            message = "this service takes no orders; start it with --tokens FILE to publish models"
+            raise Problem(403, "no_admin", message)
+        if self._whose(given).role != "admin":
+            raise Problem(403, "not_admin", "this token may not do that; use one with the role admin")
+
+    def _whose(self, given: HTTPAuthorizationCredentials | None) -> Token:
+        if given is None:
+            raise Problem(401, "no_token", "send a token: Authorization: Bearer TOKEN", _ASK)
+        found = self._tokens.find(given.credentials)
+        if found is None:
+            raise Problem(401, "wrong_token", "this token is not known here", _ASK)
+        return found
+
+
+# One dependency a route, which also tells /openapi.json of the tokens: each costs time with every request.
+@final
+class _Client(HTTPBearer):
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        guard_of(request).check_client(await super().__call__(request))
+
+
+@final
+class _Admin(HTTPBearer):
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        guard_of(request).check_admin(await super().__call__(request))
+
+
+def guard_of(request: Request) -> Guard:
+    """The guard of the service that a request was sent to."""
+    guard: Guard = request.app.state.service.guard
+    return guard
+
+
+anybody_allowed = _Client(auto_error=False, scheme_name="token", description=_HINT)
+"""For routes that are open, or ask for any token, as the service was told."""
+
+admin_only = _Admin(auto_error=False, scheme_name="token", description=_HINT)
+"""For routes of an admin."""

@@ -1,0 +1,59 @@
+"""Which model a service begins with: the one that was published last, or the one it was started with."""
+
+import logging
+from pathlib import Path
+
+from ner_cl.errors import ConfigError, ModelError, NerClError
+from ner_cl_serve.model_root import ModelRoot
+from ner_cl_serve.problems import Problem
+from ner_cl_serve.served import ServedModel, load_served
+from ner_cl_serve.settings import Settings
+from ner_cl_serve.state import Published, State, StateFile
+
+__all__ = ["restore"]
+
+_log = logging.getLogger("ner_cl_serve")
+
+
+def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedModel, State]:
+    """The model to begin with, and what is now remembered.
+
+    A published model comes back if the service is started with the same MODEL as when it was published; another MODEL
+    is somebody's decision, and is obeyed. A published model that can no longer be read gives way to the one before it,
+    and that one to MODEL.
+
+    Raises:
+        ModelError: if MODEL is needed and cannot be read.
+        ConfigError: if MODEL lies outside the model root, or the state cannot be read.
+    """
+    root = ModelRoot(settings.model_root)
+    path = model.resolve()
+    if not path.is_dir():
+        raise ModelError(f"{model}: no such model folder; train one with `ner-cl train` or `ner-cl learn`")
+    if not path.is_relative_to(root.path) or path == root.path:
+        raise ConfigError(f"{model}: lies outside the model root {root.path}; give another --model-root")
+    remembered = file.read()
+    if remembered is not None and remembered.started_with == str(path):
+        for published in (remembered.model, remembered.previous):
+            if published is not None and (served := _reload(published, root, settings)) is not None:
+                _log.info("published model comes back", extra={"facts": {"model": served.version, "given": model.name}})
+                before = remembered.previous if published == remembered.model else None
+                return served, State(str(path), Published(served.folder, served.digest), before)
+    served = _load(path, root, settings)
+    return served, State(str(path), Published(served.folder, served.digest))
+
+
+def _reload(published: Published, root: ModelRoot, settings: Settings) -> ServedModel | None:
+    """A model that was published once; None, and a line in the log, where it is gone or broken."""
+    try:
+        served = _load(root.find(published.folder), root, settings)
+    except (Problem, NerClError) as error:
+        _log.warning("published model lost", extra={"facts": {"folder": published.folder, "reason": str(error)}})
+        return None
+    if served.digest != published.digest:
+        _log.warning("published model changed", extra={"facts": {"folder": published.folder, "now": served.version}})
+    return served
+
+
+def _load(path: Path, root: ModelRoot, settings: Settings) -> ServedModel:
+    return load_served(path, root.name_of(path), device=settings.device, batch_tokens=settings.batching.batch_tokens)

@@ -1,0 +1,1 @@
+"""What is at which path, a subject a module."""

@@ -1,0 +1,32 @@
+"""Error responses as the description of the interface lists them."""
+
+from typing import Any
+
+from ner_cl_serve.schemas import ErrorResponse
+
+__all__ = ["errors"]
+
+_MEANINGS = {
+    400: "The body is not valid JSON.",
+    401: "A token is needed, and none or a wrong one was sent.",
+    403: "The token may not do that, or nobody may.",
+    404: "There is no such model folder below the model root.",
+    408: "The body took too long to arrive.",
+    409: "It cannot be done now, or the models differ too much.",
+    413: "The body is too large.",
+    415: "The body is not declared as application/json.",
+    422: "The body is JSON, but not what is described here.",
+    429: "Too much waits already; `Retry-After` says when to try again.",
+    500: "Something failed here.",
+    503: "Not ready, or the answer took too long.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Descriptions of some error statuses."""
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in statuses
+    }
+    if 429 in found:
+        found[429]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return found

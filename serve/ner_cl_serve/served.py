@@ -1,0 +1,112 @@
+"""A model that answers requests, and where it came from."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, final
+
+from ner_cl.errors import ModelError
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.store import load_model
+from ner_cl.types import Entity
+
+__all__ = ["ServedModel", "digest_of", "load_served", "version_of"]
+
+_DIGITS = 12
+_READ = (".json", ".safetensors", ".onnx", ".txt", ".model")
+_SHORTER_PASSES = 4  # over a long text: whoever waits between them waits less
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ServedModel:
+    """A model in memory; it never changes, so that a response can name the version that made it.
+
+    Attributes:
+        model: the tagger.
+        folder: its path below the model root, with slashes.
+        digest: of the files it was read from.
+        batch_tokens: word pieces of one pass through the encoder.
+        loaded: when, in UTC.
+    """
+
+    model: NerModel
+    folder: str
+    digest: str
+    batch_tokens: int
+    loaded: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def version(self) -> str:
+        """Its name in responses and logs, such as `step2@1f0c52d3a9be`."""
+        return version_of(self.folder, self.digest)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types it knows, in learning order."""
+        return self.model.types
+
+    def find(
+        self,
+        texts: Sequence[str],
+        *,
+        types: Sequence[str] | None = None,
+        nested: bool = False,
+        between: Callable[[], None] | None = None,
+    ) -> list[list[Entity]]:
+        """The entities of each text; `between`, where given, is called before every pass through the encoder."""
+        watched: AbstractContextManager[Any] = nullcontext()
+        batch_tokens = self.batch_tokens
+        if between is not None:
+            watched = self.model.register_forward_pre_hook(lambda *_: between())
+            batch_tokens //= _SHORTER_PASSES
+        with watched:
+            return list(self.model.predict(texts, types=types, nested=nested, batch_tokens=batch_tokens))
+
+
+def version_of(folder: str, digest: str) -> str:
+    """What a version is called: the folder's name and the beginning of the digest."""
+    return f"{folder.rpartition('/')[2]}@{digest[:_DIGITS]}"
+
+
+def load_served(path: Path, folder: str, *, device: str, batch_tokens: int) -> ServedModel:
+    """Reads a model folder.
+
+    Args:
+        path: where it is.
+        folder: what to call it.
+        device: where the model computes.
+        batch_tokens: word pieces of one pass through the encoder.
+
+    Raises:
+        ModelError: if it cannot be read, knows no type, or changed meanwhile.
+    """
+    digest = digest_of(path)
+    model = load_model(path, device=device)
+    model.check_types(None)
+    model.strategy_state, model.kept_sentences = {}, {}  # only needed to learn more, and may hold sentences
+    if digest_of(path) != digest:
+        raise ModelError(f"{path}: changed while it was read; publish it again when it is complete")
+    return ServedModel(model=model, folder=folder, digest=digest, batch_tokens=batch_tokens)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 over the names and contents of the files that predictions depend on.
+
+    Raises:
+        ModelError: if the folder cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        for file in sorted(path.iterdir()):
+            if file.suffix in _READ and file.is_file():
+                with file.open("rb") as opened:
+                    found.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+                    while block := opened.read(1 << 20):
+                        found.update(block)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    return found.hexdigest()

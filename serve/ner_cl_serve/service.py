@@ -1,0 +1,95 @@
+"""Everything that one service consists of."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from fastapi import Request
+
+from ner_cl.errors import ConfigError
+from ner_cl.model.precision import resolve_device
+from ner_cl_serve.batcher import Batcher
+from ner_cl_serve.envelope import Draining
+from ner_cl_serve.guard import Guard
+from ner_cl_serve.metrics import Metrics
+from ner_cl_serve.probe import read_probe
+from ner_cl_serve.publisher import Publisher
+from ner_cl_serve.restore import restore
+from ner_cl_serve.settings import Settings
+from ner_cl_serve.state import State, StateFile
+from ner_cl_serve.tokens import Tokens
+
+__all__ = ["Service", "open_service", "service_of"]
+
+_log = logging.getLogger("ner_cl_serve")
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Service:
+    """The parts of a service, made before the first request."""
+
+    settings: Settings
+    metrics: Metrics
+    batcher: Batcher
+    publisher: Publisher
+    guard: Guard
+    draining: Draining
+
+
+def open_service(model: Path, settings: Settings) -> Service:
+    """Reads the model and whatever else the settings name.
+
+    Args:
+        model: the model to begin with, unless another one was published since.
+        settings: of the service.
+
+    Raises:
+        ConfigError: if a file that the settings name cannot be used.
+        ModelError: if the model cannot be read.
+    """
+    _check_device(settings.device)
+    tokens = Tokens() if settings.tokens is None else Tokens.read(settings.tokens)
+    probe = read_probe(settings.probe)
+    file = StateFile(settings.state)
+    served, state = restore(model, settings, file)
+    _write_first(file, state)
+    metrics = Metrics()
+    metrics.show_model(served.version)
+    batcher = Batcher(settings.batching, metrics)
+    publisher = Publisher(served, state, file, settings=settings, probe=probe, batcher=batcher)
+    return Service(
+        settings=settings,
+        metrics=metrics,
+        batcher=batcher,
+        publisher=publisher,
+        guard=Guard(tokens, settings.access),
+        draining=Draining(),
+    )
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request was sent to."""
+    service: Service = request.app.state.service
+    return service
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=resolve_device(device))
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--device {device}: cannot be used ({reason}); try cpu") from error
+
+
+def _write_first(file: StateFile, state: State) -> None:
+    """Shows at the start, not at the first publication, that the state cannot be kept."""
+    try:
+        file.write(state)
+    except OSError as error:
+        raise ConfigError(
+            f"{file.path}: cannot be written ({error.strerror}); give another --state, or --state none to forget what "
+            "is published when the service stops"
+        ) from error

@@ -1,0 +1,82 @@
+"""What a service remembers of itself: which model is published, so that a restart serves it again."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ner_cl.errors import ConfigError
+from ner_cl.files import replace_file
+
+__all__ = ["Published", "State", "StateFile"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model that was published: its folder below the model root, and the digest of its files."""
+
+    folder: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered.
+
+    Attributes:
+        started_with: the model named on the command line. Another one there is somebody's decision, and is obeyed.
+        model: the model in service.
+        previous: the one before it.
+    """
+
+    started_with: str
+    model: Published
+    previous: Published | None = None
+
+
+@final
+class StateFile:
+    """A JSON file that is replaced as a whole.
+
+    Args:
+        path: of the file; None to remember nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def read(self) -> State | None:
+        """What was remembered; None if nothing was.
+
+        Raises:
+            ConfigError: if the file is damaged.
+        """
+        if self.path is None:
+            return None
+        try:
+            values: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            before = values["previous"]
+            return State(
+                str(values["started_with"]),
+                Published(**values["model"]),
+                None if before is None else Published(**before),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.path}: cannot be read as the state of a service ({error}); delete it") from error
+
+    def write(self, state: State) -> bool:
+        """Remembers a state, safe from a crash at any moment; whether there is a file to remember it in.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if self.path is None:
+            return False
+        with replace_file(self.path) as file:
+            file.write(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return True

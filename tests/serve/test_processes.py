@@ -1,0 +1,193 @@
+"""The real program: how it starts, how it stops, and what is left after a crash."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ner_cl.cli.app import main
+from tests.serve.conftest import TEXT
+
+pytestmark = pytest.mark.slow
+
+
+class Program:
+    """`ner-cl serve` in a process of its own."""
+
+    def __init__(self, model: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "ner_cl", "serve", str(model), "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[dict[str, object]] = []
+        self._serving = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        assert self._serving.wait(90), self.lines
+        [serving] = [line for line in self.lines if line["event"] == "serving"]
+        self.url = f"http://{serving['host']}:{serving['port']}"
+        self.version = str(serving["model"])
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(json.loads(line))
+            if self.lines[-1]["event"] == "serving":
+                self._serving.set()
+        self._serving.set()  # or it never will
+
+    def end(self, number: int) -> int:
+        """Sends a signal and waits for the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=60)
+        self.join()
+        return code
+
+    def join(self) -> None:
+        """Waits for the last line of an ended process."""
+        self._reader.join(timeout=60)
+
+
+@pytest.fixture
+def start(model_root: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    root = shutil.copytree(model_root, tmp_path / "models")
+    started: list[Program] = []
+
+    def run(*flags: str) -> Program:
+        started.append(Program(root / "step2", *flags))
+        return started[-1]
+
+    yield run
+    for program in started:
+        if program.process.poll() is None:
+            program.end(signal.SIGKILL)
+        assert program.process.stderr is not None
+        program.process.stderr.close()
+
+
+def test_after_sigterm_everything_that_was_accepted_is_answered(start: Callable[..., Program]) -> None:
+    program = start("--drain-seconds", "0.5")
+    outcomes: list[str] = []
+    long: list[httpx.Response] = []
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as client:
+            while True:
+                try:
+                    response = client.post(f"{program.url}/v1/entities", json={"texts": [TEXT] * 5})
+                    outcomes.append(str(response.status_code))
+                except httpx.ConnectError:  # nobody listens any more: not accepted
+                    return
+                except httpx.HTTPError as error:
+                    outcomes.append(repr(error))
+
+    def ask_much() -> None:
+        long.append(httpx.post(f"{program.url}/v1/entities", json={"texts": [f"{TEXT} " * 600]}, timeout=60))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 60
+    while len(outcomes) < 12:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    threads.append(threading.Thread(target=ask_much))
+    threads[-1].start()
+    time.sleep(0.3)
+    before = len(outcomes)
+    program.process.send_signal(signal.SIGTERM)
+    time.sleep(0.25)
+    ready = httpx.get(f"{program.url}/readyz", timeout=60)
+    assert (ready.status_code, ready.headers["connection"]) == (503, "close")
+    assert program.process.wait(timeout=60) == 0
+    for thread in threads:
+        thread.join()
+    assert set(outcomes) == {"200"}
+    assert len(outcomes) > before
+    assert long[0].status_code == 200
+    assert len(long[0].json()["documents"][0]["entities"]) > 600
+    program.join()
+    assert [line["event"] for line in program.lines if line["event"] != "request"] == ["serving", "stopping", "stopped"]
+
+
+def test_after_a_crash_the_last_published_model_comes_back(
+    start: Callable[..., Program], token_file: tuple[Path, dict[str, str]]
+) -> None:
+    path, tokens = token_file
+    program = start("--tokens", str(path))
+    assert program.version.startswith("step2@")
+    headers = {"Authorization": f"Bearer {tokens['admin']}"}
+    answer = httpx.post(f"{program.url}/v1/model", json={"model": "step3"}, headers=headers, timeout=60)
+    assert program.end(signal.SIGKILL) == -signal.SIGKILL
+    again = start("--tokens", str(path))
+    assert again.version == answer.json()["model"]
+    assert again.version.startswith("step3@")
+    found = httpx.post(f"{again.url}/v1/entities", json={"texts": [TEXT]}, timeout=60)
+    assert found.json()["model"] == again.version
+    assert again.end(signal.SIGINT) == 0
+
+
+# --- what does not start
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets others reach the service"),
+        (["--host", "::"], "needs --tokens FILE"),
+        (["--access", "token"], "--access token needs --tokens FILE"),
+        (["--access", "all"], "neither open nor token"),
+        (["--tokens", "no-tokens.json"], "no-tokens.json: no such file"),
+        (["--probe", "no-texts.txt"], "no-texts.txt: cannot be read"),
+        (["--model-root", "."], "outside the model root"),
+        (["--state", "/proc/no/state.json"], "cannot be written"),
+        (["--device", "abacus"], "--device"),
+        (["--host", "no.such.host.invalid", "--access", "open"], "cannot listen there"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_code_2(
+    model_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", str(model_root / "step2"), "--port", "0", "--state", "none", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ner-cl: error: ")
+    assert said in line
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as stack:
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = str(taken.getsockname()[1])
+        assert main(["serve", str(tmp_path / "no-model"), "--port", port]) == 2
+    assert f"--port {port}: cannot listen there" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError('fastapi', name='fastapi')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "ner_cl", "serve", "no-model"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr == 'ner-cl: error: serve needs fastapi; install it with: pip install "ner-cl[serve]"\n'
