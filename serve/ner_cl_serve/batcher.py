@@ -18,6 +18,7 @@ __all__ = ["Batcher"]
 # A request has this many slices of its texts in the queue: one that is computed, and one that is next.
 _SLICES_AHEAD = 2
 _LONGEST_RETRY = 60
+_LONGEST_STOP = 30.0
 _Answer = asyncio.Future[list[Entity]]
 
 
@@ -61,11 +62,11 @@ class Batcher:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Computes what waits, then ends the thread."""
+        """Computes what was asked, also those texts of a large request that do not wait yet, then ends the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _LONGEST_STOP)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -121,6 +122,9 @@ class Batcher:
     def _withdraw(self, job: Job) -> None:
         """Ends a job, whether it is done or not."""
         answers = self._answers.pop(job, [])
+        if self._stopping:
+            with self._changed:
+                self._changed.notify_all()
         if not all(answer.done() and not answer.cancelled() for answer in answers):
             job.abandoned = True
             with self._changed:
@@ -156,7 +160,7 @@ class Batcher:
         """What to compute next; waits for it, and None at the end."""
         with self._changed:
             while not self._queue:
-                if self._stopping:
+                if self._stopping and not self._answers:
                     return None
                 self._changed.wait()
             self._gather()
