@@ -18,7 +18,7 @@ __all__ = ["Batcher"]
 # A request has this many slices of its texts in the queue: one that is computed, and one that is next.
 _SLICES_AHEAD = 2
 _LONGEST_RETRY = 60
-_DRAIN_SECONDS = 0.02
+_LONGEST_STOP = 30.0
 _Answer = asyncio.Future[list[Entity]]
 
 
@@ -45,8 +45,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="ner-cl-predict", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open = self._streams = 0
-        self._stopping = self._ended = self._between_passes = self._company = False
+        self._open = 0
+        self._stopping = self._between_passes = self._company = False
         self._seconds_per_piece = 0.0
 
     # --- on the event loop
@@ -62,16 +62,11 @@ class Batcher:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Computes what was asked for, texts included that have yet to come into the queue, then ends the thread."""
+        """Computes what was asked, also those texts of a large request that do not wait yet, then ends the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        while self._streams:
-            await asyncio.sleep(_DRAIN_SECONDS)
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _LONGEST_STOP)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -101,7 +96,6 @@ class Batcher:
         """
         slices = _slices(texts, self._options.batch_tokens)
         jobs: list[Job] = []
-        self._streams += 1
         try:
             for number in range(len(slices)):
                 while len(jobs) < min(number + _SLICES_AHEAD, len(slices)):
@@ -110,7 +104,6 @@ class Batcher:
                     yield await answer
                 self._withdraw(jobs[number])
         finally:
-            self._streams -= 1
             for job in jobs:
                 self._withdraw(job)
 
@@ -129,6 +122,9 @@ class Batcher:
     def _withdraw(self, job: Job) -> None:
         """Ends a job, whether it is done or not."""
         answers = self._answers.pop(job, [])
+        if self._stopping:
+            with self._changed:
+                self._changed.notify_all()
         if not all(answer.done() and not answer.cancelled() for answer in answers):
             job.abandoned = True
             with self._changed:
@@ -164,7 +160,7 @@ class Batcher:
         """What to compute next; waits for it, and None at the end."""
         with self._changed:
             while not self._queue:
-                if self._ended:
+                if self._stopping and not self._answers:
                     return None
                 self._changed.wait()
             self._gather()

@@ -211,19 +211,10 @@ def test_a_client_that_leaves_is_computed_no_further(running: Running) -> None:
     eventually(lambda: running.service.metrics.abandoned._value.get() > before)
 
 
-def test_a_stream_whose_reader_stops_reading_is_given_up(serving: Callable[..., Running]) -> None:
-    running = serving(limits=Limits(answer_seconds=0.5))
-    body = json.dumps({"texts": [f"{TEXT} " * 20] * 1000}).encode()
-    with raw_request(running, body, length=len(body), accept="application/x-ndjson"):
-        eventually(lambda: running.service.batcher._open == 1)
-        eventually(lambda: running.service.batcher._open == 0)
-    assert running.service.metrics.texts._value.get() < 1000
-
-
-def raw_request(running: Running, body: bytes, *, length: int, accept: str = "*/*") -> socket.socket:
+def raw_request(running: Running, body: bytes, *, length: int) -> socket.socket:
     """A connection on which a request was sent, or a part of one."""
     host, _, port = running.url.removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)), timeout=20)
-    head = f"POST /v1/entities HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/entities HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + body)
     return connection

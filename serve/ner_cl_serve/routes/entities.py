@@ -1,16 +1,13 @@
 """Finding entities."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-import anyio
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
-from starlette.types import Message, Receive, Scope, Send
 
 from ner_cl.errors import ModelError
 from ner_cl.types import Entity
@@ -19,6 +16,7 @@ from ner_cl_serve.fair_queue import Kind, QueueFull
 from ner_cl_serve.guard import anybody_allowed
 from ner_cl_serve.offsets import utf16_spans
 from ner_cl_serve.problems import Problem
+from ner_cl_serve.routes.line_stream import NDJSON, LineStream
 from ner_cl_serve.routes.responses import errors
 from ner_cl_serve.schemas import EntitiesRequest, EntitiesResponse, StreamedDocument
 from ner_cl_serve.served import ServedModel
@@ -26,7 +24,6 @@ from ner_cl_serve.service import Service, service_of
 
 __all__ = ["router"]
 
-NDJSON = "application/x-ndjson"
 _GONE = 499  # for the log: the client left, and nobody sees this response
 T = TypeVar("T")
 
@@ -167,7 +164,10 @@ async def _stream(request: Request, asked: _Asked, open_request: ExitStack) -> R
     first = await _unless_gone(request, anext(answers), asked.seconds)
     if first is None:
         return Response(status_code=_GONE)
-    return _Stream(_lines(asked, first, answers), answers, open_request.pop_all(), seconds=asked.seconds)
+    held = AsyncExitStack()
+    held.enter_context(open_request.pop_all())
+    held.push_async_callback(answers.aclose)
+    return LineStream(_lines(asked, first, answers), held, seconds=asked.seconds)
 
 
 async def _lines(asked: _Asked, first: list[Entity], rest: AsyncIterator[list[Entity]]) -> AsyncIterator[bytes]:
@@ -177,32 +177,3 @@ async def _lines(asked: _Asked, first: list[Entity], rest: AsyncIterator[list[En
             found = await anext(rest)
         line = {"index": index, "model": asked.served.version, "entities": asked.entities(text, found)}
         yield to_json(line) + b"\n"
-
-
-@final
-class _Stream(StreamingResponse):
-    """A stream that lets go of what it holds however it ends: also if it never began, or its reader stops reading."""
-
-    def __init__(
-        self,
-        lines: AsyncIterator[bytes],
-        answers: AsyncGenerator[list[Entity], None],
-        open_request: ExitStack,
-        *,
-        seconds: float,
-    ) -> None:
-        super().__init__(lines, media_type=NDJSON)
-        self._answers, self._open_request, self._seconds = answers, open_request, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it."""
-
-        async def send_in_time(message: Message) -> None:
-            with anyio.fail_after(self._seconds):
-                await send(message)
-
-        with self._open_request:
-            try:
-                await super().__call__(scope, receive, send_in_time)
-            finally:
-                await self._answers.aclose()
