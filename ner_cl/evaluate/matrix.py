@@ -142,7 +142,10 @@ class Matrix:
         file = path / "matrix.json" if path.is_dir() else path
         if not file.is_file():
             raise DataError(f"{file}: no such file; give a run folder or its matrix.json")
-        return cls.from_json(file.read_bytes())
+        try:
+            return cls.from_json(file.read_bytes())
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
 
     def to_csv(self) -> str:
         """One line for each step and type: the counts, precision, recall and F1; undefined scores are empty."""

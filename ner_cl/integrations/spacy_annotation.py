@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from spacy.tokens import Doc, Span, SpanGroup
 
@@ -52,9 +54,25 @@ def set_entities(doc: Doc, entities: Sequence[Found], *, overwrite: bool) -> Non
 
 
 def _set_extensions(found: Iterable[Found]) -> None:
-    """Where spans have the same borders, whatever their types, spaCy keeps the values of the last one."""
     for item in found:
         item.span._.score, item.span._.step = item.score, item.step
+
+
+def _key(name: str, span: Span) -> tuple[str, str, int, int]:
+    """Where a document keeps a value of a span of that type.
+
+    spaCy keeps one value for all spans with the same borders. Its own form of key is kept, so that values go along when
+    documents are cut and joined.
+    """
+    return ("._.", f"{name}:{span.label_}", span.start_char, span.end_char)
+
+
+def _getter(name: str, span: Span) -> Any:
+    return span.doc.user_data.get(_key(name, span))
+
+
+def _setter(name: str, span: Span, value: Any) -> None:
+    span.doc.user_data[_key(name, span)] = value
 
 
 def _tokens(spans: Iterable[Span]) -> set[int]:
@@ -69,7 +87,7 @@ def register_extensions() -> None:
     """
     for name in _EXTENSIONS:
         if not Span.has_extension(name):
-            Span.set_extension(name, default=None)
+            Span.set_extension(name, getter=partial(_getter, name), setter=partial(_setter, name))
         _, method, getter, setter = Span.get_extension(name)
         if method is not None or (getter is not None and setter is None):
             raise ConfigError(

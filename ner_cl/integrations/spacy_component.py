@@ -156,8 +156,11 @@ class NerComponent:
             CheckFailed: if a type falls by more than `max_drop`.
         """
         from ner_cl.integrations.spacy_examples import sentences_of
+        from ner_cl.train.changes import check_gate
         from ner_cl.train.learn import learn
 
+        if max_drop is not None:
+            check_gate(max_drop)
         if self.options.types is not None:
             raise ConfigError(
                 f"{self.name}.types: this component looks for {', '.join(self.options.types)} only; take the option "
@@ -249,11 +252,7 @@ class NerComponent:
         from ner_cl.model.predict import score_merged_and_nested, score_sentences
 
         options = self.options
-        settings: dict[str, Any] = {
-            "types": options.types,
-            "batch_tokens": options.batch_tokens,
-            "precision": options.precision,
-        }
+        settings = options.model_dump(include={"types", "batch_tokens", "precision"})
         if options.nested:
             return score_merged_and_nested(model, sentences, **settings)
         merged = score_sentences(model, sentences, **settings)

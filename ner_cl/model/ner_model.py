@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final, overload
+from typing import Any, final, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
-from ner_cl.errors import ModelError
+from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.precision import Precision
@@ -22,6 +22,8 @@ from ner_cl.registry import heads, subnetworks
 from ner_cl.types import Entity, Sentence
 
 __all__ = ["SENTENCE_PREFIX", "NerModel"]
+
+_EXPORTED = "an exported model cannot learn; teach the model that it was exported from"
 
 SENTENCE_PREFIX = "sentence/"
 """How the names of tensors begin that strategies keep about a single sentence; they are deleted with the sentences."""
@@ -126,6 +128,8 @@ class NerModel(nn.Module):
         Raises:
             ModelError: if the head cannot be told apart by steps.
         """
+        if self.runtime is not None:
+            raise ModelError(_EXPORTED)
         if not self.head.apart:
             raise ModelError(
                 f"head {self.head.name} shares columns between steps, so that none can have a sub-network of its own; "
@@ -143,7 +147,7 @@ class NerModel(nn.Module):
             ModelError: if a type is known already or named twice, or the model was exported.
         """
         if self.runtime is not None:
-            raise ModelError("an exported model cannot learn; teach the model that it was exported from")
+            raise ModelError(_EXPORTED)
         number, width = len(self.tagset.steps) + 1, None
         covers: Sequence[str] = ()
         self.tagset.grow(types)  # refuses types before anything is made for them
@@ -205,6 +209,7 @@ class NerModel(nn.Module):
 
         Raises:
             ModelError: if the model knows no type, or one of `types` is unknown.
+            ConfigError: if `texts` are no texts, or an option is out of its range.
 
         Example:
             >>> model = ner_cl.load("models/step2")                       # doctest: +SKIP
@@ -214,6 +219,7 @@ class NerModel(nn.Module):
         from ner_cl.model.predict import predict_texts  # predict works on models, so it cannot be imported above
 
         self.check_types(types)
+        _check_reading(texts, min_score, batch_tokens, precision)
         found = predict_texts(
             self,
             [texts] if isinstance(texts, str) else texts,
@@ -265,3 +271,15 @@ class NerModel(nn.Module):
         from ner_cl.model.store import save_model  # the store reads and writes models, so it cannot be imported above
 
         save_model(self, Path(folder))
+
+
+def _check_reading(texts: object, min_score: object, batch_tokens: object, precision: object) -> None:
+    """What `predict` is asked, before anything is read."""
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise ConfigError(f"texts: expected a text or texts, not {type(texts).__name__}")
+    if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+        raise ConfigError(f"min_score: {min_score!r} is not a number from 0 to 1")
+    if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
+        raise ConfigError(f"batch_tokens: {batch_tokens!r} is not a whole number from 1 upward, or None")
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision: {precision!r} is unknown; choose {', '.join(get_args(Precision))}")

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ner_cl.data.words import split_words
+from ner_cl.errors import ConfigError
 from ner_cl.model.decode import spans_of_rows
 from ner_cl.model.emissions import stretches_of
 from ner_cl.model.heads.base import Emissions
@@ -112,7 +113,9 @@ def predict_texts(
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     chunk: list[str] = []
     characters = 0
-    for text in texts:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(f"texts: item {number} is of {type(text).__name__}, not a text")
         chunk.append(text)
         characters += len(text)
         if len(chunk) == _CHUNK_TEXTS or characters >= _CHUNK_CHARACTERS:

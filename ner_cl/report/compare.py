@@ -1,5 +1,6 @@
 """Methods side by side: means over seeds and orders, and what of their differences is more than chance."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Contrast:
         micro: of final micro F1, over test sentences; None without a pair or without predictions.
         macro: of final macro F1, over test sentences.
         runs: over pairs of runs, by score; scores that a run lacks are left out.
+        changes: mean over pairs of runs, by score.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Contrast:
     micro: BootstrapTest | None
     macro: BootstrapTest | None
     runs: dict[str, SignFlipTest]
+    changes: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _contrast(
         paired_bootstrap(counts, average="micro", resamples=resamples) if same_sentences else None,
         paired_bootstrap(counts, average="macro", resamples=resamples) if same_sentences else None,
         tested,
+        {key: statistics.fmean(values) for key, values in changes.items() if values},
     )
 
 

@@ -11,6 +11,7 @@ import yaml
 from ner_cl.config import Config, validate
 from ner_cl.errors import DataError
 from ner_cl.evaluate.matrix import Matrix
+from ner_cl.train.environment import environment
 
 __all__ = ["RunRecord", "StepCost", "find_runs", "load_run", "method_of"]
 
@@ -93,18 +94,17 @@ def load_run(folder: Path) -> RunRecord:
     path = folder / "config.resolved.yaml"
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a folder that `ner-cl train` wrote")
-    config = validate(Config, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    config = validate(Config, _yaml(path), str(path))
     matrix = Matrix.load(folder)
     if not matrix.counts:
         raise DataError(f"{folder}: no step is done yet")
     events = _lines(folder / "events.jsonl")
     done = {event["step"]: event for event in events if event["event"] == "StepDone"}
-    environment = folder / "env.json"
     return RunRecord(
         folder=folder,
         config=config,
         matrix=matrix,
-        environment=json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {},
+        environment=_environment(folder / "env.json"),
         costs=tuple(_cost(event) for _, event in sorted(done.items())),
         seconds=sum(event["seconds"] for event in done.values()) if done else None,
         data=_data(folder, len(matrix.counts)),
@@ -120,6 +120,27 @@ def method_of(config: Config) -> str:
         changed = [f"{key} {value}" for key, value in given.items() if value != defaults[key]]
         names.append(f"{options.name} ({', '.join(changed)})" if changed else options.name)
     return " + ".join(names) or "default"
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: not readable as YAML ({reason}); restore the folder") from error
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """Where the run was made, with None for what is not known."""
+    if not path.is_file():
+        return dict.fromkeys(environment())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); restore the folder") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object; restore the folder")
+    return {**dict.fromkeys(environment()), **found}
 
 
 def _cost(event: dict[str, Any]) -> StepCost:

@@ -66,7 +66,7 @@ def contrast_cells(comparison: Comparison) -> Cells:
     for contrast in comparison.contrasts:
         cells = [contrast.name, str(contrast.pairs)]
         for test, key in ((contrast.micro, "final/micro_f1"), (contrast.macro, "final/macro_f1")):
-            cells += [*_bootstrap(test), _runs(contrast, key)]
+            cells += [_change(contrast, key), *_bootstrap(test), _runs(contrast, key)]
         rows.append(tuple(cells))
     return Cells(tuple(header), tuple(rows))
 
@@ -115,11 +115,16 @@ def _costs(method: Method) -> tuple[str, str, str]:
     )
 
 
+def _change(contrast: Contrast, key: str) -> str:
+    return _signed(contrast.changes[key]) if key in contrast.changes else ""
+
+
 def _bootstrap(test: BootstrapTest | None) -> list[str]:
-    if test is None:
-        return ["", "", ""]
-    change, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in (test.difference, test.low, test.high))
-    return [change, f"{low} to {high}", _p(test.p)]
+    return ["", ""] if test is None else [f"{_signed(test.low)} to {_signed(test.high)}", _p(test.p)]
+
+
+def _signed(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def _runs(contrast: Contrast, key: str) -> str:
@@ -132,4 +137,4 @@ def _p(value: float) -> str:
 
 
 def _told(title: str, lines: Sequence[str]) -> str:
-    return f"{title}: " + ("nothing." if not lines else "\n\n" + "\n".join(f"- {line}" for line in lines))
+    return f"{title}: nothing." if not lines else f"{title}:\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ner_cl.errors import CheckFailed
+from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.model.ner_model import NerModel
 from ner_cl.train.isolation import Fingerprints
 from ner_cl.types import Sentence, Span
 
-__all__ = ["LearnResult", "TypeChange", "changes_of"]
+__all__ = ["LearnResult", "TypeChange", "changes_of", "check_gate"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class LearnResult:
     isolation: Fingerprints | None = None
     new: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        """Short, where a notebook shows it: the table says what came of it, `model` is long."""
+        return f"LearnResult({', '.join(self._new)}; {len(self.model.types)} types)\n{self.table}"
+
     @property
     def table(self) -> str:
         """Per-type F1 before and after, as plain text."""
@@ -81,7 +85,9 @@ class LearnResult:
 
         Raises:
             CheckFailed: if an old type fell by more than `max_drop` (0 to 1), or no old type could be measured.
+            ConfigError: if `max_drop` is more than 1.
         """
+        check_gate(max_drop)
         worst = self.largest_drop
         old = [change for change in self.changes if change.type not in self._new]
         if old and worst is None:
@@ -129,3 +135,9 @@ def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | N
 
 def _percent(value: float | None, missing: str) -> str:
     return missing if value is None else f"{100 * value:.1f}"
+
+
+def check_gate(max_drop: float) -> None:
+    """ConfigError for a gate that nothing can fail."""
+    if not max_drop <= 1:  # not a number, too
+        raise ConfigError(f"max_drop: {max_drop} is more than all of F1, which is 1; 0.05 is 5 points")

@@ -1,11 +1,11 @@
 """The everyday verb: one new step on an existing model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies
+from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies, validate
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.readers.base import read_text
@@ -43,7 +43,7 @@ def learn(
     unlabeled: str | Path | Sequence[str] | None = None,
     strategies: Sequence[Any] = (),
     isolate: bool = False,
-    training: TrainingOptions | None = None,
+    training: TrainingOptions | Mapping[str, Any] | None = None,
     seed: int = 13,
     on_event: Callable[[Event], None] = lambda event: None,
     **reading: Any,
@@ -64,7 +64,7 @@ def learn(
         strategies: options or `{"name": …}` mappings; distillation by default.
         isolate: learn without changing anything that old types are found with, and check that to the last bit: with
             what gave the model its sub-networks, else with `modules`, unless the list names another way.
-        training: options of the loop.
+        training: options of the loop, or a mapping of them.
         seed: of everything random.
         on_event: called with everything that happens.
         **reading: options of `read_sentences`, such as `format` or `alignment`, where files are given.
@@ -82,7 +82,7 @@ def learn(
         >>> print(result.table)                                           # doctest: +SKIP
     """
     step, dev_sentences = _prepare(model, train, types, dev, reading, seed)
-    options = training or TrainingOptions()
+    options = validate(TrainingOptions, training or {}, "training")
     parsed = _parse(strategies)
     old_types, student = model.types, model.copy()
     student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences

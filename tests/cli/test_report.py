@@ -1,6 +1,7 @@
 """`ner-cl report`."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,28 @@ def test_json_holds_the_values_and_writes_nothing(run_folder: Path, capsys: pyte
     assert [score["mean"] for score in values["micro"]] == matrix.micro_f1
     assert values["calibration"][-1]["step"] == 2
     assert not (run_folder / "report.html").exists()
+
+
+def test_damaged_runs_are_told_with_the_file(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    for name, content in (
+        ("matrix.json", "{"),
+        ("matrix.json", '{"types": 1}'),
+        ("config.resolved.yaml", "[1,2"),
+        ("env.json", "{"),
+        ("env.json", "[]"),
+    ):
+        whole = (run / name).read_text()
+        (run / name).write_text(content)
+        assert main(["report", str(run), "--no-predict"]) == 2
+        error = capsys.readouterr().err
+        assert str(run / name) in error
+        assert "unexpected" not in error
+        (run / name).write_text(whole)
+    (run / "env.json").unlink()
+    assert main(["report", str(run), "--no-predict"]) == 0
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ def test_rules_before_win_and_rules_after_fill_the_gaps(pipeline: Build) -> None
     text = "hello the report met Ada Smith near Rome ."
     before = with_rules(pipeline(), before="ner_cl")(text)
     assert labels(before) == [("hello", "GREETING"), ("Ada Smith", "VIP"), ("Rome", "LOC")]
+    assert [entity._.score is None for entity in before.ents] == [True, True, False]
     overwritten = with_rules(pipeline(overwrite_ents=True), before="ner_cl")(text)
     assert labels(overwritten) == [("hello", "GREETING"), ("Ada Smith", "PER"), ("Rome", "LOC")]
     after = with_rules(pipeline(), after="ner_cl")(text)

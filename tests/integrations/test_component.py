@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import spacy
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spacy.language import Language
@@ -14,6 +15,7 @@ from spacy.training import Example
 
 import ner_cl
 from ner_cl.errors import ConfigError, ModelError
+from ner_cl.integrations.spacy_annotation import register_extensions
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
 from tests.integrations.conftest import entities, gold_doc
@@ -162,7 +164,9 @@ def test_nested_spans_beside_entities_that_do_not_overlap(tmp_path: Path, pipeli
     group = doc.spans["ner_cl"]
     assert [(span.text, span.label_) for span in group] == [("Ada Smith", "LOC"), ("Ada Smith", "PER")]
     assert group.attrs["steps"] == {"PER": 1, "LOC": 2}
-    assert group.attrs["scores"][0] == group.attrs["scores"][1] > 0.5
+    assert [span._.step for span in group] == [2, 1]
+    assert [span._.score for span in group] == group.attrs["scores"]
+    assert min(group.attrs["scores"]) > 0.5
     assert [(e.text, e.label_, e._.step, e._.score) for e in doc.ents] == [
         ("Ada Smith", "PER", 1, group.attrs["scores"][1])
     ]
@@ -202,6 +206,31 @@ def test_two_components_do_not_clobber_one_another(model_folder: Path) -> None:
     doc = nlp("met Ada in Oslo")
     assert [e.label_ for e in doc.ents] == ["PER", "LOC"]
     assert all(e._.score for e in doc.ents)
+
+
+def test_a_reading_of_the_same_words_by_another_component_does_not_change_scores(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """spaCy keeps one value for all spans with the same borders; these are kept by type as well."""
+    other = load_model(model_folder)
+    with torch.no_grad():  # a second model that takes people for places, and is less sure of it
+        weight, bias = other.head.blocks[0].weight, other.head.blocks[0].bias
+        people, places = slice(1, 3), other.head.blocks[1]
+        weight[people], places.weight[:] = places.weight.clone(), weight[people].clone() * 0.9
+        bias[people], places.bias[:] = places.bias.clone(), bias[people].clone()
+    other.save(tmp_path / "other")
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ner_cl", name="first", config={"model": str(model_folder), "types": ["PER"]})
+    (alone,) = nlp("met Ada in").ents
+    score = alone._.score
+    config = {"model": str(tmp_path / "other"), "types": ["LOC"], "spans_key": "second"}
+    nlp.add_pipe("ner_cl", name="second", config=config)
+    doc = nlp("met Ada in")
+    assert [(e.label_, e._.score, e._.step) for e in doc.ents] == [("PER", score, 1)]
+    (reading,) = doc.spans["second"]
+    assert (reading.label_, reading._.step) == ("LOC", 2)
+    assert reading._.score == doc.spans["second"].attrs["scores"][0] != score
+    assert doc[1:3].as_doc(copy_user_data=True).ents[0]._.score == score
 
 
 def test_score_skips_what_nobody_annotated(nlp: Language) -> None:
@@ -298,4 +327,5 @@ def test_a_computed_extension_of_the_same_name_is_refused(pipeline: Build) -> No
         with pytest.raises(ConfigError, match=r"span\._\.score is computed by another extension"):
             pipeline()
     finally:
-        Span.set_extension("score", default=None, force=True)
+        Span.remove_extension("score")
+        register_extensions()

@@ -2,6 +2,8 @@
 
 import itertools
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,7 +136,7 @@ def test_min_score_leaves_out_what_is_below(models: dict[str, NerModel], head: s
     everything = model.predict(text, precision="fp32")
     scores = sorted(entity.score for entity in everything)
     assert len(set(scores)) > 2
-    for threshold in (0.0, scores[0], scores[1], scores[-1], 1.1):
+    for threshold in (0.0, scores[0], scores[1], scores[-1], 1.0):
         kept = model.predict(text, min_score=threshold, precision="fp32")
         assert kept == [entity for entity in everything if entity.score >= threshold]
 
@@ -296,3 +298,48 @@ def test_predictions_carry_no_graph(models: dict[str, NerModel]) -> None:
     model = models["addner"]
     for _, emissions in emissions_of(model, model.encode(SENTENCES)):
         assert not any(block.requires_grad for block in emissions.blocks)
+
+
+# --- what is asked
+
+
+_WRONG = """
+import sys, ner_cl
+model = ner_cl.load(sys.argv[1])
+for texts, options in (
+    (["Ada"], {"precision": "fp8"}),
+    (["Ada"], {"batch_tokens": 0}),
+    (["Ada"], {"min_score": float("nan")}),
+    (["Ada"], {"min_score": "0.5"}),
+    (["Ada"], {"min_score": 50}),
+    (None, {}),
+    (b"Ada", {}),
+    ({"text": "Ada"}, {}),
+    (["Ada", None], {}),
+):
+    try:
+        found = model.predict(texts, **options)
+        if None in texts:
+            list(found)
+    except ner_cl.ConfigError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_what_cannot_be_read_is_refused_at_once(models: dict[str, NerModel], tmp_path: Path) -> None:
+    """In a process whose types nobody checks, as those of users are."""
+    models["addner"].save(tmp_path / "model")
+    command = [sys.executable, "-c", _WRONG, str(tmp_path / "model")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert found.stdout.splitlines() == [
+        "precision: 'fp8' is unknown; choose auto, fp32, bf16",
+        "batch_tokens: 0 is not a whole number from 1 upward, or None",
+        "min_score: nan is not a number from 0 to 1",
+        "min_score: '0.5' is not a number from 0 to 1",
+        "min_score: 50 is not a number from 0 to 1",
+        "texts: expected a text or texts, not NoneType",
+        "texts: expected a text or texts, not bytes",
+        "texts: expected a text or texts, not dict",
+        "texts: item 1 is of NoneType, not a text",
+    ]

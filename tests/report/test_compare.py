@@ -196,6 +196,10 @@ def test_without_predictions_only_runs_are_tested(methods: list[Path], tmp_path:
     found = compare(copies, predict=False)
     assert found.contrasts[0].micro is None
     assert found.contrasts[0].runs["final/micro_f1"].pairs == 2
+    before, after = (method.scores["final/micro_f1"].mean for method in found.methods)
+    assert found.contrasts[0].changes["final/micro_f1"] == pytest.approx(after - before)
+    change = f"{100 * (after - before):+.1f}"
+    assert f"| 2 | {change} |  |  | " in to_markdown(found)
     assert len(found.notes) == 4
 
 

@@ -245,3 +245,22 @@ def test_what_is_held_back_is_drawn_from_mentions_and_others_alike(count: int, e
     mentioning = sum(bool(sentence.spans) for sentence in held_back)
     assert abs(mentioning - len(held_back) / 2) <= 1
     assert _hold_back(alternating, 13) == (rest, held_back)
+
+
+def test_options_may_be_a_mapping_and_are_checked(old_model: NerModel) -> None:
+    options = {"training": SHORT_TRAINING.model_dump(mode="json"), "seed": 3}
+    result = ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, **options)
+    same = ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training=SHORT_TRAINING, seed=3)
+    assert same_weights(result.model, weights_of(same.model))
+    with pytest.raises(ConfigError, match=r"training.*epoch"):
+        ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training={"epoch": 1})
+
+
+def test_a_result_is_shown_by_its_table(learned: LearnResult) -> None:
+    assert repr(learned) == f"LearnResult(LOC; 2 types)\n{learned.table}"
+
+
+@pytest.mark.parametrize("max_drop", [7.0, float("nan")])
+def test_a_gate_that_is_no_share_is_refused(learned: LearnResult, max_drop: float) -> None:
+    with pytest.raises(ConfigError, match=r"max_drop: .* is more than all of F1"):
+        learned.check(max_drop)
