@@ -113,7 +113,6 @@ def _hf_finder(model: NerModel, folder: Path) -> Finder:
     classifier = transformers.AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
     def find(sentences: Sequence[Sentence]) -> list[list[Span]]:
-        tags: list[list[int]] = [[] for _ in sentences]
         encoded = model.encode(sentences)
         found: dict[int, list[int]] = {}
         for rows, batch in encoded.in_length_order(2048):
@@ -121,8 +120,6 @@ def _hf_finder(model: NerModel, folder: Path) -> Finder:
                 best = classifier(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).logits.argmax(-1)
             for place, (row, words) in enumerate(zip(rows, batch.row_words, strict=True)):
                 found[row] = best[place][batch.word_pieces[place, :words]].tolist()
-        for row in sorted(found):
-            tags[encoded.windows[row].sentence] += found[row]
-        return [spans_of_tags(row, model.types) for row in tags]
+        return [spans_of_tags([tag for row in rows for tag in found[row]], model.types) for rows in encoded.rows_of]
 
     return find

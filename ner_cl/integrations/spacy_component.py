@@ -241,9 +241,11 @@ class NerComponent:
             merged, every = self._find(model, sentences)
             steps = {type_: model.tagset.step_of(type_) for type_ in model.types}
         for doc, own, entities, spans in zip(docs, tokens, merged, every, strict=True):
+            found = self._found(doc, own, entities, steps)
             if self.options.spans_key is not None:
-                set_span_group(doc, self._found(doc, own, spans, steps), self.options.spans_key)
-            set_entities(doc, self._found(doc, own, entities, steps), overwrite=self.options.overwrite_ents)
+                group = found if spans is entities else self._found(doc, own, spans, steps)
+                set_span_group(doc, group, self.options.spans_key)
+            set_entities(doc, found, overwrite=self.options.overwrite_ents)
 
     def _find(
         self, model: "NerModel", sentences: Sequence[Sentence]
@@ -253,7 +255,7 @@ class NerComponent:
 
         options = self.options
         settings = options.model_dump(include={"types", "batch_tokens", "precision"})
-        if options.nested:
+        if options.nested and options.spans_key is not None:
             return score_merged_and_nested(model, sentences, **settings)
         merged = score_sentences(model, sentences, **settings)
         return merged, merged

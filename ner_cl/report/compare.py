@@ -1,6 +1,5 @@
 """Methods side by side: means over seeds and orders, and what of their differences is more than chance."""
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -259,7 +258,7 @@ def _contrast(
         paired_bootstrap(counts, average="micro", resamples=resamples) if same_sentences else None,
         paired_bootstrap(counts, average="macro", resamples=resamples) if same_sentences else None,
         tested,
-        {key: statistics.fmean(values) for key, values in changes.items() if values},
+        {key: fmean(values) for key, values in changes.items() if values},
     )
 
 
