@@ -3,24 +3,28 @@
 import math
 from typing import TypeAlias
 
-from ner_cl.config import Config
+from ner_cl.config import Config, StreamOptions
 from ner_cl.data.corpus import load_corpus
 from ner_cl.data.protocols import generator
-from ner_cl.data.stream import order_types
+from ner_cl.data.stream import Corpus, order_types
 from ner_cl.errors import ConfigError
 
-__all__ = ["Order", "stream_steps", "with_orders"]
+__all__ = ["Order", "steps_of", "stream_steps", "with_orders"]
 
 Order: TypeAlias = tuple[tuple[str, ...], ...]
 
 
-def stream_steps(config: Config) -> Order:
+def steps_of(options: StreamOptions, corpus: Corpus) -> Order:
     """The types of each step: as the configuration lists them, or as it has them drawn from the corpus."""
+    return options.steps or order_types(
+        corpus, order=options.order, increment=options.increment, first=options.first, seed=options.seed
+    )
+
+
+def stream_steps(config: Config) -> Order:
+    """The same, where the corpus is read only if it must be."""
     options = config.stream
-    if options.steps is not None:
-        return options.steps
-    corpus = load_corpus(options.corpus, name=options.name)
-    return order_types(corpus, order=options.order, increment=options.increment, first=options.first, seed=options.seed)
+    return options.steps or steps_of(options, load_corpus(options.corpus, name=options.name))
 
 
 def with_orders(config: Config, count: int) -> list[Config]:

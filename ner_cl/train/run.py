@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ner_cl.config import Config, validate
 from ner_cl.data.corpus import load_corpus
-from ner_cl.data.stream import Step, Stream, build_stream, fingerprint, order_types
+from ner_cl.data.stream import Step, Stream, build_stream, fingerprint
 from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.matrix import Matrix
@@ -28,6 +28,7 @@ from ner_cl.train.environment import environment
 from ner_cl.train.events import Event, EventLog, RunDone, StepDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.memory import peak_memory, reset_peak_memory
+from ner_cl.train.orders import steps_of
 from ner_cl.train.record import Scores, history_record, largest_drop
 from ner_cl.train.tracking import tracking
 from ner_cl.types import Sentence
@@ -72,10 +73,9 @@ def open_stream(config: Config) -> Stream:
     """The stream a configuration describes, with the corpus read and the slices drawn."""
     options = config.stream
     corpus = load_corpus(options.corpus, name=options.name)
-    steps = options.steps or order_types(
-        corpus, order=options.order, increment=options.increment, first=options.first, seed=options.seed
+    return build_stream(
+        corpus, steps_of(options, corpus), protocol=options.protocol, seed=options.seed, dev=options.dev
     )
-    return build_stream(corpus, steps, protocol=options.protocol, seed=options.seed, dev=options.dev)
 
 
 def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
