@@ -7,8 +7,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import count
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,46 +139,19 @@ def span_probability(
     for number, indices in enumerate(known):
         by_width.setdefault(len(indices), []).append(number)
     for numbers in by_width.values():  # one recursion for all blocks of a width, since it is slow word by word
-        rows, asked = [], []
-        for number in numbers:
+        asked, places = [], []
+        for first, number in zip(count(step=len(mask)), numbers, strict=False):
             own = spans[:, 3:] == torch.tensor(known[number], device=spans.device)  # [span, type of the block]
             asked.append(own.any(dim=1).nonzero().squeeze(-1))
-            rows.append(_Rows.of(log_probs[number], mask, spans[asked[-1]], own[asked[-1]].long().argmax(dim=1)))
-        found = torch.split(_log_probability(rows).exp().float(), [len(index) for index in asked])
+            row, start, end, _ = spans[asked[-1]].unbind(1)
+            places.append(torch.stack([row + first, start, end, own[asked[-1]].long().argmax(dim=1)], dim=1))
+        side = [log_probs[number] for number in numbers]
+        together = span_log_probability(torch.cat(side), mask.repeat(len(side), 1), torch.cat(places))
+        found = torch.split(together.exp().float(), [len(index) for index in asked])
         for number, index, probability in zip(numbers, asked, found, strict=True):
             total[index] += weights[number] * probability
             coverage[index] += weights[number]
     return torch.where(coverage > 0, total / coverage, 0.0).clamp(max=1.0)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Those rows of a block in which there are spans of its types, and the spans with types and rows of their own."""
-
-    scores: Float[Tensor, "row word tag"]
-    mask: Bool[Tensor, "row word"]
-    spans: Int[Tensor, "span 4"]
-
-    @classmethod
-    def of(
-        cls,
-        block: Float[Tensor, "all word tag"],
-        mask: Bool[Tensor, "all word"],
-        spans: Int[Tensor, "span 4"],
-        types: Int[Tensor, " span"],
-    ) -> "_Rows":
-        rows, row = torch.unique(spans[:, 0], return_inverse=True)
-        return cls(block[rows], mask[rows], torch.stack([row, spans[:, 1], spans[:, 2], types], dim=1))
-
-
-def _log_probability(parts: Sequence[_Rows]) -> Float[Tensor, " span"]:
-    """Of the spans of all parts, one after the other."""
-    firsts = accumulate((len(part.scores) for part in parts[:-1]), initial=0)
-    shift = torch.tensor([1, 0, 0, 0], device=parts[0].spans.device)
-    spans = torch.cat([part.spans + first * shift for first, part in zip(firsts, parts, strict=True)])
-    return span_log_probability(
-        torch.cat([part.scores for part in parts]), torch.cat([part.mask for part in parts]), spans
-    )
 
 
 def best_temperature(
