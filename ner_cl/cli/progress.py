@@ -42,10 +42,9 @@ def line_of(event: Event) -> str | None:
         case UpdateDone(skipped=True):
             return f"step {event.step} epoch {event.epoch}: update {event.update} skipped, its gradient is not finite"
         case EpochDone():
-            best = ", best so far" if event.best and event.score is not None else ""
-            return (
-                f"step {event.step} epoch {event.epoch}: {_losses(event.losses)}, dev F1 {percent(event.score)}{best}"
-            )
+            found = "" if event.score is None else f", dev F1 {percent(event.score)}"
+            best = ", best so far" if event.best and found else ""
+            return f"step {event.step} epoch {event.epoch}: {_losses(event.losses)}{found}{best}"
         case StepDone():
             scores = ", ".join(f"{type_} {percent(score)}" for type_, score in event.f1.items())
             return (
@@ -101,7 +100,7 @@ class _Bars:
                 loss = sum(event.losses.values())
                 note = f"epoch {event.epoch}  loss {loss:.3f}{self.score}"
                 self.bars.update(self.updates, advance=1, note=note)
-            case EpochDone():
+            case EpochDone() if event.score is not None:
                 self.score = f"  dev F1 {percent(event.score)}"
             case StepDone():
                 self.bars.update(self.steps, completed=event.step)

@@ -164,10 +164,14 @@ class EarlyStoppingOptions(Options):
         patience: epochs without a better score; 0 trains all epochs. The best weights are restored either way.
         metric: micro F1 on the dev sentences of the step over the `new` types, or over all `seen` types, where the
             old types' gold is what the model said before the step (no old annotation is needed).
+        every: epochs from one look at the dev sentences to the next; the last epoch is always looked at. `auto` is 1,
+            or where dev sentences by far outnumber those trained on, as many as it takes for looking to cost no more
+            than training.
     """
 
     patience: int = Field(3, ge=0)
     metric: Literal["new", "seen"] = "new"
+    every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 
 class TrainingOptions(Options):

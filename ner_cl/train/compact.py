@@ -145,6 +145,7 @@ def _imitation(
         options=options,
         epochs=epochs,
         patience=times * options.early_stopping.patience,
+        every=1,
         engine=engine,
         dev_score=agreement,
         seed=int(context.generator("dropout").integers(2**62)),

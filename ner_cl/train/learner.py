@@ -26,7 +26,7 @@ from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event
 from ner_cl.train.isolation import Fingerprints, emission_fingerprints
-from ner_cl.train.loop import StepTraining, loss_terms, plan_epochs
+from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
 from ner_cl.types import Sentence, Span
 
@@ -182,6 +182,7 @@ class Learner:
                 options=self.training,
                 epochs=context.epochs,
                 patience=times * self.training.early_stopping.patience,
+                every=epochs_between_scores(self.training, context, dev),
                 engine=self.engine,
                 dev_score=lambda: self._score(dev, context),
                 seed=int(context.generator(f"dropout/{stage}" if stage else "dropout").integers(2**62)),

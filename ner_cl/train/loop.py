@@ -20,9 +20,12 @@ from ner_cl.train.combine import Updater
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
 from ner_cl.train.optimizer import make_optimizer, rate_factor
+from ner_cl.types import Sentence
 
-__all__ = ["StepTraining", "loss_terms", "plan_epochs"]
+__all__ = ["StepTraining", "epochs_between_scores", "loss_terms", "plan_epochs"]
 
+# A pass forward and backward costs so many passes that only predict.
+_PASSES = 3
 # Of a step whose number of epochs nobody chose.
 _EPOCHS = 10
 _FEWEST_UPDATES = 100
@@ -38,6 +41,7 @@ class StepTraining:
         options: batches, optimizer, checkpoints.
         epochs: at most.
         patience: epochs without a better score; 0 trains all.
+        every: epochs from one look at the dev sentences to the next; see `epochs_between_scores`.
         engine: device, processes, precision.
         dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
         seed: of this stage's dropout; other draws come from `context.generator`.
@@ -51,6 +55,7 @@ class StepTraining:
     options: TrainingOptions
     epochs: int
     patience: int
+    every: int
     engine: Engine
     dev_score: Callable[[], float | None]
     seed: int
@@ -192,9 +197,10 @@ class StepTraining:
     def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:
         """Scores the epoch, keeps its weights if they are the best, and decides whether to go on."""
         progress = self.progress
-        score = self.dev_score()
+        due = progress.epoch % self.every == 0 or progress.epoch == self.epochs
+        score = self.dev_score() if due else None
         # Until anything is found at all, the later epoch is the better one and patience does not run.
-        better = score is None or not progress.best_score or score > progress.best_score
+        better = due and (score is None or not progress.best_score or score > progress.best_score)
         if better:
             progress.best_score, progress.best_epoch, progress.bad_epochs = score, progress.epoch, 0
             best.update({name: tensor.detach().clone() for name, tensor in self.context.model.state_dict().items()})
@@ -259,3 +265,18 @@ def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) 
     updates = math.ceil(batches / (options.accumulate * processes))
     times = max(1, math.ceil(_FEWEST_UPDATES / (_EPOCHS * updates)))
     return times * _EPOCHS, times
+
+
+def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: Sequence[Sentence]) -> int:
+    """How many epochs lie between two looks at the dev sentences.
+
+    Args:
+        options: of the loop.
+        context: with the step's sentences encoded.
+        dev: what is looked at.
+    """
+    if options.early_stopping.every != "auto":
+        return options.early_stopping.every
+    assert context.encoded is not None
+    looked_at = sum(len(sentence.words) for sentence in dev)
+    return max(1, math.ceil(looked_at / (_PASSES * max(1, context.encoded.words))))

@@ -17,7 +17,8 @@ from ner_cl.model.heads.base import Emissions
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.events import EpochDone, Event, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner
-from ner_cl.train.loop import plan_epochs
+from ner_cl.train.loop import epochs_between_scores, plan_epochs
+from ner_cl.types import Sentence
 from tests.tiny import tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import (
     GOOD_TRAINING,
@@ -201,6 +202,45 @@ def test_patience_and_the_best_weights(
     assert same_weights(learner.model, snapshots[best - 1])
     assert not learner.model.training
     assert all(parameter.requires_grad for parameter in learner.model.parameters())
+
+
+def test_dev_sentences_are_looked_at_every_so_many_epochs_and_after_the_last(
+    encoder: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks no epoch is the best one, and patience goes on counting epochs."""
+    looked: list[int] = []
+    found = {3: 0.2, 6: 0.5, 8: 0.1}
+
+    def score(self: Learner, dev: object, context: StepContext) -> float | None:
+        looked.append(context.epoch)
+        return found[context.epoch]
+
+    monkeypatch.setattr(Learner, "_score", score)
+    for patience, expected in ((0, [3, 6, 8]), (3, [3, 6, 8])):
+        looked.clear()
+        stopping = EarlyStoppingOptions(patience=patience, every=3)
+        training = SHORT_TRAINING.model_copy(update={"epochs": 8, "early_stopping": stopping})
+        learner = learner_of(encoder, training=training)
+        done = [event for event in learner.learn_step(stream.steps[0]) if isinstance(event, EpochDone)]
+        assert looked == expected
+        assert [event.epoch for event in done if event.score is not None] == expected
+        assert learner.progress.best_epoch == 6
+
+
+def test_many_dev_sentences_are_looked_at_less_often(encoder: Path, stream: Stream) -> None:
+    step = stream.steps[0]
+    learner = learner_of(encoder)
+    list(learner.learn_step(step))
+    context = learner.loop.context
+    words = sum(len(sentence.words) for sentence in step.train)
+
+    def every(dev_words: int, **options: Any) -> int:
+        training = SHORT_TRAINING.model_copy(update={"early_stopping": EarlyStoppingOptions(**options)})
+        return epochs_between_scores(training, context, [Sentence(("word",) * dev_words)])
+
+    assert [every(times * words) for times in (1, 3, 4, 30)] == [1, 1, 2, 10]
+    assert every(30 * words, every=1) == 1
+    assert every(0) == 1
 
 
 def test_old_types_can_be_selected_on_by_what_the_model_said_of_them(wide_encoder: Path) -> None:
