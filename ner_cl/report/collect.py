@@ -12,7 +12,7 @@ import yaml
 from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import word_table
 from ner_cl.evaluate.mistakes import Mistake, Occurrence, invented_mentions, lost_mentions, most_frequent
-from ner_cl.evaluate.reliability import Bin, calibration_error, reliability
+from ner_cl.evaluate.reliability import Bin, calibration_error, judge, reliability
 from ner_cl.report.outputs import Outputs, run_outputs
 from ner_cl.report.runs import RunRecord, StepCost, find_runs, load_run, method_of
 from ner_cl.report.sentences import Example, example_of
@@ -226,12 +226,14 @@ def _calibration_after(step: int, runs: Sequence[RunRecord], outputs: Sequence[O
     scores: list[float] = []
     right: list[bool] = []
     for run, item in zip(runs, outputs, strict=True):
+        if step not in item.by_step:
+            continue
         seen = frozenset(run.matrix.seen_after(step))
-        for sentence, row in zip(item.test, item.by_step[step].found if step in item.by_step else (), strict=False):
-            for scored in row:
-                if scored.span.type in seen & sentence.annotated_types:
-                    scores.append(scored.score)
-                    right.append(scored.span in sentence.spans)
+        gold = [sentence.restrict(seen) for sentence in item.test]
+        found = [[(scored.span, scored.score) for scored in row] for row in item.by_step[step].found]
+        own = judge(gold, found)
+        scores += own[0]
+        right += own[1]
     bins = reliability(scores, right)
     return Calibration(step, calibration_error(bins), tuple(bins))
 

@@ -11,7 +11,7 @@ import yaml
 from ner_cl.config import Config, validate
 from ner_cl.errors import DataError
 from ner_cl.evaluate.matrix import Matrix
-from ner_cl.train.environment import environment
+from ner_cl.train.environment import ENVIRONMENT_KEYS
 
 __all__ = ["RunRecord", "StepCost", "find_runs", "load_run", "method_of"]
 
@@ -133,14 +133,14 @@ def _yaml(path: Path) -> Any:
 def _environment(path: Path) -> dict[str, Any]:
     """Where the run was made, with None for what is not known."""
     if not path.is_file():
-        return dict.fromkeys(environment())
+        return dict.fromkeys(ENVIRONMENT_KEYS)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not readable as JSON ({error}); restore the folder") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a JSON object; restore the folder")
-    return {**dict.fromkeys(environment()), **found}
+    return {**dict.fromkeys(ENVIRONMENT_KEYS), **found}
 
 
 def _cost(event: dict[str, Any]) -> StepCost:

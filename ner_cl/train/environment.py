@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment"]
+__all__ = ["ENVIRONMENT_KEYS", "environment"]
 
 PACKAGES = ("ner-cl", "torch", "transformers", "tokenizers", "accelerate", "spacy", "datasets", "seqeval", "numpy")
+ENVIRONMENT_KEYS = ("python", "packages", "platform", "cpu", "cores", "threads", "gpu", "git")
 
 
 def environment() -> dict[str, Any]:

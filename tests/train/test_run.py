@@ -15,6 +15,7 @@ from ner_cl.evaluate.matrix import Matrix
 from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.kept import forget_sentences
 from ner_cl.model.store import load_model
+from ner_cl.train.environment import ENVIRONMENT_KEYS, environment
 from ner_cl.train.events import Event, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.run import Run, run_stream, stream_events
@@ -287,3 +288,7 @@ def test_the_public_api_runs_a_stream(home: Path) -> None:
     assert len(run.matrix.counts) == 2
     assert isinstance(ner_cl.load(run.folder / "steps" / "02"), ner_cl.NerModel)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_an_environment_has_the_keys_it_says() -> None:
+    assert tuple(environment()) == ENVIRONMENT_KEYS
