@@ -1,9 +1,10 @@
 """A table of results from one command: every method of a grid with every seed and order, then `ner-cl compare`.
 
     python -m benchmarks.grid configs/benchmarks/wnut17.yaml [--output DIR] [--only NAME,NAME] [--seeds 1,2,3]
-                              [--orders N] [--set KEY=VALUE] [--share N/M] [--dry-run]
+                              [--streams NAME,NAME] [--orders N] [--set KEY=VALUE] [--share N/M] [--dry-run]
 
-A grid names what all methods share (`base`, keys of a configuration) and what makes each of them (`methods`). Runs that
+A grid names what all methods share (`base`, keys of a configuration) and what makes each of them (`methods`); with
+several `streams`, it is made once for each of them, in a folder of its own with a table of its own. Runs that
 are done are skipped, runs that were stopped go on: the same command again is always right, and several of them share
 the work as `--share 1/2` and `--share 2/2`. Step 1 is learned once for methods that do the same in it, which is checked
 by a test (`PLAIN_FIRST_STEP`). Tables go to OUTPUT/results.md, .csv, .json and .html.
@@ -39,7 +40,7 @@ PLAIN_FIRST_STEP = {"distill", "finetune", "lwf", "self_training", "weight_avera
 class Grid:
     """What to run: a configuration for each method, seed and order, by the name of its folder below the output."""
 
-    name: str
+    stream: str
     output: Path
     baseline: str | None
     allow_differences: bool
@@ -54,30 +55,49 @@ class Grid:
 def main() -> None:
     arguments = _arguments()
     try:
-        grid = read_grid(arguments)
-        if arguments.dry_run:
-            print("\n".join(f"{_state(grid.output / name):8} {name}" for name in grid.runs))
-            return
-        part, parts = arguments.share
-        for number, (name, config) in enumerate(grid.runs.items()):
-            if number % parts == part - 1:
-                run_one(grid, name, config)
-        finished = [folder for folder in grid.methods if any(_done(path) for path in _below(grid, folder))]
-        write_tables(grid, finished)
+        for grid in read_grids(arguments):
+            make(grid, *arguments.share, dry_run=arguments.dry_run)
     except NerClError as error:
         sys.exit(f"grid: {error}")
 
 
-def read_grid(arguments: argparse.Namespace) -> Grid:
-    """The grid of a file, narrowed by the command line."""
+def make(grid: Grid, part: int, parts: int, *, dry_run: bool) -> None:
+    """Makes a share of the runs of a grid, then the tables of what is done; or only lists the runs."""
+    if dry_run:
+        print("\n".join(f"{_state(grid.output / name):8} {grid.stream}{name}" for name in grid.runs))
+        return
+    for number, (name, config) in enumerate(grid.runs.items()):
+        if number % parts == part - 1:
+            run_one(grid, name, config)
+    finished = [folder for folder in grid.methods if any(_done(path) for path in _below(grid, folder))]
+    write_tables(grid, finished)
+
+
+def read_grids(arguments: argparse.Namespace) -> Iterator[Grid]:
+    """The grid of a file, narrowed by the command line; one for each stream, where the file names several."""
     path: Path = arguments.grid
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     output = arguments.output or Path("runs/benchmarks") / path.stem
-    chosen = arguments.only or list(values["methods"])
-    if unknown := set(chosen) - values["methods"].keys():
-        sys.exit(f"--only {', '.join(sorted(unknown))}: not in {path}; it has {', '.join(values['methods'])}")
+    if "streams" not in values:
+        yield read_grid(arguments, values, output)
+        return
+    for name in _chosen(arguments.streams, values["streams"], f"--streams: {path}"):
+        base = {**values["base"], "stream": values["streams"][name]}
+        yield read_grid(arguments, {**values, "base": base}, output / name, stream=f"{name}/")
+
+
+def read_grid(arguments: argparse.Namespace, values: dict[str, Any], output: Path, *, stream: str = "") -> Grid:
+    """One grid, narrowed by the command line.
+
+    Args:
+        arguments: the command line.
+        values: of the file.
+        output: the folder of all runs.
+        stream: which of several streams it is for, as a folder.
+    """
+    path: Path = arguments.grid
     runs: dict[str, Config] = {}
-    for method in chosen:
+    for method in _chosen(arguments.only, values["methods"], f"--only: {path}"):
         merged = _merged(values["base"], values["methods"][method])
         config = _with_settings(parse_config(merged, source=f"{path}: {method}", folder=path.parent), arguments.set)
         seeds = arguments.seeds or values.get("seeds", [config.seed])
@@ -87,7 +107,7 @@ def read_grid(arguments: argparse.Namespace) -> Grid:
             for seed in seeds:
                 name = f"{method}/order-{order}/seed-{seed}"
                 runs[name] = ordered.model_copy(update={"seed": seed, "output": str(output / name)})
-    return Grid(path.stem, output, values.get("baseline"), bool(values.get("allow_differences")), runs)
+    return Grid(stream, output, values.get("baseline"), bool(values.get("allow_differences")), runs)
 
 
 def run_one(grid: Grid, name: str, config: Config) -> None:
@@ -178,6 +198,13 @@ def _state(folder: Path) -> str:
     return "done" if _done(folder) else "begun" if folder.exists() else "to do"
 
 
+def _chosen(names: Sequence[str] | None, known: dict[str, Any], where: str) -> list[str]:
+    """Some of the methods or streams of a file, or all of them."""
+    if unknown := set(names or ()) - known.keys():
+        sys.exit(f"{where} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    return list(names or known)
+
+
 def _names(text: str) -> list[str]:
     return text.split(",")
 
@@ -197,6 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the folder of all runs; runs/benchmarks/NAME by default")
     parser.add_argument("--only", type=_names, help="only these methods")
     parser.add_argument("--seeds", type=_numbers, help="other seeds than those of the file")
+    parser.add_argument("--streams", type=_names, help="only these streams, where the file names several")
     parser.add_argument("--orders", type=int, help="how many orders of the steps")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key for all")
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="N/M", help="only every M-th run from the N-th")

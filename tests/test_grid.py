@@ -70,6 +70,27 @@ def test_a_grid_makes_its_runs_and_its_tables_once(
     assert "updates an epoch" not in capsys.readouterr().out
 
 
+def test_each_of_several_streams_has_its_own_folder_and_table(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load((home / "toy.yaml").read_text())
+    stream = values["base"].pop("stream")
+    values["streams"] = {"forth": stream, "back": {**stream, "steps": stream["steps"][::-1]}}
+    (home / "two.yaml").write_text(yaml.safe_dump({**values, "seeds": [1]}, sort_keys=False))
+    words = (home / "two.yaml", "--output", home / "two", "--only", "distill")
+    run_grid(monkeypatch, *words, "--dry-run")
+    assert capsys.readouterr().out.splitlines() == [
+        "to do    forth/distill/order-1/seed-1",
+        "to do    back/distill/order-1/seed-1",
+    ]
+    run_grid(monkeypatch, *words, "--streams", "back")
+    results = json.loads((home / "two" / "back" / "results.json").read_text())
+    assert results["types"] == [type_ for types in stream["steps"][::-1] for type_ in types]
+    assert not (home / "two" / "forth").exists()
+    with pytest.raises(SystemExit, match=r"has no sideways; it has forth, back"):
+        run_grid(monkeypatch, *words, "--streams", "sideways")
+
+
 def test_a_run_with_a_shared_step_is_the_run_without(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_grid(monkeypatch, home / "toy.yaml", "--output", home / "shared", "--seeds", "2")
     values = run_values(home, strategies=["finetune"], seed=2, output=str(home / "alone"))
@@ -103,5 +124,5 @@ def test_every_grid_of_the_project_is_whole(
     run_grid(monkeypatch, path, "--dry-run", "--output", "nowhere")
     values = yaml.safe_load(path.read_text())
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(values["methods"]) * len(values["seeds"])
+    assert len(lines) == len(values["methods"]) * len(values["seeds"]) * len(values.get("streams", [""]))
     assert values["baseline"] in values["methods"]
