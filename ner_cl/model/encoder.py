@@ -1,6 +1,7 @@
 """The shared encoder: any `AutoModel`, first-piece word vectors, windows for long sentences."""
 
 import hashlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -30,6 +31,10 @@ class Encoder(nn.Module):
         backbone: a `transformers` encoder.
         tokenizer: its fast tokenizer.
         options: name and window sizes; `max_pieces` is lowered to what the backbone can read.
+
+    Attributes:
+        shortcut: what gives the last hidden states while the lower layers are frozen, without running those again; None
+            to run the backbone.
     """
 
     def __init__(self, backbone: nn.Module, tokenizer: Any, options: EncoderOptions) -> None:
@@ -40,6 +45,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.options = options
+        self.shortcut: Callable[[Batch], Tensor] | None = None
         self.config: Any = backbone.config
         longest = _longest_input(self.config, tokenizer)
         self.pieces = PieceEncoder(
@@ -83,6 +89,10 @@ class Encoder(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "row piece hidden"]:
         """The last hidden state of every piece."""
+        return self.run(batch) if self.shortcut is None else self.shortcut(batch)
+
+    def run(self, batch: Batch) -> Float[Tensor, "row piece hidden"]:
+        """The last hidden state of every piece, by running the backbone."""
         hidden: Tensor = self.backbone(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).last_hidden_state
         return hidden
 

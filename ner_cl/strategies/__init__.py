@@ -8,6 +8,7 @@ from ner_cl.strategies.distill import Distill
 from ner_cl.strategies.ewc import Ewc
 from ner_cl.strategies.finetune import Finetune
 from ner_cl.strategies.frozen import Frozen
+from ner_cl.strategies.frozen_trunk import FrozenTrunk
 from ner_cl.strategies.gem import Gem
 from ner_cl.strategies.gpm import Gpm
 from ner_cl.strategies.hat import HatStrategy
@@ -30,6 +31,7 @@ __all__ = [
     "Ewc",
     "Finetune",
     "Frozen",
+    "FrozenTrunk",
     "Gem",
     "Gpm",
     "HalfSpace",

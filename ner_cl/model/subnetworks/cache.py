@@ -41,7 +41,7 @@ class TrunkCache:
         batch_tokens: int,
         precision: Precision,
     ) -> None:
-        self._encoder, self._layers, self._whole = encoder, layers, whole
+        self._encoder, self.layers, self._whole = encoder, layers, whole
         self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
         self._passes: dict[tuple[bytes, torch.Size, bool], TrunkPass] = {}
         self._bytes = 0
@@ -63,7 +63,7 @@ class TrunkCache:
         key = hashlib.sha256(batch.piece_ids.cpu().numpy().data).digest(), batch.piece_ids.shape, whole
         if key in self._passes:
             return self._passes[key]
-        found = run_trunk(self._encoder, batch, self._layers, whole=whole)
+        found = run_trunk(self._encoder, batch, self.layers, whole=whole)
         self._bytes += sum(state.numel() * state.element_size() for state in found.states)
         if self._bytes < _MOST_BYTES:
             self._passes[key] = found
@@ -72,9 +72,9 @@ class TrunkCache:
     def trunk_pass(self, batch: Batch) -> TrunkPass:
         """What `run_trunk` gives for a batch of these sentences, but for rounding; padding is zero."""
         if not self._states:
-            return run_trunk(self._encoder, batch, self._layers, whole=self._whole)
+            return run_trunk(self._encoder, batch, self.layers, whole=self._whole)
         # The encoder is run just to its first layer, which is called as the top layers would be.
-        calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self._layers)
+        calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self.layers)
         pieces = batch.piece_ids.shape[1]
         states = tuple(
             torch.stack([nn.functional.pad(state, (0, 0, 0, pieces - len(state))) for state in rows])

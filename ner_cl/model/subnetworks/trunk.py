@@ -113,7 +113,7 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
         ends: list[Tensor] = []
         hooks.append(layers[-1].register_forward_hook(lambda module, given, output: ends.append(_tensor(output))))
         try:
-            last = encoder.hidden_states(batch)
+            last = encoder.run(batch)
         except _Reached:
             return TrunkPass(tuple(states), (calls[0],) * len(layers))
         finally:

@@ -1,0 +1,99 @@
+"""Lower layers that stay as step 1 left them, while the upper ones go on learning."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar, Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.subnetworks.cache import TrunkCache
+from ner_cl.model.subnetworks.trunk import apply_layer, top_layers
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+
+__all__ = ["FrozenTrunk", "FrozenTrunkOptions"]
+
+
+class FrozenTrunkOptions(StrategyOptions):
+    """How much of the encoder goes on learning.
+
+    Attributes:
+        layers: top layers that are trained after step 1; 0 trains all of the encoder, as without the strategy.
+        cache: run the frozen part over the step's sentences once and keep what it gives; without it, it runs in every
+            update, which takes longer and gives the same up to rounding.
+    """
+
+    name: Literal["frozen_trunk"] = "frozen_trunk"
+    layers: int = Field(4, ge=0)
+    cache: bool = True
+
+
+@strategies.register("frozen_trunk")
+@final
+class FrozenTrunk(Strategy):
+    """After step 1, trains the top layers of the encoder only; embeddings and lower layers never change again.
+
+    Lower layers carry what all types share (Jawahar et al. 2019, "What does BERT learn about the structure of
+    language?", section 4), so a step that leaves them alone has less to forget; and what they say of a step's sentences
+    is computed once.
+    """
+
+    options_class = FrozenTrunkOptions
+    options: FrozenTrunkOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "frozen": "frozen trains no layer at all after step 1",
+        "joint": "joint trains the whole encoder in every step",
+        **dict.fromkeys(("hat", "modules", "packnet"), "it says itself which layers learn, by its option layers"),
+    }
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Freezes embeddings and lower layers, and has them run once over the step's sentences."""
+        self._encoder: Encoder | None = None
+        if not context.old_types or not self.options.layers:
+            return
+        encoder = context.model.encoder
+        top = top_layers(encoder, self.options.layers)
+        encoder.requires_grad_(False)
+        for layer in top:
+            layer.requires_grad_(True)
+        self._encoder = encoder
+        if self.options.cache and context.encoded is not None:
+            encoder.shortcut = None
+            encoder.eval()
+            cache = TrunkCache(
+                encoder,
+                context.encoded,
+                top,
+                whole=False,
+                batch_tokens=context.batch_tokens,
+                precision=context.precision,
+            )
+            encoder.shortcut = partial(_from_the_trunk_up, cache, encoder)
+
+    def begin_epoch(self, context: StepContext) -> None:
+        """Runs what is frozen without dropout."""
+        if self._encoder is not None:
+            self._encoder.eval()
+            for layer in top_layers(self._encoder, self.options.layers):
+                layer.train()
+
+    def settle(self, context: StepContext) -> None:
+        """Lets go of what the lower layers gave: whoever measures now sees the whole encoder run."""
+        if self._encoder is not None:
+            self._encoder.shortcut = None
+        self._encoder = None
+
+
+def _from_the_trunk_up(cache: TrunkCache, encoder: Encoder, batch: Batch) -> Float[Tensor, "row piece hidden"]:
+    """The last hidden states, from what the lower layers are known to give."""
+    layers = cache.layers
+    trunk = cache.trunk_pass(batch) if layers[-1].training else cache.eval_pass(batch, whole=False)
+    hidden = trunk.states[0]
+    for layer, call in zip(layers, trunk.calls, strict=True):
+        hidden = apply_layer(layer, hidden, call)
+    return hidden

@@ -1,0 +1,111 @@
+"""The frozen trunk: what lies below the top layers stays as step 1 left it, and is run once a step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ner_cl.config import check_composition, parse_strategies
+from ner_cl.errors import ConfigError
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.subnetworks.trunk import all_layers
+from ner_cl.train.events import EpochDone
+from ner_cl.train.learner import Learner
+from tests.tiny import tiny_encoder, toy_stream
+from tests.train.toy_runs import GOOD_TRAINING, learner_of, same_weights, weights_of
+
+BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+TRUNK = {"name": "frozen_trunk", "layers": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"), layers=3)
+
+
+def learned(folder: Path, *strategies: object, head: str = "extendner") -> tuple[Learner, list[dict[str, Tensor]]]:
+    """A learner after two steps, and its weights after each."""
+    learner = learner_of(folder, strategies, head=head)
+    weights = []
+    for step in toy_stream(train=60).steps:
+        for _ in learner.learn_step(step):
+            pass
+        weights.append(weights_of(learner.model))
+    return learner, weights
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@contextmanager
+def passes_through(encoder: Encoder, layer: int) -> Iterator[list[int]]:
+    """How many rows go through a layer."""
+    rows: list[int] = []
+    hook = all_layers(encoder)[layer].register_forward_hook(lambda module, given, output: rows.append(len(given[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+@BOTH
+@pytest.mark.parametrize("cache", [True, False])
+def test_only_the_top_layers_and_the_head_change_after_step_1(folder: Path, head: str, cache: bool) -> None:
+    learner, (first, second) = learned(folder, {**TRUNK, "cache": cache}, head=head)
+    encoder = "encoder.backbone.encoder.layer."
+    assert {name.split(".")[4] for name in changed(first, second) if name.startswith(encoder)} == {"1", "2"}
+    assert all(name.startswith((encoder, "head.")) for name in changed(first, second))
+    assert all(parameter.requires_grad for parameter in learner.model.parameters())
+    assert learner.model.encoder.shortcut is None
+
+
+def test_step_1_trains_everything(folder: Path) -> None:
+    _, (with_it, _) = learned(folder, TRUNK)
+    _, (without, _) = learned(folder, "distill")
+    assert same_weights(with_it, without)
+
+
+@BOTH
+def test_kept_states_give_what_running_the_trunk_gives(folder: Path, head: str) -> None:
+    _, (_, kept) = learned(folder, TRUNK, head=head)
+    _, (_, run) = learned(folder, {**TRUNK, "cache": False}, head=head)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, run[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_trunk_runs_once_over_the_sentences_of_a_step(folder: Path) -> None:
+    """Training passes begin at the top layers, and so do all looks at the dev sentences but the first."""
+    learner = learner_of(folder, [TRUNK], training=GOOD_TRAINING.model_copy(update={"epochs": 6}))
+    first, second = toy_stream(train=60).steps
+    list(learner.learn_step(first))
+    with passes_through(learner.model.encoder, 0) as below, passes_through(learner.model.encoder, 2) as above:
+        epochs = sum(isinstance(event, EpochDone) for event in learner.learn_step(second))
+    assert epochs == 6
+    # Beside the epochs, whole passes are made by the teacher, for the cache and to calibrate, wherever the time goes.
+    assert sum(above) - sum(below) >= (epochs - 1) * (len(second.train) + len(second.dev))
+
+
+def test_scores_while_training_are_those_of_the_whole_model(folder: Path) -> None:
+    learner = learner_of(folder, [TRUNK])
+    for step in toy_stream(train=60).steps:
+        events = [event for event in learner.learn_step(step) if isinstance(event, EpochDone)]
+        best = max((event for event in events if event.best), key=lambda event: event.epoch)
+        counts = learner.count(step.dev, learner.model.types)
+        tp, fp, fn = (sum(getattr(c, key) for c in counts.values()) for key in ("tp", "fp", "fn"))
+        assert best.score == pytest.approx(2 * tp / max(1, 2 * tp + fp + fn))
+
+
+def test_no_layers_is_as_if_it_were_not_there(folder: Path) -> None:
+    _, (_, with_it) = learned(folder, {"name": "frozen_trunk", "layers": 0})
+    _, (_, without) = learned(folder, "distill")
+    assert same_weights(with_it, without)
+
+
+@pytest.mark.parametrize("other", ["frozen", "joint", "modules", "hat", "packnet"])
+def test_what_says_itself_which_layers_learn_is_refused(other: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be combined"):
+        check_composition(parse_strategies([other, "frozen_trunk"]))
