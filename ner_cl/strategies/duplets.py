@@ -76,10 +76,9 @@ class Duplets:
         return Erased(erased.to(device), rows, pad_sequence(words, batch_first=True).to(device))
 
 
-def own_duplet(batch: Batch) -> Bool[Tensor, "row word"]:
-    """The words of rows without a word of a new type, whose erased version is the row as it is."""
-    untouched = ~(batch.targets > 0).any(dim=1, keepdim=True)
-    return batch.word_mask & untouched
+def own_duplet(batch: Batch) -> Bool[Tensor, "row 1"]:
+    """Which rows have no word of a new type, so that their erased version is the row as it is."""
+    return ~(batch.targets > 0).any(dim=1, keepdim=True)
 
 
 def _kept_words(sentence: Sentence, window: Window, types: tuple[str, ...]) -> list[int]:

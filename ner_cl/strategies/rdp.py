@@ -73,7 +73,7 @@ class _Answers:
 class Rdp(Strategy):
     """Cross entropy on gold and on pseudo-labels of the model before the step, and three terms that keep its shape.
 
-    All of what that model says is asked for once, before the first update: it does not depend on the student.
+    What that model says of the words does not depend on the student, and is asked for once, before the first update.
     """
 
     options_class = RdpOptions
@@ -111,13 +111,15 @@ class Rdp(Strategy):
         """`ce`, `kd`, `soft_labels`, `entropy` and, with duplets, `consistency`; in step 1 plain cross entropy."""
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-            if self._answers is None:
+            if not context.old_types:
                 return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
+            assert self._answers is not None
             costs = self._costs(emissions, batch, self._answers)
-            sums = {name: _sum(cost, batch.word_mask) for name, cost in costs.items()}
-            if self._erased is not None:
-                for name, cost in costs.items():
-                    sums[name] = sums[name] + _sum(cost, own_duplet(batch))
+            if self._erased is None:
+                sums = {name: _sum(cost, batch.word_mask) for name, cost in costs.items()}
+            else:
+                times = 1 + own_duplet(batch).long()
+                sums = {name: _sum(times * cost, batch.word_mask) for name, cost in costs.items()}
                 for name, value in self._erased_sums(context, batch, emissions).items():
                     sums[name] = sums[name] + value if name in sums else value
             words = batch.word_mask.sum().clamp(min=1)

@@ -212,8 +212,6 @@ def test_the_model_before_the_step_is_asked_once(folder: Path) -> None:
             parameter.add_(1.0)  # the same for all columns: nothing that a softmax would notice
     strategy.begin_stage(context)  # a further stage does not ask again
     torch.testing.assert_close(strategy.losses(context, batch, emissions), first, rtol=1e-4, atol=1e-5)
-    strategy.release()
-    assert strategy.losses(context, batch, emissions).keys() == {"ce"}
 
 
 def test_step_one_is_cross_entropy(folder: Path) -> None:
