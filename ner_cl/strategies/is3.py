@@ -99,9 +99,11 @@ class Is3(Strategy):
                 vectors = model.encoder(batch)[typed].float()
             directions.add(F.normalize(vectors, dim=-1), batch.targets[typed])
             lengths.add(vectors.norm(dim=-1, keepdim=True), batch.targets[typed])
-        scale = lengths.means if self.options.prototype_length == "words" else torch.ones_like(lengths.means)
+        prototypes = directions.means
+        if self.options.prototype_length == "words":
+            prototypes = prototypes * lengths.means
         for tag in directions.known.nonzero().flatten().tolist():
-            self._prototypes.setdefault(tags[tag], directions.means[tag] * scale[tag])
+            self._prototypes[tags[tag]] = prototypes[tag].clone()
 
     def release(self) -> None:
         """Lets teacher and targets go."""
