@@ -1,6 +1,6 @@
 """IS3: distillation for old types, and two brakes on the pull of new ones (Qiu et al. 2024, Findings of ACL)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
@@ -31,6 +31,8 @@ class Is3Options(StrategyOptions):
         prototypes: weight of the cross entropy on prototypes of old tags; 0 for none.
         prototype_length: prototypes are mean directions of word vectors; they are given the mean length of the word
             vectors of their tag (`words`), or stay as they are, at most 1 long (`unit`), as in the authors' code.
+        reduction: `mean_each` divides cross entropy and KL each by the number of its own words, as in the paper, but
+            counted over the whole step, so that batches do not matter; `sum_then_mean` divides both by all words.
         cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
             beside the student in every update, which costs time and gives the same targets.
     """
@@ -40,6 +42,7 @@ class Is3Options(StrategyOptions):
     old_gradient: float = Field(0.6, ge=0, le=1)
     prototypes: float = Field(0.1, ge=0)
     prototype_length: Literal["words", "unit"] = "words"
+    reduction: Literal["mean_each", "sum_then_mean"] = "mean_each"
     cache: bool = True
 
 
@@ -61,6 +64,7 @@ class Is3(Strategy):
     def __init__(self, options: StrategyOptions) -> None:
         super().__init__(options)
         self._prototypes: dict[str, Float[Tensor, " hidden"]] = {}
+        self._typed_share = 0.5
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Where blocks share no softmax, nothing new pulls at old columns."""
@@ -72,6 +76,11 @@ class Is3(Strategy):
         """Keeps the model as it is now: in eval mode, without gradients."""
         imitates = context.old_types and self.options.distillation
         self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Counts the words that each term is about."""
+        assert context.encoded is not None
+        self._typed_share = _typed_share(context.encoded, context.types)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and `prototypes`; in step 1 plain cross entropy. The last one is the same in every batch."""
@@ -122,11 +131,13 @@ class Is3(Strategy):
         logits = hold_back_old_columns(context.model.head, emissions, factor=self.options.old_gradient)
         ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
         typed = batch.targets > 0
-        terms = {"ce": masked_mean(torch.where(typed, ce, torch.zeros_like(ce)), batch.word_mask)}
+        each = self.options.reduction == "mean_each"
+        share = self._typed_share if each else 1.0
+        terms = {"ce": masked_mean(torch.where(typed, ce, torch.zeros_like(ce)), batch.word_mask) / share}
         if self._teacher is not None:
             kl = kd_full(self._teacher.says(context, batch), emissions.blocks[0], temperature=1.0)
             kd = masked_mean(torch.where(typed, torch.zeros_like(kl), kl), batch.word_mask)
-            terms["kd"] = self.options.distillation * kd
+            terms["kd"] = self.options.distillation * kd / (1 - share if each else 1.0)
         return terms
 
     def _prototype_loss(self, context: StepContext) -> Float[Tensor, ""]:
@@ -139,6 +150,15 @@ class Is3(Strategy):
         targets = torch.tensor([number for number, _ in known], device=device)
         logits = torch.cat(head.scores(vectors.unsqueeze(0)), dim=-1)[0]
         return F.cross_entropy(logits, targets)
+
+
+def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
+    """The share of the step's own words that are of new types; where a term has no words, as if it had one."""
+    own = [window for window, kept in zip(encoded.windows, encoded.remembered, strict=True) if not kept]
+    words = sum(len(window.word_pieces) for window in own)
+    sentences = [encoded.sentences[index] for index in sorted({window.sentence for window in own})]
+    typed = sum(span.end - span.start for s in sentences for span in s.spans if span.type in types)
+    return max(1, min(words - 1, typed)) / max(2, words)
 
 
 def hold_back_old_columns(head: Head, emissions: Emissions, *, factor: float) -> Float[Tensor, "row word tag"]:

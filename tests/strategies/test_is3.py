@@ -3,7 +3,7 @@
 import copy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,11 +17,14 @@ from ner_cl.model.heads.base import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.is3 import Is3, Is3Options, hold_back_old_columns
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import learn_all, learner_of, same_weights
 
+Reduction = Literal["mean_each", "sum_then_mean"]
+REDUCTIONS = pytest.mark.parametrize("reduction", ["mean_each", "sum_then_mean"])
 TRAIN = tuple(sentence.restrict({"LOC"}) for sentence in toy_sentences(14, seed=3, types=("PER", "LOC")))
+WHOLLY = Sentence(("Rome", "North"), (Span(0, 2, "LOC"),), frozenset({"LOC"}))
 KEPT = toy_sentences(4, seed=8, types=("PER",))
 OLD = 5  # columns before the step; two more in it
 
@@ -46,6 +49,7 @@ def begin(folder: Path, train: tuple[Sentence, ...] = TRAIN, **options: Any) -> 
     with torch.no_grad():
         model.encoder.embeddings.weight.mul_(1.5)  # a student that has moved
     context.encoded = model.encode(train)
+    strategy.begin_stage(context)
     return strategy, context, before
 
 
@@ -65,9 +69,10 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.0, 1.0])
-def test_one_backward_pass_is_the_papers_two(folder: Path, factor: float) -> None:
+@REDUCTIONS
+def test_one_backward_pass_is_the_papers_two(folder: Path, factor: float, reduction: Reduction) -> None:
     """Cross entropy backward, the rows of old types scaled, then the rest backward, added up."""
-    strategy, context, before = begin(folder, old_gradient=factor)
+    strategy, context, before = begin(folder, old_gradient=factor, reduction=reduction)
     batch = all_rows(context)
     model = context.model
     total(strategy.losses(context, batch, model(batch))).backward()
@@ -75,7 +80,8 @@ def test_one_backward_pass_is_the_papers_two(folder: Path, factor: float) -> Non
 
     with torch.no_grad():
         teacher = before(batch).flat()
-    plain = model.head.distillation(model(batch), batch, teacher, DistillOptions(temperature=1.0, alpha=2.0))
+    options = DistillOptions(temperature=1.0, alpha=2.0, reduction=reduction)
+    plain = model.head.distillation(model(batch), batch, teacher, options)
     prototypes = total({"": strategy._prototype_loss(context)})
     plain["ce"].backward(retain_graph=True)
     for number in (0, 1):
@@ -118,7 +124,7 @@ def test_only_columns_of_old_types_are_held_back(folder: Path) -> None:
 @pytest.mark.parametrize("cache", [True, False])
 def test_without_its_brakes_it_is_distillation(folder: Path, cache: bool) -> None:
     """Factor 1 and weight 0: the weights of `distill` with a double KL at temperature 1, to the last bit."""
-    off = {"name": "is3", "old_gradient": 1.0, "prototypes": 0.0, "cache": cache}
+    off = {"name": "is3", "old_gradient": 1.0, "prototypes": 0.0, "reduction": "sum_then_mean", "cache": cache}
     learners = [learner_of(folder, [item]) for item in (off, {"name": "distill", "alpha": 2.0, "temperature": 1.0})]
     for learner in learners:
         learn_all(learner, toy_stream(train=40))
@@ -136,8 +142,9 @@ def test_each_brake_makes_a_difference(folder: Path) -> None:
     assert not same_weights(models[0], models[2])
 
 
-def test_t6_t9_terms_do_not_depend_on_padding_and_batches(folder: Path) -> None:
-    strategy, context, _ = begin(folder)
+@REDUCTIONS
+def test_t6_t9_terms_do_not_depend_on_padding_and_batches(folder: Path, reduction: Reduction) -> None:
+    strategy, context, _ = begin(folder, reduction=reduction)
     encoded = context.encoded
     assert encoded is not None
 
@@ -151,6 +158,16 @@ def test_t6_t9_terms_do_not_depend_on_padding_and_batches(folder: Path) -> None:
     assert whole.keys() == {"ce", "kd", "prototypes"}
     for name, value in whole.items():
         assert sum(part[name] for part in parts) == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize("train", [tuple(s for s in TRAIN if not s.spans), (WHOLLY,)], ids=["nothing", "everything"])
+def test_a_term_about_no_word_costs_nothing(folder: Path, train: tuple[Sentence, ...]) -> None:
+    strategy, context, _ = begin(folder, train)
+    batch = all_rows(context)
+    terms = strategy.losses(context, batch, context.model(batch))
+    assert all(bool(term.isfinite()) for term in terms.values())
+    assert (terms["ce"].item() == 0) == (train != (WHOLLY,))
+    assert (terms["kd"].item() == 0) == (train == (WHOLLY,))
 
 
 def test_remembered_rows_are_the_business_of_others(folder: Path) -> None:
