@@ -31,8 +31,8 @@ class Is3Options(StrategyOptions):
         prototypes: weight of the cross entropy on prototypes of old tags; 0 for none.
         prototype_length: prototypes are mean directions of word vectors; they are given the mean length of the word
             vectors of their tag (`words`), or stay as they are, at most 1 long (`unit`), as in the authors' code.
-        reduction: `mean_each` divides cross entropy and KL each by the number of its own words, as in the paper, but
-            counted over the whole step, so that batches do not matter; `sum_then_mean` divides both by all words.
+        reduction: `sum_then_mean` divides cross entropy and KL by the number of all words; `mean_each` divides each by
+            that of its own words, as in the paper, but counted over the whole step, so that batches do not matter.
         cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
             beside the student in every update, which costs time and gives the same targets.
     """
@@ -42,7 +42,7 @@ class Is3Options(StrategyOptions):
     old_gradient: float = Field(0.6, ge=0, le=1)
     prototypes: float = Field(0.1, ge=0)
     prototype_length: Literal["words", "unit"] = "words"
-    reduction: Literal["mean_each", "sum_then_mean"] = "mean_each"
+    reduction: Literal["mean_each", "sum_then_mean"] = "sum_then_mean"
     cache: bool = True
 
 
