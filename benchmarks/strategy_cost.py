@@ -98,7 +98,7 @@ def main() -> None:
     training = TrainingOptions(epochs=100, batch_tokens=arguments.batch_tokens)
     plain_bytes = peak_bytes(plain, ["distill"], corpus, training)
     costs = []
-    for name in arguments.only or list(strategies):
+    for name in arguments.only or [name for name in strategies if fits(name, fresh)]:
         class_: type[Strategy] = strategies[name]
         names = [name] if class_.holds_old_types else [name, "distill"]
         model, end = (plain, plain_end) if names == ["distill"] else after_step_one(fresh, names, corpus, clock)
@@ -110,6 +110,12 @@ def main() -> None:
     if arguments.output:
         record = {"environment": environment(), "arguments": _plain(arguments), "costs": [asdict(c) for c in costs]}
         arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def fits(name: str, model: NerModel) -> bool:
+    """Whether a strategy with its default options can teach a model with such a head."""
+    class_: type[Strategy] = strategies[name]
+    return not class_(class_.options_class()).refuses_head(model.head.options)
 
 
 def options_of(names: Sequence[str]) -> tuple[StrategyOptions, ...]:
@@ -251,7 +257,7 @@ def expected_bytes(name: str, model: NerModel) -> str:
     # Inputs of query, key and value are the same; so are their bases, but not their output factors.
     bases = layers * (3 * hidden**2 + inner**2)
     factors = layers * (3 * (hidden + 1) ** 2 + (inner + 1) ** 2 + 5 * hidden**2 + inner**2)
-    floats = {"das": units, "gpm": bases, "ncl": factors}
+    floats = {"das": units, "gpm": bases, "is3": 2 * hidden, "ncl": factors}
     if name in ("ewc", "spg"):
         return {"ewc": "8", "spg": "4"}[name]
     if name in floats:

@@ -12,12 +12,15 @@ from ner_cl.strategies.frozen_trunk import FrozenTrunk
 from ner_cl.strategies.gem import Gem
 from ner_cl.strategies.gpm import Gpm
 from ner_cl.strategies.hat import HatStrategy
+from ner_cl.strategies.ice import Ice
+from ner_cl.strategies.is3 import Is3
 from ner_cl.strategies.joint import Joint
 from ner_cl.strategies.lwf import Lwf
 from ner_cl.strategies.modules import ModuleStrategy
 from ner_cl.strategies.ncl import Ncl
 from ner_cl.strategies.ogd import Ogd
 from ner_cl.strategies.packnet import PackNetStrategy
+from ner_cl.strategies.rdp import Rdp
 from ner_cl.strategies.replay import Replay
 from ner_cl.strategies.self_training import SelfTraining
 from ner_cl.strategies.spg import Spg
@@ -36,13 +39,16 @@ __all__ = [
     "Gpm",
     "HalfSpace",
     "HatStrategy",
+    "Ice",
     "InputSubspace",
+    "Is3",
     "Joint",
     "Lwf",
     "ModuleStrategy",
     "Ncl",
     "Ogd",
     "PackNetStrategy",
+    "Rdp",
     "Replay",
     "SelfTraining",
     "Spg",

@@ -1,5 +1,6 @@
 """The model before the step, asked about the step's sentences: for strategies whose student imitates it."""
 
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext
 
-__all__ = ["Teacher", "teacher_logits"]
+__all__ = ["Teacher", "teacher_logits", "teacher_reads"]
 
 
 @final
@@ -66,3 +67,22 @@ def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepCo
         logits[batch.word_numbers[batch.word_mask]] = flat[batch.word_mask].float()
     assert logits is not None
     return logits
+
+
+def teacher_reads(
+    teacher: NerModel, encoded: EncodedSentences, context: StepContext, rows: Sequence[int]
+) -> Iterator[tuple[Batch, Float[Tensor, "row word hidden"], Float[Tensor, "row word old"]]]:
+    """Batches of rows with the teacher's word vectors and logits, all blocks side by side, in fp32.
+
+    Args:
+        teacher: in eval mode, without sub-networks.
+        encoded: sentences.
+        context: gives batch size and precision.
+        rows: which of their rows.
+    """
+    for _, batch in encoded.in_length_order(context.batch_tokens, among=rows):
+        batch = batch.to(teacher.device)
+        with torch.no_grad(), autocast(context.precision, teacher.device):
+            vectors = teacher.encoder(batch)
+            logits = teacher.head(vectors, batch.word_mask).flat()
+        yield batch, vectors.float(), logits.float()

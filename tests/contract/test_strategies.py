@@ -35,6 +35,7 @@ from tests.train.toy_runs import (
     run_values,
     same_weights,
     step_files,
+    teaches,
     toy_encoder,
     weights_of,
 )
@@ -57,10 +58,13 @@ ALWAYS_AT_WORK = {
     "finetune": "it is a ground that others stand on",
     "frozen": "it is a ground that others stand on",
     "hat": "it is a ground of its own, where nothing else can be listed",
+    "ice": "it is a ground that others stand on",
+    "is3": "it is a ground that others stand on",
     "joint": "it is a ground that others stand on",
     "modules": "it is a ground of its own, where nothing else can be listed",
     "ncl": "from step 2 on it takes the optimizer's place",
     "packnet": "it is a ground of its own, where nothing else can be listed",
+    "rdp": "it is a ground that others stand on",
     "self_training": "it is a ground that others stand on",
 }
 # Options under which step 1 is plain training (T11), where the default is not.
@@ -68,15 +72,11 @@ PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {"das": {"general_sentences": 0}}
 # Strategies whose step 1 is more than plain training (T11), and why.
 NEVER_PLAIN = {
     "hat": "step 1 leaves units to later steps, and its gates are trained with it",
+    "ice": "its `O` is a constant from the first step on",
     "packnet": "it prunes and trains again, or there would be nothing for step 2",
 }
 
-PAIRS = [
-    (strategy, head)
-    for strategy in strategies
-    for head in heads
-    if heads[head].apart or not strategies[strategy].isolates
-]
+PAIRS = [(strategy, head) for strategy in strategies for head in heads if teaches(strategy, head)]
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])
 every_strategy = pytest.mark.parametrize("name", list(strategies))
 

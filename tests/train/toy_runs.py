@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ner_cl.config import Config, OptimizerOptions, TrainingOptions, parse_config, parse_strategies
+from ner_cl import registry
+from ner_cl.config import Config, HeadOptions, OptimizerOptions, TrainingOptions, parse_config, parse_strategies
 from ner_cl.data.stream import Stream
 from ner_cl.data.writers import write_sentences
 from ner_cl.evaluate.matrix import Matrix
@@ -27,6 +28,13 @@ SHORT_TRAINING = GOOD_TRAINING.model_copy(update={"epochs": 2, "batch_tokens": 2
 def toy_encoder(folder: Path, *, hidden: int = 32) -> Path:
     """An encoder of one layer."""
     return tiny_encoder(folder, hidden=hidden, layers=1)
+
+
+def teaches(strategy: str, head: str) -> bool:
+    """Whether a strategy with its default options can teach a model with a head."""
+    class_ = registry.strategies[strategy]
+    refused = class_(class_.options_class()).refuses_head(HeadOptions(name=head))
+    return not refused and (registry.heads[head].apart or not class_.isolates)
 
 
 def learner_of(

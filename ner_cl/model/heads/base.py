@@ -51,11 +51,13 @@ class Emissions:
         blocks: a tensor a block.
         word_mask: which words are real.
         steps: whose blocks were computed, where the others were not and say `O`; None for all.
+        words: the word vectors that were read, where a graph is made for gradients; heads may leave them out.
     """
 
     blocks: tuple[Float[Tensor, "row word _"], ...]
     word_mask: Bool[Tensor, "row word"]
     steps: tuple[int, ...] | None = None
+    words: Float[Tensor, "row word hidden"] | None = None
 
     def computed(self, step: int) -> bool:
         """Whether the block of a step (from 1) was computed."""
@@ -68,7 +70,8 @@ class Emissions:
     def select(self, rows: Sequence[int]) -> "Emissions":
         """Some of the rows."""
         index = torch.tensor(rows, dtype=torch.long, device=self.word_mask.device)
-        return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index], self.steps)
+        words = None if self.words is None else self.words[index]
+        return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index], self.steps, words)
 
     def part(self, row: int, start: int, end: int) -> "Emissions":
         """Words `start` to `end` of one row."""

@@ -33,7 +33,8 @@ class ExtendNer(Head):
 
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
         """Tag scores, one block with all columns."""
-        return Emissions((torch.cat(self.scores(words), dim=-1),), word_mask)
+        read = words if torch.is_grad_enabled() else None
+        return Emissions((torch.cat(self.scores(words), dim=-1),), word_mask, words=read)
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]

@@ -1,0 +1,88 @@
+"""Sentence duplets: every sentence once more without the words of new types (TBCL, Zhang et al. 2026, III-C)."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ner_cl.data.batching import Batch
+from ner_cl.data.encode import Window
+from ner_cl.strategies.base import StepContext
+from ner_cl.types import Sentence
+
+__all__ = ["Duplets", "Erased", "own_duplet"]
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The erased versions of some rows of a batch.
+
+    Attributes:
+        batch: a row for each.
+        rows: which row of the whole batch each was made from.
+        words: which word of that row each word is; 0 where padded.
+    """
+
+    batch: Batch
+    rows: tuple[int, ...]
+    words: Int[Tensor, "row word"]
+
+    def whole(self, values: Shaped[Tensor, "_ _ column"]) -> Shaped[Tensor, "row word column"]:
+        """Values of the words of the whole batch, as far as these words were kept, in the places they have here."""
+        places = self.words.unsqueeze(-1).expand(-1, -1, values.shape[-1])
+        return values[list(self.rows)].gather(1, places)
+
+
+@final
+class Duplets:
+    """The step's own rows without the words of new types, encoded once.
+
+    A row is a window, which nearly always is a whole sentence; of a longer one each window is erased by itself. A row
+    without such words is its own duplet, and a row of nothing else has none.
+
+    Args:
+        context: of a step, with the sentences encoded.
+
+    Attributes:
+        encoded: the erased rows.
+    """
+
+    def __init__(self, context: StepContext) -> None:
+        assert context.encoded is not None
+        self._kept: dict[int, list[int]] = {}
+        sentences: list[Sentence] = []
+        for row, window in enumerate(context.encoded.windows):
+            sentence = context.encoded.sentences[window.sentence]
+            kept = _kept_words(sentence, window, context.types)
+            if not context.encoded.remembered[row] and 0 < len(kept) < len(window.word_pieces):
+                self._kept[row] = kept
+                words = tuple(sentence.words[window.first_word + word] for word in kept)
+                sentences.append(Sentence(words, (), frozenset(context.types), source=sentence.source))
+        self.encoded = context.model.encode(sentences)
+        assert len(self.encoded) == len(sentences)  # less than a window is one window
+        self._places = {row: place for place, row in enumerate(self._kept)}
+
+    def of(self, batch: Batch) -> Erased | None:
+        """The erased versions of the rows of a batch; None if no row has one."""
+        rows = tuple(place for place, row in enumerate(batch.rows) if row in self._kept)
+        if not rows:
+            return None
+        erased = self.encoded.batch([self._places[batch.rows[place]] for place in rows])
+        words = [torch.tensor(self._kept[batch.rows[place]]) for place in rows]
+        device = batch.word_mask.device
+        return Erased(erased.to(device), rows, pad_sequence(words, batch_first=True).to(device))
+
+
+def own_duplet(batch: Batch) -> Bool[Tensor, "row 1"]:
+    """Which rows have no word of a new type, so that their erased version is the row as it is."""
+    return ~(batch.targets > 0).any(dim=1, keepdim=True)
+
+
+def _kept_words(sentence: Sentence, window: Window, types: tuple[str, ...]) -> list[int]:
+    """The words of a window, counted from its first, that no mention of some types covers."""
+    covered = {word for span in sentence.spans if span.type in types for word in range(span.start, span.end)}
+    first = window.first_word
+    return [word for word in range(len(window.word_pieces)) if first + word not in covered]

@@ -1,0 +1,109 @@
+"""ICE: a classifier a step on a frozen encoder, held together by a constant `O` (Liu & Huang 2023, Findings of ACL)."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.losses import masked_mean
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.rows import on_rows
+
+__all__ = ["Ice", "IceOptions"]
+
+
+class IceOptions(StrategyOptions):
+    """What a new classifier competes with, and how long step 1 may shape the encoder.
+
+    Attributes:
+        outside: the logit of `O` (δ), the same for every word; step 1 sets it for good.
+        previous_logits: new columns compete with the frozen columns of old types too (ICE-PL&O in the paper); without
+            it, with `O` alone (ICE-O).
+        warmup_epochs: epochs of step 1 in which the encoder is trained; afterwards it never changes. 0, as in the
+            paper, takes the pre-trained encoder as it is.
+    """
+
+    name: Literal["ice"] = "ice"
+    outside: float = 0.0
+    previous_logits: bool = False
+    warmup_epochs: int = Field(3, ge=0)
+
+
+@strategies.register("ice")
+@final
+class Ice(Strategy):
+    """Trains columns without bias for the new types, against an `O` whose logit is a constant.
+
+    Every column has been weighed against the same constant, so that those of different steps can be compared. Old
+    logits are constant to the last bit after step 1. On a model that another strategy taught, `O` keeps the column that
+    it has; that is frozen with the others.
+    """
+
+    options_class = IceOptions
+    options: IceOptions
+    holds_old_types = True
+    excludes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "spg", "weight_average"),
+        "ice trains nothing but the new block after step 1, and there is nothing in it to protect",
+    )
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """All columns are compared with one `O`."""
+        if head.name == "extendner":
+            return ""
+        return f"needs one O for the tags of all types, which head {head.name} has not; use head extendner"
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Freezes what is to stay: old blocks, biases, the column of `O`, and after step 1 the encoder."""
+        blocks = list(context.model.head.blocks)
+        for block in blocks[:-1]:
+            block.requires_grad_(False)
+        new = context.model.head.new_block()
+        with torch.no_grad():
+            new.bias.zero_()
+            if len(blocks) == 1:
+                new.weight[0] = 0.0
+                new.bias[0] = self.options.outside
+        new.bias.requires_grad_(False)
+        self._freeze_encoder(context, epoch=1)
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """No update of the row of `O`, which only the first block has."""
+        if len(context.model.head.blocks) > 1:
+            return {}
+        weight = context.model.head.new_block().weight
+        gate = torch.ones_like(weight[:, :1], requires_grad=False)
+        gate[0] = 0.0
+        return {"head.blocks.0.weight": gate}
+
+    def begin_epoch(self, context: StepContext) -> None:
+        """Freezes the encoder, without dropout, once its time is over."""
+        self._freeze_encoder(context, epoch=context.epoch)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy as labelled; what it says of old types changes nothing about them."""
+
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+            logits = emissions.blocks[0]
+            old = 1 + 2 * len(context.old_types)
+            if not self.options.previous_logits:
+                hidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+                hidden[1:old] = True
+                logits = logits.masked_fill(hidden, -torch.inf)
+            ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+            return {"ce": masked_mean(ce.view_as(batch.targets), batch.word_mask)}
+
+        return on_rows(batch, emissions, terms, remembered=False)
+
+    def _freeze_encoder(self, context: StepContext, *, epoch: int) -> None:
+        if context.old_types or epoch > self.options.warmup_epochs:
+            context.model.encoder.requires_grad_(False)
+            context.model.encoder.eval()

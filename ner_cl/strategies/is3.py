@@ -1,0 +1,195 @@
+"""IS3: distillation for old types, and two brakes on the pull of new ones (Qiu et al. 2024, Findings of ACL)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.losses import kd_full, masked_mean
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.prototypes import TagMeans
+from ner_cl.strategies.rows import on_rows
+from ner_cl.strategies.teacher import Teacher
+
+__all__ = ["Is3", "Is3Options", "hold_back_old_columns"]
+
+
+class Is3Options(StrategyOptions):
+    """Weights of the terms, and how far gold for new types may change the columns of old ones.
+
+    Attributes:
+        distillation: weight of the KL to the teacher on words labelled `O`.
+        old_gradient: factor on the gradient of the cross entropy in the columns of old types; 1 leaves it as it is.
+        prototypes: weight of the cross entropy on prototypes of old tags; 0 for none.
+        prototype_length: prototypes are mean directions of word vectors; they are given the mean length of the word
+            vectors of their tag (`words`), or stay as they are, at most 1 long (`unit`), as in the authors' code.
+        reduction: `sum_then_mean` divides cross entropy and KL by the number of all words; `mean_each` divides each by
+            that of its own words, as in the paper, but counted over the whole step, so that batches do not matter.
+        cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
+            beside the student in every update, which costs time and gives the same targets.
+    """
+
+    name: Literal["is3"] = "is3"
+    distillation: float = Field(2.0, ge=0)
+    old_gradient: float = Field(0.6, ge=0, le=1)
+    prototypes: float = Field(0.1, ge=0)
+    prototype_length: Literal["words", "unit"] = "words"
+    reduction: Literal["mean_each", "sum_then_mean"] = "sum_then_mean"
+    cache: bool = True
+
+
+@strategies.register("is3")
+@final
+class Is3(Strategy):
+    """ExtendNER's two terms, with old types kept from becoming `O` by the one, and from becoming new by two brakes.
+
+    Cross entropy on new types pushes the columns of old types away from everything new; its gradient there is made
+    smaller. And the mean word vector of each old tag has to go on being of that tag.
+    """
+
+    options_class = Is3Options
+    options: Is3Options
+    holds_old_types = True
+    keeps = True
+    acts_at_once = True
+
+    def __init__(self, options: StrategyOptions) -> None:
+        super().__init__(options)
+        self._prototypes: dict[str, Float[Tensor, " hidden"]] = {}
+        self._typed_share = 0.5
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """Where blocks share no softmax, nothing new pulls at old columns."""
+        if head.name == "extendner":
+            return ""
+        return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
+
+    def begin_step(self, context: StepContext) -> None:
+        """Keeps the model as it is now: in eval mode, without gradients."""
+        imitates = context.old_types and self.options.distillation
+        self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Counts the words that each term is about."""
+        assert context.encoded is not None
+        self._typed_share = _typed_share(context.encoded, context.types)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ce`, `kd` and `prototypes`; in step 1 plain cross entropy. The last one is the same in every batch."""
+
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+            if not context.old_types:
+                return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
+            return self._word_terms(context, batch, emissions)
+
+        found = on_rows(batch, emissions, terms, remembered=False)
+        if context.old_types and self.options.prototypes and self._prototypes:
+            found["prototypes"] = self.options.prototypes * self._prototype_loss(context)
+        return found
+
+    def end_step(self, context: StepContext) -> None:
+        """Adds the prototypes of the step's own tags; those of earlier steps stay what they were."""
+        if not self.options.prototypes:
+            return
+        model = context.model
+        tags = model.tagset.tags
+        directions, lengths = (TagMeans(len(tags), size, model.device) for size in (model.encoder.hidden, 1))
+        for batch in context.batches():
+            typed = batch.targets > 0
+            with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+                vectors = model.encoder(batch)[typed].float()
+            directions.add(F.normalize(vectors, dim=-1), batch.targets[typed])
+            lengths.add(vectors.norm(dim=-1, keepdim=True), batch.targets[typed])
+        prototypes = directions.means
+        if self.options.prototype_length == "words":
+            prototypes = prototypes * lengths.means
+        for tag in directions.known.nonzero().flatten().tolist():
+            self._prototypes[tags[tag]] = prototypes[tag].clone()
+
+    def release(self) -> None:
+        """Lets teacher and targets go."""
+        self._teacher = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The prototypes, by tag."""
+        return dict(self._prototypes)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the prototypes back."""
+        self._prototypes = dict(state)
+
+    def _word_terms(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """Each word costs one of the two terms and counts in the mean of both."""
+        logits = hold_back_old_columns(context.model.head, emissions, factor=self.options.old_gradient)
+        ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
+        typed = batch.targets > 0
+        each = self.options.reduction == "mean_each"
+        share = self._typed_share if each else 1.0
+        terms = {"ce": masked_mean(torch.where(typed, ce, torch.zeros_like(ce)), batch.word_mask) / share}
+        if self._teacher is not None:
+            kl = kd_full(self._teacher.says(context, batch), emissions.blocks[0], temperature=1.0)
+            kd = masked_mean(torch.where(typed, torch.zeros_like(kl), kl), batch.word_mask)
+            terms["kd"] = self.options.distillation * kd / (1 - share if each else 1.0)
+        return terms
+
+    def _prototype_loss(self, context: StepContext) -> Float[Tensor, ""]:
+        """Mean cross entropy of the head on the prototypes."""
+        head, device = context.model.head, context.model.device
+        known = [
+            (number, self._prototypes[tag]) for number, tag in enumerate(head.tagset.tags) if tag in self._prototypes
+        ]
+        vectors = torch.stack([vector for _, vector in known]).to(device)
+        targets = torch.tensor([number for number, _ in known], device=device)
+        logits = torch.cat(head.scores(vectors.unsqueeze(0)), dim=-1)[0]
+        return F.cross_entropy(logits, targets)
+
+
+def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
+    """The share of the step's own words that are of new types; where a term has no words, as if it had one."""
+    own = [window for window, kept in zip(encoded.windows, encoded.remembered, strict=True) if not kept]
+    words = sum(len(window.word_pieces) for window in own)
+    sentences = [encoded.sentences[index] for index in sorted({window.sentence for window in own})]
+    typed = sum(span.end - span.start for s in sentences for span in s.spans if span.type in types)
+    return max(1, min(words - 1, typed)) / max(2, words)
+
+
+def hold_back_old_columns(head: Head, emissions: Emissions, *, factor: float) -> Float[Tensor, "row word tag"]:
+    """The same logits, whose gradient by weights and biases of old types is `factor` times what it would be.
+
+    Gradients by everything else, word vectors and the columns of `O` and of the new types, are as they would be. In the
+    paper the gradient is changed between two backward passes; this is the same in one, and works with accumulated
+    batches and several processes.
+
+    Args:
+        head: with one softmax over all columns.
+        emissions: of it, with the word vectors that were read; without them no gradient is made anyway.
+        factor: in [0, 1].
+    """
+    logits = emissions.blocks[0]
+    if factor == 1 or emissions.words is None:
+        return logits
+    old = []
+    with torch.autocast(logits.device.type, enabled=False):
+        words = emissions.words.float()
+        for number, block in enumerate(list(head.blocks)[:-1]):
+            assert isinstance(block, nn.Linear)
+            shares = block.bias.new_full(block.bias.shape, factor)
+            if number == 0:
+                shares[0] = 1.0  # `O`
+            old.append(F.linear(words, _held(block.weight, shares.unsqueeze(-1)), _held(block.bias, shares)))
+    old_columns = sum(part.shape[-1] for part in old)
+    return torch.cat([*old, logits[..., old_columns:]], dim=-1)
+
+
+def _held(parameter: Float[Tensor, "*entry"], share: Tensor) -> Float[Tensor, "*entry"]:
+    """The parameter to the last bit, of whose gradient only a share comes through."""
+    fixed = parameter.detach()
+    return fixed + share * (parameter - fixed)

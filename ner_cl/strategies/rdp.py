@@ -1,0 +1,235 @@
+"""RDP: prototypical pseudo-labels and task relation distillation (Zhang et al. 2023, CIKM), and TBCL's duplets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.losses import kd_full
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.precision import autocast
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.duplets import Duplets, Erased, own_duplet
+from ner_cl.strategies.prototypes import TagMeans, distances_to, rectified
+from ner_cl.strategies.rows import on_rows
+from ner_cl.strategies.teacher import teacher_reads
+
+__all__ = ["Rdp", "RdpOptions", "word_costs"]
+
+
+class RdpOptions(StrategyOptions):
+    """Weights of the terms beside the cross entropy, and how pseudo-labels are made.
+
+    Attributes:
+        distillation: weight of the KL to the teacher on words labelled `O`.
+        soft_labels: weight of the cross entropy to soft labels, on all words.
+        entropy: weight of the student's own entropy, on all words.
+        prototypes: correct the teacher's pseudo-labels by how near a word is to the mean vector of each tag; without
+            it, they are what the teacher finds likeliest.
+        duplets: learn every sentence once more without the words of new types (TBCL).
+        consistency: with `duplets`: weight of the squared distance between what the student says of a word of an old
+            type in the whole and in the erased sentence.
+    """
+
+    name: Literal["rdp"] = "rdp"
+    distillation: float = Field(2.0, ge=0)
+    soft_labels: float = Field(0.3, ge=0)
+    entropy: float = Field(0.1, ge=0)
+    prototypes: bool = True
+    duplets: bool = False
+    consistency: float = Field(0.2, ge=0)
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "RdpOptions":
+        # Configurations are written out with all their defaults: those say nothing.
+        if not self.duplets and self.consistency != type(self).model_fields["consistency"].default:
+            raise ValueError("consistency: has no effect without duplets; leave it out or set duplets: true")
+        return self
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the model before the step says of words, by `Batch.word_numbers`: its logits and its pseudo-labels."""
+
+    logits: Float[Tensor, "word old"]
+    labels: Int[Tensor, " word"]
+
+    def of(self, batch: Batch) -> tuple[Float[Tensor, "row word old"], Int[Tensor, "row word"]]:
+        """Both for the words of a batch."""
+        return self.logits[batch.word_numbers], self.labels[batch.word_numbers]
+
+
+@strategies.register("rdp")
+@final
+class Rdp(Strategy):
+    """Cross entropy on gold and on pseudo-labels of the model before the step, and three terms that keep its shape.
+
+    What that model says of the words does not depend on the student, and is asked for once, before the first update.
+    """
+
+    options_class = RdpOptions
+    options: RdpOptions
+    holds_old_types = True
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """A pseudo-label is one tag out of all old ones."""
+        if head.name == "extendner":
+            return ""
+        return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
+
+    def begin_step(self, context: StepContext) -> None:
+        """Keeps the model as it is now, until it was asked."""
+        self._teacher = context.model.copy().eval().requires_grad_(False) if context.old_types else None
+        self._answers: _Answers | None = None
+        self._erased: tuple[Duplets, _Answers] | None = None
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Asks the model before the step about every word, whole and erased, and lets it go."""
+        teacher, self._teacher = self._teacher, None
+        if teacher is None:
+            return
+        encoded = context.encoded
+        assert encoded is not None
+        own = [row for row, remembered in enumerate(encoded.remembered) if not remembered]
+        means = _prototypes(teacher, encoded, context, own) if self.options.prototypes else None
+        self._answers = _ask(teacher, encoded, context, own, means)
+        if self.options.duplets:
+            duplets = Duplets(context)
+            everything = range(len(duplets.encoded))
+            self._erased = duplets, _ask(teacher, duplets.encoded, context, everything, means)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ce`, `kd`, `soft_labels`, `entropy` and, with duplets, `consistency`; in step 1 plain cross entropy."""
+
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+            if not context.old_types:
+                return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
+            assert self._answers is not None
+            costs = self._costs(emissions, batch, self._answers)
+            if self._erased is None:
+                sums = {name: _sum(cost, batch.word_mask) for name, cost in costs.items()}
+            else:
+                times = 1 + own_duplet(batch).long()
+                sums = {name: _sum(times * cost, batch.word_mask) for name, cost in costs.items()}
+                for name, value in self._erased_sums(context, batch, emissions).items():
+                    sums[name] = sums[name] + value if name in sums else value
+            words = batch.word_mask.sum().clamp(min=1)
+            return {name: value / words for name, value in sums.items()}
+
+        return on_rows(batch, emissions, terms, remembered=False)
+
+    def release(self) -> None:
+        """Lets go of what was asked."""
+        self._answers, self._erased = None, None
+
+    def _erased_sums(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """The costs of the erased versions of the rows of a batch, and how far they are from the whole ones."""
+        assert self._answers is not None
+        assert self._erased is not None
+        duplets, answers = self._erased
+        erased = duplets.of(batch)
+        if erased is None:
+            return {}
+        with autocast(context.precision, context.model.device):
+            said = context.model(erased.batch, steps=context.trained_steps)
+        costs = self._costs(said, erased.batch, answers)
+        sums = {name: _sum(cost, erased.batch.word_mask) for name, cost in costs.items()}
+        if self.options.consistency:
+            _, labels = self._answers.of(batch)
+            sums["consistency"] = self.options.consistency * _distance(emissions, said, erased, labels)
+        return sums
+
+    def _costs(self, emissions: Emissions, batch: Batch, answers: _Answers) -> dict[str, Float[Tensor, "row word"]]:
+        """The cost of each word in each term that has a weight, with that weight."""
+        weights = {
+            "ce": 1.0,
+            "kd": self.options.distillation,
+            "soft_labels": self.options.soft_labels,
+            "entropy": self.options.entropy,
+        }
+        costs = word_costs(emissions.blocks[0], batch.targets, *answers.of(batch))
+        return {name: weight * costs[name] for name, weight in weights.items() if weight}
+
+
+def word_costs(
+    logits: Float[Tensor, "row word tag"],
+    targets: Int[Tensor, "row word"],
+    teacher: Float[Tensor, "row word old"],
+    labels: Int[Tensor, "row word"],
+) -> dict[str, Float[Tensor, "row word"]]:
+    """What every word costs in each term of RDP.
+
+    `ce`: cross entropy, on the pseudo-label where gold says `O`. `kd`: KL from teacher to student over all columns
+    where gold says `O`, else 0. `soft_labels`: cross entropy to `softmax(σ(teacher), 1 at a gold tag of a new type)`.
+    `entropy`: of the student. The last two are means over columns, as in the authors' code, so that their weights mean
+    the same however many types there are.
+
+    Args:
+        logits: of the student.
+        targets: gold tags, of new types only.
+        teacher: logits of the model before the step.
+        labels: its pseudo-labels, among the old tags.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    outside = targets == 0
+    gold = F.one_hot(targets, logits.shape[-1]).float()[..., teacher.shape[-1] :]
+    soft = torch.softmax(torch.cat([torch.sigmoid(teacher.float()), gold], dim=-1), dim=-1)
+    chosen = torch.where(outside, labels, targets)
+    divergence = kd_full(teacher, logits, temperature=1.0)
+    return {
+        "ce": -log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1),
+        "kd": torch.where(outside, divergence, torch.zeros_like(divergence)),
+        "soft_labels": -(soft * log_probs).mean(dim=-1),
+        "entropy": -(log_probs.exp() * log_probs).mean(dim=-1),
+    }
+
+
+def _prototypes(teacher: NerModel, encoded: EncodedSentences, context: StepContext, rows: Sequence[int]) -> TagMeans:
+    """The mean vector of each old tag over the words labelled `O` of some rows, as the teacher tags them."""
+    means = TagMeans(len(teacher.tagset.tags), teacher.encoder.hidden, teacher.device)
+    for batch, vectors, logits in teacher_reads(teacher, encoded, context, rows):
+        outside = batch.word_mask & (batch.targets == 0)
+        means.add(vectors[outside], logits[outside].argmax(dim=-1))
+    return means
+
+
+def _ask(
+    teacher: NerModel,
+    encoded: EncodedSentences,
+    context: StepContext,
+    rows: Sequence[int],
+    means: TagMeans | None,
+) -> _Answers:
+    """The teacher's logits and pseudo-labels of the words of some rows."""
+    logits = torch.zeros(encoded.words, len(teacher.tagset.tags), device=teacher.device)
+    labels = torch.zeros(encoded.words, dtype=torch.long, device=teacher.device)
+    for batch, vectors, said in teacher_reads(teacher, encoded, context, rows):
+        numbers, scores = batch.word_numbers[batch.word_mask], said[batch.word_mask]
+        logits[numbers] = scores
+        if means is not None:
+            scores = rectified(scores, distances_to(means.means, means.known, vectors[batch.word_mask]))
+        labels[numbers] = scores.argmax(dim=-1)
+    return _Answers(logits, labels)
+
+
+def _distance(
+    emissions: Emissions, said: Emissions, erased: Erased, labels: Int[Tensor, "row word"]
+) -> Float[Tensor, ""]:
+    """`Σ ‖ŷ(whole) - ŷ(erased)‖²` over words that are pseudo-labelled with an old type (TBCL, equation 10)."""
+    whole = torch.softmax(erased.whole(emissions.blocks[0].float()), dim=-1)
+    squares = (whole - torch.softmax(said.blocks[0].float(), dim=-1)).square().sum(dim=-1)
+    old = erased.whole(labels.unsqueeze(-1)).squeeze(-1) > 0
+    return _sum(squares, erased.batch.word_mask & old)
+
+
+def _sum(values: Float[Tensor, "row word"], mask: Bool[Tensor, "row word"]) -> Float[Tensor, ""]:
+    return torch.where(mask, values, torch.zeros_like(values)).sum()
