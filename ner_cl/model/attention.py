@@ -46,7 +46,7 @@ class AttentionRecorder:
         self._maps: Maps = []
         self._hooks = (
             encoder.backbone.register_forward_pre_hook(self._begin, with_kwargs=True),
-            encoder.backbone.register_forward_hook(self._end, always_call=True),
+            encoder.backbone.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         )
 
     def of(self, batch: Batch) -> Maps:
@@ -63,21 +63,25 @@ class AttentionRecorder:
         """Stops watching."""
         for hook in self._hooks:
             hook.remove()
+        self._pass.close()
         self._read, self._maps = None, []
 
     def _begin(self, backbone: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        self._pass.close()  # of a pass that the keyboard interrupted
         if torch.is_grad_enabled():
-            self._read, self._maps = named["input_ids"], self._pass.enter_context(_collecting(backbone))
+            self._read, self._maps = None, self._pass.enter_context(_collecting(backbone))
 
-    def _end(self, backbone: nn.Module, given: Any, output: Any) -> None:
+    def _end(self, backbone: nn.Module, given: Any, named: dict[str, Any], output: Any) -> None:
         self._pass.close()
+        if torch.is_grad_enabled() and output is not None:  # or an error ended the pass
+            self._read = named["input_ids"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AttentionRecorder":
         return self  # a copy of the encoder has nobody who asks it
 
 
 def attention_maps(encoder: Encoder, batch: Batch) -> Maps:
-    """The attention maps of a batch, a tensor a layer; rows of a map sum to 1.
+    """The attention maps of a batch, a tensor a layer, without gradients; rows of a map sum to 1.
 
     Args:
         encoder: that computes its attention through the interface of `transformers`.
@@ -87,7 +91,7 @@ def attention_maps(encoder: Encoder, batch: Batch) -> Maps:
         ModelError: if the encoder computes its attention in a way of its own.
     """
     _check(encoder)
-    with _collecting(encoder.backbone) as maps:
+    with torch.no_grad(), _collecting(encoder.backbone) as maps:
         encoder(batch)
     return maps
 

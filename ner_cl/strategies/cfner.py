@@ -159,11 +159,11 @@ class Cfner(Strategy):
         kinds: list[list[tuple[Tensor, Tensor]]] = [[], []]
         logits = torch.empty(len(words.targets), len(teacher.tagset), device=context.model.device)
         for batch, vectors, said in read_step(teacher, context):
-            numbers, first = batch.word_numbers, words.first_shown(batch)
-            logits[numbers[first]] = said[first]
+            numbers, vectors, said = (found[batch.word_mask] for found in (batch.word_numbers, vectors, said))
+            logits[numbers] = said
             old = words.outside[numbers] & (said.argmax(dim=-1) > 0)
             for kind, chosen in zip(kinds, (words.typed[numbers], old), strict=True):
-                kind.append((numbers[first & chosen], vectors[first & chosen]))
+                kind.append((numbers[chosen], vectors[chosen]))
         neighbours = Neighbours(words, self.options.neighbours)
         for kind in kinds:
             numbers, order = torch.cat([found for found, _ in kind]).sort()

@@ -98,6 +98,6 @@ class Neighbours:
         ):
             for places in plan:
                 batch = encoded.batch([rows[place] for place in places]).to(model.device)
-                wanted = self._words.first_shown(batch) & torch.isin(batch.word_numbers, numbers)
+                wanted = batch.word_mask & torch.isin(batch.word_numbers, numbers)
                 found[torch.searchsorted(numbers, batch.word_numbers[wanted])] = model(batch).flat().float()[wanted]
         return found

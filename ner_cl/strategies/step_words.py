@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.data.batching import EncodedSentences
 
 __all__ = ["StepWords"]
 
@@ -19,7 +19,7 @@ class StepWords:
     Attributes:
         targets: tag id.
         sentences: the sentence it stands in.
-        rows: the first window that shows it; the others only repeat it.
+        rows: the window that has it.
         own: whether it belongs to the step, and is not of a remembered sentence.
     """
 
@@ -39,7 +39,7 @@ class StepWords:
         lengths = [len(sentence.words) for sentence in encoded.sentences]
         starts = np.cumsum([0, *lengths])
         rows = np.zeros(encoded.words, dtype=np.int64)
-        for row, window in reversed(list(enumerate(encoded.windows))):
+        for row, window in enumerate(encoded.windows):
             first = starts[window.sentence] + window.first_word
             rows[first : first + len(window.word_pieces)] = row
         return cls(
@@ -58,8 +58,3 @@ class StepWords:
     def typed(self) -> Bool[Tensor, " word"]:
         """Which of the step's own words have a tag of a new type."""
         return self.own & (self.targets > 0)
-
-    def first_shown(self, batch: Batch) -> Bool[Tensor, "row word"]:
-        """Which words of a batch are in the first window that shows them: each word of the step is so in one place."""
-        rows = torch.tensor(batch.rows, device=self.rows.device).unsqueeze(1)
-        return batch.word_mask & (self.rows[batch.word_numbers] == rows)

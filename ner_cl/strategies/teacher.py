@@ -57,7 +57,7 @@ class Teacher:
     def attention(self, context: StepContext, batch: Batch) -> list[Float[Tensor, "row head piece piece"]]:
         """What its encoder looks at in a batch, a map a layer; see `attention_maps`."""
         assert self._model is not None
-        with torch.no_grad(), autocast(context.precision, context.model.device):
+        with autocast(context.precision, context.model.device):
             return attention_maps(self._model.encoder, batch)
 
 

@@ -81,7 +81,6 @@ NEVER_PLAIN = {
 }
 
 
-
 def head_refused(name: str, head: str) -> str:
     """Why a strategy cannot teach a model with a head; "" if it can."""
     try:
@@ -91,12 +90,7 @@ def head_refused(name: str, head: str) -> str:
     return ""
 
 
-PAIRS = [
-    (strategy, head)
-    for strategy in strategies
-    for head in heads
-    if not head_refused(strategy, head)
-]
+PAIRS = [(strategy, head) for strategy in strategies for head in heads if not head_refused(strategy, head)]
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])
 every_strategy = pytest.mark.parametrize("name", list(strategies))
 
