@@ -21,7 +21,7 @@ __all__ = ["AttentionRecorder", "attention_maps", "pooled_distance", "pooled_ove
 Maps = list[Float[Tensor, "row head piece piece"]]
 
 _WITH_MAPS = "ner_cl_with_maps"
-_maps: ContextVar[Maps] = ContextVar("maps")
+_maps: ContextVar[Maps | None] = ContextVar("maps", default=None)
 
 
 @final
@@ -164,16 +164,30 @@ def _attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as usual, and beside it the map, in fp32."""
-    with torch.autocast(query.device.type, enabled=False):
-        scores = query.float() @ key.float().transpose(2, 3) * (options.get("scaling") or query.shape[-1] ** -0.5)
-        if options.get("position_bias") is not None:
-            scores = scores + options["position_bias"].float()
-        if attention_mask is not None:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        _maps.get().append(scores.softmax(dim=-1))
+    """Attention as usual, and beside it the map, where this thread collects them."""
+    maps = _maps.get()
+    if maps is not None:
+        with torch.autocast(query.device.type, enabled=False):
+            maps.append(_map(query.float(), key.float(), attention_mask, **options))
     found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return found
+
+
+def _map(
+    query: Float[Tensor, "row head piece size"],
+    key: Float[Tensor, "row head piece size"],
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> Float[Tensor, "row head piece piece"]:
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
 
 
 AttentionInterface.register(_WITH_MAPS, _attend)
