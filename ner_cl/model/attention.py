@@ -21,7 +21,7 @@ __all__ = ["AttentionRecorder", "attention_maps", "pooled_distance", "pooled_ove
 Maps = list[Float[Tensor, "row head piece piece"]]
 
 _WITH_MAPS = "ner_cl_with_maps"
-_maps: ContextVar[Maps | None] = ContextVar("maps", default=None)
+_maps: ContextVar[Maps] = ContextVar("maps")  # each thread may train a model
 
 
 @final
@@ -56,7 +56,8 @@ class AttentionRecorder:
             batch: any batch; what padding looks at is arbitrary and must be masked, at padding nobody looks.
         """
         if self._read is not batch.piece_ids:
-            self._encoder(batch)
+            with torch.enable_grad():
+                self._encoder(batch)
         return self._maps
 
     def close(self) -> None:
@@ -164,11 +165,9 @@ def _attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as usual, and beside it the map, where this thread collects them."""
-    maps = _maps.get()
-    if maps is not None:
-        with torch.autocast(query.device.type, enabled=False):
-            maps.append(_map(query.float(), key.float(), attention_mask, **options))
+    """Attention as usual, and beside it the map, in fp32."""
+    with torch.autocast(query.device.type, enabled=False):
+        _maps.get().append(_map(query.float(), key.float(), attention_mask, **options))
     found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return found
 
