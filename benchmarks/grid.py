@@ -33,7 +33,17 @@ from ner_cl.train.orders import with_orders
 from ner_cl.train.run import run_stream
 
 # Strategies that do what plain fine-tuning does in step 1, to the last bit, and keep nothing of it.
-PLAIN_FIRST_STEP = {"distill", "finetune", "frozen_trunk", "lwf", "rdp", "self_training", "weight_average"}
+PLAIN_FIRST_STEP = {
+    "cfner",
+    "cpfd",
+    "distill",
+    "finetune",
+    "frozen_trunk",
+    "lwf",
+    "rdp",
+    "self_training",
+    "weight_average",
+}
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,11 @@ class EncodedSentences:
         """Number of words over all sentences."""
         return int(self._word_starts[-1])
 
+    @property
+    def targets(self) -> Int[Tensor, " word"]:
+        """Tag id of every word, by `Batch.word_numbers`."""
+        return torch.tensor([tag for tags in self._targets for tag in tags], dtype=torch.long)
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """The tensors of the given windows."""
         windows = [self.windows[row] for row in rows]

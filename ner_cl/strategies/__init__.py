@@ -2,7 +2,9 @@
 
 from ner_cl.strategies.agem import Agem
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.cfner import Cfner
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
+from ner_cl.strategies.cpfd import Cpfd
 from ner_cl.strategies.das import Das
 from ner_cl.strategies.distill import Distill
 from ner_cl.strategies.ewc import Ewc
@@ -28,7 +30,9 @@ from ner_cl.strategies.weight_average import WeightAverage
 
 __all__ = [
     "Agem",
+    "Cfner",
     "Constraint",
+    "Cpfd",
     "Das",
     "Distill",
     "Ewc",

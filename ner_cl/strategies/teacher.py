@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.model.attention import attention_maps
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext
@@ -23,11 +24,13 @@ class Teacher:
         model: what to copy; the copy is in eval mode and needs no gradient.
         cache: ask it once about every word of the step, keep the answers and let the copy go; without it, it is run on
             every batch, which costs time and gives the same answers.
+        attends: keep the copy in any case, because its attention will be asked for, which is too much to keep.
     """
 
-    def __init__(self, model: NerModel, *, cache: bool) -> None:
+    def __init__(self, model: NerModel, *, cache: bool, attends: bool = False) -> None:
         self._model: NerModel | None = model.copy().eval().requires_grad_(False)
         self._cache = cache
+        self._attends = attends
         self._logits: Tensor | None = None
 
     def says(self, context: StepContext, batch: Batch) -> Float[Tensor, "row word old"]:
@@ -40,12 +43,22 @@ class Teacher:
         if self._model is not None and not self._cache:
             with torch.no_grad(), autocast(context.precision, context.model.device):
                 return self._model(batch).flat()  # type: ignore[no-any-return]
+        return self.logits(context)[batch.word_numbers]
+
+    def logits(self, context: StepContext) -> Float[Tensor, "word old"]:
+        """Its logits for every word of the step, all blocks side by side, by `Batch.word_numbers`; asked for once."""
         if self._logits is None:
             assert self._model is not None
             assert context.encoded is not None
             self._logits = teacher_logits(self._model, context.encoded, context)
-            self._model = None
-        return self._logits[batch.word_numbers]
+            self._model = self._model if self._attends else None
+        return self._logits
+
+    def attention(self, context: StepContext, batch: Batch) -> list[Float[Tensor, "row head piece piece"]]:
+        """What its encoder looks at in a batch, a map a layer; see `attention_maps`."""
+        assert self._model is not None
+        with autocast(context.precision, context.model.device):
+            return attention_maps(self._model.encoder, batch)
 
 
 def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepContext) -> Float[Tensor, "word old"]:
@@ -70,7 +83,7 @@ def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepCo
 
 
 def teacher_reads(
-    teacher: NerModel, encoded: EncodedSentences, context: StepContext, rows: Sequence[int]
+    teacher: NerModel, encoded: EncodedSentences, context: StepContext, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[Batch, Float[Tensor, "row word hidden"], Float[Tensor, "row word old"]]]:
     """Batches of rows with the teacher's word vectors and logits, all blocks side by side, in fp32.
 
@@ -78,7 +91,7 @@ def teacher_reads(
         teacher: in eval mode, without sub-networks.
         encoded: sentences.
         context: gives batch size and precision.
-        rows: which of their rows.
+        rows: which of their rows; all by default.
     """
     for _, batch in encoded.in_length_order(context.batch_tokens, among=rows):
         batch = batch.to(teacher.device)

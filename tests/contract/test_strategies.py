@@ -13,7 +13,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ner_cl.config import OptimizerOptions, TrainingOptions, check_composition, parse_config, parse_strategies
+from ner_cl.config import (
+    OptimizerOptions,
+    TrainingOptions,
+    check_composition,
+    parse_config,
+    parse_strategies,
+)
 from ner_cl.data.stream import Step, Stream
 from ner_cl.errors import ConfigError
 from ner_cl.evaluate.matrix import Matrix
@@ -54,6 +60,8 @@ POWERLESS: dict[str, dict[str, Any]] = {
 POWERLESS_WITHOUT_STATE = {"agem", "das", "ewc", "gem", "gpm", "ogd", "replay", "spg"}
 # What cannot be turned off, and why.
 ALWAYS_AT_WORK = {
+    "cfner": "it is a ground that others stand on",
+    "cpfd": "it is a ground that others stand on",
     "distill": "it is a ground that others stand on",
     "finetune": "it is a ground that others stand on",
     "frozen": "it is a ground that others stand on",

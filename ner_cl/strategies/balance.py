@@ -1,0 +1,71 @@
+"""How gold for new types and the teacher for old ones are weighed, in CFNER (Zheng et al. 2022) and what follows it."""
+
+from math import sqrt
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.model.heads.base import Head
+
+__all__ = ["BalanceOptions", "freeze_old_rows", "one_softmax", "payers", "teacher_weight"]
+
+
+class BalanceOptions(StrategyOptions):
+    """Weights of the terms, and which rows of the head are trained.
+
+    Attributes:
+        strength: weight of the terms in which the student imitates the teacher.
+        balance: `root` multiplies it by √((C_old - 1) / (C_new - C_old)), C being columns of the head before and after
+            the step; `none` does not.
+        reduction: `mean_each` gives each term the scale of a mean over the words that pay it, which are counted over
+            the whole step, so that it does not depend on what else is in a batch; `sum_then_mean` is one mean over all
+            words.
+        freeze_old_rows: the rows of `O` and of old types do not change after their own step, as in the authors' code.
+    """
+
+    strength: float = Field(2.0, ge=0)
+    balance: Literal["root", "none"] = "root"
+    reduction: Literal["mean_each", "sum_then_mean"] = "mean_each"
+    freeze_old_rows: bool = False
+
+
+def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
+    """The weight of the terms in which the student imitates the teacher.
+
+    Args:
+        options: strength and balance.
+        old: columns of the head before the step, `O` among them.
+        new: columns that the step adds.
+    """
+    return options.strength * (sqrt((old - 1) / new) if options.balance == "root" else 1.0)
+
+
+def payers(
+    options: BalanceOptions, paying: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
+) -> Float[Tensor, " word"]:
+    """A factor for every word of the step: what turns a mean over all words into one of the scale that is asked for.
+
+    Args:
+        options: with the reduction.
+        paying: which words pay the term; others get 0.
+        own: which words the mean is over.
+    """
+    if options.reduction == "sum_then_mean":
+        return paying.float()
+    return paying * (own.sum() / paying.sum().clamp(min=1))
+
+
+def one_softmax(head: HeadOptions) -> str:
+    """Why a head cannot be taught by a method that needs old and new types in one softmax; "" if it can."""
+    if head.name == "extendner":
+        return ""
+    return f"needs one softmax over old and new types, which head {head.name} does not have; use head extendner"
+
+
+def freeze_old_rows(head: Head) -> None:
+    """Freezes all blocks but the newest for the step."""
+    for block in list(head.blocks)[:-1]:
+        block.requires_grad_(False)

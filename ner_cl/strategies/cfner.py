@@ -1,0 +1,192 @@
+"""CFNER: words are taught together with those that the teacher finds alike (Zheng et al. 2022, EMNLP)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import HeadOptions
+from ner_cl.data.batching import Batch
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.losses import masked_mean
+from ner_cl.model.ner_model import NerModel
+from ner_cl.registry import strategies
+from ner_cl.strategies.balance import BalanceOptions, freeze_old_rows, one_softmax, payers, teacher_weight
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.neighbours import Neighbours
+from ner_cl.strategies.rows import on_rows
+from ner_cl.strategies.step_words import StepWords
+from ner_cl.strategies.teacher import teacher_reads
+
+__all__ = ["Cfner", "CfnerOptions", "joint_log_probs"]
+
+_FIRST_THRESHOLD = 0.9  # of the curriculum; it falls to 0 in the last epoch
+
+
+class CfnerOptions(BalanceOptions):
+    """How many neighbours have a say, and what the teacher's answers are taken for.
+
+    Attributes:
+        neighbours: words whose mean has as much say as the word itself; 0 for none.
+        candidates: only so many words of a kind, the first of the step, are anybody's neighbours; 0 for all.
+        sharpen: of a word labelled `O` that the teacher finds an old type in, its best answer alone is imitated.
+        curriculum: such words are treated so, and have neighbours, only where the student itself is as sure of an old
+            tag as a threshold says, which falls from 0.9 in the first epoch to 0 in the last one planned; until then
+            they are imitated as other words are.
+    """
+
+    name: Literal["cfner"] = "cfner"
+    neighbours: int = Field(3, ge=0)
+    candidates: int = Field(5000, ge=0)
+    sharpen: bool = True
+    curriculum: bool = False
+
+
+@dataclass(frozen=True)
+class _Knowledge:
+    """What the teacher knows of a step: its logits, which words are alike, and what each word pays."""
+
+    logits: Float[Tensor, "word old"]
+    neighbours: Neighbours
+    gold: Float[Tensor, " word"]
+    imitation: Float[Tensor, " word"]
+
+
+@strategies.register("cfner")
+@final
+class Cfner(Strategy):
+    """Learns and imitates with probabilities that are half the word's own and half its nearest neighbours'.
+
+    Zheng et al. 2022, "Distilling Causal Effect from Miscellaneous Other-Class for Continual Named Entity Recognition".
+    Words with tags of new types have neighbours among each other, and so have words labelled `O` in which the teacher
+    finds an old type. Every term is a mean over the words of a batch whatever else is in it, where the authors' is not:
+    words that pay a term are counted over the whole step (`reduction`).
+    """
+
+    options_class = CfnerOptions
+    options: CfnerOptions
+    holds_old_types = True
+
+    def __init__(self, options: CfnerOptions) -> None:
+        super().__init__(options)
+        self._teacher: NerModel | None = None
+        self._knowledge: _Knowledge | None = None
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """All heads but those with one softmax."""
+        return one_softmax(head)
+
+    def begin_step(self, context: StepContext) -> None:
+        """Keeps the model as it is now: in eval mode, without gradients."""
+        self.release()
+        if context.old_types:
+            self._teacher = context.model.copy().eval().requires_grad_(False)
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Freezes the rows of old types, if that is asked for."""
+        if self.options.freeze_old_rows:
+            freeze_old_rows(context.model.head)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ce` and `kd`; in step 1, where nobody knows better, plain cross entropy."""
+
+        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+            if not context.old_types:
+                return {"ce": context.model.head.supervised(said, rows, unannotated="unknown")}
+            if self._teacher is not None:
+                self._knowledge, self._teacher = self._ask_teacher(context, self._teacher), None
+            assert self._knowledge is not None
+            return self._terms(context, self._knowledge, rows, said.blocks[0])
+
+        return on_rows(batch, emissions, terms, remembered=False)
+
+    def release(self) -> None:
+        """Lets teacher, targets and neighbours go."""
+        self._teacher = self._knowledge = None
+
+    def _terms(
+        self, context: StepContext, known: _Knowledge, batch: Batch, logits: Float[Tensor, "row word tag"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        numbers, old = batch.word_numbers, known.logits.shape[-1]
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        target = torch.log_softmax(known.logits[numbers], dim=-1)
+        answers = target.argmax(dim=-1)
+        typed = batch.word_mask & (batch.targets > 0)
+        defined = batch.word_mask & (batch.targets == 0) & (answers > 0)
+        if self.options.curriculum:
+            defined &= log_probs.detach()[..., :old].amax(dim=-1).exp() >= _threshold(context)
+        joint = self._with_neighbours(context, known, log_probs, numbers, typed, defined)
+        ce = -joint.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+        terms = {"ce": masked_mean(known.gold[numbers] * torch.where(typed, ce, 0.0), batch.word_mask)}
+        new = logits.shape[-1] - old
+        if weight := teacher_weight(self.options, old=old, new=new):
+            kl = (target.exp() * (target - joint[..., :old])).sum(dim=-1)
+            if self.options.sharpen:
+                kl = torch.where(defined, -joint.gather(-1, answers.unsqueeze(-1)).squeeze(-1), kl)
+            terms["kd"] = weight * masked_mean(known.imitation[numbers] * kl, batch.word_mask)
+        return terms
+
+    def _with_neighbours(
+        self,
+        context: StepContext,
+        known: _Knowledge,
+        log_probs: Float[Tensor, "row word tag"],
+        numbers: Int[Tensor, "row word"],
+        typed: Bool[Tensor, "row word"],
+        defined: Bool[Tensor, "row word"],
+    ) -> Float[Tensor, "row word tag"]:
+        """The log-probabilities of words, joint with their neighbours' where they have some that count."""
+        near = known.neighbours.table[numbers]
+        asked = (typed | defined) & (near >= 0).any(dim=-1)
+        if not asked.any():
+            return log_probs
+        logits, real = known.neighbours.ask(context, near[asked])
+        # Of an old type nothing new is to be learned: there the neighbours speak of old tags only.
+        new = torch.arange(logits.shape[-1], device=logits.device) >= known.logits.shape[-1]
+        logits = logits.masked_fill(defined[asked][:, None, None] & new, -torch.inf)
+        joint = log_probs.clone()
+        joint[asked] = joint_log_probs(log_probs[asked], logits, real)
+        return joint
+
+    def _ask_teacher(self, context: StepContext, teacher: NerModel) -> _Knowledge:
+        """Asks the teacher once about all words of the step."""
+        assert context.encoded is not None
+        words = StepWords.of(context.encoded, context.model.device)
+        kinds: list[list[tuple[Tensor, Tensor]]] = [[], []]
+        logits = torch.empty(len(words.targets), len(teacher.tagset), device=context.model.device)
+        for batch, vectors, said in teacher_reads(teacher, context.encoded, context):
+            numbers, vectors, said = (found[batch.word_mask] for found in (batch.word_numbers, vectors, said))
+            logits[numbers] = said
+            old = words.outside[numbers] & (said.argmax(dim=-1) > 0)
+            for kind, chosen in zip(kinds, (words.typed[numbers], old), strict=True):
+                kind.append((numbers[chosen], vectors[chosen]))
+        neighbours = Neighbours(words, self.options.neighbours)
+        for kind in kinds:
+            numbers, order = torch.cat([found for found, _ in kind]).sort()
+            vectors = torch.cat([found for _, found in kind])[order]
+            neighbours.add(numbers, vectors, candidates=self.options.candidates)
+        gold, imitation = (payers(self.options, paying, words.own) for paying in (words.typed, words.outside))
+        return _Knowledge(logits, neighbours, gold, imitation)
+
+
+def joint_log_probs(
+    own: Float[Tensor, "word tag"], near: Float[Tensor, "word near tag"], real: Bool[Tensor, "word near"]
+) -> Float[Tensor, "word tag"]:
+    """The log of a distribution that is half a word's own and half the mean of its neighbours'.
+
+    Args:
+        own: log-probabilities of words.
+        near: logits of their neighbours.
+        real: which neighbours there are, at least one for each word.
+    """
+    probs = torch.where(real.unsqueeze(-1), near.softmax(dim=-1), 0.0).sum(dim=1) / real.sum(dim=1, keepdim=True)
+    return torch.logaddexp(own, probs.log()) - math.log(2)
+
+
+def _threshold(context: StepContext) -> float:
+    """How sure the student must be of an old tag in this epoch."""
+    return _FIRST_THRESHOLD * (context.epochs - context.epoch) / max(1, context.epochs - 1)

@@ -1,0 +1,89 @@
+"""What a word is taught where only some of a teacher's answers are believed, in CPFD (Zhang et al. 2023)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ner_cl.strategies.step_words import StepWords
+
+__all__ = ["Lessons", "confident_words", "lessons_of", "type_weight"]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the words of a step are taught, by `Batch.word_numbers`.
+
+    Attributes:
+        labels: gold of new types, and for words labelled `O` the teacher's answer.
+        believed: whether the label counts.
+        weights: of the label; 0 where it does not count.
+    """
+
+    labels: Int[Tensor, " word"]
+    believed: Bool[Tensor, " word"]
+    weights: Float[Tensor, " word"]
+
+
+def confident_words(
+    teacher: Float[Tensor, "word old"], outside: Bool[Tensor, " word"], *, floor: float
+) -> Bool[Tensor, " word"]:
+    """Which words labelled `O` have an answer of the teacher that is believed.
+
+    Of the words that get the same answer those are believed whose entropy is *below* the median, or below the floor
+    where that is higher. A tag that no word gets has no median, and there is nothing to believe.
+
+    Args:
+        teacher: logits.
+        outside: words labelled `O`; only they count.
+        floor: least threshold, in nats.
+    """
+    log_probs = torch.log_softmax(teacher.float(), dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    answers = teacher.argmax(dim=-1)
+    believed = torch.zeros_like(outside)
+    for tag in torch.unique(answers[outside]).tolist():
+        alike = outside & (answers == tag)
+        threshold = max(floor, float(np.median(entropy[alike].cpu().numpy())))
+        believed |= alike & (entropy < threshold)
+    return believed
+
+
+def type_weight(old: Int[Tensor, " sentence"], new: Int[Tensor, " sentence"]) -> Float[Tensor, " sentence"]:
+    """The weight of a word pseudo-labelled with an old type, `0.5 + σ(old / max(1, new))`.
+
+    Args:
+        old: words of the sentence that are pseudo-labelled with old types.
+        new: words of it that have a tag of a new type.
+    """
+    return 0.5 + torch.sigmoid(old / new.clamp(min=1))
+
+
+def lessons_of(
+    words: StepWords, teacher: Float[Tensor, "word old"], *, floor: float, least_share: float, type_balance: bool
+) -> Lessons:
+    """The label of every word and its weight, which are the same in all epochs.
+
+    Args:
+        words: of the step.
+        teacher: logits for them.
+        floor: see `confident_words`.
+        least_share: least factor of a sentence, which is else the share of its words labelled `O` that are believed; a
+            sentence without such words has the factor 1.
+        type_balance: weigh old types by `type_weight`.
+    """
+    answers = teacher.argmax(dim=-1)
+    sure = confident_words(teacher, words.outside, floor=floor)
+    old = sure & (answers > 0)
+
+    def count(chosen: Bool[Tensor, " word"]) -> Int[Tensor, " sentence"]:
+        return torch.bincount(words.sentences[chosen], minlength=int(words.sentences.max()) + 1)
+
+    outside = count(words.outside)
+    share = torch.where(outside > 0, count(sure) / outside.clamp(min=1), 1.0).clamp(min=least_share)
+    weights = share[words.sentences] * (words.typed | sure)
+    if type_balance:
+        weights = torch.where(old, weights * type_weight(count(old), count(words.typed))[words.sentences], weights)
+    return Lessons(torch.where(words.typed, words.targets, answers), words.typed | sure, weights)

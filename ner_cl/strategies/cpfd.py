@@ -1,0 +1,149 @@
+"""CPFD: confident pseudo-labels, and attention distilled beside logits (Zhang et al. 2023, EMNLP)."""
+
+from dataclasses import replace
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ner_cl.config import HeadOptions
+from ner_cl.data.batching import Batch
+from ner_cl.errors import ModelError
+from ner_cl.model.attention import AttentionRecorder, pooled_distance
+from ner_cl.model.heads.base import Emissions
+from ner_cl.model.losses import kd_full, masked_mean
+from ner_cl.registry import strategies
+from ner_cl.strategies.balance import BalanceOptions, freeze_old_rows, one_softmax, payers, teacher_weight
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.confidence import Lessons, lessons_of
+from ner_cl.strategies.rows import on_rows
+from ner_cl.strategies.step_words import StepWords
+from ner_cl.strategies.teacher import Teacher
+
+__all__ = ["Cpfd", "CpfdOptions"]
+
+
+class CpfdOptions(BalanceOptions):
+    """Which answers of the teacher are believed, and what of it is imitated.
+
+    Attributes:
+        floor: least threshold, in nats, below which the entropy of the teacher's answer for a word labelled `O` must be
+            for that answer to be its label; the threshold is else the median of the words with the same answer.
+        least_share: least factor on the cross entropy of a sentence, which is else the share of its words labelled `O`
+            whose answer is believed: with 0, a sentence of which nothing is believed teaches no new type either.
+        type_balance: more weight for words pseudo-labelled with old types where a sentence has many of them.
+        attention: weight of the distance of attention maps, beside the divergence of logits; 0 for none.
+    """
+
+    name: Literal["cpfd"] = "cpfd"
+    floor: float = Field(1e-3, ge=0)
+    least_share: float = Field(0.0, ge=0, le=1)
+    type_balance: bool = True
+    attention: float = Field(1.0, ge=0)
+
+
+@strategies.register("cpfd")
+@final
+class Cpfd(Strategy):
+    """Learns from gold and from what the teacher is sure of, and imitates its logits and what its layers look at.
+
+    Zhang et al. 2023, "Continual Named Entity Recognition without Catastrophic Forgetting". Every term is a mean over
+    the words of a batch whatever else is in it, where the authors' is not: words that pay a term are counted over the
+    whole step (`reduction`), and attention is compared over the real pieces of each sentence.
+    """
+
+    options_class = CpfdOptions
+    options: CpfdOptions
+    holds_old_types = True
+
+    def __init__(self, options: CpfdOptions) -> None:
+        super().__init__(options)
+        self._teacher: Teacher | None = None
+        self._recorder: AttentionRecorder | None = None
+        self._lessons: Lessons | None = None
+        self._imitation: Float[Tensor, " word"] | None = None
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """All heads but those with one softmax."""
+        return one_softmax(head)
+
+    def begin_step(self, context: StepContext) -> None:
+        """Keeps the model as it is now, and begins to watch what the student's layers look at.
+
+        Raises:
+            ModelError: if attention is to be imitated and the encoder does not show it.
+        """
+        self.release()
+        if not context.old_types:
+            return
+        attends = self.options.attention * self.options.strength > 0
+        self._teacher = Teacher(context.model, cache=True, attends=attends)
+        if attends:
+            try:
+                self._recorder = AttentionRecorder(context.model.encoder)
+            except ModelError as error:
+                raise ModelError(f"strategy cpfd: {error} (attention: 0)") from error
+
+    def begin_stage(self, context: StepContext) -> None:
+        """Freezes the rows of old types, if that is asked for."""
+        if self.options.freeze_old_rows:
+            freeze_old_rows(context.model.head)
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        """`ce`, `kd` and `attention`; in step 1, where nobody knows better, plain cross entropy."""
+        own = [row for row, remembered in enumerate(batch.remembered) if not remembered]
+
+        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+            if self._teacher is None:
+                return {"ce": context.model.head.supervised(said, rows, unannotated="unknown")}
+            found = self._logit_terms(context, self._teacher, rows, said)
+            if self._recorder is not None:
+                layers = zip(self._recorder.of(batch), self._teacher.attention(context, rows), strict=True)
+                distances = [pooled_distance(student[own], teacher, rows.piece_mask > 0) for student, teacher in layers]
+                words = rows.word_mask.sum(dim=1)
+                distance = (torch.stack(distances).mean(dim=0) * words).sum() / words.sum()
+                found["attention"] = self.options.attention * self._weight(context) * distance
+            return found
+
+        return on_rows(batch, emissions, terms, remembered=False)
+
+    def release(self) -> None:
+        """Lets go of the teacher and of what was worked out for the step, and watches the student no longer."""
+        if self._recorder is not None:
+            self._recorder.close()
+        self._teacher = self._recorder = self._lessons = self._imitation = None
+
+    def _logit_terms(
+        self, context: StepContext, teacher: Teacher, batch: Batch, emissions: Emissions
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Cross entropy on labels that are believed, and the divergence from the teacher on words labelled `O`."""
+        if self._lessons is None or self._imitation is None:
+            self._lessons, self._imitation = self._prepare(context, teacher)
+        numbers, logits = batch.word_numbers, emissions.blocks[0].float()
+        ce = F.cross_entropy(logits.transpose(1, 2), self._lessons.labels[numbers], reduction="none")
+        kl = kd_full(teacher.says(context, batch), logits, temperature=1.0)
+        found = {"ce": masked_mean(self._lessons.weights[numbers] * ce, batch.word_mask)}
+        if weight := self._weight(context):
+            found["kd"] = weight * masked_mean(self._imitation[numbers] * kl, batch.word_mask)
+        return found
+
+    def _prepare(self, context: StepContext, teacher: Teacher) -> tuple[Lessons, Float[Tensor, " word"]]:
+        """What every word of the step is taught, and how much it pays for not imitating the teacher."""
+        assert context.encoded is not None
+        options, words = self.options, StepWords.of(context.encoded, context.model.device)
+        lessons = lessons_of(
+            words,
+            teacher.logits(context),
+            floor=options.floor,
+            least_share=options.least_share,
+            type_balance=options.type_balance,
+        )
+        lessons = replace(lessons, weights=lessons.weights * payers(options, lessons.believed, words.own))
+        return lessons, payers(options, words.outside, words.own)
+
+    def _weight(self, context: StepContext) -> float:
+        new = context.model.head.new_block().out_features
+        return teacher_weight(self.options, old=len(context.model.tagset.tags) - new, new=new)
