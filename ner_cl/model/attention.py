@@ -57,7 +57,7 @@ class AttentionRecorder:
         """
         if self._read is not batch.piece_ids:
             with torch.enable_grad():
-                self._encoder(batch)
+                self._encoder.run(batch)
         return self._maps
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ def attention_maps(encoder: Encoder, batch: Batch) -> Maps:
     """
     _check(encoder)
     with torch.no_grad(), _collecting(encoder.backbone) as maps:
-        encoder(batch)
+        encoder.run(batch)
     return maps
 
 

@@ -46,7 +46,7 @@ class FrozenTrunk(Strategy):
     options_class = FrozenTrunkOptions
     options: FrozenTrunkOptions
     excludes: ClassVar[Mapping[str, str]] = {
-        "frozen": "frozen trains no layer at all after step 1",
+        **dict.fromkeys(("frozen", "ice"), "it trains no layer at all after step 1"),
         "joint": "joint trains the whole encoder in every step",
         **dict.fromkeys(("hat", "modules", "packnet"), "it says itself which layers learn, by its option layers"),
     }

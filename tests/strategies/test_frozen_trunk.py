@@ -105,7 +105,26 @@ def test_no_layers_is_as_if_it_were_not_there(folder: Path) -> None:
     assert same_weights(with_it, without)
 
 
-@pytest.mark.parametrize("other", ["frozen", "joint", "modules", "hat", "packnet"])
+@pytest.mark.parametrize("ground", [{"name": "rdp", "duplets": True}, "cfner", "is3", "lwf", "self_training"], ids=str)
+def test_sentences_that_a_strategy_adds_by_itself_are_run(folder: Path, ground: object) -> None:
+    """They have rows of the same numbers, and are not to be taken for the step's own."""
+    (_, (_, kept)), (_, (_, run)) = (learned(folder, {**TRUNK, "cache": cache}, ground) for cache in (True, False))
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, run[name], rtol=2e-3, atol=5e-4, msg=name)
+
+
+def test_attention_is_imitated_in_all_layers(folder: Path) -> None:
+    """Where training begins at the top layers, a pass of its own shows what the lower ones look at."""
+    learner = learner_of(folder, [TRUNK, "cpfd"])
+    first, second = toy_stream(train=60).steps
+    list(learner.learn_step(first))
+    before = weights_of(learner.model)
+    losses = [event.losses for event in learner.learn_step(second) if isinstance(event, EpochDone)]
+    assert losses[-1]["attention"] > 0
+    assert not {name for name in changed(before, weights_of(learner.model)) if "layer.0" in name}
+
+
+@pytest.mark.parametrize("other", ["frozen", "ice", "joint", "modules", "hat", "packnet"])
 def test_what_says_itself_which_layers_learn_is_refused(other: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be combined"):
         check_composition(parse_strategies([other, "frozen_trunk"]))

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class TrunkCache:
         precision: Precision,
     ) -> None:
         self._encoder, self.layers, self._whole = encoder, layers, whole
+        self._encoded = encoded
         self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
         self._passes: dict[tuple[bytes, torch.Size, bool], TrunkPass] = {}
         self._bytes = 0
@@ -70,8 +72,11 @@ class TrunkCache:
         return found
 
     def trunk_pass(self, batch: Batch) -> TrunkPass:
-        """What `run_trunk` gives for a batch of these sentences, but for rounding; padding is zero."""
-        if not self._states:
+        """What `run_trunk` gives for a batch of these sentences, but for rounding; padding is zero.
+
+        Other sentences, which have rows of the same numbers, are run.
+        """
+        if not self._states or not self._holds(batch):
             return run_trunk(self._encoder, batch, self.layers, whole=self._whole)
         # The encoder is run just to its first layer, which is called as the top layers would be.
         calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self.layers)
@@ -81,3 +86,14 @@ class TrunkCache:
             for rows in zip(*(self._states[row] for row in batch.rows), strict=True)
         )
         return TrunkPass(states, calls)
+
+    def _holds(self, batch: Batch) -> bool:
+        """Whether the rows of a batch are windows of these sentences."""
+        windows = self._encoded.windows
+        if not batch.rows or max(batch.rows) >= len(windows):
+            return False
+        pieces = batch.piece_ids.cpu().numpy()
+        wanted = [windows[row].piece_ids for row in batch.rows]
+        return pieces.shape[1] >= max(len(ids) for ids in wanted) and all(
+            np.array_equal(found[: len(ids)], ids) for found, ids in zip(pieces, wanted, strict=True)
+        )
