@@ -17,6 +17,7 @@ import uvicorn
 
 from ner_cl.errors import ConfigError
 from ner_cl_serve.app import create_app
+from ner_cl_serve.connection import Connection
 from ner_cl_serve.logs import configure_logs
 from ner_cl_serve.service import Service, open_service
 from ner_cl_serve.settings import Settings
@@ -48,6 +49,7 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
         service = open_service(model, settings)
         config = uvicorn.Config(
             create_app(service),
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,
