@@ -7,6 +7,7 @@ import time
 from typing import Any, final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ner_cl_serve.metrics import Metrics
@@ -55,6 +56,8 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # whose body the server leaves out
         started = time.perf_counter()
         request_id = _request_id(scope)
         facts: dict[str, Any] = {"request_id": request_id}
@@ -76,6 +79,8 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:  # while it sent its request: there is nobody to answer
+            pass
         except Exception:
             _log.exception("failed", extra={"facts": facts})
             if status:

@@ -14,6 +14,7 @@ from socket import AI_PASSIVE, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, getaddrinf
 from typing import Any, cast, final
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from ner_cl.errors import ConfigError
 from ner_cl_serve.app import create_app
@@ -45,6 +46,7 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
         ModelError: if the model cannot be read.
     """
     configure_logs(logging.WARNING if quiet else logging.INFO)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
     with _bound(host, port) as listening:  # first of all: a model takes a while to read
         service = open_service(model, settings)
         config = uvicorn.Config(

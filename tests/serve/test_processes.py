@@ -1,6 +1,7 @@
 """The real program: how it starts, how it stops, and what is left after a crash."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -139,18 +140,32 @@ def test_after_a_crash_the_last_published_model_comes_back(
 # --- what does not start
 
 
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """Undoes what the program does to the logs of the process it thinks its own."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+@pytest.mark.usefixtures("logs_as_before")
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets others reach the service"),
         (["--host", "::"], "needs --tokens FILE"),
         (["--access", "token"], "--access token needs --tokens FILE"),
-        (["--access", "all"], "neither open nor token"),
+        (["--access", "all"], "none of local, open, token"),
         (["--tokens", "no-tokens.json"], "no-tokens.json: no such file"),
         (["--probe", "no-texts.txt"], "no-texts.txt: cannot be read"),
         (["--model-root", "."], "outside the model root"),
         (["--state", "/proc/no/state.json"], "cannot be written"),
-        (["--device", "abacus"], "--device"),
+        (["--state", "."], "is a folder"),
+        (["--device", "abacus"], "device: 'abacus' cannot be used"),
+        (["--stop-seconds", "inf"], "--stop-seconds"),
+        (["--drain-seconds", "nan"], "--drain-seconds"),
         (["--host", "no.such.host.invalid", "--access", "open"], "cannot listen there"),
     ],
 )
@@ -169,6 +184,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(
     assert said in line
 
 
+@pytest.mark.usefixtures("logs_as_before")
 def test_a_port_that_is_taken_is_told_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
