@@ -44,7 +44,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no request, in the shape of every other error."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # and not in the middle of a response
-            head = h11.Response(status_code=_REFUSAL.status_code, headers=_REFUSAL.raw_headers)
+            head = h11.Response(status_code=400, reason=b"Bad Request", headers=_REFUSAL.raw_headers)
             for event in (head, h11.Data(data=bytes(_REFUSAL.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

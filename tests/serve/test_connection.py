@@ -81,6 +81,14 @@ def test_what_is_no_request_is_refused_like_any_other(client: socket.socket, sen
     assert client.recv(1) == b""
 
 
+def test_a_request_whose_end_is_ambiguous_is_refused_and_the_connection_closed(client: socket.socket) -> None:
+    chunked = b"Transfer-Encoding: chunked\r\n"
+    client.sendall(ASK % (chunked, len(BODY), b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)))
+    status, body = response(client)
+    assert (status, json.loads(body)["error"]["code"]) == (400, "two_lengths")
+    assert client.recv(1) == b""
+
+
 def test_a_head_that_does_not_end_is_not_waited_for(model_root: Path) -> None:
     service = open_service(model_root / "step2", Settings(model_root=model_root))
     with listening(service, idle_seconds=1) as running, connected(running) as silent, connected(running) as slow:
