@@ -2,12 +2,14 @@
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ner_cl_serve import server
 from ner_cl_serve.service import open_service
 from ner_cl_serve.settings import Settings
 from tests.serve.conftest import TEXT, Running, listening
@@ -106,3 +108,15 @@ def test_a_connection_serves_one_request_after_another_beyond_that_time(model_ro
             client.sendall(ASK % (b"", len(BODY), BODY))
             assert response(client)[0] == 200
             time.sleep(0.5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a connection for that")
+def test_a_response_that_nobody_takes_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_STUCK_SECONDS", 1)
+    with server._bound("127.0.0.1", 0) as bound, socket.socket() as client:
+        bound.listen()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(bound.getsockname())
+        connection, _ = bound.accept()
+        with connection, pytest.raises(OSError, match="timed out"):
+            connection.sendall(b"x" * 20_000_000)
