@@ -23,7 +23,7 @@ class Guard:
 
     Args:
         tokens: those that are valid.
-        access: whether routes other than those of an admin need one too.
+        access: who may ask on routes other than those of an admin; see `Settings`.
     """
 
     def __init__(self, tokens: Tokens, access: Access) -> None:
