@@ -3,19 +3,17 @@
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from ner_cl.cli.console import talk
 from ner_cl.errors import ConfigError, MissingExtra
 
-if TYPE_CHECKING:  # the service stands on the extra `serve`, and on torch
-    from ner_cl_serve.settings import Access
-
 __all__ = ["serve"]
 
 _STATE = ".ner-cl-serve.json"
+_ACCESS = ("local", "open", "token")
 
 Model: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder to begin with.")]
 Host: TypeAlias = Annotated[str, typer.Option("--host", help="Address to listen at.")]
@@ -32,7 +30,9 @@ Tokens: TypeAlias = Annotated[
 ]
 Who: TypeAlias = Annotated[
     str | None,
-    typer.Option("--access", metavar="open|token", help="Who needs a token: publishers, or all; open on 127.0.0.1."),
+    typer.Option(
+        "--access", metavar="local|open|token", help="Who needs a token: publishers, or all; local on 127.0.0.1."
+    ),
 ]
 Probe: TypeAlias = Annotated[
     Path | None, typer.Option("--probe", metavar="TXT", help="What models are compared on, a text a line.")
@@ -47,13 +47,13 @@ MaxBytes: TypeAlias = Annotated[int, typer.Option("--max-body-bytes", min=1, hel
 MaxTexts: TypeAlias = Annotated[int, typer.Option("--max-texts", min=1, help="Of a request.")]
 MaxCharacters: TypeAlias = Annotated[int, typer.Option("--max-characters", min=1, help="Of a text.")]
 AnswerSeconds: TypeAlias = Annotated[
-    float, typer.Option("--answer-seconds", min=0.1, help="A request that waits longer gets 503.")
+    float, typer.Option("--answer-seconds", min=0.1, max=86400, help="A request that waits longer gets 503.")
 ]
 DrainSeconds: TypeAlias = Annotated[
-    float, typer.Option("--drain-seconds", min=0, help="How long requests are still accepted after SIGTERM.")
+    float, typer.Option("--drain-seconds", min=0, max=3600, help="How long requests are still accepted after SIGTERM.")
 ]
 StopSeconds: TypeAlias = Annotated[
-    float, typer.Option("--stop-seconds", min=0, help="How long accepted requests may take after that.")
+    float, typer.Option("--stop-seconds", min=0, max=3600, help="How long accepted requests may take after that.")
 ]
 
 
@@ -120,12 +120,11 @@ def _service() -> Any:
     return settings, run
 
 
-def _access(given: str | None, host: str, tokens: Path | None) -> "Access":
+def _access(given: str | None, host: str, tokens: Path | None) -> str:
     """Who may ask; a service that others can reach is not open unless somebody says so."""
-    if given not in (None, "open", "token"):
-        raise ConfigError(f"--access {given!r}: is neither open nor token")
-    local = _is_loopback(host)
-    access: Literal["open", "token"] = "open" if given == "open" or (given is None and local) else "token"
+    if given not in (None, *_ACCESS):
+        raise ConfigError(f"--access {given!r}: is none of {', '.join(_ACCESS)}")
+    access = given or ("local" if _is_loopback(host) else "token")
     if access == "token" and tokens is None:
         what = "--access token" if given == "token" else f"--host {host} lets others reach the service, which"
         raise ConfigError(

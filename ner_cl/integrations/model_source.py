@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, final
 
-from ner_cl.errors import ConfigError, ModelError
+from ner_cl.errors import ModelError
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which a pipeline that is only described need not wait for
     from ner_cl.model.ner_model import NerModel
@@ -162,11 +162,7 @@ def _limit_threads() -> None:
 def _to_device(model: "NerModel", device: str) -> "NerModel":
     from ner_cl.model.precision import resolve_device
 
-    try:
-        return model.to(resolve_device(device))
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"device: {device!r} cannot be used ({reason}); try 'cpu'") from error
+    return model.to(resolve_device(device))
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -5,16 +5,28 @@ from typing import Literal
 
 import torch
 
+from ner_cl.errors import ConfigError
+
 __all__ = ["Precision", "autocast", "resolve_device", "resolve_precision"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto` made concrete: a GPU where there is one, else the CPU."""
+    """`auto` made concrete: a GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: if torch knows no such device, or cannot reach it here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device: {str(device)!r} cannot be used ({reason}); try 'cpu'") from error
+    return chosen
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

@@ -42,7 +42,7 @@ def create_app(service: Service) -> FastAPI:
     install_problem_handlers(app)
     for routes in (entities, model, health, page):
         app.include_router(routes.router)
-    if service.settings.access == "open":
+    if service.settings.access != "token":
         _describe_open_routes(app)
     app.add_middleware(Envelope, metrics=service.metrics, draining=service.draining)
     return app

@@ -41,6 +41,7 @@ class Batcher:
     def __init__(self, options: Batching, metrics: Metrics) -> None:
         self._options, self._metrics = options, metrics
         self._queue = FairQueue(batch_tokens=options.batch_tokens, most_tokens=options.queue_tokens)
+        metrics.watch_queue(lambda: self._queue.pieces)
         self._answers: dict[Job, list[_Answer]] = {}
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="ner-cl-predict", daemon=True)
@@ -104,8 +105,9 @@ class Batcher:
                     yield await answer
                 self._withdraw(jobs[number])
         finally:
-            for job in jobs:
-                self._withdraw(job)
+            abandoned = [job for job in jobs if self._withdraw(job)]
+            if abandoned:
+                self._metrics.abandoned.inc()
 
     def _submit(self, kind: Kind, texts: Sequence[str], *, bounded: bool) -> Job:
         assert self._loop is not None
@@ -114,33 +116,31 @@ class Batcher:
             if bounded and not self._queue.fits(job):
                 raise self._full(sum(job.pieces))
             self._queue.put(job)
-            self._metrics.queue_tokens.set(self._queue.pieces)
             self._changed.notify()
         self._answers[job] = [self._loop.create_future() for _ in texts]
         return job
 
-    def _withdraw(self, job: Job) -> None:
-        """Ends a job, whether it is done or not."""
+    def _withdraw(self, job: Job) -> bool:
+        """Ends a job; whether there was something left of it to do."""
         answers = self._answers.pop(job, [])
         if self._stopping:
             with self._changed:
                 self._changed.notify_all()
-        if not all(answer.done() and not answer.cancelled() for answer in answers):
-            job.abandoned = True
+        job.abandoned = not all(answer.done() and not answer.cancelled() for answer in answers)
+        if job.abandoned:
             with self._changed:
                 self._queue.discard(job)
-            self._metrics.abandoned.inc()
         for answer in answers:
             answer.cancel()
             if not answer.cancelled():
                 answer.exception()  # or asyncio says that nobody looked at it
+        return job.abandoned
 
     def _full(self, pieces: int) -> QueueFull:
         seconds = math.ceil((self._queue.pieces + pieces) * self._seconds_per_piece)
         return QueueFull(max(1, min(_LONGEST_RETRY, seconds)))
 
     def _deliver(self, work: Work, found: Sequence[list[Entity] | Exception]) -> None:
-        self._metrics.queue_tokens.set(self._queue.pieces)
         for (job, index), entities in zip(work.parts, found, strict=True):
             answers = self._answers.get(job)
             if answers is None or answers[index].done():

@@ -25,6 +25,7 @@ _MESSAGES = {
     "string_pattern_mismatch": "holds a NUL character; remove it",
     "model_type": "must be an object",
     "string_too_short": "must not be empty",
+    "string_too_long": "is too long",
     "too_short": "must not be empty",
 }
 
@@ -49,8 +50,7 @@ async def read_body(request: Request, model: type[Body], limits: Limits) -> Body
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         if first["type"] == "json_invalid":
-            reason = first["msg"].removeprefix("Invalid JSON: ")
-            raise Problem(400, "invalid_json", f"the body is not valid JSON: {reason}") from None
+            raise Problem(400, "invalid_json", f"the body is not valid JSON: {_json_fault(first['msg'])}") from None
         raise Problem(422, "invalid_request", _sentence(first, model)) from None
 
 
@@ -74,6 +74,15 @@ async def _raw(request: Request, limits: Limits) -> bytes:
         message = f"the body did not arrive within {limits.body_seconds:g} seconds; send it again"
         raise Problem(408, "body_too_slow", message, _CLOSE) from None
     return b"".join(parts)
+
+
+def _json_fault(message: str) -> str:
+    """What the parser says, plainer where a text was cut within a character of two UTF-16 units."""
+    reason = message.removeprefix("Invalid JSON: ")
+    if "hex escape" in reason:
+        _, _, place = reason.partition(" at line ")
+        return f"half of a surrogate pair stands alone at line {place}"
+    return reason
 
 
 def _sentence(first: ErrorDetails, model: type[BaseModel]) -> str:

@@ -7,6 +7,7 @@ import time
 from typing import Any, final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ner_cl_serve.metrics import Metrics
@@ -17,6 +18,12 @@ __all__ = ["Draining", "Envelope"]
 _log = logging.getLogger("ner_cl_serve")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TWO_LENGTHS = Problem(
+    400,
+    "two_lengths",
+    "the request has both Content-Length and Transfer-Encoding; send one of them",
+    {"Connection": "close"},
+)
 _QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -55,6 +62,8 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # whose body the server leaves out
         started = time.perf_counter()
         request_id = _request_id(scope)
         facts: dict[str, Any] = {"request_id": request_id}
@@ -75,7 +84,12 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            if _has_two_lengths(scope):
+                await problem_response(_TWO_LENGTHS)(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:  # while it sent its request: there is nobody to answer
+            pass
         except Exception:
             _log.exception("failed", extra={"facts": facts})
             if status:
@@ -94,6 +108,11 @@ class Envelope:
         if _log.isEnabledFor(level):
             head = {"method": method, "route": route, "status": status or 499, "ms": round(1000 * seconds, 1)}
             _log.log(level, "request", extra={"facts": {**head, **facts}})
+
+
+def _has_two_lengths(scope: Scope) -> bool:
+    """Whether a proxy in front may have taken the end of this request for another place than the server did."""
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
 
 def _request_id(scope: Scope) -> str:

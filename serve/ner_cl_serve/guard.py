@@ -1,6 +1,8 @@
 """Who may ask what."""
 
+from ipaddress import ip_address
 from typing import final
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -21,16 +23,21 @@ class Guard:
 
     Args:
         tokens: those that are valid.
-        access: whether routes other than those of an admin need one too.
+        access: who may ask on routes other than those of an admin; see `Settings`.
     """
 
     def __init__(self, tokens: Tokens, access: Access) -> None:
         self._tokens, self._access = tokens, access
 
-    def check_client(self, given: HTTPAuthorizationCredentials | None) -> None:
-        """Problem if a token is needed and none, or a wrong one, was given."""
+    def check_client(self, given: HTTPAuthorizationCredentials | None, host: str) -> None:
+        """Problem if a token is needed and none, or a wrong one, was given, or if the host is of elsewhere."""
         if self._access == "token":
             self._whose(given)
+        elif self._access == "local" and not _is_local(host):
+            message = (
+                f"this service answers for this machine, not for {host[:64]!r}; start it with --access open or token"
+            )
+            raise Problem(421, "wrong_host", message)
 
     def check_admin(self, given: HTTPAuthorizationCredentials | None) -> None:
         """Problem if the token is not that of an admin."""
@@ -49,11 +56,20 @@ class Guard:
         return found
 
 
+def _is_local(host: str) -> bool:
+    """Whether a `Host` is an address or a name without a domain: what nobody elsewhere can point to this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return "." not in name or name.endswith(".localhost") or bool(ip_address(name))
+    except ValueError:
+        return False
+
+
 # One dependency a route, which also tells /openapi.json of the tokens: each costs time with every request.
 @final
 class _Client(HTTPBearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        guard_of(request).check_client(await super().__call__(request))
+        guard_of(request).check_client(await super().__call__(request), request.headers.get("host", ""))
 
 
 @final

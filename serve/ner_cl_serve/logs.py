@@ -12,14 +12,14 @@ __all__ = ["configure_logs"]
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Sends the records of this package and of uvicorn to stderr, a line each."""
+    """Sends all records of this process to stderr, a line each: this package's, and warnings of everything else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    # What uvicorn has to say of a request or of its start is said by us already.
-    for name, least in (("ner_cl_serve", level), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(least)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("ner_cl_serve").setLevel(level)
+    logging.captureWarnings(True)
 
 
 @final

@@ -1,5 +1,6 @@
 """What Prometheus is told."""
 
+from collections.abc import Callable
 from typing import final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -31,7 +32,7 @@ class Metrics:
         self.abandoned = Counter(
             "ner_cl_abandoned", "Requests whose client left, or that took too long.", registry=registry
         )
-        self.queue_tokens = Gauge("ner_cl_queue_tokens", "Word pieces that wait, estimated.", registry=registry)
+        self._queue_tokens = Gauge("ner_cl_queue_tokens", "Word pieces that wait, estimated.", registry=registry)
         self.batch_texts = Histogram(
             "ner_cl_batch_texts", "Texts computed together.", buckets=_TEXTS, registry=registry
         )
@@ -40,6 +41,10 @@ class Metrics:
             "ner_cl_publications", "Attempts to publish a model.", ["outcome"], registry=registry
         )
         self._model = Gauge("ner_cl_model", "1 for the model in service.", ["version"], registry=registry)
+
+    def watch_queue(self, pieces: Callable[[], int]) -> None:
+        """Asks how many word pieces wait, whenever somebody wants to know."""
+        self._queue_tokens.set_function(pieces)
 
     def show_model(self, version: str) -> None:
         """Says which model is in service."""

@@ -35,11 +35,15 @@ class ModelRoot:
             path = self.path.joinpath(*parts.parts).resolve()
             if not (path.is_relative_to(self.path) and path.is_dir() and (path / "labels.json").is_file()):
                 raise missing
-            if not all(inner.resolve().is_relative_to(self.path) for inner in path.iterdir()):
+            if not all(self._holds(inner) for inner in path.rglob("*")):
                 raise missing
         except (OSError, RuntimeError):  # a name that is too long, a loop of links, a folder that may not be read
             raise missing from None
         return path
+
+    def _holds(self, path: Path) -> bool:
+        """Whether something in a model folder is an ordinary file or folder, and lies below the root."""
+        return path.resolve().is_relative_to(self.path) and (path.is_file() or path.is_dir())
 
     def name_of(self, path: Path) -> str:
         """What a folder is called below the root; its bare name where it lies elsewhere."""

@@ -101,14 +101,7 @@ class Publisher:
     async def _load(self, folder: str, *, expected: Published | None) -> ServedModel:
         path = self._root.find(folder)
         try:
-            new = await anyio.to_thread.run_sync(
-                lambda: load_served(
-                    path,
-                    self._root.name_of(path),
-                    device=self._settings.device,
-                    batch_tokens=self._settings.batching.batch_tokens,
-                )
-            )
+            new = await anyio.to_thread.run_sync(load_served, path, self._settings)
         except NerClError as error:
             message = str(error).replace(str(self._root.path), "…")
             raise Problem(422, "model_refused", f"the model was not published: {message}") from error

@@ -36,24 +36,22 @@ def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedMod
     if remembered is not None and remembered.started_with == str(path):
         for published in (remembered.model, remembered.previous):
             if published is not None and (served := _reload(published, root, settings)) is not None:
-                _log.info("published model comes back", extra={"facts": {"model": served.version, "given": model.name}})
+                if served.folder != root.name_of(path):
+                    facts = {"model": served.version, "given": model.name}
+                    _log.info("published model comes back", extra={"facts": facts})
                 before = remembered.previous if published == remembered.model else None
                 return served, State(str(path), Published(served.folder, served.digest), before)
-    served = _load(path, root, settings)
+    served = load_served(path, settings)
     return served, State(str(path), Published(served.folder, served.digest))
 
 
 def _reload(published: Published, root: ModelRoot, settings: Settings) -> ServedModel | None:
     """A model that was published once; None, and a line in the log, where it is gone or broken."""
     try:
-        served = _load(root.find(published.folder), root, settings)
+        served = load_served(root.find(published.folder), settings)
     except (Problem, NerClError) as error:
         _log.warning("published model lost", extra={"facts": {"folder": published.folder, "reason": str(error)}})
         return None
     if served.digest != published.digest:
         _log.warning("published model changed", extra={"facts": {"folder": published.folder, "now": served.version}})
     return served
-
-
-def _load(path: Path, root: ModelRoot, settings: Settings) -> ServedModel:
-    return load_served(path, root.name_of(path), device=settings.device, batch_tokens=settings.batching.batch_tokens)

@@ -12,6 +12,8 @@ from ner_cl.errors import ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
 from ner_cl.types import Entity
+from ner_cl_serve.model_root import ModelRoot
+from ner_cl_serve.settings import Settings
 
 __all__ = ["ServedModel", "digest_of", "load_served", "version_of"]
 
@@ -72,25 +74,24 @@ def version_of(folder: str, digest: str) -> str:
     return f"{folder.rpartition('/')[2]}@{digest[:_DIGITS]}"
 
 
-def load_served(path: Path, folder: str, *, device: str, batch_tokens: int) -> ServedModel:
+def load_served(path: Path, settings: Settings) -> ServedModel:
     """Reads a model folder.
 
     Args:
         path: where it is.
-        folder: what to call it.
-        device: where the model computes.
-        batch_tokens: word pieces of one pass through the encoder.
+        settings: where the model is to compute, and how much at once.
 
     Raises:
         ModelError: if it cannot be read, knows no type, or changed meanwhile.
     """
     digest = digest_of(path)
-    model = load_model(path, device=device)
+    model = load_model(path, device=settings.device)
     model.check_types(None)
     model.strategy_state, model.kept_sentences = {}, {}  # only needed to learn more, and may hold sentences
     if digest_of(path) != digest:
         raise ModelError(f"{path}: changed while it was read; publish it again when it is complete")
-    return ServedModel(model=model, folder=folder, digest=digest, batch_tokens=batch_tokens)
+    folder = ModelRoot(settings.model_root).name_of(path)
+    return ServedModel(model=model, folder=folder, digest=digest, batch_tokens=settings.batching.batch_tokens)
 
 
 def digest_of(path: Path) -> str:

@@ -6,17 +6,19 @@ import functools
 import logging
 import math
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from socket import AI_PASSIVE, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, getaddrinfo, socket
 from typing import Any, cast, final
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from ner_cl.errors import ConfigError
 from ner_cl_serve.app import create_app
+from ner_cl_serve.connection import Connection
 from ner_cl_serve.logs import configure_logs
 from ner_cl_serve.service import Service, open_service
 from ner_cl_serve.settings import Settings
@@ -26,6 +28,7 @@ __all__ = ["run"]
 _log = logging.getLogger("ner_cl_serve")
 _KEEP_ALIVE_SECONDS = 65  # longer than proxies keep theirs, so that it is they who close
 _LAST_REQUESTS_SECONDS = 1.0
+_STUCK_SECONDS = 60  # that a client may take no more of a response, which waits for it in memory
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,10 +47,12 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
         ModelError: if the model cannot be read.
     """
     configure_logs(logging.WARNING if quiet else logging.INFO)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
     with _bound(host, port) as listening:  # first of all: a model takes a while to read
         service = open_service(model, settings)
         config = uvicorn.Config(
             create_app(service),
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -59,13 +64,17 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
         _log.info("stopped")
 
 
-def _bound(host: str, port: int) -> socket:
+def _bound(host: str, port: int) -> socket.socket:
     """A socket at the address, which does not listen yet."""
     bound = None
     try:
-        family, kind, protocol, _, address = getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE)[0]
-        bound = socket(family, kind, protocol)
-        bound.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # of every connection that is accepted
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _STUCK_SECONDS)
         bound.bind(address)
     except OSError as error:
         if bound is not None:
@@ -82,7 +91,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
-    async def startup(self, sockets: list[socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says where it listens, once it does."""
         await super().startup(sockets)
         for listening in sockets or ():
@@ -90,7 +99,7 @@ class _Server(uvicorn.Server):
             facts = {"host": address, "port": port, "model": self._service.publisher.current.version}
             _log.info("serving", extra={"facts": facts})
 
-    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers on for a while, so that whoever sends requests here learns to send them elsewhere."""
         self._service.draining.begun = True
         _log.info("stopping")
@@ -103,7 +112,7 @@ class _Server(uvicorn.Server):
         await self._pause(_LAST_REQUESTS_SECONDS, while_connected=True)
         await super().shutdown(sockets)
 
-    async def _take_in(self, listening: socket) -> None:
+    async def _take_in(self, listening: socket.socket) -> None:
         """Accepts the connections that wait for it: closing the socket would reset them."""
         loop = asyncio.get_running_loop()
         protocol: Any = functools.partial(

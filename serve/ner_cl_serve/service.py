@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import torch
 from fastapi import Request
 
 from ner_cl.errors import ConfigError
@@ -50,7 +49,7 @@ def open_service(model: Path, settings: Settings) -> Service:
         ConfigError: if a file that the settings name cannot be used.
         ModelError: if the model cannot be read.
     """
-    _check_device(settings.device)
+    resolve_device(settings.device)  # before a model is read
     tokens = Tokens() if settings.tokens is None else Tokens.read(settings.tokens)
     probe = read_probe(settings.probe)
     file = StateFile(settings.state)
@@ -74,14 +73,6 @@ def service_of(request: Request) -> Service:
     """The service that a request was sent to."""
     service: Service = request.app.state.service
     return service
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=resolve_device(device))
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--device {device}: cannot be used ({reason}); try cpu") from error
 
 
 def _write_first(file: StateFile, state: State) -> None:

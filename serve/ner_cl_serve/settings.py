@@ -6,7 +6,7 @@ from typing import Literal
 
 __all__ = ["Access", "Batching", "Limits", "Settings"]
 
-Access = Literal["open", "token"]
+Access = Literal["local", "open", "token"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,8 @@ class Settings:
         model_root: folder that holds every model that may be served; none outside it is opened for a client.
         state: file that remembers which model is published; None to forget.
         tokens: file of hashed tokens; without one nobody may publish a model.
-        access: `token` asks for one wherever it is not about the service's health; `open` only to publish a model.
+        access: `token` asks for one wherever it is not about the service's health; `open` only to publish a model;
+            `local` is open under a name of this machine, so that no web page elsewhere can give it one of its own.
         probe: file of texts that a new model is tried on; the package's own by default.
         device: where models compute, such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
         drain_seconds: how long requests are still accepted after SIGTERM, while `/readyz` already says no.
@@ -66,7 +67,7 @@ class Settings:
     model_root: Path
     state: Path | None = None
     tokens: Path | None = None
-    access: Access = "open"
+    access: Access = "local"
     probe: Path | None = None
     device: str = "cpu"
     drain_seconds: float = 1.0

@@ -64,6 +64,8 @@ class StateFile:
             )
         except FileNotFoundError:
             return None
+        except IsADirectoryError:
+            raise ConfigError(f"{self.path}: is a folder; name a file in it, which need not exist yet") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.path}: cannot be read as the state of a service ({error}); delete it") from error
 

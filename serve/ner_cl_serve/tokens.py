@@ -79,14 +79,19 @@ def add_token(path: Path, name: str, role: Role = "client") -> str:
     """Adds a new token to a file, which is made if need be, and returns it.
 
     Raises:
-        ConfigError: if the name is taken, or the file cannot be read.
+        ConfigError: if the name is empty or taken, or the file cannot be read or written.
     """
+    if not name.strip():
+        raise ConfigError("a token needs a name, by which it is found when it is to be taken back")
     entries = list(Tokens.read(path).entries) if path.exists() else []
     if any(entry.name == name for entry in entries):
         raise ConfigError(f"{path}: has a token called {name!r} already; choose another name, or delete it first")
     token = secrets.token_urlsafe(32)
     entries.append(Token(name, role, _digest(token)))
-    replace_text(path, json.dumps([asdict(entry) for entry in entries], indent=2, ensure_ascii=False) + "\n")
+    try:
+        replace_text(path, json.dumps([asdict(entry) for entry in entries], indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from error
     return token
 
 

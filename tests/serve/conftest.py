@@ -14,6 +14,7 @@ import torch
 import uvicorn
 
 from ner_cl_serve.app import create_app
+from ner_cl_serve.connection import Connection
 from ner_cl_serve.service import Service, open_service
 from ner_cl_serve.settings import Settings
 from ner_cl_serve.tokens import add_token
@@ -82,9 +83,17 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 
 @contextmanager
-def listening(service: Service, headers: dict[str, str] | None = None) -> Iterator[Running]:
+def listening(service: Service, headers: dict[str, str] | None = None, *, idle_seconds: int = 65) -> Iterator[Running]:
     """Runs a service in a thread, at a port that is free."""
-    config = uvicorn.Config(create_app(service), port=0, log_config=None, access_log=False, ws="none")
+    config = uvicorn.Config(
+        create_app(service),
+        http=Connection,
+        port=0,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_keep_alive=idle_seconds,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -40,6 +40,38 @@ def test_an_open_service_asks_publishers_only(
         refused(answer, status, code)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("localhost", 200),
+        ("tagger.localhost:8000", 200),
+        ("ner-cl:8000", 200),
+        ("attacker.example", 421),
+        ("localhost.attacker.example:8000", 421),
+        ("127.0.0.1.attacker.example", 421),
+        ("localhost.", 421),
+        ("[::1", 421),
+    ],
+)
+def test_a_page_from_elsewhere_cannot_give_this_machine_a_name_of_its_own(
+    running: Running, host: str, status: int
+) -> None:
+    """A name that a web page came from may be pointed to 127.0.0.1 afterwards, and is then the page's own origin."""
+    for path in PROTECTED:
+        assert running.client.get(path, headers={"Host": host}).status_code == status
+    response = running.client.post("/v1/entities", json={"texts": ["Ada"]}, headers={"Host": host})
+    assert response.status_code == status
+    if status != 200:
+        refused(response, 421, "wrong_host")
+
+
+@pytest.mark.parametrize("access", ["open", "token"])
+def test_a_service_for_others_answers_to_any_name(serving: Callable[..., Running], access: str) -> None:
+    assert serving(access=access).client.get("/v1/model", headers={"Host": "tagger.example"}).status_code == 200
+
+
 def test_a_protected_service_asks_everybody(
     serving: Callable[..., Running], token_file: tuple[Path, dict[str, str]]
 ) -> None:
@@ -80,6 +112,10 @@ def test_the_program_adds_a_token_and_prints_it(tmp_path: Path, capsys: pytest.C
     assert found.role == "admin"
     assert main([str(path), "Ada"]) == 2
     assert "'Ada' already" in capsys.readouterr().err
+    for file, name, said in ((path, " ", "needs a name"), (Path("/dev/null/tokens.json"), "Bob", "cannot be written")):
+        assert main([str(file), name]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert said in line
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ class Echo:
 
 
 @asynccontextmanager
-async def batching(**options: float) -> AsyncIterator[Batcher]:
-    batcher = Batcher(Batching(**{"batch_tokens": 100, **options}), Metrics())  # type: ignore[arg-type]
+async def batching(metrics: Metrics | None = None, **options: float) -> AsyncIterator[Batcher]:
+    batcher = Batcher(Batching(**{"batch_tokens": 100, **options}), metrics or Metrics())  # type: ignore[arg-type]
     batcher.start()
     try:
         yield batcher
@@ -63,6 +63,12 @@ def run(test: Awaitable[T]) -> T:
         return await asyncio.wait_for(test, 40)
 
     return asyncio.run(in_time())
+
+
+def value_of(metrics: Metrics, name: str) -> float:
+    """A number as Prometheus is told it."""
+    [value] = [line.split()[1] for line in metrics.text().decode().splitlines() if line.startswith(f"{name} ")]
+    return float(value)
 
 
 def texts_of(found: list[list[Entity]]) -> list[str]:
@@ -161,13 +167,17 @@ def test_a_long_text_that_nobody_waits_for_is_given_up_between_passes() -> None:
 def test_cancelled_requests_leave_the_queue() -> None:
     async def test() -> None:
         echo = Echo(permitted=False)
-        async with batching() as batcher:
+        metrics = Metrics()
+        async with batching(metrics=metrics) as batcher:
             blocked = asyncio.create_task(batcher.find(Kind(echo), ["blocked"]))
             await begun(echo)
             gone = asyncio.create_task(batcher.find(Kind(echo), ["gone"] * 500))
             kept = asyncio.create_task(batcher.find(Kind(echo), ["kept"]))
             await asyncio.sleep(0)
+            assert value_of(metrics, "ner_cl_queue_tokens") > 100
             await cancelled(gone)
+            assert value_of(metrics, "ner_cl_queue_tokens") < 10  # what is left is "kept"
+            assert value_of(metrics, "ner_cl_abandoned_total") == 1  # a request, of whatever many parts
             echo.permits.release(10)
             await asyncio.gather(blocked, kept)
         assert echo.calls == [["blocked"], ["kept"]]

@@ -1,7 +1,10 @@
-"""The files that run the service elsewhere agree with the program, as far as that shows without running them."""
+"""The files that run the service elsewhere agree with the program, and please the tools that are to read them."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import yaml
 from typer.main import get_command
 
 from ner_cl.cli.app import app
+from ner_cl_serve.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,15 @@ def serve(repository: Path) -> Path:
 
 def flags_in(words: list[str]) -> set[str]:
     return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def checked(*command: str | Path, text: str | None = None) -> str:
+    """What a tool says, if it is content; skips where there is none."""
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run([*map(str, command)], input=text, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_container_is_started_with_flags_that_exist(serve: Path, flags: set[str]) -> None:
@@ -71,3 +84,32 @@ def test_the_unit_starts_with_flags_that_exist_and_waits_long_enough(serve: Path
     assert flags_in(command.split()) <= flags
     [seconds] = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
     assert int(seconds) > 31  # the defaults of --drain-seconds and --stop-seconds
+
+
+def test_hadolint_is_content_with_the_dockerfile(serve: Path) -> None:
+    assert checked("hadolint", serve / "Dockerfile") == ""
+
+
+def test_compose_reads_its_file(serve: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    ):
+        pytest.skip("docker compose is not installed")
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    monkeypatch.setenv("MODEL", "step2")
+    assert "/models/step2" in checked("docker", "compose", "--file", serve / "compose.yaml", "config")
+
+
+def test_prometheus_reads_its_file_and_the_metrics(serve: Path) -> None:
+    checked("promtool", "check", "config", serve / "prometheus.yml")
+    metrics = Metrics()
+    metrics.show_model("step2@f3cf71ef8085")
+    checked("promtool", "check", "metrics", text=metrics.text().decode())
+
+
+def test_systemd_reads_the_unit(serve: Path, tmp_path: Path) -> None:
+    text = (serve / "ner-cl.service").read_text()
+    assert text.count("/opt/ner-cl/bin/ner-cl") == 1
+    (tmp_path / "ner-cl.service").write_text(text.replace("/opt/ner-cl/bin/ner-cl", sys.executable))
+    checked("systemd-analyze", "verify", tmp_path / "ner-cl.service")

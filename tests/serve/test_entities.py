@@ -103,6 +103,12 @@ def test_a_stream_has_a_line_for_every_text_in_order(running: Running) -> None:
     assert [line["entities"] for line in lines] == documents(running.find(*texts))
 
 
+def test_how_a_stream_is_asked_for_may_be_written_in_any_case(running: Running) -> None:
+    accepts = "text/html;q=0.1, APPLICATION/X-NDJSON"
+    response = running.client.post("/v1/entities", json={"texts": [TEXT]}, headers={"Accept": accepts})
+    assert response.headers["content-type"] == "application/x-ndjson"
+
+
 def test_requests_at_the_same_time_get_their_own_answers(running: Running) -> None:
     texts = [f"Ada {number} met Bob in Oslo" for number in range(40)]
     found: dict[str, httpx.Response] = {}
@@ -119,7 +125,7 @@ def test_requests_at_the_same_time_get_their_own_answers(running: Running) -> No
 BAD_BODIES = {
     "not JSON": (b"{texts: []}", 400, "invalid_json", "not valid JSON"),
     "nothing": (b"", 400, "invalid_json", "not valid JSON"),
-    "a lone surrogate": (b'{"texts": ["\\ud800"]}', 400, "invalid_json", "not valid JSON"),
+    "a lone surrogate": (b'{"texts": ["\\ud800"]}', 400, "invalid_json", "half of a surrogate pair stands alone"),
     "a lone surrogate in bytes": (b'{"texts": ["\xed\xa0\x80"]}', 400, "invalid_json", "not valid JSON"),
     "Latin-1": ('{"texts": ["Göttingen"]}'.encode("latin-1"), 400, "invalid_json", "not valid JSON"),
     "deep nesting": (b'{"texts": ' + b"[" * 100_000, 400, "invalid_json", "recursion"),
@@ -136,6 +142,7 @@ BAD_BODIES = {
     "a score that is none": (b'{"texts": ["Ada"], "min_score": NaN}', 422, "invalid_request", "finite"),
     "no type": (b'{"texts": ["Ada"], "types": []}', 422, "invalid_request", "types must not be empty"),
     "an unknown type": (b'{"texts": ["Ada"], "types": ["DRUG"]}', 422, "cannot_be_asked", "DRUG"),
+    "too long a type": (b'{"texts": ["Ada"], "types": ["' + b"x" * 257 + b'"]}', 422, "invalid_request", "is too long"),
     "unknown offsets": (b'{"texts": ["Ada"], "offsets": "bytes"}', 422, "invalid_request", "offsets"),
     "too many texts": (b'{"texts": [' + b'"",' * 5000 + b'""]}', 422, "too_many_texts", "5001"),
     "too long a text": (b'{"texts": ["' + b"x" * 100_001 + b'"]}', 422, "text_too_long", "100001 characters"),
@@ -209,6 +216,17 @@ def test_a_client_that_leaves_is_computed_no_further(running: Running) -> None:
     with raw_request(running, body, length=len(body)):
         time.sleep(0.2)
     eventually(lambda: running.service.metrics.abandoned._value.get() > before)
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_failure(
+    serving: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    running = serving()
+    raw_request(running, b'{"texts": ["Ada"', length=100).close()
+    left = running.service.metrics.requests.labels("/v1/entities", "POST", "499")
+    eventually(lambda: left._value.get() == 1)
+    assert running.find("Ada").status_code == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def raw_request(running: Running, body: bytes, *, length: int) -> socket.socket:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ner_cl_serve.logs import JsonFormatter
+from ner_cl_serve.logs import JsonFormatter, configure_logs
 from tests.serve.conftest import TEXT, Running, eventually
 from tests.serve.test_entities import refused
 
@@ -15,6 +15,13 @@ def test_a_service_that_runs_is_alive_and_ready(running: Running) -> None:
     assert running.client.get("/healthz").json() == {"status": "ok"}
     ready = running.client.get("/readyz").json()
     assert ready == {"status": "ready", "model": running.service.publisher.current.version}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/model", "/", "/openapi.json"])
+def test_what_can_be_read_can_be_asked_for_its_head(running: Running, path: str) -> None:
+    whole, head = running.client.get(path), running.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
 
 
 def test_a_service_that_stops_is_alive_but_not_ready(serving: Callable[..., Running]) -> None:
@@ -86,6 +93,22 @@ def test_logs_are_json_and_hold_no_text(running: Running, caplog: pytest.LogCapt
     assert not any("Secretive" in line for line in lines)
     first = json.loads(lines[0])
     assert (first["event"], first["status"], first["texts"], first["characters"]) == ("request", 200, 2, 16)
+
+
+def test_everything_that_is_logged_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        configure_logs()
+        logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=ValueError("Secretive Ada"))
+        logging.getLogger("uvicorn.error").info("not of interest")
+        logging.getLogger("ner_cl_serve").info("serving")
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:], root.level = before
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["Task exception was never retrieved", "serving"]
+    assert "Secretive" not in lines[0]
 
 
 def test_what_fails_is_logged_without_its_message(

@@ -173,6 +173,33 @@ def test_spans_can_be_changed_and_removed_by_keyboard(page: "sync_api.Page") -> 
     assert not any(span["start"] == TEXT.index("Rome") for span in spans)
 
 
+def test_what_is_hidden_is_exported_all_the_same(page: "sync_api.Page") -> None:
+    """Or the line would say of a type that every mention is marked, and mark none."""
+    find(page)
+    places = [mark.split("|")[0] for mark in marks(page) if "|LOC" in mark]
+    page.check("#complete input[value=LOC]")
+    page.uncheck("#types input[value=LOC]")
+    page.click("#keep")
+    [line] = kept(page)
+    spans = line["spans"]
+    assert isinstance(spans, list)
+    assert [TEXT[span["start"] : span["end"]] for span in spans] == places
+
+
+def test_the_keyboard_stays_where_it_was(page: "sync_api.Page") -> None:
+    before = find(page)
+    page.locator(".entity").first.focus()
+    page.keyboard.press("Delete")
+    assert page.evaluate("document.activeElement.className") == "entity"
+    page.locator(".entity", has_text="Oslo").click()
+    page.keyboard.press("Delete")
+    assert len(marks(page)) == len(before) - 2
+    for _ in marks(page):
+        page.keyboard.press("Delete")
+    assert marks(page) == []
+    assert page.evaluate("document.activeElement.id") == "text"
+
+
 def test_words_selected_with_the_mouse_become_a_span(page: "sync_api.Page") -> None:
     find(page)
     page.evaluate(

@@ -1,7 +1,9 @@
 """The real program: how it starts, how it stops, and what is left after a crash."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,8 +27,8 @@ pytestmark = pytest.mark.slow
 class Program:
     """`ner-cl serve` in a process of its own."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "ner_cl", "serve", str(model), "--port", "0", *flags]
+    def __init__(self, model: Path, *flags: str, within: Sequence[str] = ()) -> None:
+        command = [*within, sys.executable, "-m", "ner_cl", "serve", str(model), "--port", "0", *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, object]] = []
         self._serving = threading.Event()
@@ -62,8 +64,8 @@ def start(model_root: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     root = shutil.copytree(model_root, tmp_path / "models")
     started: list[Program] = []
 
-    def run(*flags: str) -> Program:
-        started.append(Program(root / "step2", *flags))
+    def run(*flags: str, within: Sequence[str] = ()) -> Program:
+        started.append(Program(root / "step2", *flags, within=within))
         return started[-1]
 
     yield run
@@ -136,21 +138,79 @@ def test_after_a_crash_the_last_published_model_comes_back(
     assert again.end(signal.SIGINT) == 0
 
 
+# --- in a container, nearly
+
+# Of the mount namespace that it is run in, everything becomes unwritable but one folder; then all rights are dropped.
+_SHUT_IN = """
+mount --bind "$1" "$1" && mount -o remount,bind,ro / && shift &&
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"""
+
+
+@pytest.fixture
+def shut_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs a command as a container with a root file system that cannot be written would; `writable` stays so."""
+    writable = tmp_path / "writable"
+    writable.mkdir()
+    command = ["unshare", "--mount", "sh", "-c", _SHUT_IN, "sh", str(writable)]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a mount namespace")
+    if not subprocess.run([*command, "touch", str(tmp_path / "other")], capture_output=True).returncode:
+        pytest.skip("the folder for tests is on a file system of its own")
+    monkeypatch.setenv("TMPDIR", str(writable))
+    monkeypatch.setenv("HOME", str(writable))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return command
+
+
+def test_it_runs_where_nothing_but_its_state_can_be_written(
+    start: Callable[..., Program], shut_in: list[str], repository: Path, token_file: tuple[Path, dict[str, str]]
+) -> None:
+    tokens, secrets = token_file
+    state = Path(os.environ["TMPDIR"]) / "published.json"
+    program = start("--tokens", str(tokens), "--state", str(state), within=shut_in)
+    [check] = re.findall(r"CMD (\[.*/healthz.*\])$", (repository / "serve" / "Dockerfile").read_text(), re.MULTILINE)
+    _, *words = json.loads(check.replace("http://127.0.0.1:8000", program.url))
+    assert subprocess.run([sys.executable, *words], timeout=30).returncode == 0
+    found = httpx.post(f"{program.url}/v1/entities", json={"texts": [TEXT]}, timeout=60)
+    assert found.json()["documents"][0]["entities"]
+    headers = {"Authorization": f"Bearer {secrets['admin']}"}
+    answer = httpx.post(f"{program.url}/v1/model", json={"model": "step3"}, headers=headers, timeout=60)
+    assert answer.json()["persisted"] is True
+    assert json.loads(state.read_text())["model"]["folder"] == "step3"
+    assert program.end(signal.SIGTERM) == 0
+    assert subprocess.run([sys.executable, *words], capture_output=True, timeout=30).returncode == 1
+
+
 # --- what does not start
 
 
+@pytest.fixture
+def logs_as_before() -> Iterator[None]:
+    """Undoes what the program does to the logs of the process it thinks its own."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+@pytest.mark.usefixtures("logs_as_before")
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets others reach the service"),
         (["--host", "::"], "needs --tokens FILE"),
         (["--access", "token"], "--access token needs --tokens FILE"),
-        (["--access", "all"], "neither open nor token"),
+        (["--access", "all"], "none of local, open, token"),
         (["--tokens", "no-tokens.json"], "no-tokens.json: no such file"),
         (["--probe", "no-texts.txt"], "no-texts.txt: cannot be read"),
         (["--model-root", "."], "outside the model root"),
         (["--state", "/proc/no/state.json"], "cannot be written"),
-        (["--device", "abacus"], "--device"),
+        (["--state", "."], "is a folder"),
+        (["--device", "abacus"], "device: 'abacus' cannot be used"),
+        (["--stop-seconds", "inf"], "--stop-seconds"),
+        (["--drain-seconds", "nan"], "--drain-seconds"),
         (["--host", "no.such.host.invalid", "--access", "open"], "cannot listen there"),
     ],
 )
@@ -169,6 +229,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2(
     assert said in line
 
 
+@pytest.mark.usefixtures("logs_as_before")
 def test_a_port_that_is_taken_is_told_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """`POST /v1/model`: another model at once or not at all, and no path that leads elsewhere."""
 
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -130,6 +131,10 @@ def test_no_path_leads_out_of_the_model_root(serving: Callable[..., Running], ro
     linked = Path(shutil.copytree(root / "step3", root / "linked"))
     (linked / "model.safetensors").unlink()
     (linked / "model.safetensors").symlink_to(outside / "model.safetensors")
+    deep = Path(shutil.copytree(root / "step3", root / "deep")) / "strategy"
+    deep.mkdir()
+    (deep / "replay.jsonl").symlink_to(outside / "README.md")
+    os.mkfifo(shutil.copytree(root / "step3", root / "pipe") / "notes.json")  # whoever opens it waits for ever
     (root / "loop").symlink_to(root / "loop")
     (root / "inside").symlink_to(root / "step3")
     running = serving(model_root=root)
@@ -139,6 +144,8 @@ def test_no_path_leads_out_of_the_model_root(serving: Callable[..., Running], ro
         "step3/../../outside",
         "link",
         "linked",
+        "deep",
+        "pipe",
         "loop",
         "..",
         ".",

@@ -6,6 +6,7 @@ import pytest
 
 from ner_cl.errors import ModelError
 from ner_cl_serve.served import ServedModel, digest_of, load_served
+from ner_cl_serve.settings import Batching, Settings
 from tests.serve.conftest import TEXT
 
 LONG = f"{TEXT} " * 60
@@ -13,7 +14,7 @@ LONG = f"{TEXT} " * 60
 
 @pytest.fixture(scope="module")
 def served(model_root: Path) -> ServedModel:
-    return load_served(model_root / "step2", "a/step2", device="cpu", batch_tokens=256)
+    return load_served(model_root / "step2", Settings(model_root=model_root, batching=Batching(batch_tokens=256)))
 
 
 def test_between_is_called_before_every_pass(served: ServedModel) -> None:
@@ -51,7 +52,7 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(model_root: Path, mon
     digests = iter(["before", "after"])
     monkeypatch.setattr("ner_cl_serve.served.digest_of", lambda path: next(digests))
     with pytest.raises(ModelError, match="changed while it was read"):
-        load_served(model_root / "step2", "step2", device="cpu", batch_tokens=256)
+        load_served(model_root / "step2", Settings(model_root=model_root))
 
 
 def test_what_is_only_needed_to_learn_more_is_let_go(served: ServedModel) -> None:

@@ -73,8 +73,10 @@ function say(message, wrong = false) {
 // --- what is shown
 
 const least = () => Number(by("score").value);
-const isShown = (entity) => !state.hidden.has(entity.type) && (entity.score === null || entity.score >= least());
-const shown = () => state.entities.filter(isShown).sort((a, b) => a.start - b.start);
+const isMarked = (entity) => entity.score === null || entity.score >= least();
+const isShown = (entity) => isMarked(entity) && !state.hidden.has(entity.type);
+const inOrder = (entities) => [...entities].sort((a, b) => a.start - b.start);
+const shown = () => inOrder(state.entities.filter(isShown));
 
 function types() {
   const known = state.model ? state.model.types.map((record) => record.type) : [];
@@ -104,7 +106,9 @@ function showResult() {
     parts.push(state.text.slice(place, entity.start), mark(entity));
     place = entity.end;
   }
-  by("result").replaceChildren(...parts, state.text.slice(place));
+  const result = by("result"), focused = result.contains(document.activeElement);
+  result.replaceChildren(...parts, state.text.slice(place));
+  if (focused) result.querySelector(".picked")?.focus();
 }
 
 function mark(entity) {
@@ -234,13 +238,17 @@ function remove() {
   state.complete.add(picked.type);
   state.picked = null;
   show();
+  const marks = by("result").querySelectorAll(".entity");
+  const next = shown().findIndex((entity) => entity.start >= picked.start);
+  (marks[next] ?? marks[marks.length - 1] ?? by("text")).focus();
   say(`“${state.text.slice(picked.start, picked.end)}” is no ${picked.type} any more.`);
 }
 
 function keep() {
   const complete = types().filter((type) => state.complete.has(type));
   if (!complete.length) return say("Tick the types of which every mention is marked.", true);
-  const line = jsonLine(state.text, shown(), complete);
+  // Also what is only hidden: a type of which every mention is said to be marked must not lose any.
+  const line = jsonLine(state.text, inOrder(state.entities.filter(isMarked)), complete);
   const same = state.kept.findIndex((kept) => JSON.parse(kept).text === state.text);
   if (same < 0) state.kept.push(line);
   else state.kept[same] = line;

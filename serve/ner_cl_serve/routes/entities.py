@@ -50,7 +50,7 @@ _OK: dict[int | str, dict[str, Any]] = {
     "/v1/entities",
     dependencies=[Depends(anybody_allowed)],
     response_class=Response,
-    responses={**_OK, **errors(400, 401, 408, 413, 415, 422, 429, 500, 503)},
+    responses={**_OK, **errors(400, 401, 408, 413, 415, 421, 422, 429, 500, 503)},
     openapi_extra=_BODY,
 )
 async def find_entities(request: Request) -> Response:
@@ -66,7 +66,7 @@ async def find_entities(request: Request) -> Response:
             body = await read_body(request, EntitiesRequest, service.settings.limits)
             asked = _checked(body, service)
             request.state.facts.update(asked.facts)
-            if NDJSON in request.headers.get("accept", ""):
+            if NDJSON in request.headers.get("accept", "").lower():
                 return await _stream(request, asked, open_request)
             found = await _unless_gone(request, service.batcher.find(asked.kind, body.texts), asked.seconds)
     except QueueFull as full:

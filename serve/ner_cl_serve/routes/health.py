@@ -35,7 +35,7 @@ async def readyz(request: Request) -> Ready:
     "/metrics",
     dependencies=[Depends(anybody_allowed)],
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401)},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 421)},
 )
 async def metrics(request: Request) -> Response:
     """Numbers for Prometheus."""

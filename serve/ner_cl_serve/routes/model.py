@@ -27,7 +27,7 @@ _BODY = {
 }
 
 
-@router.get("/v1/model", dependencies=[Depends(anybody_allowed)], responses=errors(401))
+@router.get("/v1/model", dependencies=[Depends(anybody_allowed)], responses=errors(401, 421))
 async def get_model(request: Request) -> ModelResponse:
     """The model in service: its types, and F1 of each after every step as its history tells."""
     publisher = service_of(request).publisher

@@ -23,7 +23,7 @@ def _add(name: str, content: bytes) -> None:
         return Response(content, media_type=_KINDS[name.rpartition(".")[2]], headers=_HEADERS)
 
     path = "/" if name == "page.html" else f"/page/{name}"
-    router.add_api_route(path, send, methods=["GET", "HEAD"], name=name)
+    router.add_api_route(path, send, name=name)
 
 
 for _file in (files("ner_cl_serve") / "page").iterdir():

@@ -15,6 +15,7 @@ _MEANINGS = {
     409: "It cannot be done now, or the models differ too much.",
     413: "The body is too large.",
     415: "The body is not declared as application/json.",
+    421: "The host has a name that this service does not answer to.",
     422: "The body is JSON, but not what is described here.",
     429: "Too much waits already; `Retry-After` says when to try again.",
     500: "Something failed here.",
