@@ -20,6 +20,7 @@ from ner_cl.evaluate.matrix import Matrix
 from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.model.store import load_model
 from ner_cl.train.run import Run, run_stream
+from tests.train.pairs import Pair, train_together
 from tests.train.toy_runs import f1_after, run_config, run_values, step_files
 
 pytestmark = pytest.mark.slow
@@ -254,7 +255,7 @@ def test_blocks_without_a_loss_get_no_gradient_in_two_processes_either(home: Pat
     one = run_stream(run_config(home, output=str(home / "addner-alone"), training=training, **changes))
     path = home / "addner.yaml"
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "addner"), training=PLAIN, **changes)))
-    done = together(TORCHRUN, path)
+    done = train_together(path)
     assert done.returncode == 0, done.stderr
     close_to(home / "addner", one.folder)
     first, second = (load_model(home / "addner" / "steps" / name).head.blocks[0].weight for name in ("01", "02"))
@@ -265,7 +266,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_with_the_reason(hom
     path = home / "wild.yaml"
     training = {**PLAIN, "optimizer": {"name": "sgd", "lr": 1e30, "head_lr": 1e30, "clip": 0}}
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "wild"), training=training)))
-    done = together(TORCHRUN, path)
+    done = train_together(path)
     assert done.returncode != 0
     assert done.stderr.count("the loss is not finite on") == 1
     assert not (home / "wild" / "steps").exists()
@@ -279,11 +280,11 @@ def test_two_processes_resume(home: Path) -> None:
     path = home / "resumed.yaml"
     training = {**uneven, "accumulate": 2, "checkpoint_seconds": 0}
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "resumed"), training=training)))
-    command = [sys.executable, "-m", *TORCHRUN, "-m", "ner_cl", "train", str(path), "--quiet"]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    pair = Pair("train", str(path), "--quiet", told=home / "killed.told")
     wait_until((home / "resumed" / "checkpoints" / "current").exists)
-    kill_family(process)
-    done = together(TORCHRUN, path, "--resume", "--quiet")
+    pair.kill()
+    assert [process.exitcode for process in pair.processes] == [-signal.SIGKILL] * 2
+    done = train_together(path, "--resume", "--quiet")
     assert done.returncode == 0, done.stderr
     close_to(home / "resumed", whole.folder)
     assert "Resumed" in (home / "resumed" / "events.jsonl").read_text()

@@ -1,0 +1,74 @@
+"""Two processes that train together, without the seconds that a launcher and imports take each time.
+
+Both are forked from a server that has imported everything; that launchers start the real command is tested with the
+launchers themselves. Here nothing stops a process whose partner has failed: it must notice by itself.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from torch.distributed import TCPStore
+
+__all__ = ["Pair", "train_together"]
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.train.pairs"])
+_STREAMS = ("out", "err")
+
+
+class Pair:
+    """Two processes of one command line.
+
+    Args:
+        words: of the command line, without the program's name.
+        told: a new folder for what they say.
+    """
+
+    def __init__(self, *words: str, told: Path) -> None:
+        self.words, self.told = words, told
+        told.mkdir()
+        # As with `torchrun` the processes meet at a store of their parent's, at a port that is free.
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.processes = [_FORKS.Process(target=_run, args=(rank, self.store.port, words, told)) for rank in (0, 1)]
+        for process in self.processes:
+            process.start()
+
+    def kill(self) -> None:
+        """Kills both."""
+        for process in self.processes:
+            process.kill()
+            process.join(10)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Waits for both; they are killed if they hang."""
+        for process in self.processes:
+            process.join(120)
+        codes = [process.exitcode for process in self.processes]
+        self.kill()
+        assert None not in codes, f"one waits for the other: {codes}"
+        out, err = ("".join((self.told / f"{rank}.{name}").read_text("utf-8") for rank in (0, 1)) for name in _STREAMS)
+        return subprocess.CompletedProcess(self.words, max(map(abs, codes)), out, err)
+
+
+def train_together(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs a configuration in two processes to its end."""
+    return Pair("train", str(path), *flags, told=path.with_suffix(".told")).wait()
+
+
+def _run(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
+    """What each process does."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update(meeting, TOKENIZERS_PARALLELISM="false", **{name: str(value) for name, value in place.items()})
+    from ner_cl.cli.app import main
+
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context((told / f"{rank}.{name}").open("w", encoding="utf-8")) for name in _STREAMS)
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        code = main(words)
+    sys.exit(code)
