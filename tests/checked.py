@@ -1,8 +1,8 @@
 """Checks types and tensor shapes of every call of ner_cl, at a fraction of what jaxtyping's own decorator costs.
 
-That decorator binds the arguments of every call by hand and checks them twice, whether a shape is named or not; with
-it, two fifths of what training tests cost are checks. Here beartype checks a call once, and a function whose annotations
-name shapes gets the context that jaxtyping offers for this, in which one name stands for one size.
+That decorator binds the arguments of every call by hand and checks them twice, whether a shape is named or not: two
+fifths of what training tests cost. Here beartype checks a call once, and a function whose annotations name shapes gets
+the context that jaxtyping offers for this, in which one name stands for one size.
 """
 
 import functools

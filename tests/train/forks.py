@@ -1,7 +1,7 @@
-"""Two processes that train together, without the seconds that a launcher and imports take each time.
+"""Processes that train, without the seconds that imports take: they are forked from one that has imported everything.
 
-Both are forked from a server that has imported everything; that launchers start the real command is tested with the
-launchers themselves. Here nothing stops a process whose partner has failed: it must notice by itself.
+Two that train together meet as under a launcher; that launchers start the real command is tested with the launchers
+themselves. Here nothing stops a process whose partner has failed: it must notice by itself.
 """
 
 import contextlib
@@ -13,11 +13,20 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-__all__ = ["Pair", "train_together"]
+from ner_cl.config import load_config
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.train.pairs"])
+__all__ = ["FORKS", "Pair", "train", "train_together"]
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.train.forks"])
 _STREAMS = ("out", "err")
+
+
+def train(path: Path) -> None:
+    """Runs a configuration, or goes on with its run."""
+    from ner_cl.train.run import run_stream
+
+    run_stream(load_config(path, environment={}), resume=True)
 
 
 class Pair:
@@ -33,7 +42,7 @@ class Pair:
         told.mkdir()
         # As with `torchrun` the processes meet at a store of their parent's, at a port that is free.
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self.processes = [_FORKS.Process(target=_run, args=(rank, self.store.port, words, told)) for rank in (0, 1)]
+        self.processes = [FORKS.Process(target=_run, args=(rank, self.store.port, words, told)) for rank in (0, 1)]
         for process in self.processes:
             process.start()
 
@@ -60,7 +69,7 @@ def train_together(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def _run(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
-    """What each process does."""
+    """What each of two processes does."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update(meeting, TOKENIZERS_PARALLELISM="false", **{name: str(value) for name, value in place.items()})
