@@ -44,7 +44,7 @@ _PLAIN = ("the", "a", "met", "near", "with", "visited", "in", "at", "saw", "and"
 # Enough for a tiny model to tell the toy types by their words, in under a second a step. Its embeddings are random, so
 # unlike those of a real encoder they must be trained.
 TOY_TRAINING = TrainingOptions(
-    epochs=4,
+    epochs=6,
     batch_tokens=128,
     precision="fp32",
     train_embeddings=True,

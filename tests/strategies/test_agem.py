@@ -24,8 +24,8 @@ from ner_cl.train.combine import Updater
 from ner_cl.train.project import Projector
 from ner_cl.train.run import run_stream
 from ner_cl.types import Sentence, Span
+from tests.forks import train_together
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
-from tests.train.forks import train_together
 from tests.train.test_processes import PLAIN, close_to, without_dropout
 from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, no_dropout, run_config, run_values, same_weights
 

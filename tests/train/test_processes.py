@@ -20,7 +20,7 @@ from ner_cl.evaluate.matrix import Matrix
 from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.model.store import load_model
 from ner_cl.train.run import Run, run_stream
-from tests.train.forks import FORKS, Pair, train, train_together
+from tests.forks import FORKS, Pair, train, train_together
 from tests.train.toy_runs import f1_after, run_config, run_values, step_files
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Processes that train, without the seconds that imports take: they are forked from one that has imported everything.
+"""Processes without the seconds that imports take: they are forked from one that has imported everything.
 
 Two that train together meet as under a launcher; that launchers start the real command is tested with the launchers
 themselves. Here nothing stops a process whose partner has failed: it must notice by itself.
@@ -15,10 +15,10 @@ from torch.distributed import TCPStore
 
 from ner_cl.config import load_config
 
-__all__ = ["FORKS", "Pair", "train", "train_together"]
+__all__ = ["FORKS", "Pair", "run_without", "train", "train_together"]
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.train.forks"])
+FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.forks"])
 _STREAMS = ("out", "err")
 
 
@@ -42,7 +42,7 @@ class Pair:
         told.mkdir()
         # As with `torchrun` the processes meet at a store of their parent's, at a port that is free.
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self.processes = [FORKS.Process(target=_run, args=(rank, self.store.port, words, told)) for rank in (0, 1)]
+        self.processes = [FORKS.Process(target=_meet, args=(rank, self.store.port, words, told)) for rank in (0, 1)]
         for process in self.processes:
             process.start()
 
@@ -59,7 +59,7 @@ class Pair:
         codes = [process.exitcode for process in self.processes]
         self.kill()
         assert None not in codes, f"one waits for the other: {codes}"
-        out, err = ("".join((self.told / f"{rank}.{name}").read_text("utf-8") for rank in (0, 1)) for name in _STREAMS)
+        out, err = ("".join(_read(self.told, rank, name) for rank in (0, 1)) for name in _STREAMS)
         return subprocess.CompletedProcess(self.words, max(map(abs, codes)), out, err)
 
 
@@ -68,11 +68,35 @@ def train_together(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return Pair("train", str(path), *flags, told=path.with_suffix(".told")).wait()
 
 
-def _run(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
-    """What each of two processes does."""
+def run_without(package: str, *words: str, told: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command line in a process where a package is not installed.
+
+    Args:
+        package: that cannot be imported.
+        words: of the command line, without the program's name.
+        told: a folder for what it says.
+    """
+    process = FORKS.Process(target=_do_without, args=(package, words, told))
+    process.start()
+    process.join(120)
+    return subprocess.CompletedProcess(words, process.exitcode, *(_read(told, 0, name) for name in _STREAMS))
+
+
+def _meet(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update(meeting, TOKENIZERS_PARALLELISM="false", **{name: str(value) for name, value in place.items()})
+    _run(rank, words, told)
+
+
+def _do_without(package: str, words: tuple[str, ...], told: Path) -> None:
+    assert package not in sys.modules
+    sys.modules[package] = None  # type: ignore[assignment]
+    _run(0, words, told)
+
+
+def _run(rank: int, words: tuple[str, ...], told: Path) -> None:
+    """A command line, with all it says written to files."""
     from ner_cl.cli.app import main
 
     with contextlib.ExitStack() as stack:
@@ -81,3 +105,7 @@ def _run(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
         stack.enter_context(contextlib.redirect_stderr(err))
         code = main(words)
     sys.exit(code)
+
+
+def _read(told: Path, rank: int, name: str) -> str:
+    return (told / f"{rank}.{name}").read_text("utf-8")
