@@ -47,9 +47,10 @@ class Pair:
             process.start()
 
     def kill(self) -> None:
-        """Kills both."""
+        """Kills both, before one can miss the other."""
         for process in self.processes:
             process.kill()
+        for process in self.processes:
             process.join(10)
 
     def wait(self) -> subprocess.CompletedProcess[str]:
