@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 ## All tests, with checked tensor shapes.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 ## Lint, format and type checks.
 check: $(VENV)/.installed-dev

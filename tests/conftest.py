@@ -8,7 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
+
+from tests.checked import checked
+
+# What the import hook decorates ner_cl with (`--jaxtyping-packages`); it looks the name up as modules are imported.
+jaxtyping.jaxtyped = checked
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -11,10 +11,7 @@ import yaml
 
 from ner_cl.cli.app import main
 from ner_cl.data.writers import write_sentences
-from tests.tiny import tiny_encoder, toy_corpus, toy_sentences
-
-# Enough for a tiny model to learn the toy types nearly without error.
-TRAINING = {"epochs": 10, "batch_tokens": 64, "optimizer": {"lr": 3.0e-3, "head_lr": 1.0e-2}, "precision": "fp32"}
+from tests.tiny import TOY_TRAINING, tiny_encoder, toy_corpus, toy_sentences
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
             "corpus": {part: f"data/{part}.jsonl" for part in ("train", "dev", "test")},
             "steps": [["PER"], ["LOC"]],
         },
-        "training": TRAINING,
+        "training": TOY_TRAINING.model_dump(mode="json"),
         "output": str(folder / "unused"),
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(config))

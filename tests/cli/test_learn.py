@@ -44,8 +44,10 @@ def test_a_model_learns_a_type_and_stays_what_it_was(
 def test_json_says_what_the_table_says(
     toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "new"
-    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(output), *QUICK]
+    output, data = tmp_path / "new", tmp_path / "data.jsonl"
+    mentions_of_all = toy_sentences(60, seed=9, types=("PER", "LOC", "ORG"))
+    write_sentences(data, [sentence.restrict(["ORG"]) for sentence in mentions_of_all])
+    words = ["learn", str(data), "--model", str(model_folder), "--types", "ORG", "--output", str(output), *QUICK]
     assert main(["-q", *words, "--json", "--strategies", "[{name: distill, temperature: 3}]"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ner_cl.cli.app import main
 from ner_cl.evaluate.matrix import Matrix
+from tests.forks import run_without
 
 
 def test_a_page_and_figures_are_written(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,13 +64,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "holds no finished run" in capsys.readouterr().err
 
 
-def test_without_the_extra_it_says_what_to_install(run_folder: Path) -> None:
-    code = f"""
-import sys
-sys.modules["matplotlib"] = None
-from ner_cl.cli.app import main
-sys.exit(main(["report", {str(run_folder)!r}]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_without_the_extra_it_says_what_to_install(run_folder: Path, tmp_path: Path) -> None:
+    done = run_without("matplotlib", "report", str(run_folder), told=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == "ner-cl: error: drawing needs matplotlib; run: pip install 'ner-cl[report]'"

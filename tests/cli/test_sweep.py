@@ -1,14 +1,13 @@
 """`ner-cl sweep`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ner_cl.cli.app import main
 from tests.cli.conftest import Toy
+from tests.forks import run_without
 
 
 def test_a_sweep_tells_its_trials_and_goes_on(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,13 +32,7 @@ def test_nothing_to_search_is_refused(toy: Toy, tmp_path: Path, capsys: pytest.C
     assert "sweep.search: names no key to search" in capsys.readouterr().err
 
 
-def test_without_the_extra_it_says_what_to_install(toy: Toy) -> None:
-    code = f"""
-import sys
-sys.modules["optuna"] = None
-from ner_cl.cli.app import main
-sys.exit(main(["sweep", {str(toy.config)!r}]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_without_the_extra_it_says_what_to_install(toy: Toy, tmp_path: Path) -> None:
+    done = run_without("optuna", "sweep", str(toy.config), told=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == "ner-cl: error: a sweep needs optuna; run: pip install 'ner-cl[sweep]'"

@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from ner_cl.cli.app import main
 from ner_cl.evaluate.matrix import Matrix, render
 from ner_cl.model.ner_model import NerModel
 from tests.cli.conftest import Toy
+from tests.forks import Pair
 
 
 def test_a_run_prints_its_matrix_and_keeps_everything(
@@ -43,11 +42,9 @@ def test_a_run_prints_its_matrix_and_keeps_everything(
 @pytest.mark.slow
 def test_two_processes_make_one_run_and_one_of_them_talks(toy: Toy, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    options = ["--mixed_precision=no", "--dynamo_backend=no", "-m", "ner_cl", "train", str(toy.config)]
     settings = ["--output", str(output), "--set", "training.epochs=1"]
-    command = [sys.executable, *launch, *options, *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = Pair("train", str(toy.config), *settings, told=tmp_path / "told").wait()
+    assert done.returncode == 0, done.stderr
     assert done.stdout == render(Matrix.load(output)) + "\n"
     assert [line.split(":")[0] for line in done.stderr.splitlines() if " epoch " in line] == [
         "step 1 epoch 1",

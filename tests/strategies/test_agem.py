@@ -24,8 +24,9 @@ from ner_cl.train.combine import Updater
 from ner_cl.train.project import Projector
 from ner_cl.train.run import run_stream
 from ner_cl.types import Sentence, Span
+from tests.forks import train_together
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
-from tests.train.test_processes import PLAIN, TORCHRUN, close_to, together, without_dropout
+from tests.train.test_processes import PLAIN, close_to, without_dropout
 from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, no_dropout, run_config, run_values, same_weights
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
@@ -381,6 +382,6 @@ def test_two_processes_make_the_updates_of_one(tmp_path: Path, head: str) -> Non
     run_stream(alone)
     path = tmp_path / "together.yaml"
     path.write_text(yaml.safe_dump(values))
-    done = together(TORCHRUN, path)
+    done = train_together(path)
     assert done.returncode == 0, done.stderr
     close_to(tmp_path / "together", tmp_path / "alone")

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ner_cl.evaluate.counts import count_spans
-from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.finetune import Finetune, FinetuneOptions
-from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream, trained_model
+from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
 
@@ -43,15 +41,3 @@ def test_addner_leaves_old_blocks_to_the_moving_encoder(folder: Path) -> None:
     Finetune(FinetuneOptions()).losses(context, batch, model(batch))["ce"].backward()
     assert [block.weight.grad is not None for block in model.head.blocks] == [False, True]
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
-
-
-@BOTH
-def test_it_forgets(folder: Path, head: str) -> None:
-    model = trained_model(folder, head, strategies=("finetune",))
-    test = toy_stream().test
-    counts = count_spans(test, predict_sentences(model, test, precision="fp32"), ["PER", "LOC"])
-    old, new = counts["PER"].f1, counts["LOC"].f1
-    assert old is not None
-    assert new is not None
-    assert old < 0.3
-    assert new > 0.8

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from ner_cl.config import TrainingOptions
-from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import Strategy
 from ner_cl.strategies.finetune import FinetuneOptions
 from ner_cl.strategies.joint import Joint, JointOptions
@@ -21,7 +19,6 @@ from tests.tiny import (
     toy_context,
     toy_sentences,
     toy_stream,
-    trained_model,
 )
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
@@ -94,11 +91,3 @@ def test_only_a_strategy_that_says_so_sees_earlier_data(folder: Path, monkeypatc
         learner = Learner(tiny_model(folder, steps=[["PER"]]), [options], SHORT)
         next(learner.learn_step(STREAM.steps[1], earlier=STREAM.everything_until(2)))
     assert found == {"Finetune": (), "Joint": STREAM.everything_until(2)}
-
-
-@BOTH
-def test_it_knows_all_types(folder: Path, head: str) -> None:
-    model = trained_model(folder, head, strategies=("joint",))
-    test = toy_stream().test
-    counts = count_spans(test, predict_sentences(model, test, precision="fp32"), ["PER", "LOC"])
-    assert min(count.f1 or 0.0 for count in counts.values()) > 0.8

@@ -20,37 +20,10 @@ from ner_cl.evaluate.matrix import Matrix
 from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.model.store import load_model
 from ner_cl.train.run import Run, run_stream
+from tests.forks import FORKS, Pair, train, train_together
 from tests.train.toy_runs import f1_after, run_config, run_values, step_files
 
 pytestmark = pytest.mark.slow
-
-# Imports once, then trains in a fresh process whenever a line says so: the seconds that imports take are spent once,
-# and kills fall on training, saving and evaluation, not on them. Each line is answered with the id of the process and,
-# when it is over, its status.
-TRAINER = """
-import os, sys
-import torch
-torch.set_num_threads(1)
-from ner_cl.config import load_config
-from ner_cl.model.ner_model import NerModel
-from ner_cl.train.run import open_stream, run_stream
-config = load_config(sys.argv[1], environment={})
-open_stream(config), NerModel.from_options(config.encoder, config.head)  # what they import late
-parameter = torch.nn.Parameter(torch.ones(1))
-parameter.grad = torch.ones(1)
-torch.optim.AdamW([parameter], fused=True).step()
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        try:
-            run_stream(config, resume=True)
-        except BaseException as error:
-            sys.stderr.write(repr(error) + "\\n")
-            os._exit(1)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -86,30 +59,25 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(home: Pat
     path = home / "killed.yaml"
     path.write_text(yaml.safe_dump(run_values(home, output=str(run), **changes)))
     draw = random.Random(7)
-    command = [sys.executable, "-c", TRAINER, str(path)]
-    trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
     kills = {0: 0, 1: 0, 2: 0}  # by steps published at the start
-    published, status = 0, -1
-    with trainer:
-        for _ in range(40):
-            trainer.stdin.write("\n")
-            trainer.stdin.flush()
-            child = int(trainer.stdout.readline())
-            if published < 2:
-                if kills[published] < 4:
-                    wait_for_changes(run / "checkpoints", draw.randint(1, 12))
-                else:  # right after the step is published
-                    wait_until((run / "steps" / f"{published + 1:02d}").exists)
-                time.sleep(draw.uniform(0, 0.03))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            status = int(trainer.stdout.readline())
-            assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
-            kills[published] += status != 0
-            published = check_published(run, expected)
-            if status == 0:
-                break
-        trainer.stdin.close()
+    published, status = 0, None
+    for _ in range(40):
+        trainer = FORKS.Process(target=train, args=(path,))
+        trainer.start()
+        if published < 2:
+            if kills[published] < 4:
+                wait_for_changes(run / "checkpoints", draw.randint(1, 12))
+            else:  # right after the step is published
+                wait_until((run / "steps" / f"{published + 1:02d}").exists)
+            time.sleep(draw.uniform(0, 0.03))
+            trainer.kill()
+        trainer.join(120)
+        status = trainer.exitcode
+        assert status in (0, -signal.SIGKILL)
+        kills[published] += status != 0
+        published = check_published(run, expected)
+        if status == 0:
+            break
     assert status == 0
     assert kills[0] + kills[1] >= 6
     assert kills[0] > 0
@@ -254,7 +222,7 @@ def test_blocks_without_a_loss_get_no_gradient_in_two_processes_either(home: Pat
     one = run_stream(run_config(home, output=str(home / "addner-alone"), training=training, **changes))
     path = home / "addner.yaml"
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "addner"), training=PLAIN, **changes)))
-    done = together(TORCHRUN, path)
+    done = train_together(path)
     assert done.returncode == 0, done.stderr
     close_to(home / "addner", one.folder)
     first, second = (load_model(home / "addner" / "steps" / name).head.blocks[0].weight for name in ("01", "02"))
@@ -265,7 +233,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_with_the_reason(hom
     path = home / "wild.yaml"
     training = {**PLAIN, "optimizer": {"name": "sgd", "lr": 1e30, "head_lr": 1e30, "clip": 0}}
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "wild"), training=training)))
-    done = together(TORCHRUN, path)
+    done = train_together(path)
     assert done.returncode != 0
     assert done.stderr.count("the loss is not finite on") == 1
     assert not (home / "wild" / "steps").exists()
@@ -279,11 +247,11 @@ def test_two_processes_resume(home: Path) -> None:
     path = home / "resumed.yaml"
     training = {**uneven, "accumulate": 2, "checkpoint_seconds": 0}
     path.write_text(yaml.safe_dump(run_values(home, output=str(home / "resumed"), training=training)))
-    command = [sys.executable, "-m", *TORCHRUN, "-m", "ner_cl", "train", str(path), "--quiet"]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    pair = Pair("train", str(path), "--quiet", told=home / "killed.told")
     wait_until((home / "resumed" / "checkpoints" / "current").exists)
-    kill_family(process)
-    done = together(TORCHRUN, path, "--resume", "--quiet")
+    pair.kill()
+    assert [process.exitcode for process in pair.processes] == [-signal.SIGKILL] * 2
+    done = train_together(path, "--resume", "--quiet")
     assert done.returncode == 0, done.stderr
     close_to(home / "resumed", whole.folder)
     assert "Resumed" in (home / "resumed" / "events.jsonl").read_text()

@@ -1,0 +1,112 @@
+"""Processes without the seconds that imports take: they are forked from one that has imported everything.
+
+Two that train together meet as under a launcher; that launchers start the real command is tested with the launchers
+themselves. Here nothing stops a process whose partner has failed: it must notice by itself.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from torch.distributed import TCPStore
+
+from ner_cl.config import load_config
+
+__all__ = ["FORKS", "Pair", "run_without", "train", "train_together"]
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.forks"])
+_STREAMS = ("out", "err")
+
+
+def train(path: Path) -> None:
+    """Runs a configuration, or goes on with its run."""
+    from ner_cl.train.run import run_stream
+
+    run_stream(load_config(path, environment={}), resume=True)
+
+
+class Pair:
+    """Two processes of one command line.
+
+    Args:
+        words: of the command line, without the program's name.
+        told: a new folder for what they say.
+    """
+
+    def __init__(self, *words: str, told: Path) -> None:
+        self.words, self.told = words, told
+        told.mkdir()
+        # As with `torchrun` the processes meet at a store of their parent's, at a port that is free.
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.processes = [FORKS.Process(target=_meet, args=(rank, self.store.port, words, told)) for rank in (0, 1)]
+        for process in self.processes:
+            process.start()
+
+    def kill(self) -> None:
+        """Kills both, before one can miss the other."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join(10)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Waits for both; they are killed if they hang."""
+        for process in self.processes:
+            process.join(120)
+        codes = [process.exitcode for process in self.processes]
+        self.kill()
+        assert None not in codes, f"one waits for the other: {codes}"
+        out, err = ("".join(_read(self.told, rank, name) for rank in (0, 1)) for name in _STREAMS)
+        return subprocess.CompletedProcess(self.words, max(map(abs, codes)), out, err)
+
+
+def train_together(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs a configuration in two processes to its end."""
+    return Pair("train", str(path), *flags, told=path.with_suffix(".told")).wait()
+
+
+def run_without(package: str, *words: str, told: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command line in a process where a package is not installed.
+
+    Args:
+        package: that cannot be imported.
+        words: of the command line, without the program's name.
+        told: a folder for what it says.
+    """
+    process = FORKS.Process(target=_do_without, args=(package, words, told))
+    process.start()
+    process.join(120)
+    return subprocess.CompletedProcess(words, process.exitcode, *(_read(told, 0, name) for name in _STREAMS))
+
+
+def _meet(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update(meeting, TOKENIZERS_PARALLELISM="false", **{name: str(value) for name, value in place.items()})
+    _run(rank, words, told)
+
+
+def _do_without(package: str, words: tuple[str, ...], told: Path) -> None:
+    assert package not in sys.modules
+    sys.modules[package] = None  # type: ignore[assignment]
+    _run(0, words, told)
+
+
+def _run(rank: int, words: tuple[str, ...], told: Path) -> None:
+    """A command line, with all it says written to files."""
+    from ner_cl.cli.app import main
+
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context((told / f"{rank}.{name}").open("w", encoding="utf-8")) for name in _STREAMS)
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        code = main(words)
+    sys.exit(code)
+
+
+def _read(told: Path, rank: int, name: str) -> str:
+    return (told / f"{rank}.{name}").read_text("utf-8")
