@@ -33,6 +33,9 @@ class CfnerOptions(BalanceOptions):
     Attributes:
         neighbours: words whose mean has as much say as the word itself; 0 for none.
         candidates: only so many words of a kind, the first of the step, are anybody's neighbours; 0 for all.
+        columns: what the neighbours of a word labelled `O` speak of: `all` columns, or the `old` ones alone, over which
+            their probabilities then sum to 1, as in the authors' code. There new columns can take a word from its old
+            type: its neighbours pay for it, and no gradient is left.
         sharpen: of a word labelled `O` that the teacher finds an old type in, its best answer alone is imitated.
         curriculum: such words are treated so, and have neighbours, only where the student itself is as sure of an old
             tag as a threshold says, which falls from 0.9 in the first epoch to 0 in the last one planned; until then
@@ -42,6 +45,7 @@ class CfnerOptions(BalanceOptions):
     name: Literal["cfner"] = "cfner"
     neighbours: int = Field(3, ge=0)
     candidates: int = Field(5000, ge=0)
+    columns: Literal["all", "old"] = "all"
     sharpen: bool = True
     curriculum: bool = False
 
@@ -145,9 +149,9 @@ class Cfner(Strategy):
         if not asked.any():
             return log_probs
         logits, real = known.neighbours.ask(context, near[asked])
-        # Of an old type nothing new is to be learned: there the neighbours speak of old tags only.
-        new = torch.arange(logits.shape[-1], device=logits.device) >= known.logits.shape[-1]
-        logits = logits.masked_fill(defined[asked][:, None, None] & new, -torch.inf)
+        if self.options.columns == "old":
+            new = torch.arange(logits.shape[-1], device=logits.device) >= known.logits.shape[-1]
+            logits = logits.masked_fill(defined[asked][:, None, None] & new, -torch.inf)
         joint = log_probs.clone()
         joint[asked] = joint_log_probs(log_probs[asked], logits, real)
         return joint
