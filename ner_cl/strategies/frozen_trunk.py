@@ -1,18 +1,19 @@
 """Lower layers that stay as step 1 left them, while the upper ones go on learning."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.subnetworks.cache import TrunkCache
-from ner_cl.model.subnetworks.trunk import apply_layer, top_layers
+from ner_cl.model.subnetworks.trunk import all_layers, apply_layer, top_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 
@@ -23,13 +24,14 @@ class FrozenTrunkOptions(StrategyOptions):
     """How much of the encoder goes on learning.
 
     Attributes:
-        layers: top layers that are trained after step 1; 0 trains all of the encoder, as without the strategy.
+        layers: top layers that are trained after step 1; `auto` is two thirds of them, and 0 trains all of the encoder,
+            as without the strategy.
         cache: run the frozen part over the step's sentences once and keep what it gives; without it, it runs in every
             update, which takes longer and gives the same up to rounding.
     """
 
     name: Literal["frozen_trunk"] = "frozen_trunk"
-    layers: int = Field(4, ge=0)
+    layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     cache: bool = True
 
 
@@ -54,14 +56,16 @@ class FrozenTrunk(Strategy):
     def begin_stage(self, context: StepContext) -> None:
         """Freezes embeddings and lower layers, and has them run once over the step's sentences."""
         self._encoder: Encoder | None = None
+        self._top: list[nn.Module] = []
         if not context.old_types or not self.options.layers:
             return
         encoder = context.model.encoder
-        top = top_layers(encoder, self.options.layers)
+        count = self.options.layers
+        top = top_layers(encoder, math.ceil(2 * len(all_layers(encoder)) / 3) if count == "auto" else count)
         encoder.requires_grad_(False)
         for layer in top:
             layer.requires_grad_(True)
-        self._encoder = encoder
+        self._encoder, self._top = encoder, top
         if self.options.cache and context.encoded is not None:
             encoder.shortcut = None
             encoder.eval()
@@ -79,14 +83,14 @@ class FrozenTrunk(Strategy):
         """Runs what is frozen without dropout."""
         if self._encoder is not None:
             self._encoder.eval()
-            for layer in top_layers(self._encoder, self.options.layers):
+            for layer in self._top:
                 layer.train()
 
     def settle(self, context: StepContext) -> None:
         """Lets go of what the lower layers gave: whoever measures now sees the whole encoder run."""
         if self._encoder is not None:
             self._encoder.shortcut = None
-        self._encoder = None
+        self._encoder, self._top = None, []
 
 
 def _from_the_trunk_up(cache: TrunkCache, encoder: Encoder, batch: Batch) -> Float[Tensor, "row piece hidden"]:

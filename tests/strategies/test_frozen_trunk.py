@@ -99,6 +99,13 @@ def test_scores_while_training_are_those_of_the_whole_model(folder: Path) -> Non
         assert best.score == pytest.approx(2 * tp / max(1, 2 * tp + fp + fn))
 
 
+@pytest.mark.parametrize(("layers", "learning"), [("auto", {"1", "2"}), (1, {"2"}), (9, {"0", "1", "2"})])
+def test_as_many_layers_learn_as_are_asked_for(folder: Path, layers: int | str, learning: set[str]) -> None:
+    _, (first, second) = learned(folder, {"name": "frozen_trunk", "layers": layers})
+    names = [name.split(".") for name in changed(first, second) if ".layer." in name]
+    assert {name[name.index("layer") + 1] for name in names} == learning
+
+
 def test_no_layers_is_as_if_it_were_not_there(folder: Path) -> None:
     _, (_, with_it) = learned(folder, {"name": "frozen_trunk", "layers": 0})
     _, (_, without) = learned(folder, "distill")
