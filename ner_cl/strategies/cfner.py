@@ -43,6 +43,7 @@ class CfnerOptions(BalanceOptions):
     """
 
     name: Literal["cfner"] = "cfner"
+    reduction: Literal["mean_each", "sum_then_mean"] = "sum_then_mean"  # few words are typed: their own mean drowns KD
     neighbours: int = Field(3, ge=0)
     candidates: int = Field(5000, ge=0)
     columns: Literal["all", "old"] = "all"

@@ -104,8 +104,8 @@ def loss_by_loops(context: StepContext, before: NerModel, batch: Batch, options:
     "options",
     [
         {},
-        {"columns": "old"},
-        {"reduction": "sum_then_mean", "sharpen": False, "columns": "old"},
+        {"columns": "old", "reduction": "mean_each"},
+        {"sharpen": False, "columns": "old"},
         {"neighbours": 1, "candidates": 4, "strength": 0.5, "balance": "none"},
         {"neighbours": 1000, "candidates": 0},
         {"neighbours": 0},
@@ -158,7 +158,7 @@ def test_shared_probabilities_sum_to_one() -> None:
 @pytest.mark.parametrize("columns", ["old", "all"])
 def test_what_new_columns_take_from_an_old_type_is_paid_for(folder: Path, columns: str) -> None:
     """As published it is not: the neighbours' old columns sum to 1 however little is left of them."""
-    strategy, context, before = begin(folder, columns=columns, strength=1.0, balance="none")
+    strategy, context, before = begin(folder, columns=columns, strength=1.0, balance="none", reduction="mean_each")
     with torch.no_grad():
         context.model.head.new_block().bias.add_(20.0)
     batch = rows_of(context)
