@@ -13,7 +13,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.subnetworks.cache import TrunkCache
-from ner_cl.model.subnetworks.trunk import all_layers, apply_layer, top_layers
+from ner_cl.model.subnetworks.trunk import all_layers, apply_layer, calls_alike, top_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 
@@ -66,7 +66,7 @@ class FrozenTrunk(Strategy):
         for layer in top:
             layer.requires_grad_(True)
         self._encoder, self._top = encoder, top
-        if self.options.cache and context.encoded is not None:
+        if self.options.cache and calls_alike(encoder) and context.encoded is not None:
             encoder.shortcut = None
             encoder.eval()
             cache = TrunkCache(
