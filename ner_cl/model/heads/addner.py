@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ner_cl.config import HeadOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import coupling, viterbi
+from ner_cl.model.decode import coupling, spans_of_rows, viterbi
 from ner_cl.model.heads.base import DistillOptions, Emissions, Head, hide_types
 from ner_cl.model.losses import kd_sub, marginal_cross_entropy, masked_mean
 from ner_cl.model.merge import exclusive_scores, majority, span_probability, weighted_vote
@@ -162,6 +162,15 @@ class AddNer(Head):
         asked = self._asked(emissions, types)
         tags = self._elect(emissions, asked) if self.votes else self._resolve(emissions, asked)
         return hide_types(tags, self.tagset, types)
+
+    def spans(
+        self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
+    ) -> Int[Tensor, "span 4"]:
+        """What the blocks find together or, nested, what each step's types are found to be by themselves."""
+        if not nested:
+            return super().spans(emissions, types=types)
+        readings = [[type_ for type_ in step if types is None or type_ in types] for step in self.tagset.steps]
+        return torch.cat([spans_of_rows(self.decode(emissions, types=step)) for step in readings if step])
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
         """The strongest of all blocks asked for, and of the vote where they vote on each tag.

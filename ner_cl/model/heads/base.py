@@ -15,7 +15,7 @@ from ner_cl.config import HeadOptions, Options
 from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import coupling
+from ner_cl.model.decode import coupling, spans_of_rows
 
 __all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
 
@@ -244,6 +244,19 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Legal tag ids of the joint tagset, 0 where padded; only of `types` where they are given."""
+
+    def spans(
+        self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
+    ) -> Int[Tensor, "span 4"]:
+        """What is found: row, first word, one past the last word, index of the type.
+
+        Args:
+            emissions: of any batch.
+            types: only these.
+            nested: what is found where nothing competes, so that spans may overlap. A head with one output for all
+                types has no such reading, and finds the same.
+        """
+        return spans_of_rows(self.decode(emissions, types=types))
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
         """Where rows may be cut without a change of what `decode` says of `types`; see `ner_cl.model.decode`."""
