@@ -234,6 +234,7 @@ def test_nothing_annotated_costs_nothing_unless_it_is_held_against_all(name: str
 def test_a_batch_without_words_costs_nothing(name: str) -> None:
     head, emissions, batch, teacher = random_case(name, 0)
     object.__setattr__(batch, "word_mask", torch.zeros_like(batch.word_mask))
+    emissions = Emissions(emissions.blocks, batch.word_mask)
     costs = [head.supervised(emissions, batch, unannotated=reading) for reading in ("negative", "unknown")]
     for options in OPTIONS:
         costs += head.distillation(emissions, batch, teacher, options).values()
