@@ -56,8 +56,8 @@ def score_sentences(
         model: any model.
         sentences: what to read.
         types: these only.
-        nested: what every step's block finds by itself, where the head has a block a step: spans of different steps may
-            overlap. Otherwise blocks are merged and no two spans overlap.
+        nested: what is found where nothing competes (see `Head.spans`), so that spans may overlap. Otherwise no two
+            spans do.
         batch_tokens: word pieces of one batch, padding included; by default what suits the device.
         precision: number format of the encoder.
     """
