@@ -50,6 +50,8 @@ TOY_TRAINING = TrainingOptions(
     train_embeddings=True,
     optimizer=OptimizerOptions(lr=5e-3, head_lr=2e-2),
 )
+# Where a span ends is in the words around it, which a random encoder has to learn to look at.
+SPAN_TRAINING = TOY_TRAINING.model_copy(update={"epochs": 8, "optimizer": OptimizerOptions(lr=1e-2, head_lr=2e-2)})
 TOY_WORDS = (*_PLAIN, *(word for table in (_FIRST, _SECOND) for words in table.values() for word in words))
 SENTENCES = (
     Sentence(("Ada", "Smith", "visited", "Rome", "."), (Span(0, 2, "PER"), Span(3, 4, "LOC")), frozenset(TOY_TYPES)),
@@ -209,13 +211,18 @@ def toy_context(
     return context
 
 
+def toy_training(head: str) -> TrainingOptions:
+    """Options of the loop under which a head learns a toy stream."""
+    return SPAN_TRAINING if head == "spankl" else TOY_TRAINING
+
+
 def trained_model(
     folder: Path,
     head: str | HeadOptions = "extendner",
     *,
     stream: Stream | None = None,
     strategies: Sequence[str] = ("distill",),
-    training: TrainingOptions = TOY_TRAINING,
+    training: TrainingOptions | None = None,
 ) -> NerModel:
     """A tiny model that has learned the steps of a toy stream (PER, then LOC) one after the other.
 
@@ -224,10 +231,11 @@ def trained_model(
         head: name or options.
         stream: what to learn.
         strategies: names.
-        training: options of the loop.
+        training: options of the loop; by default those under which the head learns the stream.
     """
     stream = stream or toy_stream()
-    learner = Learner(tiny_model(folder, head), parse_strategies(list(strategies)), training)
+    model = tiny_model(folder, head)
+    learner = Learner(model, parse_strategies(list(strategies)), training or toy_training(model.head.name))
     for step in stream.steps:
         for _ in learner.learn_step(step, earlier=stream.everything_until(step.number)):
             pass

@@ -23,7 +23,7 @@ encoder:
   name: minilm-l6          # an alias, a Hugging Face id (bert-base-cased), or a folder
 
 head:
-  name: {head: <17}  # extendner: one output layer that grows; addner: one layer a step
+  name: {head: <17}  # extendner: one output layer that grows; addner: one layer a step; spankl: scores of spans
 
 {stream}
 strategies:                # how old types are held; `ner-cl info` lists the names
@@ -64,7 +64,7 @@ stream:                    # what arrives when: a pinned stream, any key of whic
 
 def init(
     config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The file to write.")] = Path("ner-cl.yaml"),
-    head: Annotated[str, typer.Option("--head", help="extendner or addner.")] = "extendner",
+    head: Annotated[str, typer.Option("--head", help="extendner, addner or spankl.")] = "extendner",
     stream: Annotated[
         str | None, typer.Option("--stream", metavar="NAME", help="A pinned stream, by name or by file.")
     ] = None,

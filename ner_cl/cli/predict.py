@@ -37,7 +37,7 @@ def predict(
     ] = 0.0,
     types: Types = None,
     nested: Annotated[
-        bool, typer.Option("--nested", help="What every step finds by itself: entities of different steps may overlap.")
+        bool, typer.Option("--nested", help="Entities may overlap: of different steps (head addner), or any (spankl).")
     ] = False,
 ) -> None:
     """Find entities in text.

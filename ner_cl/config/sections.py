@@ -52,7 +52,7 @@ class HeadOptions(Options):
     """Which head, how it starts new columns and how it is decoded.
 
     Attributes:
-        name: `extendner` or `addner`.
+        name: `extendner`, `addner` or `spankl`.
         new_rows: start of a new block: `random` (normal, sd 0.02) or `outside` (the first block's `O` row plus that
             noise: a word of a new type was `O` so far).
         continuation: AddNER only. When a valid continuation in one block meets a begin in another, the continuation
@@ -60,17 +60,30 @@ class HeadOptions(Options):
         merge: AddNER only. How blocks are merged: by the paper's `resolver`; by one `viterbi` over all of them, given
             that at most one names a word; by a `vote`, weighted, over the blocks that know a type; or by `majority` of
             those, span by span.
+        width: SpanKL only. Size of the two vectors that a word has for each type.
+        max_words: SpanKL only. Words of the longest span that is considered.
     """
 
     name: str = "extendner"
     new_rows: Literal["random", "outside"] = "random"
     continuation: Literal["wins", "compare"] = "wins"
     merge: Literal["majority", "resolver", "viterbi", "vote"] = "resolver"
+    width: int = Field(50, ge=1)
+    max_words: int = Field(32, ge=1)
 
     @field_validator("name")
     @classmethod
     def _known_head(cls, name: str) -> str:
         return _known(heads, name)
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "HeadOptions":
+        # Configurations are written out with all their defaults: those say nothing.
+        chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        for name in chosen:
+            if name in heads[self.name].without_effect:  # type: ignore[attr-defined]
+                raise ValueError(f"{name}: has no effect with head {self.name}; leave it out")
+        return self
 
 
 class CorpusOptions(Options):

@@ -37,6 +37,7 @@ class Batch:
         rows: number of each row in the whole set.
         row_words: words of each row.
         remembered: whether each row was kept from an earlier step: annotated, but for none of the newest step's types.
+        cut: whether each row ends inside of a mention, which the next window goes on with.
     """
 
     piece_ids: Int[Tensor, "row piece"]
@@ -50,6 +51,7 @@ class Batch:
     rows: tuple[int, ...] = ()
     row_words: tuple[int, ...] = ()
     remembered: tuple[bool, ...] = ()
+    cut: tuple[bool, ...] = ()
 
     def select(self, rows: Sequence[int]) -> "Batch":
         """Some of the rows, by their position in this batch."""
@@ -68,6 +70,7 @@ class Batch:
             rows=tuple(self.rows[row] for row in rows),
             row_words=tuple(self.row_words[row] for row in rows),
             remembered=tuple(self.remembered[row] for row in rows),
+            cut=tuple(self.cut[row] for row in rows if self.cut),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -169,7 +172,12 @@ class EncodedSentences:
             rows=tuple(rows),
             row_words=tuple(len(window.word_pieces) for window in windows),
             remembered=tuple(self.remembered[row] for row in rows),
+            cut=tuple(self._is_cut(window) for window in windows),
         )
+
+    def _is_cut(self, window: Window) -> bool:
+        targets, end = self._targets[window.sentence], window.first_word + len(window.word_pieces)
+        return end < len(targets) and targets[end] > 0 and targets[end] % 2 == 0
 
     def in_length_order(
         self, batch_tokens: int, *, among: Sequence[int] | None = None

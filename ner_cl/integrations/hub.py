@@ -29,6 +29,8 @@ def to_token_classifier(model: NerModel) -> Any:
         raise ModelError("this model was exported already; export the model that it came from")
     if model.subnetworks is not None:
         raise ModelError("a sub-network a step is no single classifier; make one of them with ner-cl compact")
+    if not model.head.tags_words:
+        raise ModelError(f"head {model.head.name} scores spans, not words; use --format onnx or spacy")
     if model.head.knows_older:
         raise ModelError("blocks that vote on the same types are no single classifier; use --format onnx or spacy")
     tags = list(model.tagset.tags)

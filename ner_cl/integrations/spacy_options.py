@@ -22,8 +22,8 @@ class ComponentOptions(Options):
         overwrite_ents: whether entities found here take the place of those in `doc.ents` that they overlap; else
             those stay and the ones found here give way.
         spans_key: key of `doc.spans` for everything that was found; None for none.
-        nested: whether `doc.spans` holds what every step finds by itself, so that spans of different steps may overlap;
-            `doc.ents` never overlap.
+        nested: whether `doc.spans` holds what is found where nothing competes, so that spans may overlap: those of
+            different steps (head addner), or any (spankl); `doc.ents` never overlap.
         precision: number format of the encoder; `auto` is bf16 where the processor computes in it.
         device: such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
         batch_tokens: word pieces of one batch, padding included; None for what suits the device.

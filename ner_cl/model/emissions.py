@@ -25,6 +25,7 @@ Place = tuple[int, int]
 
 _SHORTEST = 128  # words of a stretch, where a row makes several
 _GROUP = 64  # a sentence of more windows is read in order, so many at a time, and never held whole
+_MOST_SCORES = 1 << 24  # fewer at a time of a head with so many columns that more numbers than these would be held
 
 
 def emissions_of(
@@ -67,11 +68,11 @@ def stretches_of(
         precision: number format of the encoder.
     """
     reader = _Reader(model, encoded, model.steps_of(types), batch_tokens, precision)
-    short = [row for rows in encoded.rows_of if len(rows) <= _GROUP for row in rows]
+    short = [row for rows in encoded.rows_of if len(rows) <= reader.group for row in rows]
     for indices, emissions in reader.sentences(short):
         yield _cut(model, [(index, 0) for index in indices], emissions, types)
     for sentence, rows in enumerate(encoded.rows_of):
-        if len(rows) > _GROUP:
+        if len(rows) > reader.group:
             yield from _in_order(reader, sentence, types)
 
 
@@ -93,6 +94,7 @@ class _Reader:
         # On a CPU what fits its caches; a GPU wants more to do at once.
         self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 16384)
         self.precision: Precision = precision
+        self.group = max(1, min(_GROUP, _MOST_SCORES // max(1, model.encoder.pieces.capacity * model.head.columns)))
 
     def windows(self, among: Sequence[int]) -> Iterator[tuple[list[int], Emissions]]:
         """Tag scores of some windows, a row each."""
@@ -123,8 +125,8 @@ def _in_order(reader: _Reader, sentence: int, types: Collection[str] | None) -> 
     windows, rows = reader.encoded.windows, reader.encoded.rows_of[sentence]
     waiting: list[Emissions] = []
     first = 0
-    for start in range(0, len(rows), _GROUP):
-        group = rows[start : start + _GROUP]
+    for start in range(0, len(rows), reader.group):
+        group = rows[start : start + reader.group]
         found = {
             row: emissions.part(place, 0, len(windows[row].word_pieces))
             for some, emissions in reader.windows(group)
@@ -133,7 +135,7 @@ def _in_order(reader: _Reader, sentence: int, types: Collection[str] | None) -> 
         read = Emissions.joined([*waiting, *(found[row] for row in group)])
         waiting = []
         places, stretches = _cut(reader.model, [(sentence, first)], read, types)
-        if start + _GROUP < len(rows):
+        if start + reader.group < len(rows):
             waiting, first = [stretches.part(len(places) - 1, 0, _words(stretches, -1))], places[-1][1]
             places, stretches = places[:-1], stretches.select(range(len(places) - 1))
         if places:

@@ -1,10 +1,27 @@
-"""Per-word losses over tag columns. All of them work in fp32 and return one value a word."""
+"""Losses over tag columns, one value a word, and over yes or no, one value a decision. All of them work in fp32."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["kd_full", "kd_sub", "marginal_cross_entropy", "masked_mean"]
+__all__ = ["bernoulli_kl", "kd_full", "kd_sub", "marginal_cross_entropy", "masked_mean"]
+
+
+def bernoulli_kl(
+    teacher: Float[Tensor, "*decision"], student: Float[Tensor, "*decision"], *, temperature: float
+) -> Float[Tensor, "*decision"]:
+    """KL(teacher ‖ student) of decisions between yes and no, at a temperature; zero when the two agree.
+
+    Args:
+        teacher: logits of yes.
+        student: logits of the same decisions.
+        temperature: both logits are divided by it.
+    """
+    wanted, said = teacher.float() / temperature, student.float() / temperature
+    target = wanted.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(wanted, target, reduction="none")
+    return F.binary_cross_entropy_with_logits(said, target, reduction="none") - entropy
 
 
 def kd_sub(

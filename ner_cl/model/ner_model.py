@@ -199,8 +199,8 @@ class NerModel(nn.Module):
             texts: one text gives a list; many give an iterator of lists, in order, batched inside.
             types: only these types; all by default.
             min_score: entities below this probability are left out.
-            nested: what every step finds by itself, so that entities of different steps may overlap, where the head
-                has a block a step; otherwise no two entities overlap.
+            nested: what is found where nothing competes, so that entities may overlap: those of different steps, where
+                the head has a block a step, or any, where it scores spans. Otherwise no two entities overlap.
             batch_tokens: word pieces of one batch, padding included; by default what suits the device.
             precision: number format of the encoder.
 

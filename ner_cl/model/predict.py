@@ -4,14 +4,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from ner_cl.data.words import split_words
 from ner_cl.errors import ConfigError
-from ner_cl.model.decode import spans_of_rows
 from ner_cl.model.emissions import stretches_of
-from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision
 from ner_cl.types import Entity, Sentence, Span
@@ -60,8 +56,8 @@ def score_sentences(
         model: any model.
         sentences: what to read.
         types: these only.
-        nested: what every step's block finds by itself, where the head has a block a step: spans of different steps may
-            overlap. Otherwise blocks are merged and no two spans overlap.
+        nested: what is found where nothing competes (see `Head.spans`), so that spans may overlap. Otherwise no two
+            spans do.
         batch_tokens: word pieces of one batch, padding included; by default what suits the device.
         precision: number format of the encoder.
     """
@@ -141,7 +137,7 @@ def _find(
     found: list[list[list[ScoredSpan]]] = [[[] for _ in sentences] for _ in readings]
     for places, emissions in stretches_of(model, encoded, types=types, batch_tokens=batch_tokens, precision=precision):
         for nested, own in zip(readings, found, strict=True):
-            spans = _spans(model, emissions, types, nested=nested)
+            spans = model.head.spans(emissions, types=types, nested=nested)
             scores = model.head.span_scores(emissions, spans).clamp(max=1.0) if scored else torch.ones(len(spans))
             for (row, start, end, type_), score in zip(spans.tolist(), scores.tolist(), strict=True):
                 sentence, first = places[row]
@@ -151,13 +147,3 @@ def _find(
         for items in own:
             items.sort(key=lambda item: item.span)  # stretches of a sentence come in order, nested spans do not
     return found
-
-
-def _spans(
-    model: NerModel, emissions: Emissions, types: Collection[str] | None, *, nested: bool
-) -> Int[Tensor, "span 4"]:
-    """What is found in a batch: row, first word, one past the last word, index of the type."""
-    if not (nested and model.head.apart):
-        return spans_of_rows(model.head.decode(emissions, types=types))
-    readings = [[type_ for type_ in step if types is None or type_ in types] for step in model.tagset.steps]
-    return torch.cat([spans_of_rows(model.head.decode(emissions, types=step)) for step in readings if step])

@@ -184,7 +184,7 @@ class Ewc(Strategy):
         """The log-likelihood of a sentence's words, gold or drawn, up to its sign."""
         emissions = context.model(batch)
         if self.options.fisher == "sample":
-            return sampled_likelihood(emissions, labels)
+            return sampled_likelihood(context.model.head.decisions(emissions), labels)
         mean = context.model.head.supervised(emissions, batch, unannotated="unknown")
         return mean * sum(batch.row_words)
 
@@ -203,16 +203,18 @@ class Ewc(Strategy):
         return [encoded.batch(rows[sentence]).to(context.model.device) for sentence in drawn]
 
 
-def sampled_likelihood(emissions: Emissions, generator: torch.Generator) -> Float[Tensor, ""]:
-    """The log-likelihood of tags drawn from the model's own distribution, one for each word and block.
+def sampled_likelihood(
+    decisions: Sequence[Float[Tensor, "decision _"]], generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """The log-likelihood of choices drawn from the model's own distribution, such as a tag for each word and block.
 
     Args:
-        emissions: with a graph.
-        generator: draws the tags.
+        decisions: logits of each block's, with a graph.
+        generator: draws the choices.
     """
-    total = emissions.blocks[0].new_zeros(())
-    for block in emissions.blocks:
-        log_probs = torch.log_softmax(block[emissions.word_mask].float(), dim=-1)  # [word, tag]
-        tags = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-        total = total + log_probs.gather(-1, tags).sum()
+    total = decisions[0].new_zeros(())
+    for logits in decisions:
+        log_probs = torch.log_softmax(logits, dim=-1)
+        choices = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
+        total = total + log_probs.gather(-1, choices).sum()
     return total

@@ -1,6 +1,6 @@
 """Precision matrices of a layer's weights, as a Kronecker product or a diagonal, and the Fisher information as such."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
-from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.linear_layers import real_pieces, tap, values_at
 
@@ -104,11 +103,10 @@ def with_ones(layer: nn.Linear, inputs: Float[Tensor, "position input"]) -> Floa
     return torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
 
 
-def sampled_loss(emissions: Emissions, *, generator: torch.Generator) -> Float[Tensor, ""]:
-    """Negative log-likelihood, summed over words and blocks, of tags drawn from what the model itself says."""
-    total = emissions.blocks[0].new_zeros(())
-    for block in emissions.blocks:
-        logits = block[emissions.word_mask].float()
+def sampled_loss(decisions: Sequence[Float[Tensor, "decision _"]], *, generator: torch.Generator) -> Float[Tensor, ""]:
+    """Negative log-likelihood, summed over all, of choices drawn from what the model itself says, such as tags."""
+    total = decisions[0].new_zeros(())
+    for logits in decisions:
         drawn = torch.multinomial(logits.detach().softmax(dim=-1).cpu(), 1, generator=generator).squeeze(1)
         total = total + F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
     return total
@@ -139,7 +137,7 @@ def fisher(
     words = 0
     for batch in batches:
         with tap(layers) as calls, torch.enable_grad():
-            loss = sampled_loss(model(batch), generator=generator)
+            loss = sampled_loss(model.head.decisions(model(batch)), generator=generator)
             gradients = torch.autograd.grad(loss, [call.outputs for call in calls], allow_unused=True)
         words += sum(batch.row_words)
         pieces = real_pieces(model, batch)

@@ -10,7 +10,6 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
-from ner_cl.model.losses import kd_sub, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.rows import cross_entropy_as_labelled, on_rows
@@ -43,9 +42,9 @@ class LwfOptions(StrategyOptions):
 class Lwf(Strategy):
     """Cross entropy on the new sentences as they are labelled, and the teacher's old columns imitated on every word.
 
-    Li & Hoiem 2016, "Learning without forgetting", equations 1 to 3. With AddNER that is what `distill` does. With
-    ExtendNER the two terms contradict each other wherever a mention of an old type is labelled `O`; `distill` gives
-    each word only one of them.
+    Li & Hoiem 2016, "Learning without forgetting", equations 1 to 3. With AddNER and SpanKL that is what `distill`
+    does. With ExtendNER the two terms contradict each other wherever a mention of an old type is labelled `O`;
+    `distill` gives each word only one of them.
     """
 
     options_class = LwfOptions
@@ -65,23 +64,14 @@ class Lwf(Strategy):
             return terms
 
         def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-            return {"kd": self._divergence(emissions, teacher.says(context, batch))}
+            options = self.options
+            said = teacher.says(context, batch)
+            terms = context.model.head.divergences(emissions, said, temperature=options.temperature)
+            factor = options.temperature**2 if options.scale else 1.0
+            return {"kd": options.strength * factor * torch.stack(terms).sum()}
 
         return {**terms, **on_rows(batch, emissions, imitation, remembered=False)}
 
     def release(self) -> None:
         """Lets teacher and targets go."""
         self._teacher = None
-
-    def _divergence(self, emissions: Emissions, teacher: Float[Tensor, "row word old"]) -> Float[Tensor, ""]:
-        """KL from teacher to student over the old columns of each block, summed over blocks, a mean over all words."""
-        terms = []
-        start, old = 0, teacher.shape[-1]
-        for block in emissions.blocks:
-            said = teacher[..., start : start + block.shape[-1]]
-            if said.shape[-1]:
-                kl = kd_sub(said, block[..., : said.shape[-1]], temperature=self.options.temperature)
-                terms.append(masked_mean(kl, emissions.word_mask))
-            start = min(old, start + block.shape[-1])
-        factor = self.options.temperature**2 if self.options.scale else 1.0
-        return self.options.strength * factor * torch.stack(terms).sum()

@@ -11,7 +11,7 @@ from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
-from ner_cl.registry import strategies
+from ner_cl.registry import heads, strategies
 from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.calibration import calibrate_vote
@@ -55,7 +55,11 @@ class ModuleStrategy(Strategy):
         self._cached: Modules | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """Blocks that know the same types have to vote."""
+        """Blocks that know the same types have to vote, and what one says must be of words where another reads it."""
+        if self.options.join == "sequence" and not heads[head.name].tags_words:  # type: ignore[attr-defined]
+            return f"with join: sequence reads tags of words, which head {head.name} has none of; choose another join"
+        if self.options.join == "vote" and "merge" in heads[head.name].without_effect:  # type: ignore[attr-defined]
+            return f"with join: vote needs blocks that vote, which those of head {head.name} never do; use head addner"
         if self.options.join == "vote" and head.merge not in ("majority", "vote"):
             return f"with join: vote needs blocks that vote, and head.merge is {head.merge}; set head.merge: vote"
         return ""

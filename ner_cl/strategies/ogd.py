@@ -9,15 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch
-from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Subspace
 from ner_cl.strategies.linear_layers import encoder_layers
 
-__all__ = ["Ogd", "OgdOptions", "gold_logits", "orthogonalise"]
+__all__ = ["Ogd", "OgdOptions", "orthogonalise"]
 
 # A gradient of which less than this share is left says nothing that the directions before it do not say.
 _SMALLEST_SHARE = 1e-4
@@ -86,7 +84,7 @@ class Ogd(Strategy):
         for row in rows:
             batch = context.encoded.batch([row]).to(model.device)
             with torch.autocast(model.device.type, enabled=False):
-                output = gold_logits(model(batch), batch, old_types=len(context.old_types))
+                output = model.head.gold_logits(model(batch), batch)
             gradient = torch.autograd.grad(output, parameters, allow_unused=True, materialize_grads=True)
             so_far = {name: part[:count] for name, part in basis.items()}
             if direction := orthogonalise(dict(zip(names, gradient, strict=True)), so_far):
@@ -160,22 +158,6 @@ class Ogd(Strategy):
         for name, part in old.items():
             basis[name][:count] = part
         return basis, count
-
-
-def gold_logits(emissions: Emissions, batch: Batch, *, old_types: int) -> Float[Tensor, ""]:
-    """The sum of the logits of the gold tags, over the words in mentions of the newest types.
-
-    Args:
-        emissions: of the batch; tags of the newest types are the last columns of the last block in either head.
-        batch: gives the tags.
-        old_types: how many types are older.
-    """
-    block = emissions.blocks[-1]
-    columns = 1 + 2 * batch.annotated.shape[1]  # of the joint tagset
-    typed = batch.word_mask & (batch.targets > 2 * old_types)
-    index = (batch.targets - (columns - block.shape[-1])).clamp(min=0)
-    logits = block.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return torch.where(typed, logits, torch.zeros_like(logits)).sum()
 
 
 def orthogonalise(

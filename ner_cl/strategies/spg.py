@@ -118,8 +118,7 @@ class Spg(Strategy):
                 own.add(context.training_loss(batch) * sum(batch.row_words))
                 if not earlier:
                     continue
-                scores = context.model.head.scores(context.model.encoder(batch))
+                sums = context.model.head.summed_logits(context.model.encoder(batch), batch.word_mask)
                 for number, block in enumerate(earlier):
-                    valid = torch.where(batch.word_mask.unsqueeze(-1), scores[number], 0.0)
-                    block.add(valid.sum(), keep_graph=number + 1 < len(earlier))
+                    block.add(sums[number], keep_graph=number + 1 < len(earlier))
         return [found.tensors for found in (own, *earlier)]

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.evaluate.reliability import calibration_error, reliability
-from ner_cl.model.decode import spans_of_rows
 from ner_cl.model.emissions import stretches_of
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.merge import golden_section
@@ -117,7 +116,7 @@ class _Found:
         for places, emissions in stretches_of(
             model, encoded, types=types, batch_tokens=batch_tokens, precision=precision
         ):
-            spans = spans_of_rows(model.head.decode(emissions, types=types))
+            spans = model.head.spans(emissions, types=types)
             self.rows.append((emissions, spans))
             for row, start, end, type_ in spans.tolist():
                 sentence, first = places[row]

@@ -24,6 +24,12 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
         if context.old_types and strategy.keeps and name not in kept:
             until = "" if strategy.acts_at_once else "; it begins to act in the next step"
             yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
+    longest = model.head.longest_span
+    if longest is not None and context.encoded is not None:
+        spans = (span for sentence in context.encoded.sentences for span in sentence.spans)
+        if long := sum(span.end - span.start > longest and span.type in model.types for span in spans):
+            text = f"{long} mentions are longer than {longest} words and cannot be learned; raise head.max_words"
+            yield Note(step=context.number, text=text)
     networks = model.subnetworks
     if context.old_types and networks is not None and networks.free is not None:
         text = f"{networks.options.name}: earlier steps have left {networks.free:.1%} of the network free"

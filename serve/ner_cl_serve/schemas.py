@@ -50,7 +50,7 @@ class EntitiesRequest(_Body):
     ] = 0.0
     nested: Annotated[
         bool,
-        Field(description="Whether entities of types learned in different steps may overlap, where the head can tell."),
+        Field(description="Whether entities may overlap: those of different steps (head addner), or any (spankl)."),
     ] = False
     offsets: Annotated[
         Offsets,

@@ -52,7 +52,7 @@ def test_a_preset_dry_runs_on_any_stream(
     corpus = {part: str(toy.data / f"{part}.jsonl") for part in ("train", "dev", "test")}
     stream.write_text(json.dumps({"name": "toy", "corpus": corpus, "steps": [["PER"], ["LOC"]]}))
     description = dry_run(capsys, str(path), "--set", f"stream.file={stream}")
-    expected = "distill" if path.stem in ("addner", "extendner") else path.stem
+    expected = "distill" if path.stem in ("addner", "extendner", "spankl") else path.stem
     assert description["strategies"] == [expected]
 
 

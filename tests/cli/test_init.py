@@ -10,7 +10,7 @@ from ner_cl.config import Config, load_config
 from tests.cli.conftest import Toy
 
 
-@pytest.mark.parametrize("head", ["extendner", "addner"])
+@pytest.mark.parametrize("head", ["extendner", "addner", "spankl"])
 def test_the_file_says_the_defaults(head: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     assert main(["init", str(path), "--head", head]) == 0

@@ -74,7 +74,7 @@ def test_the_gate_keeps_a_forgetful_model_from_being_saved(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("head", ["extendner", "addner"])
+@pytest.mark.parametrize("head", ["extendner", "addner", "spankl"])
 def test_a_new_model_starts_on_an_encoder(
     head: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

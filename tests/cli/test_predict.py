@@ -101,9 +101,10 @@ def test_types_and_scores_can_be_limited(model_folder: Path, stdin: Put, capsys:
     assert all(span["score"] == 1.0 for span in record["spans"])
 
 
-def test_nested_entities(tmp_path: Path, stdin: Put, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("head", ["addner", "spankl"])
+def test_nested_entities(head: str, tmp_path: Path, stdin: Put, capsys: pytest.CaptureFixture[str]) -> None:
     """Two blocks that say the same of every word: merged, one of them is heard; nested, both are."""
-    model = trained_model(tmp_path / "encoder", "addner")
+    model = trained_model(tmp_path / "encoder", head)
     model.head.blocks[1].load_state_dict(model.head.blocks[0].state_dict())
     model.save(tmp_path / "model")
     for flags, labels in (([], ["PER"]), (["--nested"], ["LOC", "PER"])):

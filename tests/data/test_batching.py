@@ -110,6 +110,7 @@ def test_moving_a_batch_moves_every_tensor(encoded: EncodedSentences) -> None:
         "rows",
         "row_words",
         "remembered",
+        "cut",
     }  # none was forgotten above
     assert batch.to(torch.device("cpu")) is batch
 

@@ -156,8 +156,9 @@ def test_spans_key(pipeline: Build) -> None:
     assert doc.ents[0]._.score > 0
 
 
-def test_nested_spans_beside_entities_that_do_not_overlap(tmp_path: Path, pipeline: Build) -> None:
-    model = trained_model(tmp_path / "encoder", "addner")
+@pytest.mark.parametrize("head", ["addner", "spankl"])
+def test_nested_spans_beside_entities_that_do_not_overlap(head: str, tmp_path: Path, pipeline: Build) -> None:
+    model = trained_model(tmp_path / "encoder", head)
     model.head.blocks[1].load_state_dict(model.head.blocks[0].state_dict())  # both steps say the same of every word
     model.save(tmp_path / "model")
     doc = pipeline(model=str(tmp_path / "model"), nested=True)("the Ada Smith met")

@@ -40,9 +40,15 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-@pytest.fixture(scope="module", params=["extendner", "addner"])
+@pytest.fixture(scope="module", params=["extendner", "addner", "spankl"])
 def model(request: pytest.FixtureRequest, encoder: Path) -> NerModel:
     return trained_model(encoder, request.param)
+
+
+@pytest.fixture(scope="module")
+def word_tagger(model: NerModel) -> NerModel:
+    """A model whose head tags words, and so can be a token classifier."""
+    return model if model.head.tags_words else pytest.skip("a head that scores spans is no token classifier")
 
 
 @pytest.fixture(scope="module")
@@ -179,25 +185,30 @@ def _edit(folder: Path, **values: Any) -> None:
 # --- transformers
 
 
-def test_a_token_classifier_scores_words_as_the_head_does(model: NerModel, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "hf", format="hf")
+def test_spans_are_no_business_of_a_token_classifier(encoder: Path) -> None:
+    with pytest.raises(ModelError, match="head spankl scores spans, not words; use --format onnx or spacy"):
+        to_token_classifier(tiny_model(encoder, "spankl", steps=[["PER"]]))
+
+
+def test_a_token_classifier_scores_words_as_the_head_does(word_tagger: NerModel, tmp_path: Path) -> None:
+    export_model(word_tagger, tmp_path / "hf", format="hf")
     classifier = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    assert tuple(classifier.config.id2label.values()) == model.tagset.tags
-    batch = model.encode(SENTENCES[:6]).batch(range(6))
+    assert tuple(classifier.config.id2label.values()) == word_tagger.tagset.tags
+    batch = word_tagger.encode(SENTENCES[:6]).batch(range(6))
     with torch.inference_mode():
         pieces = classifier.eval()(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).logits
-        emissions = model(batch)
+        emissions = word_tagger(batch)
     words = pieces.gather(1, batch.word_pieces[..., None].expand(-1, -1, pieces.shape[-1]))
-    expected = exclusive_scores(emissions.blocks) if model.head.apart else emissions.flat()
+    expected = exclusive_scores(emissions.blocks) if word_tagger.head.apart else emissions.flat()
     torch.testing.assert_close(words[batch.word_mask], expected[batch.word_mask], atol=1e-4, rtol=1e-4)
 
 
-def test_the_pipeline_of_transformers_finds_the_entities(model: NerModel, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "hf", format="hf")
+def test_the_pipeline_of_transformers_finds_the_entities(word_tagger: NerModel, tmp_path: Path) -> None:
+    export_model(word_tagger, tmp_path / "hf", format="hf")
     tagger = transformers.pipeline("token-classification", str(tmp_path / "hf"), aggregation_strategy="first")
     found = [(TEXT[item["start"] : item["end"]], item["entity_group"]) for item in tagger(TEXT)]
-    assert found == [(entity.text, entity.type) for entity in model.predict(TEXT)]
-    assert check_export(model, tmp_path / "hf", SENTENCES, format="hf").agreement == pytest.approx(1.0, abs=0.05)
+    assert found == [(entity.text, entity.type) for entity in word_tagger.predict(TEXT)]
+    assert check_export(word_tagger, tmp_path / "hf", SENTENCES, format="hf").agreement == pytest.approx(1.0, abs=0.05)
 
 
 # --- the command
@@ -245,12 +256,12 @@ def test_a_folder_with_something_in_it_is_left_alone(
 # --- checks can fail
 
 
-def test_a_wrong_export_fails_its_check(model: NerModel, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "hf", format="hf")
+def test_a_wrong_export_fails_its_check(word_tagger: NerModel, tmp_path: Path) -> None:
+    export_model(word_tagger, tmp_path / "hf", format="hf")
     classifier = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "hf")
     nn.init.zeros_(classifier.classifier.weight)
     classifier.save_pretrained(tmp_path / "hf")
-    parity = check_export(model, tmp_path / "hf", SENTENCES, format="hf")
+    parity = check_export(word_tagger, tmp_path / "hf", SENTENCES, format="hf")
     with pytest.raises(CheckFailed, match=r"agrees with the model in 0\.00 %"):
         parity.check("hf", int8=False)
 

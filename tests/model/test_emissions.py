@@ -18,7 +18,7 @@ from ner_cl.types import Sentence
 from tests.tiny import tiny_encoder, tiny_model, toy_sentences, trained_model
 
 STEPS = (("PER",), ("LOC",))
-HEADS = ("extendner", "addner", "addner viterbi", "addner vote", "addner majority")
+HEADS = ("extendner", "addner", "spankl", "addner viterbi", "addner vote", "addner majority")
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> dict[str, NerModel]:
-    found = {head: trained_model(folder, head) for head in ("addner", "extendner")}
-    for head in HEADS[2:]:
+    found = {head: trained_model(folder, head) for head in HEADS[:2]}
+    # A toy that never saw a long sentence takes the words from one name to another for a name.
+    found["spankl"] = trained_model(folder, HeadOptions(name="spankl", max_words=4))
+    for head in HEADS[3:]:
         name, merge = head.split()
         model = tiny_model(folder, HeadOptions(name=name, merge=merge), steps=STEPS)
         model.load_state_dict(found["addner"].state_dict(), strict=False)
@@ -160,3 +162,24 @@ def test_a_megabyte_is_never_held_as_a_whole(folder: Path, monkeypatch: pytest.M
     assert model.predict(text, precision="fp32") == []
     assert sum(held) >= len(text.split()) == 36_000
     assert max(held) < 10_000
+
+
+def test_of_a_head_with_many_columns_fewer_windows_are_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    types = [f"T{number}" for number in range(10)]
+    model = tiny_model(folder, HeadOptions(name="spankl", max_words=4), steps=(types,)).eval()
+    assert model.head.columns == 1000
+    encoded = model.encode([document(700)])
+    monkeypatch.setattr(module, "_SHORTEST", 16)
+    monkeypatch.setattr(module, "_MOST_SCORES", 3000 * model.encoder.pieces.capacity)
+    held: list[int] = []
+    join = Emissions.joined
+
+    def joined(parts: Sequence[Emissions]) -> Emissions:
+        held.append(sum(part.word_mask.shape[1] for part in parts))
+        return join(parts)
+
+    monkeypatch.setattr(Emissions, "joined", staticmethod(joined))
+    stretches = list(stretches_of(model, encoded, precision="fp32"))
+    assert sum(int(emissions.word_mask.sum()) for _, emissions in stretches) == 700
+    assert len(held) == -(-len(encoded) // 3)
+    assert max(held) < 300

@@ -1,4 +1,4 @@
-"""Both heads: growing changes nothing old, and every word is taught by whom it should be taught."""
+"""All heads: growing changes nothing old, and every word is taught by whom it should be taught."""
 
 import itertools
 import math
@@ -13,13 +13,14 @@ from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import orphans
-from ner_cl.model.heads import AddNer, DistillOptions, Emissions, ExtendNer, Head
+from ner_cl.model.heads import AddNer, DistillOptions, Emissions, ExtendNer, Head, SpanKl
 from ner_cl.registry import heads
 
 HIDDEN = 24
 STEPS = (("PER",), ("LOC", "ORG"), ("MISC",), ("DATE", "DRUG"), ("GENE",))
 SEEDS = st.integers(0, 2**32 - 1)
-BOTH = pytest.mark.parametrize("name", ["addner", "extendner"])
+BOTH = pytest.mark.parametrize("name", ["addner", "extendner"])  # what tags words
+EVERY = pytest.mark.parametrize("name", ["addner", "extendner", "spankl"])
 OPTIONS = [
     DistillOptions(
         temperature=temperature, alpha=0.7, beta=1.3, form=form, reduction=reduction, scale=scale, blocks=blocks
@@ -85,8 +86,10 @@ def random_case(name: str, seed: int, *, steps: int = 3) -> tuple[Head, Emission
 # --- growing
 
 
-@BOTH
-@pytest.mark.parametrize("new_rows", ["random", "outside"])
+@pytest.mark.parametrize(
+    ("name", "new_rows"), [(name, rows) for name in ("addner", "extendner") for rows in ("random", "outside")]
+    + [("spankl", "random")]
+)  # fmt: skip
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_growing_keeps_old_logits_to_the_last_bit(name: str, new_rows: str, precision: str) -> None:
     head = heads[name](384, HeadOptions(name=name, new_rows=new_rows))
@@ -107,12 +110,13 @@ def test_growing_keeps_old_logits_to_the_last_bit(name: str, new_rows: str, prec
     assert history[-1].shape[-1] == sum(block.out_features for block in head.blocks)
 
 
-@BOTH
+@EVERY
 def test_a_block_has_the_columns_of_its_types(name: str) -> None:
     head = make_head(name, 5)
-    own_outside = {"addner": [1, 1, 1, 1, 1], "extendner": [1, 0, 0, 0, 0]}[name]
+    own_outside = {"addner": [1, 1, 1, 1, 1], "extendner": [1, 0, 0, 0, 0], "spankl": [0, 0, 0, 0, 0]}[name]
+    a_type = 100 if name == "spankl" else 2
     assert [block.out_features for block in head.blocks] == [
-        2 * len(types) + outside for types, outside in zip(STEPS, own_outside, strict=True)
+        a_type * len(types) + outside for types, outside in zip(STEPS, own_outside, strict=True)
     ]
     assert head.new_block() is head.blocks[-1]
     assert head.tagset.steps == STEPS
@@ -150,7 +154,7 @@ def test_growing_follows_the_device_of_the_rows_it_copies(name: str) -> None:
     assert {parameter.device.type for parameter in head.parameters()} == {"meta"}
 
 
-@BOTH
+@EVERY
 def test_growing_refuses_what_it_knows_and_stays_as_it_was(name: str) -> None:
     head = make_head(name, 2)
     with pytest.raises(ModelError, match="already learned in step 2"):
@@ -158,14 +162,14 @@ def test_growing_refuses_what_it_knows_and_stays_as_it_was(name: str) -> None:
     assert (head.tagset.steps, len(head.blocks)) == (STEPS[:2], 2)
 
 
-@BOTH
+@EVERY
 def test_reset_forgets_all_types(name: str) -> None:
     head = make_head(name, 3)
     head.reset()
     assert (head.tagset.types, len(head.blocks), list(head.parameters())) == ((), 0, [])
     grow(head, STEPS[2], seed=9)
     assert head.tagset.types == ("MISC",)
-    assert head.new_block().out_features == 3
+    assert head.new_block().out_features == (100 if name == "spankl" else 3)
 
 
 # --- learning from gold
@@ -206,15 +210,16 @@ def test_addner_teaches_a_block_only_rows_annotated_for_it() -> None:
         assert found == pytest.approx(first - sum(map(math.log, likelihoods)) / 3, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["addner", "spankl"])
 @pytest.mark.parametrize("unannotated", ["negative", "unknown"])
-def test_gold_reaches_only_the_annotated_addner_block(unannotated: str) -> None:
-    head, emissions, batch, _ = random_case("addner", 3)
+def test_gold_reaches_only_the_annotated_block(name: str, unannotated: str) -> None:
+    head, emissions, batch, _ = random_case(name, 3)
     head.supervised(emissions, batch, unannotated=unannotated).backward()  # type: ignore[arg-type]
     reached = [block.weight.grad is not None for block in head.blocks]
     assert reached == [False, False, True]
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("unannotated", ["negative", "unknown"])
 def test_nothing_annotated_costs_nothing_unless_it_is_held_against_all(name: str, unannotated: str) -> None:
     head, emissions, _, _ = random_case(name, 0, steps=2)
@@ -230,10 +235,11 @@ def test_nothing_annotated_costs_nothing_unless_it_is_held_against_all(name: str
         assert not any(gradient.any() for gradient in gradients)
 
 
-@BOTH
+@EVERY
 def test_a_batch_without_words_costs_nothing(name: str) -> None:
     head, emissions, batch, teacher = random_case(name, 0)
     object.__setattr__(batch, "word_mask", torch.zeros_like(batch.word_mask))
+    emissions = Emissions(emissions.blocks, batch.word_mask)
     costs = [head.supervised(emissions, batch, unannotated=reading) for reading in ("negative", "unknown")]
     for options in OPTIONS:
         costs += head.distillation(emissions, batch, teacher, options).values()
@@ -341,7 +347,7 @@ def test_reuters_reported_in_new_york() -> None:
     assert (gradients["kd"][0, 1:, b_org:] > 0).all()  # and new columns go down there
 
 
-@BOTH
+@EVERY
 def test_a_fresh_student_agrees_with_its_teacher(name: str) -> None:
     head = make_head(name, 2)
     mask = torch.ones(3, 6, dtype=torch.bool)
@@ -365,15 +371,18 @@ def test_a_fresh_student_agrees_with_its_teacher(name: str) -> None:
             assert all(b.weight.grad is None or b.weight.grad.abs().max() < 1e-6 for b in head.blocks)
 
 
-def test_addner_gold_and_teacher_reach_different_blocks() -> None:
+@pytest.mark.parametrize("name", ["addner", "spankl"])
+def test_gold_and_teacher_reach_different_blocks(name: str) -> None:
+    """SK3, and the same of AddNER."""
     for term, reached in (("ce", [False, False, True]), ("kd", [True, True, False])):
-        head, emissions, batch, teacher = random_case("addner", 1)
+        head, emissions, batch, teacher = random_case(name, 1)
         head.distillation(emissions, batch, teacher, DistillOptions())[term].backward()
         assert [block.weight.grad is not None for block in head.blocks] == reached
 
 
-def test_addner_without_alpha_leaves_old_blocks_alone() -> None:
-    head, emissions, batch, teacher = random_case("addner", 1)
+@pytest.mark.parametrize("name", ["addner", "spankl"])
+def test_without_alpha_old_blocks_are_left_alone(name: str) -> None:
+    head, emissions, batch, teacher = random_case(name, 1)
     terms = head.distillation(emissions, batch, teacher, DistillOptions(alpha=0.0))
     torch.stack(list(terms.values())).sum().backward()
     old = [block.weight.grad for block in list(head.blocks)[:-1]]
@@ -381,7 +390,7 @@ def test_addner_without_alpha_leaves_old_blocks_alone() -> None:
     assert head.new_block().weight.grad is not None
 
 
-@BOTH
+@EVERY
 def test_weights_scale_their_term_and_zero_turns_it_off(name: str) -> None:
     head, emissions, batch, teacher = random_case(name, 2)
     plain, doubled, off = (
@@ -403,7 +412,7 @@ def test_words_with_gold_contribute_nothing_to_extendner_distillation() -> None:
         assert torch.equal(one["kd"], other["kd"])
 
 
-@BOTH
+@EVERY
 def test_padding_and_order_change_no_loss(name: str) -> None:
     head, emissions, batch, teacher = random_case(name, 6)
     wide = make_batch([row[mask].tolist() for row, mask in zip(batch.targets, batch.word_mask, strict=True)][::-1],
@@ -427,7 +436,7 @@ def test_padding_and_order_change_no_loss(name: str) -> None:
         torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-5)
 
 
-@BOTH
+@EVERY
 def test_the_loss_of_a_batch_is_the_word_weighted_mean_of_its_sentences(name: str) -> None:
     head, emissions, batch, teacher = random_case(name, 7)
     options = DistillOptions()
@@ -445,7 +454,7 @@ def test_the_loss_of_a_batch_is_the_word_weighted_mean_of_its_sentences(name: st
 # --- decoding and scores
 
 
-@BOTH
+@EVERY
 @given(seed=SEEDS, steps=st.integers(1, 5), chosen=st.none() | st.sets(st.sampled_from(["PER", "LOC", "MISC", "GENE"])))
 @settings(max_examples=60, deadline=None)
 def test_decoding_is_legal_and_says_only_what_is_asked_for(
@@ -460,7 +469,7 @@ def test_decoding_is_legal_and_says_only_what_is_asked_for(
     assert chosen is None or found <= chosen
 
 
-@BOTH
+@EVERY
 def test_decoding_a_sentence_does_not_depend_on_its_batch(name: str) -> None:
     head = make_head(name, 4)
     mask = torch.arange(9) < torch.tensor([9, 1, 5, 3])[:, None]
@@ -527,12 +536,12 @@ def enumerate_span(log_probs: Tensor, start: int, end: int, type_: int) -> float
     return (weights[hit].sum() / weights.sum()).item()
 
 
-@BOTH
+@EVERY
 def test_no_spans_have_no_scores(name: str) -> None:
     head, emissions, _, _ = random_case(name, 0)
     assert head.span_scores(emissions, torch.zeros(0, 4, dtype=torch.long)).shape == (0,)
 
 
 def test_heads_are_registered_under_their_names() -> None:
-    assert {name: heads[name] for name in ("addner", "extendner")} == {"addner": AddNer, "extendner": ExtendNer}
+    assert [heads[name] for name in ("addner", "extendner", "spankl")] == [AddNer, ExtendNer, SpanKl]
     assert all(heads[name].name == name for name in heads)  # type: ignore[attr-defined]

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional as F
 
-from ner_cl.model.losses import kd_full, kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.model.losses import bernoulli_kl, kd_full, kd_sub, marginal_cross_entropy, masked_mean
 
 TEACHER = torch.tensor([[2.0, 0.0, -1.0]])  # O, B, I of an old type
 STUDENT = torch.tensor([[1.5, 0.5, -1.0, 0.2, -0.3]])  # and two columns of a new one
@@ -70,6 +71,26 @@ def test_distillation_is_the_divergence_it_says_it_is(seed: int, old: int, new: 
             assert full[row, word].item() == pytest.approx(divergence(target, everything), abs=2e-5)
     assert (sub > -1e-6).all()
     assert (full > sub - 1e-5).all()  # columns that the teacher does not have can only take away
+
+
+@given(seed=SEEDS, temperature=st.floats(0.5, 8))
+@PROPERTY
+def test_the_divergence_of_decisions_is_that_of_torch(seed: int, temperature: float) -> None:
+    teacher, student = normal(seed, 4, 5), normal(seed + 1, 4, 5)
+    one, other = (Bernoulli(logits=logits.double() / temperature) for logits in (teacher, student))
+    found = bernoulli_kl(teacher, student, temperature=temperature)
+    torch.testing.assert_close(found.double(), kl_divergence(one, other), atol=1e-5, rtol=1e-4)
+
+
+def test_sk2_decisions_that_agree_diverge_by_nothing() -> None:
+    """To the last bit, gradient included, certain ones too."""
+    teacher = torch.tensor([0.0, 1e-6, 3.0, -40.0, 200.0, -1e4])
+    student = teacher.clone().requires_grad_()
+    divergence_ = bernoulli_kl(teacher, student, temperature=2.0)
+    divergence_.sum().backward()
+    assert divergence_.tolist() == [0.0] * 6
+    assert student.grad is not None
+    assert not student.grad.any()
 
 
 @given(seed=SEEDS, temperature=st.floats(0.5, 8))

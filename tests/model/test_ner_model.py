@@ -13,7 +13,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import autocast, resolve_precision
 from tests.tiny import SENTENCES, tiny_encoder, tiny_model, toy_sentences
 
-BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+EVERY = pytest.mark.parametrize("head", ["addner", "extendner", "spankl"])
 NEW_TYPES = (("PER",), ("LOC", "ORG"), ("MISC",), ("DATE",), ("GENE", "DRUG"))
 MINILM = pytest.param(
     "minilm-l6",
@@ -32,7 +32,7 @@ def logits(model: NerModel, precision: str) -> Tensor:
         return model(batch).flat()[batch.word_mask]
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("encoder", ["tiny", MINILM])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_is_said_of_old_types_does_not_change_by_a_bit(
@@ -50,7 +50,7 @@ def test_what_is_said_of_old_types_does_not_change_by_a_bit(
     assert model.tagset.steps == NEW_TYPES
 
 
-@BOTH
+@EVERY
 def test_a_new_model_knows_nothing_and_says_so(head: str, folder: Path) -> None:
     model = tiny_model(folder, head)
     assert model.types == ()
@@ -81,7 +81,7 @@ def test_head_and_encoder_by_name_or_by_options(folder: Path) -> None:
         NerModel.from_encoder(str(folder), max_piece=64)
 
 
-@BOTH
+@EVERY
 def test_new_blocks_live_where_the_model_lives(head: str, folder: Path) -> None:
     model = tiny_model(folder, head).to("meta")
     for types in NEW_TYPES[:2]:
@@ -99,7 +99,7 @@ def test_encoding_uses_the_tags_of_the_model(folder: Path) -> None:
     assert batch.annotated.tolist() == [[True, True]]
 
 
-@BOTH
+@EVERY
 def test_every_parameter_can_learn(head: str, folder: Path) -> None:
     model = tiny_model(folder, head, steps=[["PER", "LOC", "ORG", "MISC"]]).train()
     batch = model.encode(SENTENCES).batch(range(4))

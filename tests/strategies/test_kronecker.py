@@ -152,7 +152,7 @@ def test_factors_of_single_words_are_the_squares_of_per_sample_gradients(folder:
     for sentence in word_sentences(model):
         batch = model.encode([sentence]).batch([0])
         found = fisher(model, [batch], layers, seed=5)
-        loss = sampled_loss(model(batch), generator=torch.Generator().manual_seed(5))
+        loss = sampled_loss(model.head.decisions(model(batch)), generator=torch.Generator().manual_seed(5))
         names = [f"{name}.{kind}" for name in exact for kind in ("weight", "bias")]
         norms = [f"{LAST}.output.LayerNorm.{kind}" for kind in ("weight", "bias")]
         parameters = dict(model.named_parameters())
@@ -182,7 +182,7 @@ def test_factors_equal_those_of_a_phantom_added_to_what_a_layer_says(model: NerM
     handle = changed.get_submodule(name).register_forward_hook(
         lambda _layer, inputs, outputs: seen.append(inputs[0]) or outputs + phantom
     )
-    loss = sampled_loss(changed(batch), generator=torch.Generator().manual_seed(9))
+    loss = sampled_loss(changed.head.decisions(changed(batch)), generator=torch.Generator().manual_seed(9))
     handle.remove()
     [slopes] = torch.autograd.grad(loss, [phantom])
     words = int(batch.word_mask.sum())
@@ -228,7 +228,7 @@ def test_tags_are_drawn_from_the_model(model: NerModel) -> None:
         sure.head.blocks[0].bias.copy_(torch.tensor([0.0, 1.5, -1.0]))
     batch = sure.encode([Sentence(("met",) * 40, (), frozenset({"PER"}))] * 40).batch(range(40))
     emissions = sure(batch)
-    loss = sampled_loss(emissions, generator=torch.Generator().manual_seed(0))
+    loss = sampled_loss(sure.head.decisions(emissions), generator=torch.Generator().manual_seed(0))
     [slopes] = torch.autograd.grad(loss, [emissions.blocks[0]])
     assert slopes.mean(dim=(0, 1)).abs().max() < 0.03
 

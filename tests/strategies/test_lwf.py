@@ -98,10 +98,11 @@ def test_the_two_terms_contradict_each_other_on_old_mentions(folder: Path) -> No
     assert not found["kd"][:, 5:].any()  # it says nothing of the new columns
 
 
-def test_with_addner_it_is_distillation(folder: Path) -> None:
+@pytest.mark.parametrize("head", ["addner", "spankl"])
+def test_where_blocks_share_nothing_it_is_distillation(folder: Path, head: str) -> None:
     lwf, distill = Lwf(LwfOptions()), Distill(DistillStrategyOptions())
-    context, _ = begin(folder, "addner", lwf)
-    same, _ = begin(folder, "addner", distill)
+    context, _ = begin(folder, head, lwf)
+    same, _ = begin(folder, head, distill)
     batch = all_rows(context)
     emissions = made_up(context, batch)
     torch.testing.assert_close(lwf.losses(context, batch, emissions), distill.losses(same, batch, emissions))

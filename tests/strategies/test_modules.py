@@ -252,6 +252,22 @@ def test_a_vote_needs_a_head_that_counts_votes(folder: Path, tmp_path: Path) -> 
     parse_config(run_values(tmp_path, strategies=strategies, head={"name": "addner", "merge": "majority"}))
 
 
+@pytest.mark.parametrize(
+    ("join", "said"),
+    [
+        ("vote", "needs blocks that vote, which those of head spankl never do; use head addner"),
+        ("sequence", "reads tags of words, which head spankl has none of; choose another join"),
+    ],
+)
+def test_joins_that_a_head_of_spans_cannot_have(folder: Path, tmp_path: Path, join: str, said: str) -> None:
+    strategies = [{"name": "modules", "join": join}]
+    with pytest.raises(ConfigError, match=f"modules with join: {join} {said}"):
+        Learner(tiny_model(folder, "spankl"), parse_strategies(strategies), SHORT_TRAINING)
+    with pytest.raises(ConfigError, match=said):
+        parse_config(run_values(tmp_path, strategies=strategies, head={"name": "spankl"}))
+    parse_config(run_values(tmp_path, strategies=["modules"], head={"name": "spankl"}))
+
+
 def test_a_model_keeps_the_join_it_has(folder: Path, stream: Stream) -> None:
     learner = learner_of(folder, "skip", kind="adapter", steps=[("PER",)])
     learn(learner, stream, 2)

@@ -15,7 +15,7 @@ from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.constraints import Subspace
-from ner_cl.strategies.ogd import Ogd, OgdOptions, gold_logits, orthogonalise
+from ner_cl.strategies.ogd import Ogd, OgdOptions, orthogonalise
 from ner_cl.train.combine import Updater
 from ner_cl.types import Sentence
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
@@ -107,7 +107,7 @@ def test_outputs_are_logits_of_new_gold_tags_only(folder: Path, head: str) -> No
                 tag = ("B-" if word == span.start else "I-") + span.type
                 column = model.tagset.tags.index(tag) - (2 if head == "addner" else 0)
                 expected += float(emissions.blocks[-1][row, word, column])
-    assert float(gold_logits(emissions, batch, old_types=1)) == pytest.approx(expected, rel=1e-5)
+    assert float(model.head.gold_logits(emissions, batch)) == pytest.approx(expected, rel=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -277,7 +277,7 @@ def test_old_outputs_move_less_over_a_step_of_training(folder: Path, head: str) 
         learner = learner_of(folder, strategies, head=head)
         list(learner.learn_step(stream.steps[0]))
         batch = learner.model.encode(stream.steps[0].train).batch(range(30))
-        before = gold_logits(learner.model(batch), batch, old_types=0).item()
+        before = learner.model.head.gold_logits(learner.model(batch), batch).item()
         list(learner.learn_step(stream.steps[1]))
         typed = batch.targets > 0
         logits = learner.model.eval()(batch).blocks[0].gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)

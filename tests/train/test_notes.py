@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ner_cl.config import parse_strategies
+from ner_cl.config import HeadOptions, parse_strategies
 from ner_cl.data.stream import Stream
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.train.events import Event, EventLog, Note, StepStarted
 from ner_cl.train.learner import Learner
-from tests.tiny import toy_stream
+from tests.tiny import tiny_model, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learner_of, toy_encoder
 
 TRAINING = SHORT_TRAINING.model_copy(update={"epochs": 1})
@@ -95,6 +95,17 @@ def test_the_note_is_true(name: str, encoder: Path, stream: Stream) -> None:
     weights, alone = (model.state_dict() for model in models)
     assert all(torch.equal(weights[key], alone[key]) for key in weights) == bool(begins)
     assert models[0].strategy_state.get(name) or models[0].kept_sentences.get(name)
+
+
+def test_mentions_longer_than_the_head_can_find_are_counted(encoder: Path, stream: Stream) -> None:
+    long = sum(len(s.words[span.start : span.end]) > 1 for s in stream.steps[0].train for span in s.spans)
+    assert long >= 5
+    for limit, said in (
+        (1, [f"{long} mentions are longer than 1 words and cannot be learned; raise head.max_words"]),
+        (2, []),
+    ):
+        model = tiny_model(encoder, HeadOptions(name="spankl", max_words=limit))
+        assert notes(next_step(model, stream, [])) == said
 
 
 def test_those_that_keep_something_are_known() -> None:

@@ -3,5 +3,6 @@
 from ner_cl.model.heads.addner import AddNer
 from ner_cl.model.heads.base import DistillOptions, Emissions, Head
 from ner_cl.model.heads.extendner import ExtendNer
+from ner_cl.model.heads.spankl import SpanKl
 
-__all__ = ["AddNer", "DistillOptions", "Emissions", "ExtendNer", "Head"]
+__all__ = ["AddNer", "DistillOptions", "Emissions", "ExtendNer", "Head", "SpanKl"]

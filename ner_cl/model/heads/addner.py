@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ner_cl.config import HeadOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import coupling, viterbi
-from ner_cl.model.heads.base import DistillOptions, Emissions, Head, hide_types
-from ner_cl.model.losses import kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.model.decode import coupling, spans_of_rows, viterbi
+from ner_cl.model.heads.base import Emissions, Head, hide_types
+from ner_cl.model.losses import marginal_cross_entropy, masked_mean
 from ner_cl.model.merge import exclusive_scores, majority, span_probability, weighted_vote
 from ner_cl.model.resolve import resolve
 from ner_cl.registry import heads
@@ -27,7 +27,8 @@ _VOTES = ("majority", "vote")
 class AddNer(Head):
     """A softmax a step over `O` and the tags of that step's types; the conflict resolver or a vote merges them.
 
-    Old blocks imitate the teacher on every word, the new block learns from gold on every word.
+    Old blocks imitate the teacher on every word, the new block learns from gold on every word (section 3.1, equation of
+    L). Each block has its own softmax, so the two forms of KL coincide here.
 
     Attributes:
         ballots: where blocks vote, what the vote of each counts.
@@ -136,32 +137,20 @@ class AddNer(Head):
             total = total + masked_mean(marginal_cross_entropy(emissions.blocks[block], targets, annotated), mask)
         return total
 
-    def distillation(
-        self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Both terms on every word: gold for annotated blocks, the teacher for old ones (section 3.1, equation of L).
-
-        Each block has its own softmax, so the two forms of KL coincide here.
-        """
-        terms = []
-        start = 0
-        for block in emissions.blocks:
-            if start == teacher.shape[-1]:
-                break
-            logits = teacher[..., start : start + block.shape[-1]]
-            terms.append(masked_mean(kd_sub(logits, block, temperature=options.temperature), batch.word_mask))
-            start += block.shape[-1]
-        kl = torch.stack(terms).sum() if options.blocks == "sum" else torch.stack(terms).mean()
-        if options.scale:
-            kl = kl * options.temperature**2
-        ce = self.supervised(emissions, batch, unannotated="unknown")
-        return {"ce": options.beta * ce, "kd": options.alpha * kl}
-
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Merges the blocks that know the types asked for (`HeadOptions.merge`); other blocks are not consulted."""
         asked = self._asked(emissions, types)
         tags = self._elect(emissions, asked) if self.votes else self._resolve(emissions, asked)
         return hide_types(tags, self.tagset, types)
+
+    def spans(
+        self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
+    ) -> Int[Tensor, "span 4"]:
+        """What the blocks find together or, nested, what each step's types are found to be by themselves."""
+        if not nested:
+            return super().spans(emissions, types=types)
+        readings = [[type_ for type_ in step if types is None or type_ in types] for step in self.tagset.steps]
+        return torch.cat([spans_of_rows(self.decode(emissions, types=step)) for step in readings if step])
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
         """The strongest of all blocks asked for, and of the vote where they vote on each tag.

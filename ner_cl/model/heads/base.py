@@ -15,7 +15,8 @@ from ner_cl.config import HeadOptions, Options
 from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import coupling
+from ner_cl.model.decode import coupling, spans_of_rows
+from ner_cl.model.losses import kd_sub, masked_mean
 
 __all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
 
@@ -31,7 +32,7 @@ class DistillOptions(Options):
         reduction: `sum_then_mean` is one mean over all words of what each word costs; `mean_each` averages KL and
             cross entropy over their own words first.
         scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature.
-        blocks: AddNER only: `sum` or `mean` of the KL terms of the old blocks.
+        blocks: AddNER and SpanKL: `sum` or `mean` of the KL terms of the old blocks.
     """
 
     temperature: float = Field(2.0, gt=0)
@@ -46,6 +47,8 @@ class DistillOptions(Options):
 @dataclass(frozen=True, slots=True)
 class Emissions:
     """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` for each block of the head.
+
+    Or, where the head scores spans, what their scores are made of: `[row, word, column]` all the same.
 
     Attributes:
         blocks: a tensor a block.
@@ -109,6 +112,10 @@ class Head(nn.Module, ABC):
     name: str
     apart: ClassVar[bool] = False
     """Whether blocks share nothing, so that each may read word vectors of its own."""
+    tags_words: ClassVar[bool] = True
+    """Whether columns are scores of a word's tags; otherwise scores of spans are made of them."""
+    without_effect: ClassVar[tuple[str, ...]] = ("width", "max_words")
+    """Names of `HeadOptions` that this head does not know."""
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
         super().__init__()
@@ -139,15 +146,13 @@ class Head(nn.Module, ABC):
         self.known.append(tuple(self.tagset.types.index(type_) for type_ in (*types, *covers)))
         self.temperatures.append(1.0)
         block = nn.Linear(width or self.hidden, self._new_columns(len(types) + len(covers)))
-        with torch.no_grad():
-            block.weight.normal_(0.0, 0.02, generator=generator)
-            block.bias.zero_()
-            outside = self._outside_row()
-            if outside is not None and self.options.new_rows == "outside" and block.in_features == self.hidden:
-                block.to(outside.weight.device)
-                block.weight.add_(outside.weight[0])
-                block.bias.add_(outside.bias[0])
+        self._start(block, generator)
         self.blocks.append(block)
+
+    @property
+    def longest_span(self) -> int | None:
+        """Words of the longest span that can be found; None where there is no limit."""
+        return None
 
     @property
     def votes(self) -> bool:
@@ -198,11 +203,27 @@ class Head(nn.Module, ABC):
         """Emissions from the scores of all blocks side by side, as `Emissions.flat` gives them."""
         return Emissions((scores,), word_mask)
 
+    @property
+    def columns(self) -> int:
+        """Of all blocks together."""
+        return sum(block.out_features for block in self.blocks if isinstance(block, nn.Linear))
+
     def new_block(self) -> nn.Linear:
         """The block of the newest step."""
         block = self.blocks[-1]
         assert isinstance(block, nn.Linear)
         return block
+
+    @torch.no_grad()
+    def _start(self, block: nn.Linear, generator: torch.Generator | None) -> None:
+        """Draws the rows of a new block."""
+        block.weight.normal_(0.0, 0.02, generator=generator)
+        block.bias.zero_()
+        outside = self._outside_row()
+        if outside is not None and self.options.new_rows == "outside" and block.in_features == self.hidden:
+            block.to(outside.weight.device)
+            block.weight.add_(outside.weight[0])
+            block.bias.add_(outside.bias[0])
 
     def _outside_row(self) -> nn.Linear | None:
         """The block whose row 0 is the `O` that new rows may start from; None before the first step."""
@@ -231,11 +252,32 @@ class Head(nn.Module, ABC):
                 plain fine-tuning reads it) or `unknown` (nothing).
         """
 
-    @abstractmethod
+    def divergences(
+        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+    ) -> list[Float[Tensor, ""]]:
+        """KL from a teacher to what each block says of old types, each a mean over words.
+
+        Args:
+            emissions: of the student.
+            teacher: logits of the teacher, all its blocks side by side.
+            temperature: both logits are divided by it.
+        """
+        terms = []
+        start, old = 0, teacher.shape[-1]
+        for block in emissions.blocks:
+            said = teacher[..., start : start + block.shape[-1]]
+            if said.shape[-1]:
+                kl = kd_sub(said, block[..., : said.shape[-1]], temperature=temperature)
+                terms.append(masked_mean(kl, emissions.word_mask))
+            start = min(old, start + block.shape[-1])
+        return terms
+
     def distillation(
         self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> dict[str, Float[Tensor, ""]]:
         """The loss terms `ce` and `kd` of learning from gold for new types and from a teacher for old ones.
+
+        Here both on every word: gold for annotated blocks, the teacher for old ones.
 
         Args:
             emissions: of the student.
@@ -243,14 +285,52 @@ class Head(nn.Module, ABC):
             teacher: logits of the teacher, all its blocks side by side.
             options: weights and form.
         """
+        terms = torch.stack(self.divergences(emissions, teacher, temperature=options.temperature))
+        kl = terms.sum() if options.blocks == "sum" else terms.mean()
+        if options.scale:
+            kl = kl * options.temperature**2
+        ce = self.supervised(emissions, batch, unannotated="unknown")
+        return {"ce": options.beta * ce, "kd": options.alpha * kl}
 
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Legal tag ids of the joint tagset, 0 where padded; only of `types` where they are given."""
 
+    def spans(
+        self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
+    ) -> Int[Tensor, "span 4"]:
+        """What is found: row, first word, one past the last word, index of the type.
+
+        Args:
+            emissions: of any batch.
+            types: only these.
+            nested: what is found where nothing competes, so that spans may overlap. A head with one output for all
+                types has no such reading, and finds the same.
+        """
+        return spans_of_rows(self.decode(emissions, types=types))
+
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
         """Where rows may be cut without a change of what `decode` says of `types`; see `ner_cl.model.decode`."""
         return coupling(emissions.blocks[0].float(), emissions.word_mask)
+
+    def decisions(self, emissions: Emissions) -> list[Float[Tensor, "decision choice"]]:
+        """For each block the logits of all that it decides about real words, one choice of several each: here a tag."""
+        return [block[emissions.word_mask].float() for block in emissions.blocks]
+
+    def summed_logits(
+        self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]
+    ) -> list[Float[Tensor, ""]]:
+        """For each step, the sum of all logits of its columns over all real words: what says how a step is computed."""
+        mask = word_mask.unsqueeze(-1)
+        return [torch.where(mask, scores, 0.0).sum() for scores in self.scores(words)]
+
+    def gold_logits(self, emissions: Emissions, batch: Batch) -> Float[Tensor, ""]:
+        """The sum of the logits of the gold tags, over the words in mentions of the newest step's types."""
+        block = emissions.blocks[-1]  # in which they are the last columns, whether or not others stand before them
+        typed = batch.word_mask & (batch.targets > 2 * self.tagset.type_offset(len(self.tagset.steps)))
+        index = (batch.targets - (len(self.tagset) - block.shape[-1])).clamp(min=0)
+        logits = block.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return torch.where(typed, logits, torch.zeros_like(logits)).sum()
 
     @abstractmethod
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:

@@ -1,0 +1,117 @@
+"""Scores of spans from two vectors a word, and how spans are read off them: the arithmetic of the SpanKL head.
+
+A band is a tensor `[row, word, length, type]`: what is said of the span of `length + 1` words that begins at a word.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["apart", "crossing", "span_band", "tags_of_apart", "within"]
+
+
+def span_band(
+    starts: Float[Tensor, "row word type width"], ends: Float[Tensor, "row word type width"], *, longest: int
+) -> Float[Tensor, "row word length type"]:
+    """The product `s_i · e_j / √width` of the first and the last word of every span.
+
+    Words are taken in chunks as long as the longest span, each against itself and the next one, so that a document
+    costs time and memory in proportion to its length. Spans that reach past the row hold anything.
+
+    Args:
+        starts: a vector for each word as the first one of a span of each type.
+        ends: the same as the last one.
+        longest: words of the longest span; the band is no wider than the row.
+    """
+    rows, words, types, width = starts.shape
+    size = min(longest, max(words, 1))
+    chunks = max(1, math.ceil(words / size))
+    starts = F.pad(starts, (0, 0, 0, 0, 0, chunks * size - words)).view(rows, chunks, size, types, width)
+    ends = F.pad(ends, (0, 0, 0, 0, 0, (chunks + 1) * size - words)).unfold(1, 2 * size, size)
+    scores = starts.permute(0, 1, 3, 2, 4) @ ends  # [row, chunk, type, word of the chunk, word of two chunks]
+    # Row a of such a square is wanted from column a on: with one more column in memory it would begin a row lower.
+    skewed = F.pad(scores.flatten(-2), (0, size)).view(rows, chunks, types, size, 2 * size + 1)[..., :size]
+    band = skewed.permute(0, 1, 3, 4, 2).reshape(rows, chunks * size, size, types)
+    return band[:, :words] / math.sqrt(width)
+
+
+def within(mask: Bool[Tensor, "row word"], longest: int) -> Bool[Tensor, "row word length"]:
+    """Which spans of a band end within their row.
+
+    Args:
+        mask: which words are real.
+        longest: words of the longest span.
+    """
+    words = mask.shape[1]
+    last = torch.arange(words, device=mask.device)[:, None] + torch.arange(
+        min(longest, max(words, 1)), device=mask.device
+    )
+    return last < mask.sum(dim=1)[:, None, None]
+
+
+def crossing(band: Float[Tensor, "row word length"]) -> Float[Tensor, "row word"]:
+    """The best of the spans with words on both sides of the border before each word; -inf where there is none.
+
+    Args:
+        band: what is said of each span, of all types together.
+    """
+    reaching = band.flip(-1).cummax(-1).values.flip(-1)  # at m: the best of the spans of more than m words
+    best = torch.full_like(band[..., 0], -torch.inf)
+    for before in range(1, band.shape[-1]):
+        best[:, before:] = torch.maximum(best[:, before:], reaching[:, :-before, before])
+    return best
+
+
+def apart(spans: Int[Tensor, "span 4"], scores: Float[Tensor, " span"]) -> Bool[Tensor, " span"]:
+    """Which spans are left if the best goes first and none may share a word with one that was taken.
+
+    Instead of one by one, all that are the best at each of their words are taken at once, until none is left: the same
+    spans in a few rounds. Among equals the first one is the best.
+
+    Args:
+        spans: row, first word, one past the last word, type.
+        scores: of each.
+    """
+    owner, word = _words(spans)
+    _, place = torch.unique(torch.stack([spans[owner, 0], word]), dim=1, return_inverse=True)
+    rank = torch.empty_like(spans[:, 0])
+    rank[scores.argsort(descending=True, stable=True)] = torch.arange(len(spans), 0, -1, device=spans.device)
+    kept = torch.zeros_like(rank, dtype=torch.bool)
+    waiting = ~kept
+    while waiting.any():
+        best = torch.zeros_like(place).scatter_reduce(0, place, torch.where(waiting, rank, 0)[owner], "amax")
+        kept |= waiting & ~_anywhere(best[place] > rank[owner], owner, len(spans))
+        taken = torch.zeros_like(place, dtype=torch.bool)
+        taken[place[kept[owner]]] = True
+        waiting &= ~_anywhere(taken[place], owner, len(spans))
+    return kept
+
+
+def tags_of_apart(spans: Int[Tensor, "span 4"], mask: Bool[Tensor, "row word"]) -> Int[Tensor, "row word"]:
+    """IOB2 tag ids of spans that share no word.
+
+    Args:
+        spans: row, first word, one past the last word, index of the type.
+        mask: which words are real; gives the shape.
+    """
+    tags = torch.zeros_like(mask, dtype=torch.long)
+    owner, word = _words(spans)
+    tags[spans[owner, 0], word] = 2 + 2 * spans[owner, 3]
+    tags[spans[:, 0], spans[:, 1]] = 1 + 2 * spans[:, 3]
+    return tags
+
+
+def _words(spans: Int[Tensor, "span 4"]) -> tuple[Int[Tensor, " word"], Int[Tensor, " word"]]:
+    """The words of all spans, one span after the other: the number of the span, and the place in the row."""
+    start, counts = spans[:, 1], spans[:, 2] - spans[:, 1]
+    owner = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts  # where the words of each span begin
+    return owner, start[owner] + torch.arange(len(owner), device=spans.device) - first[owner]
+
+
+def _anywhere(flags: Bool[Tensor, " word"], owner: Int[Tensor, " word"], spans: int) -> Bool[Tensor, " span"]:
+    """Whether a flag is up at any word of each span."""
+    return torch.zeros(spans, dtype=torch.long, device=flags.device).index_add(0, owner, flags.long()) > 0
