@@ -129,17 +129,19 @@ def test_maps_are_those_before_dropout_and_have_gradients(model: NerModel) -> No
 def test_a_recorder_has_the_maps_of_the_batch_it_is_asked_for(model: NerModel) -> None:
     """Of the last pass with gradients where that read it; a pass without gradients in between does no harm."""
     recorder, batch, other = AttentionRecorder(model.encoder), rows(model, 0, 1), rows(model, 2, 3)
-    passes: list[Batch] = []
-    model.encoder.register_forward_pre_hook(lambda module, given: passes.append(given[0]))
+    passes: list[torch.Tensor] = []
+    model.encoder.backbone.register_forward_pre_hook(
+        lambda module, given, named: passes.append(named["input_ids"]), with_kwargs=True
+    )
     model(batch)
     with torch.no_grad():
         model(other)
     maps = recorder.of(batch)
-    assert [found is expected for found, expected in zip(passes, (batch, other), strict=True)] == [True, True]
+    assert [a is b.piece_ids for a, b in zip(passes, (batch, other), strict=True)] == [True, True]
     passes.clear()
     with torch.no_grad():
         others = recorder.of(other)
-    assert [found is other for found in passes] == [True]
+    assert [found is other.piece_ids for found in passes] == [True]
     for read, found in ((batch, maps), (other, others)):
         for layer, expected in zip(found, attention_maps(model.encoder, read), strict=True):
             assert torch.equal(layer, expected)

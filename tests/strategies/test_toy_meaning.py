@@ -15,7 +15,7 @@ from tests.tiny import TOY_TRAINING, tiny_encoder, toy_stream, toy_training
 from tests.train.toy_runs import learn_all, learner_of, teaches
 
 # These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
-RIGID = {"frozen", "gpm", "ice", "ncl", "weight_average"}
+RIGID = {"frozen", "frozen_trunk", "gpm", "ice", "ncl", "weight_average"}
 
 # These keep steps apart, and have a test of what that means below; what they learn with is tested with each.
 APART = [name for name in strategies if strategies[name].isolates]
