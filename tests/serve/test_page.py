@@ -78,7 +78,7 @@ def select_in_text(page: "sync_api.Page", words: str) -> None:
         " const start = field.value.indexOf(words); field.setSelectionRange(start, start + words.length); }",
         words,
     )
-    page.wait_for_function("!document.getElementById('set').disabled")
+    page.wait_for_selector("#set:not([disabled])")
 
 
 def kept(page: "sync_api.Page") -> list[dict[str, object]]:
@@ -209,7 +209,7 @@ def test_words_selected_with_the_mouse_become_a_span(page: "sync_api.Page") -> N
         " document.activeElement.blur(); range.setStart(node, start); range.setEnd(node, start + 5);"
         " document.getSelection().removeAllRanges(); document.getSelection().addRange(range); }"
     )
-    page.wait_for_function("document.getElementById('picked').textContent === '“aspirin”'")
+    page.wait_for_selector("#picked:text-is('“aspirin”')")
 
 
 def test_words_are_those_that_ner_cl_cuts(page: "sync_api.Page") -> None:
@@ -243,7 +243,7 @@ def test_errors_are_shown(page: "sync_api.Page") -> None:
     assert page.inner_text("#status.wrong") == "Paste a text first."
     page.fill("#text", "x" * 100_001)
     page.click("#find")
-    page.wait_for_function("document.getElementById('status').textContent.includes('100001 characters')")
+    page.wait_for_selector("#status:has-text('100001 characters')")
 
 
 def test_a_protected_service_asks_for_the_token(
