@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.model.heads.base import Head
 
-__all__ = ["BalanceOptions", "freeze_old_rows", "one_softmax", "payers", "teacher_weight"]
+__all__ = ["BalanceOptions", "one_softmax", "payers", "teacher_weight"]
 
 
 class BalanceOptions(StrategyOptions):
@@ -63,9 +62,3 @@ def one_softmax(head: HeadOptions) -> str:
     if head.name == "extendner":
         return ""
     return f"needs one softmax over old and new types, which head {head.name} does not have; use head extendner"
-
-
-def freeze_old_rows(head: Head) -> None:
-    """Freezes all blocks but the newest for the step."""
-    for block in list(head.blocks)[:-1]:
-        block.requires_grad_(False)

@@ -16,9 +16,10 @@ from ner_cl.model.attention import AttentionRecorder, pooled_distance
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import BalanceOptions, freeze_old_rows, one_softmax, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.confidence import Lessons, lessons_of
+from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.step_words import StepWords
 from ner_cl.strategies.teacher import Teacher
@@ -90,7 +91,7 @@ class Cpfd(Strategy):
     def begin_stage(self, context: StepContext) -> None:
         """Freezes the rows of old types, if that is asked for."""
         if self.options.freeze_old_rows:
-            freeze_old_rows(context.model.head)
+            freeze_old_blocks(context.model.head)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and `attention`; in step 1, where nobody knows better, plain cross entropy."""

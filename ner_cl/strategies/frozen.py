@@ -12,6 +12,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import cross_entropy_as_labelled
 
 __all__ = ["Frozen", "FrozenOptions"]
@@ -50,8 +51,7 @@ class Frozen(Strategy):
         if context.number > 1 or context.epoch > self.options.warmup_epochs:
             model.encoder.requires_grad_(False)
             model.encoder.eval()
-        for block in list(model.head.blocks)[:-1]:
-            block.requires_grad_(False)
+        freeze_old_blocks(model.head)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy as labelled: what it says about old types reaches frozen rows only."""

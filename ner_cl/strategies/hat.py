@@ -18,6 +18,7 @@ from ner_cl.model.subnetworks.trunk import top_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.old_blocks import freeze_old_blocks
 
 __all__ = ["HatStrategy", "HatStrategyOptions", "compensate", "scale_at", "sparsity"]
 
@@ -65,8 +66,7 @@ class HatStrategy(Strategy):
     def begin_stage(self, context: StepContext) -> None:
         """Freezes old blocks, and after step 1 what no gate acts on."""
         model, hat = context.model, hat_of(context.model)
-        for block in list(model.head.blocks)[:-1]:
-            block.requires_grad_(False)
+        freeze_old_blocks(model.head)
         if context.number > 1:
             model.encoder.requires_grad_(False)
             for name in hat.on_parameters(hat.used()):

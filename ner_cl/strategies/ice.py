@@ -15,6 +15,7 @@ from ner_cl.model.heads.base import Emissions
 from ner_cl.model.losses import masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Ice", "IceOptions"]
@@ -63,13 +64,12 @@ class Ice(Strategy):
 
     def begin_stage(self, context: StepContext) -> None:
         """Freezes what is to stay: old blocks, biases, the column of `O`, and after step 1 the encoder."""
-        blocks = list(context.model.head.blocks)
-        for block in blocks[:-1]:
-            block.requires_grad_(False)
-        new = context.model.head.new_block()
+        head = context.model.head
+        freeze_old_blocks(head)
+        new = head.new_block()
         with torch.no_grad():
             new.bias.zero_()
-            if len(blocks) == 1:
+            if len(head.blocks) == 1:
                 new.weight[0] = 0.0
                 new.bias[0] = self.options.outside
         new.bias.requires_grad_(False)

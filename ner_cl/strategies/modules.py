@@ -15,6 +15,7 @@ from ner_cl.registry import heads, strategies
 from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.calibration import calibrate_vote
+from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.pseudo_labels import label_old_types
 from ner_cl.types import Sentence
 
@@ -88,8 +89,7 @@ class ModuleStrategy(Strategy):
             modules.fuse(context.number)
         model.encoder.requires_grad_(False)
         modules.learn(context.number)
-        for block in list(model.head.blocks)[:-1]:
-            block.requires_grad_(False)
+        freeze_old_blocks(model.head)
         if self.options.cache and context.encoded is not None:
             modules.cache(model, context.encoded, batch_tokens=context.batch_tokens, precision=context.precision)
             self._cached = modules

@@ -17,6 +17,7 @@ from ner_cl.model.subnetworks.trunk import top_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.old_blocks import freeze_old_blocks
 
 __all__ = ["PackNetStrategy", "PackNetStrategyOptions"]
 
@@ -85,8 +86,7 @@ class PackNetStrategy(Strategy):
         model.encoder.requires_grad_(False)
         for weight, _ in _packed(model).owned(model).values():
             weight.requires_grad_(True)
-        for block in list(model.head.blocks)[:-1]:
-            block.requires_grad_(False)
+        freeze_old_blocks(model.head)
 
     def begin_epoch(self, context: StepContext) -> None:
         """Runs the frozen layers without dropout."""

@@ -1,13 +1,10 @@
 """How gold and teacher are weighed."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from ner_cl.config import HeadOptions
-from ner_cl.strategies.balance import BalanceOptions, freeze_old_rows, one_softmax, payers, teacher_weight
-from tests.tiny import tiny_model
+from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight
 
 
 def options(**values: object) -> BalanceOptions:
@@ -40,10 +37,3 @@ def test_the_mean_over_all_words_gets_the_scale_of_the_reduction(pays: list[int]
 def test_heads_without_one_softmax_are_refused_with_a_way_out() -> None:
     assert one_softmax(HeadOptions(name="extendner")) == ""
     assert "head addner does not have; use head extendner" in one_softmax(HeadOptions(name="addner"))
-
-
-def test_old_rows_are_frozen_and_new_ones_are_not(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path, steps=[["PER"], ["LOC"], ["ORG"]])
-    freeze_old_rows(model.head)
-    trained = [name for name, parameter in model.head.named_parameters() if parameter.requires_grad]
-    assert trained == ["blocks.2.weight", "blocks.2.bias"]

@@ -1,0 +1,11 @@
+"""The blocks of earlier steps, for strategies that hold them still."""
+
+from ner_cl.model.heads.base import Head
+
+__all__ = ["freeze_old_blocks"]
+
+
+def freeze_old_blocks(head: Head) -> None:
+    """Freezes all blocks but the newest for the step."""
+    for block in list(head.blocks)[:-1]:
+        block.requires_grad_(False)
