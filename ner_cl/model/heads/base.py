@@ -201,7 +201,10 @@ class Head(nn.Module, ABC):
 
     def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> "Emissions":
         """Emissions from the scores of all blocks side by side, as `Emissions.flat` gives them."""
-        return Emissions((scores,), word_mask)
+        if not self.apart:
+            return Emissions((scores,), word_mask)
+        widths = [self._new_columns(len(known)) for known in self.known]
+        return Emissions(torch.split(scores, widths, dim=-1), word_mask)
 
     @property
     def columns(self) -> int:

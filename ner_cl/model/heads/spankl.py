@@ -98,11 +98,6 @@ class SpanKl(Head):
                 blocks.append(self._silence(block.weight.new_zeros(*word_mask.shape, block.out_features)))
         return Emissions(tuple(blocks), word_mask, tuple(views))
 
-    def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
-        """One block a step again."""
-        widths = [self._new_columns(len(known)) for known in self.known]
-        return Emissions(torch.split(scores, widths, dim=-1), word_mask)
-
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
     ) -> Float[Tensor, ""]:
