@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +15,11 @@ from ner_cl.data.tagset import Tagset
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
 
-__all__ = ["Batch", "EncodedSentences", "plan_batches"]
+__all__ = ["Batch", "EncodedSentences", "Origin", "plan_batches", "rows_from"]
+
+Origin: TypeAlias = Literal["own", "remembered", "unlabeled"]
+"""Where a row comes from, told by what it is annotated for: `own`, some of the newest step's types; `remembered` from
+an earlier step, other types only; `unlabeled`, none."""
 
 # Batches are cut from pools of this many batches' worth of rows sorted by length: long enough to waste little padding,
 # short enough that training order stays random.
@@ -36,7 +41,7 @@ class Batch:
         annotated_types: indices of the types annotated in any row, known without a look at the device.
         rows: number of each row in the whole set.
         row_words: words of each row.
-        remembered: whether each row was kept from an earlier step: annotated, but for none of the newest step's types.
+        origins: where each row comes from.
         cut: whether each row ends inside of a mention, which the next window goes on with.
     """
 
@@ -50,7 +55,7 @@ class Batch:
     annotated_types: frozenset[int]
     rows: tuple[int, ...] = ()
     row_words: tuple[int, ...] = ()
-    remembered: tuple[bool, ...] = ()
+    origins: tuple[Origin, ...] = ()
     cut: tuple[bool, ...] = ()
 
     def select(self, rows: Sequence[int]) -> "Batch":
@@ -69,7 +74,7 @@ class Batch:
             annotated_types=frozenset(annotated.any(dim=0).nonzero().flatten().tolist()),
             rows=tuple(self.rows[row] for row in rows),
             row_words=tuple(self.row_words[row] for row in rows),
-            remembered=tuple(self.remembered[row] for row in rows),
+            origins=tuple(self.origins[row] for row in rows),
             cut=tuple(self.cut[row] for row in rows if self.cut),
         )
 
@@ -99,7 +104,7 @@ class EncodedSentences:
 
     Attributes:
         rows_of: the windows of each sentence.
-        remembered: whether each window was kept from an earlier step: annotated, but for no type of the newest step.
+        origins: where each window comes from.
 
     Raises:
         DataError: if two spans of known types overlap; the message names the sentence's source.
@@ -121,8 +126,8 @@ class EncodedSentences:
         }
         self._annotated = [flags[sentence.annotated_types] for sentence in sentences]
         newest = set(tagset.steps[-1]) if tagset.steps else set()
-        remembered = [bool(s.annotated_types) and newest.isdisjoint(s.annotated_types) for s in sentences]
-        self.remembered = [remembered[window.sentence] for window in self.windows]
+        origins = [_origin(sentence, newest) for sentence in sentences]
+        self.origins: list[Origin] = [origins[window.sentence] for window in self.windows]
         self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
         self.annotated_types = frozenset(
             index for index, type_ in enumerate(types) if any(type_ in known for known in flags)
@@ -136,6 +141,11 @@ class EncodedSentences:
     def words(self) -> int:
         """Number of words over all sentences."""
         return int(self._word_starts[-1])
+
+    @property
+    def annotated(self) -> list[int]:
+        """The windows that are annotated for something: what a step is about, with what was remembered."""
+        return rows_from(self.origins, "own", "remembered")
 
     @property
     def targets(self) -> Int[Tensor, " word"]:
@@ -171,7 +181,7 @@ class EncodedSentences:
             annotated_types=frozenset(np.flatnonzero(annotated.any(axis=0)).tolist()),
             rows=tuple(rows),
             row_words=tuple(len(window.word_pieces) for window in windows),
-            remembered=tuple(self.remembered[row] for row in rows),
+            origins=tuple(self.origins[row] for row in rows),
             cut=tuple(self._is_cut(window) for window in windows),
         )
 
@@ -188,10 +198,26 @@ class EncodedSentences:
             batch_tokens: see `plan_batches`.
             among: these windows only.
         """
-        candidates = range(len(self)) if among is None else among
-        for places in plan_batches([self.lengths[row] for row in candidates], batch_tokens=batch_tokens):
-            rows = [candidates[place] for place in places]
+        for rows in self.plan(range(len(self)) if among is None else among, batch_tokens=batch_tokens):
             yield rows, self.batch(rows)
+
+    def plan(
+        self, rows: Sequence[int], *, batch_tokens: int, generator: np.random.Generator | None = None
+    ) -> list[list[int]]:
+        """Some windows cut into batches, each window as often as it is given; see `plan_batches`."""
+        plan = plan_batches([self.lengths[row] for row in rows], batch_tokens=batch_tokens, generator=generator)
+        return [[rows[place] for place in batch] for batch in plan]
+
+
+def rows_from(origins: Sequence[Origin], *wanted: Origin) -> list[int]:
+    """The rows, by their position, that come from one of some places."""
+    return [row for row, origin in enumerate(origins) if origin in wanted]
+
+
+def _origin(sentence: Sentence, newest: set[str]) -> Origin:
+    if not sentence.annotated_types:
+        return "unlabeled"
+    return "remembered" if newest.isdisjoint(sentence.annotated_types) else "own"
 
 
 def _targets(sentence: Sentence, tagset: Tagset) -> list[int]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.data.batching import Batch, EncodedSentences, plan_batches
+from ner_cl.data.batching import Batch, EncodedSentences, rows_from
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision
@@ -80,7 +80,7 @@ class StepContext:
         return None if self.model.subnetworks is None else (self.number,)
 
     def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
-        """The step's own sentences in batches of training size on the model's device, without remembered ones.
+        """The step's own sentences, and no others, in batches of training size on the model's device.
 
         Args:
             sentences: at most so many, drawn at random; all by default.
@@ -88,11 +88,11 @@ class StepContext:
         """
         assert self.encoded is not None
         encoded = self.encoded
-        own = [row for row, remembered in enumerate(encoded.remembered) if not remembered]
+        own = rows_from(encoded.origins, "own")
         if sentences is not None and len(own) > sentences:
             own = sorted(self.generator(purpose).choice(own, size=sentences, replace=False).tolist())
-        for rows in plan_batches([encoded.lengths[row] for row in own], batch_tokens=self.train_tokens):
-            yield encoded.batch([own[row] for row in rows]).to(self.model.device)
+        for rows in encoded.plan(own, batch_tokens=self.train_tokens):
+            yield encoded.batch(rows).to(self.model.device)
 
 
 class Strategy(ABC):
@@ -146,11 +146,11 @@ class Strategy(ABC):
         return train
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
-        """The batches of an epoch, as row numbers of `context.encoded`: draw remembered rows into them.
+        """The batches of an epoch, as row numbers of `context.encoded`: draw remembered or unlabeled rows into them.
 
         Args:
             context: of the step.
-            batches: every row once, in random order.
+            batches: every row that is annotated for something once, in random order.
             generator: the epoch's own; the plan must depend on nothing else that changes.
         """
         return batches
@@ -174,8 +174,8 @@ class Strategy(ABC):
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms of a batch; the loop minimises the sum of all terms of all strategies.
 
-        A term is a mean over the words of the batch. Remembered rows (`Batch.remembered`) are the business of the
-        strategy that remembers them; see `rows.on_rows`.
+        A term is a mean over the words of the batch. Rows that are not the step's own (`Batch.origins`) are the
+        business of the strategy that brought them in; see `rows.on_rows`.
         """
         return {}
 

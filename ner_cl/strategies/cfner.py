@@ -108,7 +108,7 @@ class Cfner(Strategy):
             assert self._knowledge is not None
             return self._terms(context, self._knowledge, rows, said.blocks[0])
 
-        return on_rows(batch, emissions, terms, remembered=False)
+        return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
         """Lets teacher, targets and neighbours go."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ModelError
 from ner_cl.model.attention import AttentionRecorder, pooled_distance
 from ner_cl.model.heads.base import Emissions
@@ -95,7 +95,7 @@ class Cpfd(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and `attention`; in step 1, where nobody knows better, plain cross entropy."""
-        own = [row for row, remembered in enumerate(batch.remembered) if not remembered]
+        own = rows_from(batch.origins, "own")
 
         def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
             if self._teacher is None:
@@ -109,7 +109,7 @@ class Cpfd(Strategy):
                 found["attention"] = self.options.attention * self._weight(context) * distance
             return found
 
-        return on_rows(batch, emissions, terms, remembered=False)
+        return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
         """Lets go of the teacher and of what was worked out for the step, and watches the student no longer."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import TrainingError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.base import Emissions
@@ -129,7 +129,7 @@ class Das(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`contrast`, if it is asked for: how unlike the network is to that of the protected units alone."""
-        own = [row for row, remembered in enumerate(batch.remembered) if not remembered]
+        own = rows_from(batch.origins, "own")
         if not self.options.contrast or self._measuring or not own:
             return {}
         batch = batch.select(own)

@@ -57,7 +57,7 @@ class Distill(Strategy):
                 del found["kd"]  # or its gradient of zeros would have weight decay shrink blocks that nothing trains
             return found
 
-        return on_rows(batch, emissions, terms, remembered=False)
+        return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
         """Lets teacher and targets go."""

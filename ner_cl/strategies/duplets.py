@@ -57,7 +57,7 @@ class Duplets:
         for row, window in enumerate(context.encoded.windows):
             sentence = context.encoded.sentences[window.sentence]
             kept = _kept_words(sentence, window, context.types)
-            if not context.encoded.remembered[row] and 0 < len(kept) < len(window.word_pieces):
+            if context.encoded.origins[row] == "own" and 0 < len(kept) < len(window.word_pieces):
                 self._kept[row] = kept
                 words = tuple(sentence.words[window.first_word + word] for word in kept)
                 sentences.append(Sentence(words, (), frozenset(context.types), source=sentence.source))

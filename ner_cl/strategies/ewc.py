@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.model.heads.base import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
@@ -193,9 +193,8 @@ class Ewc(Strategy):
         encoded = context.encoded
         assert encoded is not None
         rows: dict[int, list[int]] = {}
-        for row, (window, remembered) in enumerate(zip(encoded.windows, encoded.remembered, strict=True)):
-            if not remembered:
-                rows.setdefault(window.sentence, []).append(row)
+        for row in rows_from(encoded.origins, "own"):
+            rows.setdefault(encoded.windows[row].sentence, []).append(row)
         drawn = list(rows)
         if len(drawn) > self.options.samples:
             draw = context.generator("ewc/sentences")

@@ -101,7 +101,7 @@ class Ice(Strategy):
             ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
             return {"ce": masked_mean(ce.view_as(batch.targets), batch.word_mask)}
 
-        return on_rows(batch, emissions, terms, remembered=False)
+        return on_rows(batch, emissions, terms)
 
     def _freeze_encoder(self, context: StepContext, *, epoch: int) -> None:
         if context.old_types or epoch > self.options.warmup_epochs:

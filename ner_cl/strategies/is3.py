@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.data.batching import Batch, EncodedSentences, rows_from
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
@@ -90,7 +90,7 @@ class Is3(Strategy):
                 return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
             return self._word_terms(context, batch, emissions)
 
-        found = on_rows(batch, emissions, terms, remembered=False)
+        found = on_rows(batch, emissions, terms)
         if context.old_types and self.options.prototypes and self._prototypes:
             found["prototypes"] = self.options.prototypes * self._prototype_loss(context)
         return found
@@ -154,7 +154,7 @@ class Is3(Strategy):
 
 def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
     """The share of the step's own words that are of new types; where a term has no words, as if it had one."""
-    own = [window for window, kept in zip(encoded.windows, encoded.remembered, strict=True) if not kept]
+    own = [encoded.windows[row] for row in rows_from(encoded.origins, "own")]
     words = sum(len(window.word_pieces) for window in own)
     sentences = [encoded.sentences[index] for index in sorted({window.sentence for window in own})]
     typed = sum(span.end - span.start for s in sentences for span in s.spans if span.type in types)

@@ -70,7 +70,7 @@ class Lwf(Strategy):
             factor = options.temperature**2 if options.scale else 1.0
             return {"kd": options.strength * factor * torch.stack(terms).sum()}
 
-        return {**terms, **on_rows(batch, emissions, imitation, remembered=False)}
+        return {**terms, **on_rows(batch, emissions, imitation)}
 
     def release(self) -> None:
         """Lets teacher and targets go."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ner_cl.data.batching import Batch, plan_batches
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.precision import autocast
@@ -77,7 +77,7 @@ def raw_text(context: StepContext) -> list[Sentence]:
     """The words of the step's own sentences and of its unlabeled ones, without annotation."""
     assert context.encoded is not None
     encoded = context.encoded
-    own = {window.sentence for window, old in zip(encoded.windows, encoded.remembered, strict=True) if not old}
+    own = {encoded.windows[row].sentence for row in rows_from(encoded.origins, "own")}
     sentences = [encoded.sentences[index] for index in sorted(own)]
     return [Sentence(sentence.words) for sentence in (*sentences, *context.unlabeled)]
 
@@ -99,8 +99,10 @@ def pretrain(context: StepContext, gates: Mapping[str, Tensor], *, epochs: int, 
     plan = [
         rows
         for epoch in range(epochs)
-        for rows in plan_batches(
-            encoded.lengths, batch_tokens=context.train_tokens, generator=context.generator(f"das/pretrain/{epoch}")
+        for rows in encoded.plan(
+            range(len(encoded)),
+            batch_tokens=context.train_tokens,
+            generator=context.generator(f"das/pretrain/{epoch}"),
         )
     ]
     named = {f"encoder.{name}": parameter for name, parameter in model.encoder.named_parameters()}

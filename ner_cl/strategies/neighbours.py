@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ner_cl.data.batching import plan_batches
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.importance import measuring
@@ -89,15 +88,15 @@ class Neighbours:
         encoded, model = context.encoded, context.model
         assert encoded is not None
         rows = torch.unique(self._words.rows[numbers]).tolist()
-        plan = plan_batches([encoded.lengths[row] for row in rows], batch_tokens=context.batch_tokens)
+        plan = encoded.plan(rows, batch_tokens=context.batch_tokens)
         found = torch.empty(len(numbers), len(model.tagset), device=model.device)
         with (
             torch.no_grad(),
             measuring(context, "neighbours", dropout=False),
             autocast(context.precision, model.device),
         ):
-            for places in plan:
-                batch = encoded.batch([rows[place] for place in places]).to(model.device)
+            for part in plan:
+                batch = encoded.batch(part).to(model.device)
                 wanted = batch.word_mask & torch.isin(batch.word_numbers, numbers)
                 found[torch.searchsorted(numbers, batch.word_numbers[wanted])] = model(batch).flat().float()[wanted]
         return found

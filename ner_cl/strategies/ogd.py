@@ -114,7 +114,7 @@ class Ogd(Strategy):
         found = [
             row
             for row, window in enumerate(encoded.windows)
-            if not encoded.remembered[row]
+            if encoded.origins[row] == "own"
             and any(
                 span.type in types
                 and span.start < window.first_word + len(window.word_pieces)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.data.batching import Batch, EncodedSentences, rows_from
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.losses import kd_full
 from ner_cl.model.ner_model import NerModel
@@ -99,7 +99,7 @@ class Rdp(Strategy):
             return
         encoded = context.encoded
         assert encoded is not None
-        own = [row for row, remembered in enumerate(encoded.remembered) if not remembered]
+        own = rows_from(encoded.origins, "own")
         means = _prototypes(teacher, encoded, context, own) if self.options.prototypes else None
         self._answers = _ask(teacher, encoded, context, own, means)
         if self.options.duplets:
@@ -125,7 +125,7 @@ class Rdp(Strategy):
             words = batch.word_mask.sum().clamp(min=1)
             return {name: value / words for name, value in sums.items()}
 
-        return on_rows(batch, emissions, terms, remembered=False)
+        return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
         """Lets go of what was asked."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import plan_batches
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions
@@ -78,12 +77,11 @@ class References:
         total: dict[str, Tensor] = {}
         if not trained:
             return total
-        lengths = [self._encoded.lengths[row] for row in rows]
         words = sum(len(self._encoded.windows[row].word_pieces) for row in rows)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(int(generator.integers(2**62)))
-            for indices in plan_batches(lengths, batch_tokens=context.train_tokens):
-                batch = self._encoded.batch([rows[index] for index in indices]).to(device)
+            for part in self._encoded.plan(rows, batch_tokens=context.train_tokens):
+                batch = self._encoded.batch(part).to(device)
                 with autocast(context.precision, device):
                     emissions = model(batch)
                 loss = model.head.supervised(emissions, batch, unannotated="unknown") * (sum(batch.row_words) / words)

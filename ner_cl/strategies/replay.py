@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch, plan_batches
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.model.emissions import emissions_of
 from ner_cl.model.heads.base import Emissions, Head
 from ner_cl.model.losses import masked_mean
@@ -125,15 +125,13 @@ class Replay(Strategy):
         """The batches with remembered rows drawn as `mixing` and `rehearsal` say."""
         encoded = context.encoded
         assert encoded is not None
-        kept = [row for row, remembered in enumerate(encoded.remembered) if remembered]
+        kept = rows_from(encoded.origins, "remembered")
         if not kept or (self.options.mixing == "concatenate" and self.options.rehearsal is None):
             return batches
-        own = [row for batch in batches for row in batch if not encoded.remembered[row]]
+        own = [row for batch in batches for row in batch if encoded.origins[row] != "remembered"]
         if self.options.mixing == "concatenate":
             rows = [*own, *self._rehearsed(context, kept, generator)]
-            lengths = [encoded.lengths[row] for row in rows]
-            plan = plan_batches(lengths, batch_tokens=context.train_tokens, generator=generator)
-            return [[rows[index] for index in batch] for batch in plan]
+            return encoded.plan(rows, batch_tokens=context.train_tokens, generator=generator)
         ratio = self.options.ratio
         return _mixed(own, _rounds(kept, generator), encoded.lengths, tokens=context.train_tokens, ratio=ratio)
 
@@ -151,7 +149,7 @@ class Replay(Strategy):
                 found["replay_logits"] = scale * options.alpha * self._distance(context, rows, said)
             return found
 
-        return on_rows(batch, emissions, terms, remembered=True)
+        return on_rows(batch, emissions, terms, origin="remembered")
 
     def end_step(self, context: StepContext) -> None:
         """Chooses what to remember of the step, and what no longer to remember of earlier ones."""
@@ -275,8 +273,7 @@ def _second_mean(batch: Batch) -> float:
     their own. Remembered rows get the same factor in place of `m / (n + m)`, so the sum is `n / (n + m)` times the sum
     of two means.
     """
-    remembered = sum(words for words, kept in zip(batch.row_words, batch.remembered, strict=True) if kept)
-    new = sum(batch.row_words) - remembered
+    new, remembered = (sum(batch.row_words[row] for row in rows_from(batch.origins, o)) for o in ("own", "remembered"))
     return new / remembered if new else 1.0
 
 

@@ -20,7 +20,7 @@ class StepWords:
         targets: tag id.
         sentences: the sentence it stands in.
         rows: the window that has it.
-        own: whether it belongs to the step, and is not of a remembered sentence.
+        own: whether it is of one of the step's own sentences.
     """
 
     targets: Int[Tensor, " word"]
@@ -46,7 +46,7 @@ class StepWords:
             targets=encoded.targets.to(device),
             sentences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device),
             rows=torch.from_numpy(rows).to(device),
-            own=~torch.tensor(encoded.remembered, device=device)[torch.from_numpy(rows).to(device)],
+            own=torch.tensor([encoded.origins[row] == "own" for row in rows], device=device),
         )
 
     @property

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.config import TrainingOptions
-from ner_cl.data.batching import Batch, EncodedSentences, plan_batches
+from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.errors import TrainingError
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.precision import autocast
@@ -153,7 +153,7 @@ class StepTraining:
     def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
         """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
         generator = self.context.generator(f"batches/{self._stage}{epoch}")
-        batches = plan_batches(encoded.lengths, batch_tokens=self.options.batch_tokens, generator=generator)
+        batches = encoded.plan(encoded.annotated, batch_tokens=self.options.batch_tokens, generator=generator)
         for strategy in self.strategies:
             batches = strategy.plan(
                 self.context, batches, self.context.generator(f"plan/{self._stage}{epoch}/{strategy.options.name}")
@@ -261,7 +261,7 @@ def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) 
     if options.epochs != "auto":
         return options.epochs, 1
     assert context.encoded is not None
-    batches = len(plan_batches(context.encoded.lengths, batch_tokens=options.batch_tokens))
+    batches = len(context.encoded.plan(context.encoded.annotated, batch_tokens=options.batch_tokens))
     updates = math.ceil(batches / (options.accumulate * processes))
     times = max(1, math.ceil(_FEWEST_UPDATES / (_EPOCHS * updates)))
     return times * _EPOCHS, times

@@ -109,7 +109,7 @@ def test_moving_a_batch_moves_every_tensor(encoded: EncodedSentences) -> None:
         "annotated_types",
         "rows",
         "row_words",
-        "remembered",
+        "origins",
         "cut",
     }  # none was forgotten above
     assert batch.to(torch.device("cpu")) is batch

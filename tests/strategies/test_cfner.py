@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ner_cl.config import HeadOptions, TrainingOptions, parse_strategies
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError
 from ner_cl.model.heads.base import DistillOptions, Emissions
 from ner_cl.model.ner_model import NerModel
@@ -249,7 +249,7 @@ def test_remembered_rows_are_nobodys_neighbours_and_pay_nothing(folder: Path) ->
     share = sum(alone.row_words) / sum(batch.row_words)
     assert share < 1
     torch.testing.assert_close(together, {n: share * term for n, term in apart.items()}, rtol=1e-4, atol=1e-6)
-    kept = rows_of(both, [row for row, remembered in enumerate(batch.remembered) if remembered])
+    kept = rows_of(both, rows_from(batch.origins, "remembered"))
     assert mixed.losses(both, kept, both.model(kept)) == {}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ner_cl.config import HeadOptions, check_head, parse_strategies
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError
 from ner_cl.model.heads.base import DistillOptions
 from ner_cl.model.ner_model import NerModel
@@ -173,7 +173,7 @@ def test_a_term_about_no_word_costs_nothing(folder: Path, train: tuple[Sentence,
 def test_remembered_rows_are_the_business_of_others(folder: Path) -> None:
     strategy, context, _ = begin(folder, (*TRAIN, *KEPT))
     batch = all_rows(context)
-    own = batch.select([row for row, remembered in enumerate(batch.remembered) if not remembered])
+    own = batch.select(rows_from(batch.origins, "own"))
     alone = strategy.losses(context, own, context.model(own))
     found = strategy.losses(context, batch, context.model(batch))
     share = sum(own.row_words) / sum(batch.row_words)

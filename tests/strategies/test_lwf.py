@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ner_cl.config import parse_strategies
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError
 from ner_cl.model.heads.base import Emissions
 from ner_cl.model.ner_model import NerModel
@@ -131,8 +131,8 @@ def test_remembered_rows_are_left_to_who_remembers_them(folder: Path, head: str)
     context, _ = begin(folder, head, strategy, kept=True)
     batch = all_rows(context)
     emissions = made_up(context, batch)
-    own = [row for row, kept in enumerate(batch.remembered) if not kept]
-    assert len(own) == len(TRAIN) < len(batch.remembered)
+    own = rows_from(batch.origins, "own")
+    assert len(own) == len(TRAIN) < len(batch.origins)
     share = sum(batch.row_words[row] for row in own) / sum(batch.row_words)
     alone = strategy.losses(context, batch.select(own), emissions.select(own))
     together = strategy.losses(context, batch, emissions)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ner_cl.config import HeadOptions, check_head, parse_strategies
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.heads.base import Emissions
@@ -197,7 +197,7 @@ def test_remembered_rows_are_the_business_of_others(folder: Path, duplets: bool)
     found = as_numbers(mixed.losses(both, larger, both.model(larger)))
     share = sum(batch.row_words) / sum(larger.row_words)
     assert found == pytest.approx({name: share * value for name, value in own.items()}, rel=1e-4)
-    kept = larger.select([row for row, remembered in enumerate(larger.remembered) if remembered])
+    kept = larger.select(rows_from(larger.origins, "remembered"))
     assert mixed.losses(both, kept, both.model(kept)) == {}
 
 

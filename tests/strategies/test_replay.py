@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ner_cl
 from ner_cl.config import parse_strategies
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.heads.base import Emissions
@@ -66,7 +66,8 @@ def begin(
 
 def rows_of(context: StepContext, *, remembered: bool | None = None) -> Batch:
     assert context.encoded is not None
-    rows = [row for row, kept in enumerate(context.encoded.remembered) if remembered in (None, kept)]
+    kept = [origin == "remembered" for origin in context.encoded.origins]
+    rows = [row for row, found in enumerate(kept) if remembered in (None, found)]
     return context.encoded.batch(rows)
 
 
@@ -84,8 +85,7 @@ def own_means(strategy: Replay, context: StepContext, batch: Batch, emissions: E
             batch.row_words[row],
             context.model.head.supervised(emissions.select([row]), batch.select([row]), unannotated="unknown"),
         )
-        for row, kept in enumerate(batch.remembered)
-        if kept
+        for row in rows_from(batch.origins, "remembered")
     ]
 
 
@@ -236,7 +236,7 @@ def test_relabelled_sentences_are_complete_for_the_old_types_and_gold_wins(folde
     assert strategy.kept_sentences() == (gold,)  # what is kept is gold alone
     model.grow(["ORG"])
     context.encoded = model.encode([own, shown_])
-    assert context.encoded.remembered == [False, True]
+    assert context.encoded.origins == ["own", "remembered"]
     batch = rows_of(context, remembered=True)
     emissions = fixed_emissions(context, batch)
     p = emissions.blocks[0][0].softmax(-1)
@@ -250,7 +250,7 @@ def test_a_memory_that_was_edited_to_know_the_new_type_is_read_for_old_types_onl
     edited = [sentence.with_spans(sentence.spans, {*sentence.annotated_types, "ORG"}) for sentence in MEMORY]
     strategy, context = begin(folder, memory=edited)
     assert context.encoded is not None
-    assert sum(context.encoded.remembered) >= len(MEMORY)
+    assert context.encoded.origins.count("remembered") >= len(MEMORY)
     assert {s.annotated_types for s in context.encoded.sentences[30:]} == {frozenset({"PER"}), frozenset({"LOC"})}
     assert strategy.losses(context, rows_of(context), context.model(rows_of(context)))["replay"] > 0
 
@@ -295,7 +295,7 @@ def test_a_second_loss_is_a_mean_of_its_own(folder: Path, head: str) -> None:
     distill.begin_step(toy_context(tiny_model(folder, head, steps=OLD), ["ORG"], grown=False))
     batch = rows_of(context)
     emissions = fixed_emissions(context, batch)
-    new = [row for row, kept in enumerate(batch.remembered) if not kept]
+    new = rows_from(batch.origins, "own")
     total = strategy.losses(context, batch, emissions)["replay"]
     total = total + distill.losses(context, batch, emissions)["ce"]
     l_new = distill.losses(context, batch.select(new), emissions.select(new))["ce"]
@@ -357,7 +357,7 @@ def test_der_pays_for_the_distance_to_stored_logits_over_the_columns_there_were(
     distances, words = [], 0
     for row, number in enumerate(batch.rows):
         window = context.encoded.windows[number]
-        if not batch.remembered[row]:
+        if batch.origins[row] == "own":
             continue
         words += batch.row_words[row]
         sentence = context.encoded.sentences[window.sentence]
@@ -366,7 +366,7 @@ def test_der_pays_for_the_distance_to_stored_logits_over_the_columns_there_were(
             assert logits is not None
             wanted = logits[window.first_word + place]
             distances.append((flat[row, place, : len(wanted)] - wanted).square().mean())
-    own = sum(count for count, kept_ in zip(batch.row_words, batch.remembered, strict=True) if not kept_)
+    own = sum(batch.row_words[row] for row in rows_from(batch.origins, "own"))
     common = own / sum(batch.row_words)
     torch.testing.assert_close(found["replay_logits"], 0.3 * common * torch.stack(distances).mean())
     parts = own_means(fresh, context, batch, emissions)
@@ -426,17 +426,17 @@ def test_every_batch_has_its_share_of_remembered_rows(folder: Path, mixing: str,
     encoded = context.encoded
     assert encoded is not None
     plan = plan_of(strategy, context)
-    own = Counter(row for batch in plan for row in batch if not encoded.remembered[row])
+    own = Counter(row for batch in plan for row in batch if encoded.origins[row] == "own")
     assert set(own.values()) == {1}
-    assert len(own) == len(encoded.remembered) - sum(encoded.remembered)
+    assert len(own) == encoded.origins.count("own")
     for batch in plan:
-        new = sum(not encoded.remembered[row] for row in batch)
+        new = sum(encoded.origins[row] == "own" for row in batch)
         assert new >= 1
         assert len(batch) - new == math.ceil(new * ratio / (1 - ratio) - 1e-6)
         padded = max(encoded.lengths[row] for row in batch) * len(batch)
         assert new == 1 or padded <= context.train_tokens
-    drawn = Counter(row for batch in plan for row in batch if encoded.remembered[row])
-    assert max(drawn.values()) - min(drawn[row] for row, kept in enumerate(encoded.remembered) if kept) <= 1
+    drawn = Counter(row for batch in plan for row in batch if encoded.origins[row] == "remembered")
+    assert max(drawn.values()) - min(drawn[row] for row in rows_from(encoded.origins, "remembered")) <= 1
     assert plan_of(strategy, context) == plan
     assert plan_of(strategy, context, seed=2) != plan
 
@@ -472,7 +472,9 @@ def test_one_percent_of_the_new_for_every_earlier_step_is_a_good_quarter_of_the_
     context.encoded = model.encode(sentences)
     rows = list(itertools.chain(*plan_of(strategy, context)))
     assert len(rows) == 1380
-    assert sum(context.encoded.remembered[row] for row in rows) / len(rows) == pytest.approx(0.2754, abs=5e-5)
+    assert sum(context.encoded.origins[row] == "remembered" for row in rows) / len(rows) == pytest.approx(
+        0.2754, abs=5e-5
+    )
 
 
 @pytest.mark.parametrize("options", [{"mixing": "loss"}, {"rehearsal": 7}, {"mixing": "der"}])

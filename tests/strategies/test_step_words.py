@@ -21,7 +21,7 @@ def test_words_are_filed_by_their_number(tmp_path: Path, rows: list[int]) -> Non
     batch = encoded.batch(rows)
     numbers, mask = batch.word_numbers, batch.word_mask
     assert torch.equal(words.targets[numbers][mask], batch.targets[mask])
-    kept = torch.tensor(batch.remembered).unsqueeze(1).expand_as(mask)
+    kept = torch.tensor([origin == "remembered" for origin in batch.origins]).unsqueeze(1).expand_as(mask)
     assert torch.equal(words.own[numbers][mask], ~kept[mask])
     for place, row in enumerate(batch.rows):
         mine = numbers[place][mask[place]]

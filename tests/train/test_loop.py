@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.config import EarlyStoppingOptions, OptimizerOptions, TrainingOptions
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.stream import Stream
 from ner_cl.errors import DataError, ModelError, TrainingError
 from ner_cl.model.heads.base import Emissions
@@ -80,12 +80,16 @@ def test_accumulated_batches_equal_one_batch(
     """Two batches of unlike size make the update that both together make."""
 
     def batches_of(*sizes: int) -> None:
-        def plan(lengths: Sequence[int], **_: object) -> list[list[int]]:
-            starts = range(0, len(lengths) - 8, 8)
+        def plan(encoded: EncodedSentences, rows: Sequence[int], **options: Any) -> list[list[int]]:
+            if "generator" not in options:  # not an epoch
+                return real(encoded, rows, **options)
+            starts = range(0, len(rows) - 8, 8)
             cuts = [(start + sum(sizes[:i]), size) for start in starts for i, size in enumerate(sizes)]
             return [list(range(start, start + size)) for start, size in cuts]
 
-        monkeypatch.setattr("ner_cl.train.loop.plan_batches", plan)
+        monkeypatch.setattr(EncodedSentences, "plan", plan)
+
+    real = EncodedSentences.plan
 
     # SGD, because Adam turns a gradient that is only rounding into a whole step.
     plain = SHORT_TRAINING.model_copy(update={"optimizer": OptimizerOptions(name="sgd", lr=0.1, head_lr=0.1)})
@@ -132,16 +136,16 @@ def learn_all_slowly(learner: Learner, stream: Stream):
 
 
 def test_every_epoch_has_an_order_of_its_own(encoder: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ner_cl.train import loop
-
     plans: list[list[list[int]]] = []
-    real = loop.plan_batches
+    real = EncodedSentences.plan
 
-    def plan(*args: object, **options: object) -> list[list[int]]:
-        plans.append(real(*args, **options))
-        return plans[-1]
+    def plan(encoded: EncodedSentences, rows: Sequence[int], **options: Any) -> list[list[int]]:
+        found = real(encoded, rows, **options)
+        if "generator" in options:
+            plans.append(found)
+        return found
 
-    monkeypatch.setattr(loop, "plan_batches", plan)
+    monkeypatch.setattr(EncodedSentences, "plan", plan)
     training = SHORT_TRAINING.model_copy(update={"epochs": 3})
     list(learner_of(encoder, training=training).learn_step(stream.steps[0]))
     first, epochs = plans[0], plans[1:]  # the first counts the updates
