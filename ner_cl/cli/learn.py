@@ -37,7 +37,7 @@ Replay: TypeAlias = Annotated[
 ]
 Unlabeled: TypeAlias = Annotated[
     str | None,
-    typer.Option("--unlabeled", metavar="TXT", help="Raw text of the domain, a text a line, to pre-train on first."),
+    typer.Option("--unlabeled", metavar="TXT", help="Raw text of the domain, a text a line, to hold old types in."),
 ]
 Output: TypeAlias = Annotated[
     Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-stepN by default.")

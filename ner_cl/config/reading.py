@@ -141,7 +141,7 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
     if isinstance(corpus, Mapping):
         stream["corpus"] = {
             key: str(find_file(value, folder) or value)
-            if key in ("train", "dev", "test") and isinstance(value, str)
+            if key in ("train", "dev", "test", "unlabeled") and isinstance(value, str)
             else value
             for key, value in corpus.items()
         }

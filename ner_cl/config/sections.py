@@ -90,12 +90,16 @@ class CorpusOptions(Options):
     """Where sentences are and how to read them.
 
     Relative paths are looked up under `$NER_CL_DATA`, then beside the configuration, then in the working directory.
+
+    `unlabeled` is raw text of the domain for every step: a text file (`.txt`) with a text a line, or a file like the
+    others, whose annotation is not looked at.
     """
 
     format: str = "auto"
     train: str
     dev: str | None = None
     test: str
+    unlabeled: str | None = None
     scheme: Literal["auto", "iob1", "iob2", "bioes", "io"] = "auto"
     on_overlap: Literal["error", "longest"] = "error"
     alignment: Literal["error", "expand"] = "error"

@@ -5,6 +5,7 @@ from pathlib import Path
 from ner_cl.config import CorpusOptions
 from ner_cl.data.readers import read_with_report
 from ner_cl.data.stream import Corpus
+from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
 
@@ -27,7 +28,16 @@ def load_corpus(options: CorpusOptions, *, name: str = "corpus") -> Corpus:
         part: tuple(sentences if declares_types else (s.with_spans(s.spans, types) for s in sentences))
         for part, (sentences, declares_types) in read.items()
     }
-    return Corpus(parts["train"], parts.get("dev", ()), parts["test"], name=name)
+    return Corpus(parts["train"], parts.get("dev", ()), parts["test"], name=name, unlabeled=_raw(options))
+
+
+def _raw(options: CorpusOptions) -> tuple[Sentence, ...]:
+    """The words of the raw text, without any annotation."""
+    path = options.unlabeled
+    if path is None:
+        return ()
+    sentences = read_unlabeled(path) if path.endswith(".txt") else _read(path, options)[0]
+    return tuple(Sentence(sentence.words) for sentence in sentences)
 
 
 def _read(path: str, options: CorpusOptions) -> tuple[list[Sentence], bool]:

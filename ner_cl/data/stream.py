@@ -20,12 +20,21 @@ DevMode = Literal["auto", "slice", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus with all its annotation, before anything is hidden; `dev` may be empty."""
+    """A corpus with all its annotation, before anything is hidden; `dev` may be empty.
+
+    Attributes:
+        train: to learn from.
+        dev: to select on.
+        test: to score.
+        name: what it is called in reports.
+        unlabeled: raw text of its domain, annotated for nothing.
+    """
 
     train: tuple[Sentence, ...]
     dev: tuple[Sentence, ...]
     test: tuple[Sentence, ...]
     name: str = "corpus"
+    unlabeled: tuple[Sentence, ...] = ()
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -64,6 +73,7 @@ class Stream:
         protocol: how the sentences were given to the steps.
         steps: the steps, in learning order.
         test: the whole test set, annotated for all types of the stream; score with `test_at`.
+        unlabeled: raw text that every step may read.
     """
 
     corpus_name: str
@@ -75,6 +85,7 @@ class Stream:
     _allocation: tuple[tuple[int, ...], ...] = field(repr=False)
     _unmasked_dev: tuple[Sentence, ...] = field(repr=False)
     _dev_allocation: tuple[tuple[int, ...], ...] = field(repr=False)
+    unlabeled: tuple[Sentence, ...] = field(default=(), repr=False)
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -162,6 +173,7 @@ def build_stream(
         tuple(tuple(part) for part in allocation),
         corpus.dev,
         tuple(tuple(part) for part in dev_allocation),
+        corpus.unlabeled,
     )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.data.batching import EncodedSentences
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision, autocast
 

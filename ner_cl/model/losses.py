@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["bernoulli_kl", "kd_full", "kd_sub", "marginal_cross_entropy", "masked_mean"]
+__all__ = ["bernoulli_kl", "kd_full", "kd_merged", "kd_sub", "marginal_cross_entropy", "masked_mean"]
 
 
 def bernoulli_kl(
@@ -58,6 +58,28 @@ def kd_full(
     target = torch.log_softmax(teacher.float() / temperature, dim=-1)
     log_probs = torch.log_softmax(student.float() / temperature, dim=-1)[..., :old]
     return (target.exp() * (target - log_probs)).sum(dim=-1)
+
+
+def kd_merged(
+    teacher: Float[Tensor, "*word old"], student: Float[Tensor, "*word all"], *, temperature: float
+) -> Float[Tensor, "*word"]:
+    """KL(teacher ‖ student) where what the student gives to its new columns counts as `O`: the teacher's name for them.
+
+    Cermelli et al. 2020, "Modeling the background for incremental learning in semantic segmentation", section 3.2. It
+    says nothing about new types, so it may be asked for of words that were annotated for none. Zero when the two agree
+    on old types, however the student shares out the rest.
+
+    Args:
+        teacher: logits of the old columns, that of `O` first.
+        student: logits of all columns, the old ones first.
+        temperature: both logits are divided by it.
+    """
+    old = teacher.shape[-1]
+    target = torch.log_softmax(teacher.float() / temperature, dim=-1)
+    log_probs = torch.log_softmax(student.float() / temperature, dim=-1)
+    outside = torch.cat([log_probs[..., :1], log_probs[..., old:]], dim=-1).logsumexp(dim=-1, keepdim=True)
+    merged = torch.cat([outside, log_probs[..., 1:old]], dim=-1)
+    return (target.exp() * (target - merged)).sum(dim=-1)
 
 
 def marginal_cross_entropy(

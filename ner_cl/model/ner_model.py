@@ -13,7 +13,8 @@ from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.encoder import Encoder
-from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.heads.base import Head
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.precision import Precision
 from ner_cl.model.runtime import OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch, EncodedSentences, rows_from
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision
 from ner_cl.strategies.constraints import Constraint

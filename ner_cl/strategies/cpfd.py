@@ -13,7 +13,7 @@ from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ModelError
 from ner_cl.model.attention import AttentionRecorder, pooled_distance
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight

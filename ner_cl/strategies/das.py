@@ -13,7 +13,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import TrainingError
 from ner_cl.model.encoder import Encoder
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy

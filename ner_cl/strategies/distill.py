@@ -1,31 +1,42 @@
 """Knowledge distillation from the model before the step (Monaikul et al. 2021, AAAI)."""
 
+from collections.abc import Sequence
 from typing import Literal, final
 
+import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch
-from ner_cl.model.heads.base import DistillOptions, Emissions
+from ner_cl.data.batching import Batch, rows_from
+from ner_cl.model.heads.base import DistillOptions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.mixing import in_rounds, mixed
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.teacher import Teacher
+from ner_cl.types import Sentence
 
 __all__ = ["Distill", "DistillStrategyOptions"]
 
 
 class DistillStrategyOptions(StrategyOptions, DistillOptions):
-    """The loss's options, and how the teacher is run.
+    """The loss's options, how the teacher is run, and what it is asked about besides the step's sentences.
 
     Attributes:
         cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
             beside the student in every update, which costs time and gives the same targets.
+        unlabeled: share of the rows of a batch that are raw text of the domain, where a step comes with some; 0 leaves
+            it unread.
+        unlabeled_sentences: of the raw text, at most so many sentences are looked at in a step, drawn at random.
     """
 
     name: Literal["distill"] = "distill"
     cache: bool = True
+    unlabeled: float = Field(0.25, ge=0, lt=1)
+    unlabeled_sentences: int = Field(2000, ge=1)
 
 
 @strategies.register("distill")
@@ -33,31 +44,64 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
 class Distill(Strategy):
     """The student imitates the frozen model of the step before on old types and learns new ones from gold.
 
-    What is imitated where is the head's business: see `AddNer.distillation` and `ExtendNer.distillation`.
+    What is imitated where is the head's business: see `AddNer.distillation` and `ExtendNer.distillation`, and for raw
+    text, of which nothing is known, `Head.imitation`.
     """
 
     options_class = DistillStrategyOptions
     options: DistillStrategyOptions
     holds_old_types = True
 
+    @property
+    def reads_unlabeled(self) -> bool:
+        """Unless the options say otherwise."""
+        return self.options.unlabeled > 0 and self.options.alpha > 0
+
     def begin_step(self, context: StepContext) -> None:
         """Keeps the model as it is now: in eval mode, without gradients."""
         self._teacher = Teacher(context.model, cache=self.options.cache) if context.old_types else None
 
+    def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
+        """The step's sentences and, from step 2 on, behind them raw ones."""
+        raw = context.unlabeled
+        if not raw or self._teacher is None or not self.reads_unlabeled:
+            return train
+        if len(raw) > self.options.unlabeled_sentences:
+            draw = context.generator("distill/unlabeled")
+            chosen = draw.choice(len(raw), size=self.options.unlabeled_sentences, replace=False)
+            raw = tuple(raw[index] for index in sorted(chosen.tolist()))
+        return [*train, *(Sentence(sentence.words) for sentence in raw)]
+
+    def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
+        """The batches with raw rows drawn into them."""
+        assert context.encoded is not None
+        raw = rows_from(context.encoded.origins, "unlabeled")
+        if not raw or self._teacher is None or not self.reads_unlabeled:
+            return batches
+        rows = [row for batch in batches for row in batch]
+        lengths, ratio = context.encoded.lengths, self.options.unlabeled
+        return mixed(rows, in_rounds(raw, generator), lengths, tokens=context.train_tokens, ratio=ratio)
+
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce` and `kd`; in step 1, where nobody knows better, plain cross entropy."""
+        """`ce`, `kd` and on raw rows `kd_raw`; in step 1, where nobody knows better, plain cross entropy."""
+        options, head, teacher = self.options, context.model.head, self._teacher
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-            head = context.model.head
-            if not context.old_types:
-                return {"ce": self.options.beta * head.supervised(emissions, batch, unannotated="unknown")}
-            assert self._teacher is not None
-            found = head.distillation(emissions, batch, self._teacher.says(context, batch), self.options)
-            if not self.options.alpha:
+            if teacher is None:
+                return {"ce": options.beta * head.supervised(emissions, batch, unannotated="unknown")}
+            found = head.distillation(emissions, batch, teacher.says(context, batch), options)
+            if not options.alpha:
                 del found["kd"]  # or its gradient of zeros would have weight decay shrink blocks that nothing trains
             return found
 
-        return on_rows(batch, emissions, terms)
+        def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+            if teacher is None or not options.alpha:
+                return {}
+            scale = options.alpha * (options.temperature**2 if options.scale else 1.0)
+            said = teacher.says(context, batch)
+            return {"kd_raw": scale * head.imitation(emissions, said, temperature=options.temperature)}
+
+        return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, origin="unlabeled")
 
     def release(self) -> None:
         """Lets teacher and targets go."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, rows_from
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 

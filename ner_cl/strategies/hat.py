@@ -11,7 +11,7 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.errors import TrainingError
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.hat import Hat, HatOptions
 from ner_cl.model.subnetworks.trunk import top_layers

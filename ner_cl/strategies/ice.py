@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy

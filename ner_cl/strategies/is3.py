@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch, EncodedSentences, rows_from
-from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.heads.base import Head
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.rows import cross_entropy_as_labelled

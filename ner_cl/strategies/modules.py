@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
 from ner_cl.registry import heads, strategies
 from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of

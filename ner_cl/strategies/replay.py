@@ -1,9 +1,7 @@
 """Replay: sentences of earlier steps come back, each saying only what its own step annotated."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from math import ceil
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -15,12 +13,14 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.model.emissions import emissions_of
-from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.heads.base import Head
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean
 from ner_cl.model.ner_model import SENTENCE_PREFIX
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions
+from ner_cl.strategies.mixing import in_rounds, mixed
 from ner_cl.strategies.rows import on_rows
 from ner_cl.types import Sentence, Span
 
@@ -133,7 +133,7 @@ class Replay(Strategy):
             rows = [*own, *self._rehearsed(context, kept, generator)]
             return encoded.plan(rows, batch_tokens=context.train_tokens, generator=generator)
         ratio = self.options.ratio
-        return _mixed(own, _rounds(kept, generator), encoded.lengths, tokens=context.train_tokens, ratio=ratio)
+        return mixed(own, in_rounds(kept, generator), encoded.lengths, tokens=context.train_tokens, ratio=ratio)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`replay`, the cross entropy of remembered rows, and under `der` `replay_logits`."""
@@ -275,32 +275,6 @@ def _second_mean(batch: Batch) -> float:
     """
     new, remembered = (sum(batch.row_words[row] for row in rows_from(batch.origins, o)) for o in ("own", "remembered"))
     return new / remembered if new else 1.0
-
-
-def _mixed(
-    own: Sequence[int], remembered: Iterator[int], lengths: Sequence[int], *, tokens: int, ratio: float
-) -> list[list[int]]:
-    """Cuts the step's own rows, in the order given, into batches in which at least a share of rows is remembered."""
-    each = ratio / (1 - ratio) - 1e-9  # remembered rows to one new row; whole numbers must not round up
-    batches: list[list[int]] = [[]]
-    new = longest = 0
-    for row in own:
-        unit = [row, *islice(remembered, ceil((new + 1) * each) - (len(batches[-1]) - new))]
-        longest = max(longest, *(lengths[index] for index in unit))
-        if new and longest * (len(batches[-1]) + len(unit)) > tokens:
-            unit += islice(remembered, ceil(each) - (len(unit) - 1))
-            longest = max(lengths[index] for index in unit)
-            batches.append([])
-            new = 0
-        batches[-1] += unit
-        new += 1
-    return batches
-
-
-def _rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
-    """Every row once in random order, again and again."""
-    while True:
-        yield from generator.permutation(rows).tolist()
 
 
 def _key(sentence: Sentence) -> str:

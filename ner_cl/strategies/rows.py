@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ner_cl.data.batching import Batch, Origin, rows_from
-from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.heads.base import Head
+from ner_cl.model.heads.emissions import Emissions
 
 __all__ = ["cross_entropy_as_labelled", "on_rows"]
 

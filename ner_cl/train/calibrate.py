@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ner_cl.evaluate.reliability import calibration_error, reliability
 from ner_cl.model.emissions import stretches_of
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.merge import golden_section
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision

@@ -13,7 +13,8 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import count_spans, micro_f1
-from ner_cl.model.heads.base import DistillOptions, Emissions
+from ner_cl.model.heads.base import DistillOptions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext, Strategy

@@ -8,9 +8,8 @@ from typing import Any
 from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies, validate
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
-from ner_cl.data.readers.base import read_text
 from ner_cl.data.stream import Step
-from ner_cl.data.words import split_words
+from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
@@ -59,8 +58,8 @@ def learn(
             than 40 sentences: then all epochs are trained and nothing is measured.
         replay: sentences annotated for old types, or a file of them: the memory of the strategy `replay`, in place of
             what the model remembers. The strategy is added to the list where it is not in it.
-        unlabeled: raw texts of the new domain, or a text file with one a line: the encoder is pre-trained on them
-            before it learns the types, with soft masks (`das`, which is added to the list where it is not in it).
+        unlabeled: raw texts of the domain, or a text file with one a line: `distill` holds old types in them too, and
+            `das` with `pretrain_epochs` pre-trains on them first.
         strategies: options or `{"name": …}` mappings; distillation by default.
         isolate: learn without changing anything that old types are found with, and check that to the last bit: with
             what gave the model its sub-networks, else with `modules`, unless the list names another way.
@@ -92,17 +91,16 @@ def learn(
         student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
         parsed = _with(parsed, {"name": "replay"})
         _check_replayed(parsed)
-    raw: list[Sentence] = []
-    if unlabeled is not None:
-        raw = _raw(unlabeled)
-        parsed = _with(parsed, {"name": "das", "pretrain_epochs": 1})
+    raw = [] if unlabeled is None else read_unlabeled(unlabeled)
     if isolate:
         parsed = _isolating(parsed, model)
     learner = Learner(student, parsed, options, seed=seed)
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
     if raw and not any(strategy.reads_unlabeled for strategy in learner.strategies):
-        raise ConfigError("strategies: none of them reads unlabeled text; give das pretrain_epochs: 1")
+        raise ConfigError(
+            "strategies: none of them reads unlabeled text; distill does, and das with pretrain_epochs: 1"
+        )
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if old_types else [[] for _ in dev_sentences]
     for event in learner.learn_step(step, unlabeled=raw):
@@ -183,7 +181,7 @@ def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tupl
         names = ", ".join(options.name for options in strategies)
         raise ConfigError(
             f"isolate: all that earlier steps use stays as it is, so {names} cannot be combined with it (replay comes "
-            "with --replay, das with --unlabeled); leave one or the other out"
+            "with --replay); leave one or the other out"
         )
     if not model.head.apart:
         raise ConfigError(
@@ -195,17 +193,6 @@ def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tupl
 
 def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
     return read_sentences(data, **reading) if isinstance(data, str | Path) else list(data)
-
-
-def _raw(texts: str | Path | Sequence[str]) -> list[Sentence]:
-    """The words of texts, with nothing known of their types."""
-    lines = read_text(str(texts)).splitlines() if isinstance(texts, str | Path) else texts
-    words = [tuple(line[start:end] for start, end in split_words(line)) for line in lines]
-    sentences = [Sentence(found) for found in words if found]
-    if not sentences:
-        where = f"{texts}: " if isinstance(texts, str | Path) else ""
-        raise DataError(f"{where}holds no text; give one text a line, or leave unlabeled out")
-    return sentences
 
 
 def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None:

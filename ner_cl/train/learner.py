@@ -140,7 +140,9 @@ class Learner:
             train = strategy.sentences(context, train)
         self._grow(step.types, step.number)
         context.encoded = self.model.encode(train)
-        self.sentences = len(train)
+        if "own" not in context.encoded.origins:
+            raise DataError(f"step {step.number}: no sentence is annotated for {', '.join(step.types)}")
+        self.sentences = sum(bool(sentence.annotated_types) for sentence in train)
         yield from notes(self.model, self.strategies, context)
         yield from self._train(context, dev, self._fingerprint(step, unlabeled))
         self._finish(context)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ner_cl.config import TrainingOptions
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.errors import TrainingError
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.checkpoint import Checkpoint, Progress
@@ -78,8 +78,8 @@ class StepTraining:
         yield StepStarted(
             step=context.number,
             types=context.types,
-            sentences=len(encoded.sentences),
-            words=encoded.words,
+            sentences=_sentences(encoded),
+            words=_words(encoded),
             updates=len(plan),
             epochs=self.epochs,
             strategies=tuple(strategy.options.name for strategy in self.strategies),
@@ -213,7 +213,7 @@ class StepTraining:
             score=score,
             best=better,
             seconds=progress.train_seconds,
-            sentences=len(encoded.sentences),
+            sentences=_sentences(encoded),
             skipped=progress.skipped,
         )
         impatient = bool(self.patience and score is not None and progress.bad_epochs >= self.patience)
@@ -279,4 +279,14 @@ def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: S
         return options.early_stopping.every
     assert context.encoded is not None
     looked_at = sum(len(sentence.words) for sentence in dev)
-    return max(1, math.ceil(looked_at / (_PASSES * max(1, context.encoded.words))))
+    return max(1, math.ceil(looked_at / (_PASSES * max(1, _words(context.encoded)))))
+
+
+def _sentences(encoded: EncodedSentences) -> int:
+    """How many are annotated for something; how much raw text there is beside them says little of a step."""
+    return sum(bool(sentence.annotated_types) for sentence in encoded.sentences)
+
+
+def _words(encoded: EncodedSentences) -> int:
+    """How many the annotated sentences have."""
+    return sum(len(sentence.words) for sentence in encoded.sentences if sentence.annotated_types)

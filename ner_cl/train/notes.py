@@ -24,6 +24,8 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
         if context.old_types and strategy.keeps and name not in kept:
             until = "" if strategy.acts_at_once else "; it begins to act in the next step"
             yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
+    if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
+        yield Note(step=context.number, text="no strategy of the list reads the raw text; distill does")
     longest = model.head.longest_span
     if longest is not None and context.encoded is not None:
         spans = (span for sentence in context.encoded.sentences for span in sentence.spans)

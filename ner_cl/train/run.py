@@ -131,7 +131,7 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
 def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
     """One step of a stream; a strategy that reads earlier data is given them."""
     if not learner.needs_earlier_data:
-        return learner.learn_step(step)
+        return learner.learn_step(step, unlabeled=stream.unlabeled)
     return learner.learn_step(
         step,
         old_steps=[earlier.types for earlier in stream.steps[: step.number - 1]],

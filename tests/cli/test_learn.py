@@ -235,22 +235,35 @@ def test_a_missing_memory_and_an_upper_bound_beside_it_are_refused(
     assert "cannot be combined" in capsys.readouterr().err
 
 
-def test_raw_text_is_pretrained_on_first(
+def test_raw_text_is_read_as_the_strategies_ask(
     toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = tmp_path / "raw.txt"
     raw.write_text("".join(" ".join(s.words) + "\n\n" for s in toy_sentences(40, seed=9)), encoding="utf-8")
     words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", *QUICK]
-    assert main([*words, "--output", str(tmp_path / "plain"), "--strategies", "das"]) == 0
-    assert main([*words, "--output", str(tmp_path / "raw"), "--unlabeled", str(raw)]) == 0
-    learned = load_model(tmp_path / "raw")
-    assert {"name": "das", "pretrain_epochs": 1}.items() <= learned.history[-1]["strategies"][0].items()
-    plain = load_model(tmp_path / "plain").state_dict()
-    assert any(not torch.equal(tensor, plain[name]) for name, tensor in learned.state_dict().items())
+    weights = []
+    for number, strategies in enumerate(
+        ("distill", "{name: distill, unlabeled: 0}", "[{name: das, pretrain_epochs: 1}]")
+    ):
+        for unlabeled in ([], ["--unlabeled", str(raw)]):
+            output = tmp_path / f"{number}{len(unlabeled)}"
+            code = main([*words, "--output", str(output), "--strategies", strategies, *unlabeled])
+            if strategies.endswith("0}") and unlabeled:
+                assert code == 2  # nobody reads it
+                weights.append(weights[-1])
+            else:
+                assert code == 0
+                weights.append(load_model(output).state_dict())
+    same = [
+        all(torch.equal(one[name], other[name]) for name in one)
+        for one, other in zip(weights[::2], weights[1::2], strict=True)
+    ]
+    assert same == [False, True, False]
+    assert all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
     more = ["--output", str(tmp_path / "none"), "--unlabeled", str(raw), "-q"]
     capsys.readouterr()
-    assert main([*words, *more, "--strategies", "das"]) == 2
-    assert "strategies: none of them reads unlabeled text; give das pretrain_epochs: 1" in capsys.readouterr().err
+    assert main([*words, *more, "--strategies", "self_training"]) == 2
+    assert "strategies: none of them reads unlabeled text; distill does" in capsys.readouterr().err
     raw.write_text(" \n\n", encoding="utf-8")
     capsys.readouterr()
     assert main([*words, *more]) == 2

@@ -8,6 +8,7 @@ import pytest
 from ner_cl.config import CorpusOptions
 from ner_cl.data.corpus import load_corpus
 from ner_cl.errors import DataError
+from ner_cl.types import Sentence
 
 
 def write(path: Path, *records: dict[str, object]) -> str:
@@ -33,6 +34,32 @@ def test_a_file_that_says_its_types_is_taken_at_its_word(tmp_path: Path) -> None
     corpus = load_corpus(CorpusOptions(train=train, dev=dev, test=train))
     assert corpus.dev[0].annotated_types == {"PER"}
     assert corpus.train[0].annotated_types == {"PER", "VERB"}
+
+
+def test_raw_text_is_read_without_annotation(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", record(0, "PER"))
+    (tmp_path / "raw.txt").write_text("Ada was there.\n\nIt rained.\n", encoding="utf-8")
+    corpus = load_corpus(CorpusOptions(train=train, test=train, unlabeled=str(tmp_path / "raw.txt")))
+    assert corpus.unlabeled == (Sentence(("Ada", "was", "there", ".")), Sentence(("It", "rained", ".")))
+    corpus = load_corpus(CorpusOptions(train=train, test=train, unlabeled=train))
+    assert corpus.unlabeled == (Sentence(("Ada", "saw", "Rome")),)
+    assert load_corpus(CorpusOptions(train=train, test=train)).unlabeled == ()
+
+
+def test_raw_text_says_nothing_of_which_types_there_are(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", record(0, "PER"))
+    raw = write(tmp_path / "raw.jsonl", record(4, "VERB"))
+    corpus = load_corpus(CorpusOptions(train=train, test=train, unlabeled=raw))
+    assert corpus.types == ("PER",)
+    assert corpus.train[0].annotated_types == {"PER"}
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_raw_text_without_a_word_is_refused(tmp_path: Path, text: str) -> None:
+    train = write(tmp_path / "train.jsonl", record(0, "PER"))
+    (tmp_path / "raw.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"raw\.txt: holds no text; give one text a line"):
+        load_corpus(CorpusOptions(train=train, test=train, unlabeled=str(tmp_path / "raw.txt")))
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:

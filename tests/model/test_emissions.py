@@ -11,7 +11,7 @@ from ner_cl.config import HeadOptions
 from ner_cl.data.tagset import spans_of_tags
 from ner_cl.model import emissions as module
 from ner_cl.model.emissions import emissions_of, stretches_of
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import ScoredSpan, predict_sentences, score_merged_and_nested, score_sentences
 from ner_cl.types import Sentence

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 from torch.nn import functional as F
 
-from ner_cl.model.losses import bernoulli_kl, kd_full, kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.model.losses import bernoulli_kl, kd_full, kd_merged, kd_sub, marginal_cross_entropy, masked_mean
 
 TEACHER = torch.tensor([[2.0, 0.0, -1.0]])  # O, B, I of an old type
 STUDENT = torch.tensor([[1.5, 0.5, -1.0, 0.2, -0.3]])  # and two columns of a new one
@@ -177,6 +177,26 @@ def test_outside_never_punishes_a_type_that_was_not_annotated(seed: int, annotat
     torch.testing.assert_close(pull, pull[..., :1].expand_as(pull), atol=1e-5, rtol=1e-3)
 
 
+@given(seed=SEEDS, old=st.integers(1, 7), new=st.integers(0, 4), temperature=st.floats(0.5, 8))
+@PROPERTY
+def test_merged_distillation_counts_new_columns_as_outside(seed: int, old: int, new: int, temperature: float) -> None:
+    teacher, student = normal(seed, 3, old), normal(seed + 1, 3, old + new)
+    found = kd_merged(teacher, student, temperature=temperature)
+    for word in range(3):
+        probabilities = softmax(student[word].tolist(), temperature)
+        merged = [probabilities[0] + sum(probabilities[old:]), *probabilities[1:old]]
+        expected = divergence(softmax(teacher[word].tolist(), temperature), merged)
+        assert found[word].item() == pytest.approx(expected, abs=2e-5)
+
+
+def test_merged_distillation_leaves_open_whether_a_word_is_of_a_new_type() -> None:
+    """A student that takes all it gives a new type from its `O` costs nothing; one that takes it from B-old does."""
+    teacher = torch.tensor([0.7, 0.2, 0.1]).log()
+    free, taking = torch.tensor([0.1, 0.2, 0.1, 0.6]).log(), torch.tensor([0.7, 0.1, 0.1, 0.1]).log()
+    assert kd_merged(teacher, free, temperature=1.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert kd_merged(teacher, taking, temperature=1.0).item() > 0.01
+
+
 @given(seed=SEEDS)
 @PROPERTY
 def test_a_word_costs_the_same_alone_and_in_a_batch(seed: int) -> None:
@@ -186,6 +206,7 @@ def test_a_word_costs_the_same_alone_and_in_a_batch(seed: int) -> None:
     together = (
         kd_sub(teacher, student[..., :5], temperature=2.0),
         kd_full(teacher, student, temperature=2.0),
+        kd_merged(teacher, student, temperature=2.0),
         marginal_cross_entropy(student, targets, annotated),
     )
     for row, length in enumerate([9, 1, 4, 7, 2]):
@@ -193,6 +214,7 @@ def test_a_word_costs_the_same_alone_and_in_a_batch(seed: int) -> None:
         alone = (
             kd_sub(teacher[place], student[place][..., :5], temperature=2.0),
             kd_full(teacher[place], student[place], temperature=2.0),
+            kd_merged(teacher[place], student[place], temperature=2.0),
             marginal_cross_entropy(student[place], targets[place], annotated[place[:1]]),
         )
         for one, all_ in zip(alone, together, strict=True):

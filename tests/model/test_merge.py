@@ -13,7 +13,7 @@ from ner_cl.config import HeadOptions
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import orphans, span_log_probability, viterbi
 from ner_cl.model.heads.addner import AddNer
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import marginal_cross_entropy
 from ner_cl.model.merge import best_temperature, exclusive_scores, majority, span_probability, weighted_vote
 

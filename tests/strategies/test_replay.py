@@ -17,7 +17,7 @@ from ner_cl.config import parse_strategies
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext

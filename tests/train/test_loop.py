@@ -13,7 +13,7 @@ from ner_cl.config import EarlyStoppingOptions, OptimizerOptions, TrainingOption
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.stream import Stream
 from ner_cl.errors import DataError, ModelError, TrainingError
-from ner_cl.model.heads.base import Emissions
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.events import EpochDone, Event, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner

@@ -1,7 +1,8 @@
 """Output layers that grow: importing this package registers the built-in heads."""
 
 from ner_cl.model.heads.addner import AddNer
-from ner_cl.model.heads.base import DistillOptions, Emissions, Head
+from ner_cl.model.heads.base import DistillOptions, Head
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.extendner import ExtendNer
 from ner_cl.model.heads.spankl import SpanKl
 

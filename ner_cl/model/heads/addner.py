@@ -1,6 +1,6 @@
 """AddNER: an output layer a step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, final
 
 import torch
@@ -11,7 +11,8 @@ from ner_cl.config import HeadOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import coupling, spans_of_rows, viterbi
-from ner_cl.model.heads.base import Emissions, Head, hide_types
+from ner_cl.model.heads.base import Head, hide_types
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import marginal_cross_entropy, masked_mean
 from ner_cl.model.merge import exclusive_scores, majority, span_probability, weighted_vote
 from ner_cl.model.resolve import resolve
@@ -100,20 +101,6 @@ class AddNer(Head):
         """Tag scores, one block a step."""
         return Emissions(tuple(self.scores(words)), word_mask)
 
-    def of_views(
-        self, views: Mapping[int, Float[Tensor, "row word _"]], word_mask: Bool[Tensor, "row word"]
-    ) -> Emissions:
-        """Each block's product with its own step's word vectors, in fp32; silence from blocks of other steps."""
-        blocks = []
-        for step, block in enumerate(self.blocks, start=1):
-            if step in views:
-                with torch.autocast(word_mask.device.type, enabled=False):
-                    blocks.append(block(views[step].float()))
-            else:
-                assert isinstance(block, nn.Linear)
-                blocks.append(_silence(block.weight.new_empty(*word_mask.shape, block.out_features)))
-        return Emissions(tuple(blocks), word_mask, tuple(views))
-
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
     ) -> Float[Tensor, ""]:
@@ -173,7 +160,7 @@ class AddNer(Head):
     def _resolve(self, emissions: Emissions, asked: Collection[int]) -> Int[Tensor, "row word"]:
         """Tags from blocks that each know types of their own."""
         log_probs = [torch.log_softmax(block.float(), dim=-1) for block in emissions.blocks]
-        log_probs = [block if index in asked else _silence(block) for index, block in enumerate(log_probs)]
+        log_probs = [block if index in asked else self._silence(block) for index, block in enumerate(log_probs)]
         if self.options.merge == "viterbi" and log_probs:
             return viterbi(exclusive_scores(log_probs), emissions.word_mask)
         return resolve(log_probs, emissions.word_mask, continuation=self.options.continuation)
@@ -222,6 +209,12 @@ class AddNer(Head):
             ids[1 + 2 * type_], ids[2 + 2 * type_] = 1 + 2 * index, 2 + 2 * index
         return torch.tensor(ids, device=targets.device)[targets]
 
+    def _silence(self, scores: Float[Tensor, "row word column"]) -> Float[Tensor, "row word column"]:
+        """Certainly `O`."""
+        silent = torch.full_like(scores, -torch.inf)
+        silent[..., 0] = 0.0
+        return silent
+
     def _annotated_blocks(self, batch: Batch, emissions: Emissions) -> Iterator[int]:
         """Indices of the blocks that were computed and have annotation in the batch."""
         for block, known in enumerate(self.known):
@@ -250,10 +243,3 @@ class Ballot(nn.Module):
         """Writes down what was measured."""
         self.weight.fill_(weight)
         self.temperature.fill_(temperature)
-
-
-def _silence(scores: Float[Tensor, "row word tag"]) -> Float[Tensor, "row word tag"]:
-    """What a block of that shape scores that always says `O`."""
-    silent = torch.full_like(scores, -torch.inf)
-    silent[..., 0] = 0.0
-    return silent

@@ -2,23 +2,22 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from ner_cl.config import HeadOptions, Options
 from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import coupling, spans_of_rows
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_sub, masked_mean
 
-__all__ = ["DistillOptions", "Emissions", "Head", "hide_types"]
+__all__ = ["DistillOptions", "Head", "hide_types"]
 
 
 class DistillOptions(Options):
@@ -42,58 +41,6 @@ class DistillOptions(Options):
     reduction: Literal["sum_then_mean", "mean_each"] = "sum_then_mean"
     scale: bool = True
     blocks: Literal["sum", "mean"] = "sum"
-
-
-@dataclass(frozen=True, slots=True)
-class Emissions:
-    """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` for each block of the head.
-
-    Or, where the head scores spans, what their scores are made of: `[row, word, column]` all the same.
-
-    Attributes:
-        blocks: a tensor a block.
-        word_mask: which words are real.
-        steps: whose blocks were computed, where the others were not and say `O`; None for all.
-        words: the word vectors that were read, where a graph is made for gradients; heads may leave them out.
-    """
-
-    blocks: tuple[Float[Tensor, "row word _"], ...]
-    word_mask: Bool[Tensor, "row word"]
-    steps: tuple[int, ...] | None = None
-    words: Float[Tensor, "row word hidden"] | None = None
-
-    def computed(self, step: int) -> bool:
-        """Whether the block of a step (from 1) was computed."""
-        return self.steps is None or step in self.steps
-
-    def flat(self) -> Float[Tensor, "row word column"]:
-        """All blocks side by side."""
-        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks, dim=-1)
-
-    def select(self, rows: Sequence[int]) -> "Emissions":
-        """Some of the rows."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.word_mask.device)
-        words = None if self.words is None else self.words[index]
-        return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index], self.steps, words)
-
-    def part(self, row: int, start: int, end: int) -> "Emissions":
-        """Words `start` to `end` of one row."""
-        blocks = tuple(block[row : row + 1, start:end] for block in self.blocks)
-        return Emissions(blocks, self.word_mask[row : row + 1, start:end], self.steps)
-
-    @staticmethod
-    def joined(parts: Sequence["Emissions"]) -> "Emissions":
-        """One row of the words of several, each of a single row without padding, one after the other."""
-        blocks = tuple(torch.cat(pieces, dim=1) for pieces in zip(*(part.blocks for part in parts), strict=True))
-        return Emissions(blocks, torch.cat([part.word_mask for part in parts], dim=1), parts[0].steps)
-
-    @staticmethod
-    def stacked(parts: Sequence["Emissions"]) -> "Emissions":
-        """A row for each of several that are of a single row, padded on the right."""
-        columns = zip(*(part.blocks for part in parts), strict=True)
-        blocks = tuple(pad_sequence([piece[0] for piece in pieces], batch_first=True) for pieces in columns)
-        mask = pad_sequence([part.word_mask[0] for part in parts], batch_first=True)
-        return Emissions(blocks, mask, parts[0].steps)
 
 
 class Head(nn.Module, ABC):
@@ -188,16 +135,30 @@ class Head(nn.Module, ABC):
     def of_views(
         self, views: Mapping[int, Float[Tensor, "row word _"]], word_mask: Bool[Tensor, "row word"]
     ) -> "Emissions":
-        """Tag scores where each step's block reads word vectors of its own.
+        """Tag scores where each step's block reads word vectors of its own, in fp32.
 
         Args:
-            views: word vectors by step, from 1. The block of a step that is not there says `O` for certain.
+            views: word vectors by step, from 1. The block of a step that is not there finds nothing.
             word_mask: which words are real.
 
         Raises:
             ModelError: if the head's blocks share columns between steps.
         """
-        raise ModelError(f"head {self.name} shares columns between steps, so that none has word vectors of its own")
+        if not self.apart:
+            raise ModelError(f"head {self.name} shares columns between steps, so that none has word vectors of its own")
+        blocks = []
+        for step, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, nn.Linear)
+            if step in views:
+                with torch.autocast(word_mask.device.type, enabled=False):
+                    blocks.append(block(views[step].float()))
+            else:
+                blocks.append(self._silence(block.weight.new_zeros(*word_mask.shape, block.out_features)))
+        return Emissions(tuple(blocks), word_mask, tuple(views))
+
+    def _silence(self, scores: Float[Tensor, "row word column"]) -> Float[Tensor, "row word column"]:
+        """What a block of that shape scores that finds nothing; only heads whose blocks are apart have such blocks."""
+        raise NotImplementedError
 
     def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> "Emissions":
         """Emissions from the scores of all blocks side by side, as `Emissions.flat` gives them."""
@@ -294,6 +255,21 @@ class Head(nn.Module, ABC):
             kl = kl * options.temperature**2
         ce = self.supervised(emissions, batch, unannotated="unknown")
         return {"ce": options.beta * ce, "kd": options.alpha * kl}
+
+    def imitation(
+        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+    ) -> Float[Tensor, ""]:
+        """KL from a teacher on words of which nothing is known: it leaves open whether they are of new types.
+
+        Args:
+            emissions: of the student.
+            teacher: logits of the teacher, all its blocks side by side.
+            temperature: both logits are divided by it.
+
+        Returns:
+            A mean over words, summed over blocks.
+        """
+        return torch.stack(self.divergences(emissions, teacher, temperature=temperature)).sum()
 
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
 from ner_cl.model.decode import span_log_probability, viterbi
-from ner_cl.model.heads.base import DistillOptions, Emissions, Head, hide_types
-from ner_cl.model.losses import kd_full, kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.model.heads.base import DistillOptions, Head, hide_types
+from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.losses import kd_full, kd_merged, kd_sub, marginal_cross_entropy, masked_mean
 from ner_cl.registry import heads
 
 __all__ = ["ExtendNer"]
@@ -68,6 +69,13 @@ class ExtendNer(Head):
                 "kd": masked_mean(torch.where(outside, kl, zero), batch.word_mask),
             }
         return {"ce": options.beta * terms["ce"], "kd": options.alpha * terms["kd"]}
+
+    def imitation(
+        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+    ) -> Float[Tensor, ""]:
+        """With the new columns counted as `O`; see `kd_merged`."""
+        kl = kd_merged(teacher, emissions.blocks[0], temperature=temperature)
+        return masked_mean(kl, emissions.word_mask)
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Viterbi over all columns (section 4.2 of the paper), then the types asked for."""

@@ -1,7 +1,7 @@
 """SpanKL: a score for every span and type, with no `O` at all (Zhang & Chen 2023, AAAI)."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar, Literal, final
 
 import torch
@@ -13,7 +13,8 @@ from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.bands import apart, crossing, span_band, tags_of_apart, within
 from ner_cl.model.decode import spans_of_rows
-from ner_cl.model.heads.base import Emissions, Head
+from ner_cl.model.heads.base import Head
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import bernoulli_kl
 from ner_cl.registry import heads
 
@@ -83,20 +84,6 @@ class SpanKl(Head):
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
         """Both vectors of every word for every type, one block a step."""
         return Emissions(tuple(self.scores(words)), word_mask)
-
-    def of_views(
-        self, views: Mapping[int, Float[Tensor, "row word _"]], word_mask: Bool[Tensor, "row word"]
-    ) -> Emissions:
-        """Each block's product with its own step's word vectors, in fp32; blocks of other steps find nothing."""
-        blocks = []
-        for step, block in enumerate(self.blocks, start=1):
-            if step in views:
-                with torch.autocast(word_mask.device.type, enabled=False):
-                    blocks.append(block(views[step].float()))
-            else:
-                assert isinstance(block, nn.Linear)
-                blocks.append(self._silence(block.weight.new_zeros(*word_mask.shape, block.out_features)))
-        return Emissions(tuple(blocks), word_mask, tuple(views))
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
