@@ -26,8 +26,8 @@ _FREE = (
     "training.checkpoint_seconds",
     "training.eval_batch_tokens",
 )
-# Said, but no reason to refuse: a strategy may ask for a head, and machines differ.
-_SAID = ("head", "environment")
+# Said, but no reason to refuse: a strategy may ask for a head or for raw text, and machines differ.
+_SAID = ("head", "environment", "stream.corpus.unlabeled")
 _MACHINE = ("torch", "transformers")
 
 
@@ -95,7 +95,7 @@ def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
     keys = dict.fromkeys(key for settings in flat.values() for values in settings for key in values)
     found: list[Difference] = []
     for key in keys:
-        if not any(key == free or key.startswith(f"{free}.") for free in _FREE):
+        if key.startswith(_SAID) or not any(key == free or key.startswith(f"{free}.") for free in _FREE):
             values = {name: _listed(one.get(key) for one in settings) for name, settings in flat.items()}
             found += _unequal(key, values, spoils=not key.startswith(_SAID))
     return found
