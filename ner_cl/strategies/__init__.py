@@ -17,6 +17,7 @@ from ner_cl.strategies.hat import HatStrategy
 from ner_cl.strategies.ice import Ice
 from ner_cl.strategies.is3 import Is3
 from ner_cl.strategies.joint import Joint
+from ner_cl.strategies.logit_adjustment import LogitAdjustment
 from ner_cl.strategies.lwf import Lwf
 from ner_cl.strategies.modules import ModuleStrategy
 from ner_cl.strategies.ncl import Ncl
@@ -47,6 +48,7 @@ __all__ = [
     "InputSubspace",
     "Is3",
     "Joint",
+    "LogitAdjustment",
     "Lwf",
     "ModuleStrategy",
     "Ncl",

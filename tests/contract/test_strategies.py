@@ -46,6 +46,7 @@ POWERLESS: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 0.0},
     "frozen_trunk": {"layers": 0},
     "gpm": {"threshold": 0.0},
+    "logit_adjustment": {"strength": 0.0},
     "lwf": {"strength": 0.0},
     "ogd": {"per_step": 0},
     "replay": {"weight": 0.0},
@@ -71,7 +72,7 @@ ALWAYS_AT_WORK = {
     "self_training": "it is a ground that others stand on",
 }
 # Options under which step 1 is plain training (T11), where the default is not.
-PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {"das": {"general_sentences": 0}}
+PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {"das": {"general_sentences": 0}, "logit_adjustment": {"strength": 0.0}}
 # Strategies whose step 1 is more than plain training (T11), and why.
 NEVER_PLAIN = {
     "hat": "step 1 leaves units to later steps, and its gates are trained with it",

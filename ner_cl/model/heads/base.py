@@ -179,6 +179,15 @@ class Head(nn.Module, ABC):
         return block
 
     @torch.no_grad()
+    def shift(self, amounts: Mapping[str, float]) -> None:
+        """Adds to the logits of types of the newest step, by name, of both their tags; only where columns are tags."""
+        bias, known = self.new_block().bias, self.known[-1]
+        first = len(bias) - 2 * len(known)  # behind `O`, where the block has one
+        for place, index in enumerate(known):
+            start = first + 2 * place
+            bias[start : start + 2] += amounts.get(self.tagset.types[index], 0.0)
+
+    @torch.no_grad()
     def _start(self, block: nn.Linear, generator: torch.Generator | None) -> None:
         """Draws the rows of a new block."""
         block.weight.normal_(0.0, 0.02, generator=generator)

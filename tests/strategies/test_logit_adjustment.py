@@ -1,0 +1,113 @@
+"""Logit adjustment: what is added to which logits, and that a type is then found about as often as it is met."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ner_cl.config import HeadOptions, check_head, parse_strategies
+from ner_cl.data.stream import Step
+from ner_cl.errors import ConfigError
+from ner_cl.strategies.logit_adjustment import log_ratios
+from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.types import Sentence, Span
+from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_sentences
+from tests.train.toy_runs import SHORT_TRAINING, same_weights, weights_of
+
+BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def sentences(count: int, words: int, *mentions: str) -> list[Sentence]:
+    """The same sentence so many times, with a word of each of some types in it."""
+    spans = tuple(Span(place, place + 1, type_) for place, type_ in enumerate(mentions))
+    return [Sentence(("word",) * words, spans, frozenset({"A", "B"}))] * count
+
+
+def test_ratios_worked_by_hand() -> None:
+    """Of A, 20 mentions in 100 words of training, so 40 in 200; there are 10. Of B 20 are expected, and 30 there."""
+    train = [*sentences(10, 10, "A", "A", "B")]
+    dev = [*sentences(10, 10, "A", "B", "B", "B"), *sentences(10, 10)]
+    found = log_ratios(train, dev, ["A", "B", "C"], evidence=10.0)
+    assert found == pytest.approx({"A": math.log(20 / 50), "B": math.log(40 / 30), "C": 0.0})
+
+
+@given(count=st.integers(1, 50), words=st.integers(2, 9), evidence=st.floats(0.1, 100))
+def test_sentences_alike_change_nothing(count: int, words: int, evidence: float) -> None:
+    found = log_ratios(sentences(7, words, "A"), sentences(count, words, "A"), ["A"], evidence=evidence)
+    assert found["A"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_handful_of_dev_sentences_moves_little() -> None:
+    train, none = sentences(100, 10, "A"), sentences(1, 10)
+    few, many = (log_ratios(train, none * count, ["A"], evidence=10.0)["A"] for count in (3, 3000))
+    assert -0.3 < few < 0
+    assert many < -5
+
+
+def learned(folder: Path, head: str, *strategies: object, dev: tuple[Sentence, ...]) -> Learner:
+    """A model that knows PER after a step for LOC and ORG."""
+    model = tiny_model(folder, head, steps=[["PER"]])
+    learner = Learner(model, parse_strategies(["distill", *strategies]), SHORT_TRAINING)
+    train = toy_sentences(40, seed=1, types=("LOC", "LOC", "ORG"))
+    list(learner.learn_step(Step(2, ("LOC", "ORG"), tuple(s.restrict({"LOC", "ORG"}) for s in train), dev)))
+    return learner
+
+
+@BOTH
+def test_only_the_biases_of_new_types_move_and_by_the_ratio(folder: Path, head: str) -> None:
+    dev = tuple(s.restrict({"LOC", "ORG"}) for s in toy_sentences(60, seed=2, types=("PER", "PER", "PER", "LOC")))
+    plain = weights_of(learned(folder, head, dev=dev).model)
+    options = {"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0}
+    adjusted = weights_of(learned(folder, head, options, dev=dev).model)
+    train = toy_sentences(40, seed=1, types=("LOC", "LOC", "ORG"))
+    ratios = log_ratios(train, dev, ["LOC", "ORG"], evidence=5.0)
+    assert ratios["ORG"] < ratios["LOC"] < 0
+    name = "head.blocks.1.bias"
+    moved = [0.8 * ratios[type_] for type_ in ("LOC", "LOC", "ORG", "ORG")]
+    expected = torch.tensor([0.0] * (len(plain[name]) - 4) + moved)
+    torch.testing.assert_close(adjusted.pop(name) - plain.pop(name), expected, atol=1e-6, rtol=0)
+    assert same_weights(adjusted, plain)
+
+
+@BOTH
+@pytest.mark.parametrize("dev", [(), "same"])
+def test_without_other_frequencies_nothing_moves(folder: Path, head: str, dev: object) -> None:
+    """None are known without dev sentences, and none differ if they are the training sentences."""
+    train = toy_sentences(40, seed=1, types=("LOC", "LOC", "ORG"))
+    known = tuple(s.restrict({"LOC", "ORG"}) for s in train) if dev else ()
+    plain, adjusted = (
+        weights_of(learned(folder, head, *more, dev=known).model) for more in ((), ("logit_adjustment",))
+    )
+    for name, tensor in plain.items():
+        torch.testing.assert_close(adjusted[name], tensor, atol=1e-7, rtol=0)
+
+
+@BOTH
+def test_a_type_is_found_less_where_it_is_rarer(folder: Path, head: str) -> None:
+    """Half-learned from sentences full of places, on texts with few: nearer to how many there are."""
+    train = tuple(s.restrict({"LOC"}) for s in toy_sentences(60, seed=3, types=("LOC",)))
+    rare = [*toy_sentences(12, seed=4, types=("LOC",)), *toy_sentences(200, seed=5, types=("ORG", "MISC", "PER"))]
+    dev = tuple(s.with_spans([x for x in s.spans if x.type == "LOC"], {"LOC"}) for s in rare)
+    there = sum(len(sentence.spans) for sentence in dev)
+    found = []
+    for strategies in (["finetune"], ["finetune", "logit_adjustment"]):
+        training = TOY_TRAINING.model_copy(update={"epochs": 2})
+        learner = Learner(tiny_model(folder, head), parse_strategies(strategies), training)
+        list(learner.learn_step(Step(1, ("LOC",), train, dev)))
+        found.append(sum(map(len, learner.predict(dev))))
+    assert there <= found[1] < found[0]
+
+
+def test_what_it_does_not_go_with() -> None:
+    with pytest.raises(ConfigError, match="head spankl has no logit of a type to add to"):
+        check_head(parse_strategies(["logit_adjustment"]), HeadOptions(name="spankl"))
+    with pytest.raises(ConfigError, match="logit_adjustment and joint cannot be combined: joint learns all types anew"):
+        build_strategies(parse_strategies(["joint", "logit_adjustment"]))
