@@ -106,6 +106,25 @@ def test_a_type_is_found_less_where_it_is_rarer(folder: Path, head: str) -> None
     assert there <= found[1] < found[0]
 
 
+@pytest.mark.parametrize("ground", ["modules", "hat", "packnet"])
+def test_old_blocks_stay_as_they_are_where_that_is_promised(folder: Path, ground: str) -> None:
+    learner = Learner(tiny_model(folder, "addner"), parse_strategies([ground, "logit_adjustment"]), SHORT_TRAINING)
+    dev = toy_sentences(40, seed=2, types=("PER", "LOC", "ORG"))
+    biases = []
+    for number, type_ in enumerate(("PER", "LOC"), start=1):
+        train = tuple(s.restrict({type_}) for s in toy_sentences(30, seed=number, types=(type_,)))
+        list(learner.learn_step(Step(number, (type_,), train, tuple(s.restrict({type_}) for s in dev))))
+        biases.append(learner.model.head.new_block().bias.clone())
+    assert learner.isolation is not None  # or the check would have failed
+    plain = Learner(tiny_model(folder, "addner"), parse_strategies([ground]), SHORT_TRAINING)
+    train = tuple(s.restrict({"PER"}) for s in toy_sentences(30, seed=1, types=("PER",)))
+    list(plain.learn_step(Step(1, ("PER",), train, tuple(s.restrict({"PER"}) for s in dev))))
+    moved = biases[0] - plain.model.head.new_block().bias
+    assert moved[0] == 0
+    torch.testing.assert_close(moved[1], moved[2])
+    assert moved[1] < -0.1
+
+
 def test_what_it_does_not_go_with() -> None:
     with pytest.raises(ConfigError, match="head spankl has no logit of a type to add to"):
         check_head(parse_strategies(["logit_adjustment"]), HeadOptions(name="spankl"))
