@@ -118,7 +118,10 @@ def table(found: Sequence[Taught]) -> str:
     groups: dict[tuple[str, int], list[Taught]] = defaultdict(list)
     for item in found:
         groups[item.method, item.sentences].append(item)
-    lines = ["| method | sentences | F1 of the new type | change of old types | processor seconds |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | sentences | F1 of the new type | change of old types | processor seconds |",
+        "|---|---|---|---|---|",
+    ]
     for (method, count), items in groups.items():
         new, old = [100 * i.new_f1 for i in items], [100 * i.old_change for i in items]
         spread = statistics.stdev(new) if len(new) > 1 else 0.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["emit", "emit_json", "is_main_process", "percent", "say", "table", "talk", "use_utf8"]
+__all__ = ["NOTABLE_FALL", "emit", "emit_json", "is_main_process", "percent", "say", "table", "talk", "use_utf8"]
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 """The console on stderr; `talk.quiet` silences it."""
@@ -40,6 +40,10 @@ def use_utf8() -> None:
     """Makes stdout UTF-8 whatever the locale says: data files are."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+NOTABLE_FALL = 0.01
+"""How far F1 of an old type falls in a step, 0 to 1, before anybody is told."""
 
 
 def percent(score: float | None) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from ner_cl.cli.console import emit, emit_json, is_main_process, say
+from ner_cl.cli.console import NOTABLE_FALL, emit, emit_json, is_main_process, say
 from ner_cl.cli.options import (
     Alignment,
     Format,
@@ -116,6 +116,10 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
     for change in result.changes:
         if change.before is None and change.measured == "nothing":
             say(f"note: nothing measures {change.type}; give --dev sentences that mention it")
+        if change.measured == "gold" and change.drop > NOTABLE_FALL:
+            say(
+                f"note: {change.type} fell by {100 * change.drop:.1f} points; --max-drop keeps out a model that forgets"
+            )
 
 
 def _start(model: Path | None, encoder: str | None, head: str | None, output: Path | None) -> "tuple[NerModel, Path]":

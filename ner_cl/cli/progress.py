@@ -6,7 +6,7 @@ from typing import final
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ner_cl.cli.console import percent, say, talk
+from ner_cl.cli.console import NOTABLE_FALL, percent, say, talk
 from ner_cl.train.events import EpochDone, Event, Note, Resumed, RunDone, StepDone, StepStarted, UpdateDone
 
 __all__ = ["line_of", "progress"]
@@ -49,7 +49,7 @@ def line_of(event: Event) -> str | None:
             scores = ", ".join(f"{type_} {percent(score)}" for type_, score in event.f1.items())
             return (
                 f"step {event.step} done in {event.seconds:.0f} s: micro F1 {percent(event.micro_f1)}, "
-                f"macro F1 {percent(event.macro_f1)} ({scores})"
+                f"macro F1 {percent(event.macro_f1)} ({scores}){_falls(event.falls)}"
             )
         case RunDone():
             return f"all steps done in {event.seconds:.0f} s"
@@ -63,6 +63,13 @@ def _say_line(event: Event) -> None:
 
 def _losses(losses: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in sorted(losses.items())) or "no loss"
+
+
+def _falls(falls: dict[str, float]) -> str:
+    """Those that are worth a word, the largest first."""
+    told = [f"{type_} {percent(fall)}" for type_, fall in sorted(falls.items(), key=lambda item: -item[1])]
+    worth = told[: sum(fall > NOTABLE_FALL for fall in falls.values())]
+    return f"; fell by more than a point: {', '.join(worth)}" if worth else ""
 
 
 def _bars() -> Progress:

@@ -68,7 +68,10 @@ class EpochDone:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """A step is learned and evaluated; F1 from 0 to 1, `peak_memory` in bytes of the main process or its GPU."""
+    """A step is learned and evaluated; F1 from 0 to 1, `peak_memory` in bytes of the main process or its GPU.
+
+    `falls` says how far F1 of old types fell in this step, of those whose F1 did.
+    """
 
     step: int
     types: tuple[str, ...]
@@ -80,6 +83,7 @@ class StepDone:
     seconds: float
     sentences_per_second: float
     peak_memory: int = 0
+    falls: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

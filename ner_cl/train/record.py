@@ -7,7 +7,7 @@ from typing import Any
 from ner_cl.data.stream import Step
 from ner_cl.train.learner import Learner
 
-__all__ = ["Scores", "history_record", "largest_drop"]
+__all__ = ["Scores", "drops", "history_record", "largest_drop"]
 
 Scores = Mapping[str, float | None]
 
@@ -36,12 +36,15 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
 
 def largest_drop(before: Scores, after: Scores) -> tuple[str, float]:
     """The old type whose F1 fell most, and by how much (0 to 1; negative if all rose); `("", 0.0)` if there is none."""
-    drops = {
+    found = drops(before, after)
+    worst = max(found, key=lambda type_: found[type_], default="")
+    return worst, found.get(worst, 0.0)
+
+
+def drops(before: Scores, after: Scores) -> dict[str, float]:
+    """How far F1 of each old type fell, 0 to 1; negative if it rose."""
+    return {
         type_: score - (after.get(type_) or 0.0)
         for type_, score in before.items()
         if score is not None and type_ in after
     }
-    if not drops:
-        return "", 0.0
-    worst = max(drops, key=lambda type_: drops[type_])
-    return worst, drops[worst]

@@ -29,7 +29,7 @@ from ner_cl.train.events import Event, EventLog, RunDone, StepDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.memory import peak_memory, reset_peak_memory
 from ner_cl.train.orders import steps_of
-from ner_cl.train.record import Scores, history_record, largest_drop
+from ner_cl.train.record import Scores, drops, history_record, largest_drop
 from ner_cl.train.tracking import tracking
 from ner_cl.types import Sentence
 
@@ -298,4 +298,5 @@ def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> 
         seconds=seconds,
         peak_memory=peak_memory(),
         sentences_per_second=learner.sentences * epochs / max(progress.train_seconds, 1e-9),
+        falls={type_: drop for type_, drop in drops(*_before_and_after(matrix)).items() if drop > 0},
     )

@@ -27,6 +27,18 @@ EVENTS: list[Event] = [
         seconds=2.0,
         sentences_per_second=10.0,
     ),
+    StepDone(
+        step=3,
+        types=("ORG",),
+        best_epoch=2,
+        micro_f1=0.8,
+        macro_f1=0.7,
+        f1={"PER": 0.7, "LOC": 0.5, "DATE": 0.6, "ORG": 0.9},
+        train_seconds=1.0,
+        seconds=2.0,
+        sentences_per_second=10.0,
+        falls={"PER": 0.02, "DATE": 0.01, "LOC": 0.25},
+    ),
     RunDone(metrics={}, seconds=3.0),
 ]
 LINES = [
@@ -37,6 +49,8 @@ LINES = [
     "step 2 epoch 2: update 2 skipped, its gradient is not finite",
     "step 2 epoch 2: ce 0.5000 kd 0.2500, dev F1 81.2, best so far",
     "step 2 done in 2 s: micro F1 80.0, macro F1 - (PER 75.0, LOC -)",
+    "step 3 done in 2 s: micro F1 80.0, macro F1 70.0 (PER 70.0, LOC 50.0, DATE 60.0, ORG 90.0); "
+    "fell by more than a point: LOC 25.0, PER 2.0",
     "all steps done in 3 s",
 ]
 
