@@ -5,6 +5,13 @@ defaults. Unknown keys are refused with the nearest valid one.
 """
 
 from ner_cl.config.base import Options
+from ner_cl.config.composition import (
+    HeadOptions,
+    StrategyOptions,
+    check_composition,
+    check_head,
+    parse_strategies,
+)
 from ner_cl.config.reading import load_config, parse_config, with_values
 from ner_cl.config.sections import (
     Config,
@@ -12,14 +19,9 @@ from ner_cl.config.sections import (
     EarlyStoppingOptions,
     EncoderOptions,
     GateOptions,
-    HeadOptions,
     OptimizerOptions,
-    StrategyOptions,
     StreamOptions,
     TrainingOptions,
-    check_composition,
-    check_head,
-    parse_strategies,
 )
 from ner_cl.config.sweep import SweepOptions
 from ner_cl.config.validation import validate

@@ -1,15 +1,22 @@
 """The sections of a configuration: strict, frozen, every option with its default."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ner_cl.config.base import Options
+from ner_cl.config.composition import (
+    HeadOptions,
+    StrategyOptions,
+    check_composition,
+    check_head,
+    isolating,
+    parse_strategies,
+    parsed_or_none,
+)
 from ner_cl.config.sweep import SweepOptions
-from ner_cl.config.validation import first_problem
 from ner_cl.errors import ConfigError
-from ner_cl.registry import heads, nearest, strategies
 
 __all__ = [
     "Config",
@@ -17,21 +24,10 @@ __all__ = [
     "EarlyStoppingOptions",
     "EncoderOptions",
     "GateOptions",
-    "HeadOptions",
     "OptimizerOptions",
-    "StrategyOptions",
     "StreamOptions",
     "TrainingOptions",
-    "check_composition",
-    "check_head",
-    "parse_strategies",
 ]
-
-
-class StrategyOptions(Options):
-    """Base of every strategy's options; `name` says which strategy."""
-
-    name: str
 
 
 class EncoderOptions(Options):
@@ -46,44 +42,6 @@ class EncoderOptions(Options):
     name: str = "minilm-l6"
     max_pieces: int = Field(256, ge=8)
     window_overlap: int = Field(64, ge=0)
-
-
-class HeadOptions(Options):
-    """Which head, how it starts new columns and how it is decoded.
-
-    Attributes:
-        name: `extendner`, `addner` or `spankl`.
-        new_rows: start of a new block: `random` (normal, sd 0.02) or `outside` (the first block's `O` row plus that
-            noise: a word of a new type was `O` so far).
-        continuation: AddNER only. When a valid continuation in one block meets a begin in another, the continuation
-            `wins`, or the two `compare` their probabilities (section 3.3 leaves it open).
-        merge: AddNER only. How blocks are merged: by the paper's `resolver`; by one `viterbi` over all of them, given
-            that at most one names a word; by a `vote`, weighted, over the blocks that know a type; or by `majority` of
-            those, span by span.
-        width: SpanKL only. Size of the two vectors that a word has for each type.
-        max_words: SpanKL only. Words of the longest span that is considered.
-    """
-
-    name: str = "extendner"
-    new_rows: Literal["random", "outside"] = "random"
-    continuation: Literal["wins", "compare"] = "wins"
-    merge: Literal["majority", "resolver", "viterbi", "vote"] = "resolver"
-    width: int = Field(50, ge=1)
-    max_words: int = Field(32, ge=1)
-
-    @field_validator("name")
-    @classmethod
-    def _known_head(cls, name: str) -> str:
-        return _known(heads, name)
-
-    @model_validator(mode="after")
-    def _no_option_without_effect(self) -> "HeadOptions":
-        # Configurations are written out with all their defaults: those say nothing.
-        chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
-        for name in chosen:
-            if name in heads[self.name].without_effect:  # type: ignore[attr-defined]
-                raise ValueError(f"{name}: has no effect with head {self.name}; leave it out")
-        return self
 
 
 class CorpusOptions(Options):
@@ -247,7 +205,7 @@ class Config(Options):
     @classmethod
     def _head_for_strategies(cls, values: Any) -> Any:
         """Where no head is named, the one that the strategies ask for."""
-        if isinstance(values, Mapping) and "head" not in values and _isolating(_parsed(values.get("strategies"))):
+        if isinstance(values, Mapping) and "head" not in values and isolating(parsed_or_none(values.get("strategies"))):
             return {**values, "head": {"name": "addner"}}
         return values
 
@@ -272,81 +230,3 @@ class Config(Options):
         except ConfigError as error:
             raise ValueError(str(error).removeprefix("strategies: ")) from error
         return value
-
-
-def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
-    """Each item of a list (or one alone), a mapping with `name` or a name, as the options of the strategy it names."""
-    if isinstance(items, str | Mapping):
-        items = [items]
-    if not isinstance(items, list | tuple):
-        raise ValueError("write a list of strategies, such as [distill, {name: replay, budget: 0.05}]")
-    parsed = []
-    for index, item in enumerate(items):
-        if isinstance(item, StrategyOptions):
-            parsed.append(item)
-            continue
-        values = {"name": item} if isinstance(item, str) else item
-        if not isinstance(values, Mapping) or "name" not in values:
-            raise ValueError(f"item {index} needs a name, for instance {{name: distill}}")
-        strategy = strategies[_known(strategies, str(values["name"]))]
-        try:
-            parsed.append(strategy.options_class.model_validate(dict(values)))  # type: ignore[attr-defined]
-        except ValidationError as error:
-            raise ValueError(f"item {index} ({values['name']}): {first_problem(error)}") from error
-    names = [options.name for options in parsed]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"strategy {name!r} is listed twice; list it once")
-    return tuple(parsed)
-
-
-def check_composition(options: Sequence[StrategyOptions]) -> None:
-    """Refuses a list of strategies that do not go together.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    listed: dict[str, Any] = {item.name: strategies[item.name](item) for item in options}
-    holding = [name for name, strategy in listed.items() if strategy.holds_old_types]
-    if len(holding) > 1:
-        raise ConfigError(f"strategies: {' and '.join(holding)} both say how old types are held; keep one of them")
-    for name, strategy in listed.items():
-        for other, reason in strategy.refuses().items():
-            if other in listed:
-                raise ConfigError(f"strategies: {name} and {other} cannot be combined: {reason}; keep one of them")
-
-
-def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
-    """Refuses strategies that cannot teach a model with that head.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    if (name := _isolating(options)) and not heads[head.name].apart:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"strategies: {name} keeps steps apart, but head {head.name} shares columns between them; use head addner"
-        )
-    for item in options:
-        if reason := strategies[item.name](item).refuses_head(head):
-            raise ConfigError(f"strategies: {item.name} {reason}")
-
-
-def _isolating(options: Sequence[StrategyOptions]) -> str:
-    """The name of the first strategy that keeps steps apart; "" if there is none."""
-    return next((item.name for item in options if strategies[item.name].isolates), "")  # type: ignore[attr-defined]
-
-
-def _parsed(items: Any) -> tuple[StrategyOptions, ...]:
-    """The strategies of a configuration; none where they are wrong, which is told elsewhere."""
-    try:
-        return parse_strategies(items or ())
-    except ValueError:
-        return ()
-
-
-def _known(registry: Any, name: str) -> str:
-    if name not in registry:
-        raise ValueError(
-            f"unknown {registry.kind} {name!r}{nearest(name, list(registry))}; known: {', '.join(registry)}"
-        )
-    return name
