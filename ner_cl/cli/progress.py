@@ -67,9 +67,9 @@ def _losses(losses: dict[str, float]) -> str:
 
 def _falls(falls: dict[str, float]) -> str:
     """Those that are worth a word, the largest first."""
-    told = [f"{type_} {percent(fall)}" for type_, fall in sorted(falls.items(), key=lambda item: -item[1])]
-    worth = told[: sum(fall > NOTABLE_FALL for fall in falls.values())]
-    return f"; fell by more than a point: {', '.join(worth)}" if worth else ""
+    worst_first = sorted(falls.items(), key=lambda item: -item[1])
+    told = [f"{type_} {percent(fall)}" for type_, fall in worst_first if fall > NOTABLE_FALL]
+    return f"; fell by more than a point: {', '.join(told)}" if told else ""
 
 
 def _bars() -> Progress:

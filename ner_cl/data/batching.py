@@ -126,8 +126,8 @@ class EncodedSentences:
         }
         self._annotated = [flags[sentence.annotated_types] for sentence in sentences]
         newest = set(tagset.steps[-1]) if tagset.steps else set()
-        origins = [_origin(sentence, newest) for sentence in sentences]
-        self.origins: list[Origin] = [origins[window.sentence] for window in self.windows]
+        self._sentence_origins = [_origin(sentence, newest) for sentence in sentences]
+        self.origins: list[Origin] = [self._sentence_origins[window.sentence] for window in self.windows]
         self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
         self.annotated_types = frozenset(
             index for index, type_ in enumerate(types) if any(type_ in known for known in flags)
@@ -141,6 +141,10 @@ class EncodedSentences:
     def words(self) -> int:
         """Number of words over all sentences."""
         return int(self._word_starts[-1])
+
+    def sentences_from(self, *wanted: Origin) -> list[Sentence]:
+        """The sentences that come from one of some places, in order."""
+        return [self.sentences[index] for index in rows_from(self._sentence_origins, *wanted)]
 
     @property
     def annotated(self) -> list[int]:

@@ -7,12 +7,15 @@ general transition matrix would cost O(tags²).
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["coupling", "orphans", "span_log_probability", "spans_of_rows", "viterbi"]
+from ner_cl.data.tagset import Tagset
+
+__all__ = ["coupling", "hide_types", "orphans", "span_log_probability", "spans_of_rows", "viterbi"]
 
 _MARGIN = 1e-4  # by which one way must beat the other so that rounding cannot change which it is
 
@@ -186,3 +189,11 @@ def _split(emissions: Float[Tensor, "row word tag"]) -> tuple[tuple[Tensor, ...]
     by_word = emissions.transpose(0, 1)
     parts = (by_word[..., 0], by_word[..., 1::2], by_word[..., 2::2])
     return tuple(part.contiguous().unbind(0) for part in parts)
+
+
+def hide_types(tags: Int[Tensor, "row word"], tagset: Tagset, types: Collection[str] | None) -> Int[Tensor, "row word"]:
+    """The tags with those of types that were not asked for turned into `O`."""
+    if types is None:
+        return tags
+    shown = torch.tensor([True, *(type_ in types for type_ in tagset.types for _ in "BI")], device=tags.device)
+    return torch.where(shown[tags], tags, torch.zeros_like(tags))

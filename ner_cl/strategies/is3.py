@@ -157,8 +157,7 @@ def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
     """The share of the step's own words that are of new types; where a term has no words, as if it had one."""
     own = [encoded.windows[row] for row in rows_from(encoded.origins, "own")]
     words = sum(len(window.word_pieces) for window in own)
-    sentences = [encoded.sentences[index] for index in sorted({window.sentence for window in own})]
-    typed = sum(span.end - span.start for s in sentences for span in s.spans if span.type in types)
+    typed = sum(span.end - span.start for s in encoded.sentences_from("own") for span in s.spans if span.type in types)
     return max(1, min(words - 1, typed)) / max(2, words)
 
 

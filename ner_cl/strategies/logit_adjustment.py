@@ -8,7 +8,6 @@ from typing import ClassVar, Literal, final
 from pydantic import Field
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.data.batching import rows_from
 from ner_cl.registry import heads, strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.types import Sentence
@@ -54,9 +53,7 @@ class LogitAdjustment(Strategy):
         if not self.options.strength or not context.dev:
             return
         assert context.encoded is not None
-        encoded = context.encoded
-        own = {encoded.windows[row].sentence for row in rows_from(encoded.origins, "own")}
-        train = [encoded.sentences[index] for index in sorted(own)]
+        train = context.encoded.sentences_from("own")
         ratios = log_ratios(train, context.dev, context.types, evidence=self.options.evidence)
         context.model.head.shift({type_: self.options.strength * ratio for type_, ratio in ratios.items()})
 

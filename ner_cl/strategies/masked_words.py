@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ner_cl.data.batching import Batch, rows_from
+from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.precision import autocast
@@ -76,10 +76,8 @@ class MaskedWords:
 def raw_text(context: StepContext) -> list[Sentence]:
     """The words of the step's own sentences and of its unlabeled ones, without annotation."""
     assert context.encoded is not None
-    encoded = context.encoded
-    own = {encoded.windows[row].sentence for row in rows_from(encoded.origins, "own")}
-    sentences = [encoded.sentences[index] for index in sorted(own)]
-    return [Sentence(sentence.words) for sentence in (*sentences, *context.unlabeled)]
+    own = context.encoded.sentences_from("own")
+    return [Sentence(sentence.words) for sentence in (*own, *context.unlabeled)]
 
 
 def pretrain(context: StepContext, gates: Mapping[str, Tensor], *, epochs: int, rate: float) -> None:

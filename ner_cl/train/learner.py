@@ -142,7 +142,7 @@ class Learner:
         context.encoded = self.model.encode(train)
         if "own" not in context.encoded.origins:
             raise DataError(f"step {step.number}: no sentence is annotated for {', '.join(step.types)}")
-        self.sentences = sum(bool(sentence.annotated_types) for sentence in train)
+        self.sentences = len(context.encoded.sentences_from("own", "remembered"))
         yield from notes(self.model, self.strategies, context)
         yield from self._train(context, dev, self._fingerprint(step, unlabeled))
         self._finish(context)

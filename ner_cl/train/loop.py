@@ -78,7 +78,7 @@ class StepTraining:
         yield StepStarted(
             step=context.number,
             types=context.types,
-            sentences=_sentences(encoded),
+            sentences=len(encoded.sentences_from("own", "remembered")),
             words=_words(encoded),
             updates=len(plan),
             epochs=self.epochs,
@@ -213,7 +213,7 @@ class StepTraining:
             score=score,
             best=better,
             seconds=progress.train_seconds,
-            sentences=_sentences(encoded),
+            sentences=len(encoded.sentences_from("own", "remembered")),
             skipped=progress.skipped,
         )
         impatient = bool(self.patience and score is not None and progress.bad_epochs >= self.patience)
@@ -282,11 +282,6 @@ def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: S
     return max(1, math.ceil(looked_at / (_PASSES * max(1, _words(context.encoded)))))
 
 
-def _sentences(encoded: EncodedSentences) -> int:
-    """How many are annotated for something; how much raw text there is beside them says little of a step."""
-    return sum(bool(sentence.annotated_types) for sentence in encoded.sentences)
-
-
 def _words(encoded: EncodedSentences) -> int:
-    """How many the annotated sentences have."""
-    return sum(len(sentence.words) for sentence in encoded.sentences if sentence.annotated_types)
+    """How many the annotated sentences have; how much raw text there is beside them says little of a step."""
+    return sum(len(sentence.words) for sentence in encoded.sentences_from("own", "remembered"))

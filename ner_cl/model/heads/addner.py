@@ -1,6 +1,6 @@
 """AddNER: an output layer a step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, final
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ner_cl.config import HeadOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import coupling, spans_of_rows, viterbi
-from ner_cl.model.heads.base import Head, hide_types
+from ner_cl.model.decode import coupling, hide_types, spans_of_rows, viterbi
+from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import marginal_cross_entropy, masked_mean
 from ner_cl.model.merge import exclusive_scores, majority, span_probability, weighted_vote
@@ -149,14 +149,6 @@ class AddNer(Head):
             return torch.zeros_like(emissions.word_mask, dtype=torch.float)
         return torch.stack(parts).amax(0)
 
-    def _asked(self, emissions: Emissions, types: Collection[str] | None) -> list[int]:
-        """Indices of the blocks that were computed and know one of some types."""
-        return [
-            index
-            for index, known in enumerate(self.known)
-            if emissions.computed(index + 1) and (types is None or any(self.tagset.types[i] in types for i in known))
-        ]
-
     def _resolve(self, emissions: Emissions, asked: Collection[int]) -> Int[Tensor, "row word"]:
         """Tags from blocks that each know types of their own."""
         log_probs = [torch.log_softmax(block.float(), dim=-1) for block in emissions.blocks]
@@ -208,18 +200,6 @@ class AddNer(Head):
         for index, type_ in enumerate(self.known[step - 1]):
             ids[1 + 2 * type_], ids[2 + 2 * type_] = 1 + 2 * index, 2 + 2 * index
         return torch.tensor(ids, device=targets.device)[targets]
-
-    def _silence(self, scores: Float[Tensor, "row word column"]) -> Float[Tensor, "row word column"]:
-        """Certainly `O`."""
-        silent = torch.full_like(scores, -torch.inf)
-        silent[..., 0] = 0.0
-        return silent
-
-    def _annotated_blocks(self, batch: Batch, emissions: Emissions) -> Iterator[int]:
-        """Indices of the blocks that were computed and have annotation in the batch."""
-        for block, known in enumerate(self.known):
-            if emissions.computed(block + 1) and not batch.annotated_types.isdisjoint(known):
-                yield block
 
 
 @final

@@ -17,7 +17,7 @@ from ner_cl.model.decode import coupling, spans_of_rows
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_sub, masked_mean
 
-__all__ = ["DistillOptions", "Head", "hide_types"]
+__all__ = ["DistillOptions", "Head"]
 
 
 class DistillOptions(Options):
@@ -157,8 +157,26 @@ class Head(nn.Module, ABC):
         return Emissions(tuple(blocks), word_mask, tuple(views))
 
     def _silence(self, scores: Float[Tensor, "row word column"]) -> Float[Tensor, "row word column"]:
-        """What a block of that shape scores that finds nothing; only heads whose blocks are apart have such blocks."""
-        raise NotImplementedError
+        """What a block of that shape scores that finds nothing: certainly `O`."""
+        silent = torch.full_like(scores, -torch.inf)
+        silent[..., 0] = 0.0
+        return silent
+
+    def _asked(self, emissions: Emissions, types: Collection[str] | None) -> list[int]:
+        """Indices of the blocks that were computed and know one of some types."""
+        return [
+            index
+            for index, known in enumerate(self.known)
+            if emissions.computed(index + 1) and (types is None or any(self.tagset.types[i] in types for i in known))
+        ]
+
+    def _annotated_blocks(self, batch: Batch, emissions: Emissions) -> list[int]:
+        """Indices of the blocks that were computed and have annotation in the batch."""
+        return [
+            index
+            for index, known in enumerate(self.known)
+            if emissions.computed(index + 1) and not batch.annotated_types.isdisjoint(known)
+        ]
 
     def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> "Emissions":
         """Emissions from the scores of all blocks side by side, as `Emissions.flat` gives them."""
@@ -323,11 +341,3 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
         """Probability of exactly each span `(row, start, end, type index)`, in [0, 1]."""
-
-
-def hide_types(tags: Int[Tensor, "row word"], tagset: Tagset, types: Collection[str] | None) -> Int[Tensor, "row word"]:
-    """The tags with those of types that were not asked for turned into `O`."""
-    if types is None:
-        return tags
-    shown = torch.tensor([True, *(type_ in types for type_ in tagset.types for _ in "BI")], device=tags.device)
-    return torch.where(shown[tags], tags, torch.zeros_like(tags))

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
-from ner_cl.model.decode import span_log_probability, viterbi
-from ner_cl.model.heads.base import DistillOptions, Head, hide_types
+from ner_cl.model.decode import hide_types, span_log_probability, viterbi
+from ner_cl.model.heads.base import DistillOptions, Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_full, kd_merged, kd_sub, marginal_cross_entropy, masked_mean
 from ner_cl.registry import heads

@@ -94,11 +94,7 @@ class SpanKl(Head):
         that is annotated for some types, `unknown` leaves the others out.
         """
         total = emissions.blocks[-1][..., :0].sum()  # zero, but with a graph, as a batch may have no annotation at all
-        blocks = [
-            block
-            for block, known in enumerate(self.known)
-            if emissions.computed(block + 1) and not batch.annotated_types.isdisjoint(known)
-        ]
+        blocks = self._annotated_blocks(batch, emissions)
         if not blocks:
             return total
         annotated = [batch.annotated[:, list(self.known[block])] for block in blocks]
@@ -177,14 +173,6 @@ class SpanKl(Head):
         temperatures = [t for t, known in zip(self.temperatures, self.known, strict=True) for _ in known]
         scale = math.sqrt(self.options.width) * product.new_tensor(temperatures)[type_]
         return (product / scale).sigmoid()
-
-    def _asked(self, emissions: Emissions, types: Collection[str] | None) -> list[int]:
-        """Indices of the blocks that were computed and know one of some types."""
-        return [
-            index
-            for index, known in enumerate(self.known)
-            if emissions.computed(index + 1) and (types is None or any(self.tagset.types[i] in types for i in known))
-        ]
 
     def _types(self, blocks: Sequence[int]) -> Int[Tensor, " type"]:
         """The types of some blocks, in the order of their columns."""
