@@ -13,6 +13,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
+from ner_cl.strategies.read_once import read_once
 from ner_cl.strategies.rows import cross_entropy_as_labelled
 
 __all__ = ["Frozen", "FrozenOptions"]
@@ -45,6 +46,11 @@ class Frozen(Strategy):
         "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
     )
 
+    def begin_stage(self, context: StepContext) -> None:
+        """After step 1, has the encoder run once over the step's sentences."""
+        if context.old_types:
+            read_once(context, [])
+
     def begin_epoch(self, context: StepContext) -> None:
         """Freezes the encoder, without dropout, and the old blocks, once their time is over."""
         model = context.model
@@ -56,3 +62,7 @@ class Frozen(Strategy):
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy as labelled: what it says about old types reaches frozen rows only."""
         return cross_entropy_as_labelled(context.model.head, batch, emissions)
+
+    def settle(self, context: StepContext) -> None:
+        """Lets go of what the encoder gave: whoever measures now sees it run."""
+        context.model.encoder.shortcut = None

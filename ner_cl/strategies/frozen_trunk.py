@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, ClassVar, Literal, final
 
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch
 from ner_cl.model.encoder import Encoder
-from ner_cl.model.subnetworks.cache import TrunkCache
-from ner_cl.model.subnetworks.trunk import all_layers, apply_layer, calls_alike, top_layers
+from ner_cl.model.subnetworks.trunk import all_layers, top_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.read_once import read_once
 
 __all__ = ["FrozenTrunk", "FrozenTrunkOptions"]
 
@@ -66,18 +63,8 @@ class FrozenTrunk(Strategy):
         for layer in top:
             layer.requires_grad_(True)
         self._encoder, self._top = encoder, top
-        if self.options.cache and calls_alike(encoder) and context.encoded is not None:
-            encoder.shortcut = None
-            encoder.eval()
-            cache = TrunkCache(
-                encoder,
-                context.encoded,
-                top,
-                whole=False,
-                batch_tokens=context.batch_tokens,
-                precision=context.precision,
-            )
-            encoder.shortcut = partial(_from_the_trunk_up, cache, encoder)
+        if self.options.cache:
+            read_once(context, top)
 
     def begin_epoch(self, context: StepContext) -> None:
         """Runs what is frozen without dropout."""
@@ -91,13 +78,3 @@ class FrozenTrunk(Strategy):
         if self._encoder is not None:
             self._encoder.shortcut = None
         self._encoder, self._top = None, []
-
-
-def _from_the_trunk_up(cache: TrunkCache, encoder: Encoder, batch: Batch) -> Float[Tensor, "row piece hidden"]:
-    """The last hidden states, from what the lower layers are known to give."""
-    layers = cache.layers
-    trunk = cache.trunk_pass(batch) if layers[-1].training else cache.eval_pass(batch, whole=False)
-    hidden = trunk.states[0]
-    for layer, call in zip(layers, trunk.calls, strict=True):
-        hidden = apply_layer(layer, hidden, call)
-    return hidden

@@ -16,6 +16,7 @@ from ner_cl.model.losses import masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
+from ner_cl.strategies.read_once import read_once
 from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Ice", "IceOptions"]
@@ -74,6 +75,8 @@ class Ice(Strategy):
                 new.bias[0] = self.options.outside
         new.bias.requires_grad_(False)
         self._freeze_encoder(context, epoch=1)
+        if context.old_types or not self.options.warmup_epochs:
+            read_once(context, [])
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """No update of the row of `O`, which only the first block has."""
@@ -102,6 +105,10 @@ class Ice(Strategy):
             return {"ce": masked_mean(ce.view_as(batch.targets), batch.word_mask)}
 
         return on_rows(batch, emissions, terms)
+
+    def settle(self, context: StepContext) -> None:
+        """Lets go of what the encoder gave: whoever measures now sees it run."""
+        context.model.encoder.shortcut = None
 
     def _freeze_encoder(self, context: StepContext, *, epoch: int) -> None:
         if context.old_types or epoch > self.options.warmup_epochs:

@@ -70,7 +70,9 @@ class EpochDone:
 class StepDone:
     """A step is learned and evaluated; F1 from 0 to 1, `peak_memory` in bytes of the main process or its GPU.
 
-    `falls` says how far F1 of old types fell in this step, of those whose F1 did.
+    `train_seconds` counts training only, and `seconds` everything; of a step that was interrupted, both hold the
+    training of earlier processes up to their last checkpoint. `falls` says how far F1 of old types fell in this step,
+    of those whose F1 did.
     """
 
     step: int
@@ -88,7 +90,7 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDone:
-    """All steps are learned."""
+    """All steps are learned; `seconds` of the process that did the last ones."""
 
     metrics: dict[str, float | None]
     seconds: float

@@ -48,6 +48,10 @@ class StepTraining:
         checkpoint: where to keep the state.
         fingerprint: of configuration and data.
         seconds: what earlier stages of the step took.
+
+    Attributes:
+        progress: how far it has come.
+        carried: seconds of training that earlier processes had put into the step.
     """
 
     context: StepContext
@@ -63,6 +67,7 @@ class StepTraining:
     fingerprint: str
     seconds: float = 0.0
     progress: Progress = field(init=False)
+    carried: float = field(init=False, default=0.0)
 
     def run(self) -> Iterator[Event]:
         """Trains, yielding what happens; the caller reports it."""
@@ -96,6 +101,7 @@ class StepTraining:
         context.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):
             (self.progress, best), progress = saved, saved[0]
+            self.carried = progress.train_seconds - self.seconds
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
         self._saved_at = time.monotonic()
 

@@ -16,7 +16,7 @@ from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.kept import forget_sentences
 from ner_cl.model.store import load_model
 from ner_cl.train.environment import ENVIRONMENT_KEYS, environment
-from ner_cl.train.events import Event, StepStarted, UpdateDone
+from ner_cl.train.events import Event, StepDone, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.run import Run, run_stream, stream_events
 from tests.train.toy_runs import (
@@ -95,6 +95,19 @@ def test_checkpoints_change_nothing_and_are_taken_up(home: Path, optimizer: str)
     # The update that was interrupted is the one that no checkpoint holds yet.
     assert [(type(e).__name__, e.epoch, e.update) for e in told[1:3]] == [("Resumed", 2, 1), ("UpdateDone", 2, 2)]
     assert step_files(resumed.folder) == step_files(without.folder)
+
+
+def test_a_resumed_step_counts_the_time_of_earlier_processes(home: Path) -> None:
+    config = run_config(home, output=str(home / "timed"), training={"checkpoint_seconds": 0})
+    with pytest.raises(Interrupted):
+        run_stream(config, on_event=interrupt_at(3))
+    progress = home / "timed" / "checkpoints" / "current" / "progress.json"
+    progress.write_text(json.dumps({**json.loads(progress.read_text()), "train_seconds": 1000.0}))
+    told: list[Event] = []
+    run_stream(config, resume=True, on_event=told.append)
+    first, second = (event for event in told if isinstance(event, StepDone))
+    assert 1000 < first.train_seconds < first.seconds
+    assert second.train_seconds < second.seconds < 1000
 
 
 def test_the_checkpoint_of_another_step_or_seed_is_not_taken(home: Path, whole: Run) -> None:

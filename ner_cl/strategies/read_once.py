@@ -1,0 +1,57 @@
+"""Frozen layers run over a step's sentences once, instead of once an update."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ner_cl.data.batching import Batch
+from ner_cl.model.subnetworks.cache import TrunkCache
+from ner_cl.model.subnetworks.trunk import apply_layer, calls_alike, top_layers
+from ner_cl.strategies.base import StepContext
+
+__all__ = ["read_once"]
+
+
+def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
+    """Has the encoder answer from what its frozen layers are known to give, until its `shortcut` is taken away.
+
+    The layers are run here, without dropout, over all sentences of the step; over dev sentences when they are first
+    scored. What comes out is the same up to rounding. An encoder of which it is not known how it calls its layers goes
+    on running them.
+
+    Args:
+        context: of a step whose sentences are encoded.
+        learning: the top layers that learn, from the lowest; all below them are frozen. Without any, all are.
+    """
+    encoder = context.model.encoder
+    if context.encoded is None or not calls_alike(encoder):
+        return
+    encoder.shortcut = None
+    encoder.eval()
+    cache = TrunkCache(
+        encoder,
+        context.encoded,
+        learning or top_layers(encoder, 1),
+        whole=not learning,
+        batch_tokens=context.batch_tokens,
+        precision=context.precision,
+    )
+    encoder.shortcut = partial(_from_the_trunk_up if learning else _to_the_end, cache)
+
+
+def _from_the_trunk_up(cache: TrunkCache, batch: Batch) -> Float[Tensor, "row piece hidden"]:
+    layers = cache.layers
+    trunk = cache.trunk_pass(batch) if layers[-1].training else cache.eval_pass(batch, whole=False)
+    hidden = trunk.states[0]
+    for layer, call in zip(layers, trunk.calls, strict=True):
+        hidden = apply_layer(layer, hidden, call)
+    return hidden
+
+
+def _to_the_end(cache: TrunkCache, batch: Batch) -> Float[Tensor, "row piece hidden"]:
+    # A frozen encoder is never in training mode; who trains on what it gives asks for gradients.
+    trunk = cache.trunk_pass(batch) if torch.is_grad_enabled() else cache.eval_pass(batch, whole=True)
+    return trunk.states[-1]
