@@ -1,12 +1,14 @@
 """A new type from few sentences: a module on a frozen model beside teaching the whole model with distillation.
 
     python -m benchmarks.little_data [--counts 20,50,100,200] [--seeds 1,2,3] [--new TYPE,TYPE]
-                                     [--train FILE] [--dev FILE] [--test FILE] [--output FILE]
+                                     [--methods NAME;NAME] [--train FILE] [--dev FILE] [--test FILE]
+                                     [--output FILE]
 
 One AddNER model learns all types but the new ones in one step, once a seed. Then each new type is taught to it by each
 method from so many sentences, half of which mention it where there are enough, annotated for it alone. The sentences
-are drawn once for all methods, and a larger draw contains the smaller ones. Shown are F1 of the new type, the mean
-change of F1 of the old types, both on the whole test set, and the processor seconds of teaching.
+are drawn once for all methods, and a larger draw contains the smaller ones. Methods with raw text are given the text of
+the sentences that no draw contains too. Shown are F1 of the new type, the mean change of F1 of the old types, both on
+the whole test set, and the processor seconds of teaching.
 """
 
 import argparse
@@ -34,6 +36,8 @@ FOLDER = Path(__file__).parents[1] / "data" / "quickstart"
 METHODS: dict[str, list[dict[str, Any]]] = {
     "distill": [{"name": "distill"}],
     "distill, frozen_trunk": [{"name": "distill"}, {"name": "frozen_trunk"}],
+    "distill, raw text": [{"name": "distill"}],
+    "distill, frozen_trunk, raw text": [{"name": "distill"}, {"name": "frozen_trunk"}],
     "frozen": [{"name": "frozen"}],
     "modules (ladder)": [{"name": "modules"}],
     "modules, copy of 4 layers": [{"name": "modules", "kind": "copy", "layers": 4}],
@@ -74,13 +78,15 @@ def main() -> None:
         for type_ in arguments.new:
             order = drawn(train, type_, seed)
             for count in arguments.counts:
-                for method, strategies in METHODS.items():
+                raw = [" ".join(sentence.words) for sentence in order[max(arguments.counts) :]]
+                for method in arguments.methods:
                     started = time.process_time()
                     taught = learn(
                         base,
                         [s.restrict([type_]) for s in order[:count]],
                         types=[type_],
-                        strategies=strategies,
+                        strategies=METHODS[method],
+                        unlabeled=raw if method.endswith("raw text") else None,
                         training=training,
                         seed=seed,
                     )
@@ -136,11 +142,19 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _methods(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(";")]
+    if unknown := [name for name in names if name not in METHODS]:
+        raise argparse.ArgumentTypeError(f"no method {unknown[0]!r}; there are {'; '.join(METHODS)}")
+    return names
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--counts", type=_numbers, default=[20, 50, 100, 200])
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3])
     parser.add_argument("--new", type=lambda text: text.split(","), default=["MEDICATION", "MONEY"])
+    parser.add_argument("--methods", type=_methods, default=list(METHODS), help="with semicolons (default: all)")
     for part in ("train", "dev", "test"):
         parser.add_argument(f"--{part}", type=Path, default=FOLDER / f"{part}.jsonl")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
