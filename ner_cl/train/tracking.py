@@ -1,12 +1,14 @@
 """Training as experiment trackers show it: events as numbers along the epochs of the whole run."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 from ner_cl.config import Config
+from ner_cl.errors import ConfigError
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, RunDone, StepDone
 
@@ -36,13 +38,24 @@ class Tracking:
 
 @contextmanager
 def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]:
-    """The configured tracker, told of the run's settings; closed at the end, however that comes."""
+    """The configured tracker, told of the run's settings; closed at the end, however that comes.
+
+    Raises:
+        ConfigError: if it cannot be started, for want of a login or a server.
+    """
     if config.tracker is None:
         yield Tracking(engine)
         return
     events = folder / "events.jsonl"
     lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
-    engine.start_tracking(folder.name, _flat(config.model_dump(mode="json")))
+    try:
+        engine.start_tracking(folder.name, _flat(config.model_dump(mode="json")))
+    except Exception as error:  # each tracker has errors of its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"tracker: {config.tracker} cannot be started ({reason}); set it up as its documentation says, or leave "
+            "tracker out"
+        ) from error
     try:
         yield Tracking(engine, epochs=sum('"event": "EpochDone"' in line for line in lines))
     finally:
@@ -57,12 +70,17 @@ def _values(event: Event) -> dict[str, float]:
             found = {f"loss/{name}": value for name, value in event.losses.items()}
             found["dev/f1"] = event.score
         case StepDone():
-            found = {f"test/f1/{type_}": score for type_, score in event.f1.items()}
-            found |= {"test/micro_f1": event.micro_f1, "test/macro_f1": event.macro_f1, "step": event.step}
+            found = {f"test/f1/{_plain(type_)}": score for type_, score in event.f1.items()}
+            found |= {"test/micro_f1": event.micro_f1, "test/macro_f1": event.macro_f1, "test/step": event.step}
             found |= {"cost/seconds": event.seconds, "cost/peak_memory": event.peak_memory}
         case RunDone():
             found = dict(event.metrics)
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _plain(type_: str) -> str:
+    """A type's name in the characters that all trackers take (MLflow takes the fewest)."""
+    return re.sub(r"[^\w./: -]", "_", type_)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

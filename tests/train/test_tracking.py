@@ -1,9 +1,18 @@
 """Curves in an experiment tracker, and a run that a tracker changes nothing about."""
 
+import json
+import os
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from accelerate.tracking import GeneralTracker
 
 from ner_cl.errors import ConfigError, MissingExtra
@@ -12,7 +21,7 @@ from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, RunDone, StepDone
 from ner_cl.train.run import run_stream
 from ner_cl.train.tracking import Tracking
-from tests.train.toy_runs import Interrupted, interrupt_at, run_config, step_files
+from tests.train.toy_runs import Interrupted, interrupt_at, run_config, run_values, step_files
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,101 @@ def test_tensorboard_gets_every_epoch_and_step(home: Path) -> None:
     assert drawn["test/micro_f1"] == [(2, pytest.approx(matrix.micro_f1[0])), (4, pytest.approx(matrix.micro_f1[1]))]
     assert drawn["test/f1/LOC"] == [(4, pytest.approx((matrix.f1[1] or {})["LOC"]))]
     assert drawn["final/micro_f1"] == [(4, pytest.approx(matrix.micro_f1[1]))]
+
+
+def points_of_mlflow(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    mlflow = pytest.importorskip("mlflow")
+    client = mlflow.MlflowClient()
+    [experiment] = (found for found in client.search_experiments() if found.name == "ner_cl")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == folder.name
+    assert run.data.params["seed"] == "13"
+    return {
+        key: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, key)] for key in run.data.metrics
+    }
+
+
+def points_of_trackio(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    database = folder.parent / "ner_cl.db"
+    found: dict[str, list[tuple[int, float]]] = {}
+    with closing(sqlite3.connect(database)) as connection:
+        for name, step, values in connection.execute("select run_name, step, metrics from metrics order by step, id"):
+            assert name == folder.name
+            for key, value in json.loads(values).items():
+                found.setdefault(key, []).append((step, value))
+    return found
+
+
+def points_of_wandb(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    records = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    [log] = folder.parent.glob("wandb/offline-run-*/*.wandb")
+    found: dict[str, list[tuple[int, float]]] = {}
+    for data in logged(log.read_bytes()[7:], first_block=32768 - 7):
+        record = records.Record()
+        record.ParseFromString(data)
+        values = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+        for key, value in values.items():
+            if not key.startswith("_"):
+                found.setdefault(key, []).append((values["_step"], value))
+    return found
+
+
+def logged(data: bytes, *, first_block: int) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format: blocks of 32 KB; parts with checksum, length and kind."""
+    at, end, record = 0, first_block, b""
+    while at < len(data):
+        if end - at < 7:  # too little for a part: filled with zeros
+            at, end = end, end + 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+        if at >= end:
+            end += 32768
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "trackio", "wandb"])
+@pytest.mark.filterwarnings("ignore")
+def test_other_trackers_get_the_same_curves(home: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine alone: MLflow and Trackio in a database, Weights & Biases offline."""
+    pytest.importorskip(tracker)
+    config = home / f"{tracker}.yaml"
+    config.write_text(yaml.safe_dump(run_values(home, output=str(home / tracker), tracker=tracker)))
+    places = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "TRACKIO_DIR": str(home),
+        "WANDB_DIR": str(home),
+        "WANDB_MODE": "offline",
+    }
+    command = [sys.executable, "-m", "ner_cl", "train", str(config), "--quiet"]
+    subprocess.run(command, check=True, env={**os.environ, **places}, timeout=300)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", places["MLFLOW_TRACKING_URI"])
+    read = {"mlflow": points_of_mlflow, "trackio": points_of_trackio, "wandb": points_of_wandb}[tracker]
+    folder = home / tracker
+    drawn = read(folder)
+    matrix = Matrix.load(folder)
+    events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    losses = [event["losses"]["ce"] for event in events if event["event"] == "EpochDone"]
+    assert drawn["loss/ce"] == [(at, pytest.approx(loss)) for at, loss in enumerate(losses, start=1)]
+    assert len(losses) == 4
+    assert drawn["test/micro_f1"] == [(2, pytest.approx(matrix.micro_f1[0])), (4, pytest.approx(matrix.micro_f1[1]))]
+    assert drawn["test/f1/LOC"] == [(4, pytest.approx((matrix.f1[1] or {})["LOC"]))]
+    assert drawn["test/step"] == [(2, 1), (4, 2)]
+    assert drawn["final/micro_f1"] == [(4, pytest.approx(matrix.micro_f1[1]))]
+
+
+def test_a_tracker_that_cannot_be_started_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+
+    def refuse(*given: object, **named: object) -> None:
+        raise RuntimeError("no login\nmore")
+
+    monkeypatch.setattr("ner_cl.train.engine.Engine.start_tracking", refuse)
+    with pytest.raises(ConfigError, match=r"tracker: tensorboard cannot be started \(no login\); set it up"):
+        run_stream(run_config(home, output=str(home / "refused"), tracker="tensorboard"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -95,7 +199,7 @@ def test_undefined_scores_are_left_out() -> None:
             best_epoch=1,
             micro_f1=0.5,
             macro_f1=None,
-            f1={"PER": None},
+            f1={"PER": None, "C++": 0.25},
             train_seconds=1.0,
             seconds=2.0,
             sentences_per_second=3.0,
@@ -105,7 +209,10 @@ def test_undefined_scores_are_left_out() -> None:
     told.write(RunDone(metrics={"bwt/final": None}, seconds=1.0))
     assert kept.points == [
         ({"loss/ce": 0.5}, 8),
-        ({"test/micro_f1": 0.5, "step": 1.0, "cost/seconds": 2.0, "cost/peak_memory": 4.0}, 8),
+        (
+            {"test/f1/C__": 0.25, "test/micro_f1": 0.5, "test/step": 1.0, "cost/seconds": 2.0, "cost/peak_memory": 4.0},
+            8,
+        ),
     ]
     assert kept.settings == {"seed": 1}
     engine.stop_tracking()
