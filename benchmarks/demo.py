@@ -53,7 +53,7 @@ def main() -> None:
 
 def _run(arguments: list[str], *, text: str | None = None) -> None:
     print(_shown(arguments), flush=True)
-    subprocess.run(_command(arguments), check=True, input=text, text=True, env=_one_thread())
+    subprocess.run(_command(arguments), check=True, input=text, text=True)
 
 
 def _command(arguments: list[str]) -> list[str]:

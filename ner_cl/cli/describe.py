@@ -7,7 +7,7 @@ from typing import Any
 from ner_cl.cli.console import table
 from ner_cl.config import Config
 from ner_cl.data.stream import Step
-from ner_cl.train.learner import build_strategies
+from ner_cl.strategies.build import build_strategies
 from ner_cl.train.run import open_stream
 
 __all__ = ["RunDescription", "StepDescription", "describe_run"]

@@ -6,6 +6,7 @@ defaults. Unknown keys are refused with the nearest valid one.
 
 from ner_cl.config.base import Options
 from ner_cl.config.composition import (
+    DEFAULT_STRATEGIES,
     HeadOptions,
     StrategyOptions,
     check_composition,
@@ -27,6 +28,7 @@ from ner_cl.config.sweep import SweepOptions
 from ner_cl.config.validation import validate
 
 __all__ = [
+    "DEFAULT_STRATEGIES",
     "Config",
     "CorpusOptions",
     "EarlyStoppingOptions",

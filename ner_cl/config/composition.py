@@ -11,6 +11,7 @@ from ner_cl.errors import ConfigError
 from ner_cl.registry import heads, nearest, strategies
 
 __all__ = [
+    "DEFAULT_STRATEGIES",
     "HeadOptions",
     "StrategyOptions",
     "check_composition",
@@ -64,6 +65,10 @@ class HeadOptions(Options):
             if name in heads[self.name].without_effect:  # type: ignore[attr-defined]
                 raise ValueError(f"{name}: has no effect with head {self.name}; leave it out")
         return self
+
+
+DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
+"""What an empty list of strategies means; see docs/results.md, "What the defaults rest on"."""
 
 
 def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:

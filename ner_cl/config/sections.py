@@ -7,6 +7,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ner_cl.config.base import Options
 from ner_cl.config.composition import (
+    DEFAULT_STRATEGIES,
     HeadOptions,
     StrategyOptions,
     check_composition,
@@ -187,14 +188,15 @@ class GateOptions(Options):
 class Config(Options):
     """A whole run: a stream of steps on one encoder and head, with a list of strategies.
 
-    `tracker` shows losses and scores in an experiment tracker while the run goes on; it changes nothing else.
+    An empty list of strategies is the default one. `tracker` shows losses and scores in an experiment tracker while the
+    run goes on; it changes nothing else.
     """
 
     seed: int = Field(13, ge=0)
     encoder: EncoderOptions = EncoderOptions()
     head: HeadOptions = HeadOptions()
     stream: StreamOptions
-    strategies: tuple[SerializeAsAny[StrategyOptions], ...] = ()
+    strategies: tuple[SerializeAsAny[StrategyOptions], ...] = Field((), validate_default=True)
     training: TrainingOptions = TrainingOptions()
     gate: GateOptions = GateOptions()
     output: str = "runs/run"
@@ -220,7 +222,7 @@ class Config(Options):
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, value: Any) -> Any:
-        return parse_strategies(value)
+        return parse_strategies(value) or parse_strategies(DEFAULT_STRATEGIES)
 
     @field_validator("strategies")
     @classmethod

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ner_cl.config import StrategyOptions, TrainingOptions, parse_strategies, validate
+from ner_cl.config import DEFAULT_STRATEGIES, StrategyOptions, TrainingOptions, parse_strategies, validate
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
@@ -60,7 +60,7 @@ def learn(
             what the model remembers. The strategy is added to the list where it is not in it.
         unlabeled: raw texts of the domain, or a text file with one a line: `distill` holds old types in them too, and
             `das` with `pretrain_epochs` pre-trains on them first.
-        strategies: options or `{"name": …}` mappings; distillation by default.
+        strategies: options or `{"name": …}` mappings; distillation on a frozen trunk by default.
         isolate: learn without changing anything that old types are found with, and check that to the last bit: with
             what gave the model its sub-networks, else with `modules`, unless the list names another way.
         training: options of the loop, or a mapping of them.
@@ -85,6 +85,8 @@ def learn(
     parsed = _parse(strategies)
     old_types, student = model.types, model.copy()
     student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
+    if not parsed and not isolate and model.subnetworks is None:
+        parsed = _parse(DEFAULT_STRATEGIES)  # what is added below is added to them
     if replay is not None:
         kept = _read(replay, {**reading, "explicit_types": True})
         _check_replay(kept, old_types, types)

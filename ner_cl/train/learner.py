@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions, TrainingOptions, check_composition, check_head, parse_strategies
+from ner_cl.config import StrategyOptions, TrainingOptions, check_head, parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
@@ -18,8 +18,8 @@ from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
-from ner_cl.registry import strategies as strategy_registry
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.memory import check_kept
 from ner_cl.train.calibrate import Calibration, calibrate
 from ner_cl.train.checkpoint import Checkpoint, Progress
@@ -30,22 +30,7 @@ from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, p
 from ner_cl.train.notes import notes
 from ner_cl.types import Sentence, Span
 
-__all__ = ["Learner", "build_strategies"]
-
-
-def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
-    """The strategies of a list of options, in an order of their own; what the list stands on is added to it.
-
-    Raises:
-        ConfigError: if some of them cannot be combined.
-    """
-    check_composition(options)
-    classes: list[type[Strategy]] = [strategy_registry[item.name] for item in options]
-    if not any(class_.holds_old_types for class_ in classes):
-        # `distill` unless all of them come with another ground of their own.
-        grounds = {class_.stands_on for class_ in classes}
-        options = [*options, *parse_strategies([grounds.pop() if len(grounds) == 1 else "distill"])]
-    return [strategy_registry[item.name](item) for item in sorted(options, key=lambda item: item.name)]
+__all__ = ["Learner"]
 
 
 @final

@@ -43,6 +43,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
             "corpus": {part: f"data/{part}.jsonl" for part in ("train", "dev", "test")},
             "steps": [["PER"], ["LOC"]],
         },
+        "strategies": ["distill"],  # what lies low in an untrained encoder is worth nothing
         "training": TOY_TRAINING.model_dump(mode="json"),
         "output": str(folder / "unused"),
     }

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ner_cl.cli.app import main
-from ner_cl.config import Config, load_config
+from ner_cl.config import DEFAULT_STRATEGIES, Config, load_config
 from tests.cli.conftest import Toy
 
 
@@ -16,8 +16,8 @@ def test_the_file_says_the_defaults(head: str, tmp_path: Path) -> None:
     assert main(["init", str(path), "--head", head]) == 0
     config = load_config(path, environment={})
     bare = Config.model_validate({"stream": config.stream, "head": {"name": head}, "output": "runs/mine"})
-    distill = [{"name": "distill"}]
-    assert config == bare.model_copy(update={"strategies": Config(stream=config.stream, strategies=distill).strategies})  # type: ignore[arg-type]
+    assert config == bare
+    assert [options.name for options in config.strategies] == list(DEFAULT_STRATEGIES)
 
 
 def test_the_file_can_be_trained_from(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,9 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
 from ner_cl.registry import heads, strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.build import build_strategies
 from ner_cl.train.events import UpdateDone
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.train.optimizer import make_optimizer
 from ner_cl.train.run import Run, run_stream
 from tests.tiny import tiny_model, toy_corpus

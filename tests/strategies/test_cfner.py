@@ -17,8 +17,9 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies import cfner as cfner_module
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.cfner import Cfner, CfnerOptions, joint_log_probs
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import learner_of

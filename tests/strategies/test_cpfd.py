@@ -16,8 +16,9 @@ from ner_cl.model.attention import attention_maps
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies import teacher as teacher_module
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.cpfd import Cpfd, CpfdOptions
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence, Span
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import learn_all, learner_of

@@ -18,13 +18,14 @@ from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError, ModelError, TrainingError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.das import Das, DasOptions, contrast_loss, proxy_loss
 from ner_cl.strategies.finetune import Finetune, FinetuneOptions
 from ner_cl.strategies.masked_words import MaskedWords, raw_text
 from ner_cl.strategies.units import Units
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.events import UpdateDone
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import no_dropout

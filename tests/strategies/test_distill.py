@@ -13,9 +13,9 @@ from ner_cl.model.heads.base import DistillOptions
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
 from ner_cl.strategies.teacher import teacher_logits
-from ner_cl.train.learner import build_strategies
 from tests.tiny import TOY_TYPES, tiny_encoder, tiny_model, toy_context, toy_sentences
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
@@ -201,9 +201,14 @@ def test_without_alpha_no_gradient_comes_from_the_teacher(folder: Path, head: st
 
 
 def test_distill_is_added_where_no_strategy_holds_old_types() -> None:
-    [only] = build_strategies([])
-    assert isinstance(only, Distill)
-    assert only.options == DistillStrategyOptions()
+    first, second = build_strategies(parse_strategies(["spg"]))
+    assert isinstance(first, Distill)
+    assert first.options == DistillStrategyOptions()
+    assert second.options.name == "spg"
+
+
+def test_an_empty_list_is_the_default() -> None:
+    assert [strategy.options.name for strategy in build_strategies([])] == ["distill", "frozen_trunk"]
 
 
 def test_two_ways_to_hold_old_types_are_refused() -> None:

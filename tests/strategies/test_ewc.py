@@ -16,8 +16,9 @@ from ner_cl.config import TrainingOptions, parse_strategies
 from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.ewc import Ewc, EwcOptions, QuadraticPenalty
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, same_weights, weights_of

@@ -13,9 +13,10 @@ from torch import Tensor
 from ner_cl.config import HeadOptions, OptimizerOptions, check_head, parse_strategies
 from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.ice import Ice, IceOptions
 from ner_cl.train.events import EpochDone, Event
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import learn_all, learner_of
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from ner_cl.config import HeadOptions, check_head, parse_strategies
 from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.logit_adjustment import log_ratios
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence, Span
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_sentences
 from tests.train.toy_runs import SHORT_TRAINING, same_weights, weights_of

@@ -13,9 +13,9 @@ from ner_cl.errors import ConfigError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
 from ner_cl.strategies.lwf import Lwf, LwfOptions
-from ner_cl.train.learner import build_strategies
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import learn_all, learner_of, same_weights
 

@@ -21,10 +21,11 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
 from ner_cl.strategies.replay import Replay, ReplayOptions, _key
 from ner_cl.strategies.self_training import SelfTraining, SelfTrainingOptions
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence, Span
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, same_weights

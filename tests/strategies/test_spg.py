@@ -18,10 +18,11 @@ from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
 from ner_cl.strategies.importance import GradientSum, relative_importance
 from ner_cl.strategies.spg import Spg, SpgOptions
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])

@@ -13,8 +13,9 @@ from ner_cl.errors import ConfigError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.weight_average import WeightAverage, WeightAverageOptions
-from ner_cl.train.learner import Learner, build_strategies
+from ner_cl.train.learner import Learner
 from ner_cl.train.run import run_stream
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learner_of, run_config, same_weights, weights_of

@@ -16,8 +16,8 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.store import load_model
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.constraints import Constraint
-from ner_cl.train.learner import build_strategies
 from ner_cl.train.run import run_stream
 from ner_cl.types import Sentence
 from tests.tiny import toy_stream
@@ -154,7 +154,6 @@ def test_the_state_of_a_strategy_survives_saving_and_acts_on_the_next_step(tmp_p
 def test_of_those_that_hold_old_types_one_is_enough() -> None:
     from ner_cl.config import parse_strategies
 
-    assert [s.options.name for s in build_strategies([])] == ["distill"]
     assert [s.options.name for s in build_strategies(parse_strategies(["frozen", "diary"]))] == ["diary", "frozen"]
     with pytest.raises(ConfigError, match="strategies: finetune and joint both say how old types are held"):
         build_strategies(parse_strategies(["finetune", "joint"]))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import ner_cl
-from ner_cl.config import OptimizerOptions
+from ner_cl.config import DEFAULT_STRATEGIES, OptimizerOptions
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
@@ -47,7 +47,7 @@ def old_model(encoder: Path) -> NerModel:
 
 @pytest.fixture(scope="module")
 def learned(old_model: NerModel) -> LearnResult:
-    return ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training=GOOD_TRAINING)
+    return ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, strategies=["distill"], training=GOOD_TRAINING)
 
 
 def test_the_new_model_knows_more_and_the_old_one_is_unchanged(encoder: Path, old_model: NerModel) -> None:
@@ -138,7 +138,7 @@ def test_learning_goes_on_from_a_saved_model(learned: LearnResult, tmp_path: Pat
     learned.model.save(tmp_path / "two")
     third = toy_sentences(60, seed=42, types=("ORG",))
     results = [
-        ner_cl.learn(model, third, types=["ORG"], training=SHORT_TRAINING)
+        ner_cl.learn(model, third, types=["ORG"], strategies=["distill"], training=SHORT_TRAINING)
         for model in (learned.model, ner_cl.load(tmp_path / "two"))
     ]
     assert same_weights(results[0].model, results[1].model)
@@ -208,7 +208,7 @@ def test_two_steps_by_learn_are_two_steps_of_a_learner(encoder: Path) -> None:
     from tests.tiny import tiny_model, toy_stream
 
     stream = toy_stream(train=60)
-    learner = learner_of(encoder)
+    learner = learner_of(encoder, DEFAULT_STRATEGIES)
     learn_all(learner, stream)
     model = tiny_model(encoder)
     for step in stream.steps:

@@ -1,0 +1,27 @@
+"""From options to strategies."""
+
+from collections.abc import Sequence
+
+from ner_cl.config import DEFAULT_STRATEGIES, StrategyOptions, check_composition, parse_strategies
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import Strategy
+
+__all__ = ["build_strategies"]
+
+
+def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
+    """The strategies of a list of options, in an order of their own.
+
+    An empty list is the default; to a list of which none says how old types are held, what it stands on is added.
+
+    Raises:
+        ConfigError: if some of them cannot be combined.
+    """
+    options = options or parse_strategies(DEFAULT_STRATEGIES)
+    check_composition(options)
+    classes: list[type[Strategy]] = [strategies[item.name] for item in options]
+    if not any(class_.holds_old_types for class_ in classes):
+        # `distill` unless all of them come with another ground of their own.
+        grounds = {class_.stands_on for class_ in classes}
+        options = [*options, *parse_strategies([grounds.pop() if len(grounds) == 1 else "distill"])]
+    return [strategies[item.name](item) for item in sorted(options, key=lambda item: item.name)]
