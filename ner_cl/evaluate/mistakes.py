@@ -2,12 +2,12 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TypeAlias
 
 from ner_cl.types import Sentence, Span
 
-__all__ = ["Mistake", "Occurrence", "invented_mentions", "lost_mentions", "most_frequent"]
+__all__ = ["Mistake", "Occurrence", "Outcomes", "invented_mentions", "lost_mentions", "most_frequent", "outcomes"]
 
 Found: TypeAlias = Sequence[Sequence[Span]]
 """The spans found in each sentence."""
@@ -45,6 +45,70 @@ class Mistake:
     count: int
     example: Occurrence
     instead: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of the gold mentions of some types, and what is wrong with what was found of them.
+
+    Attributes:
+        right: mentions found, with their borders and their type.
+        other_type: found as another type, with their borders.
+        other_borders: not found, but something that overlaps them, of whatever type.
+        missed: nothing was found there.
+        wrong_type: found where the gold has another type, with the same borders.
+        wrong_borders: found where the gold has something that overlaps, of whatever type.
+        made_up: found where the gold has nothing.
+    """
+
+    right: int = 0
+    other_type: int = 0
+    other_borders: int = 0
+    missed: int = 0
+    wrong_type: int = 0
+    wrong_borders: int = 0
+    made_up: int = 0
+
+    @classmethod
+    def total(cls, parts: Iterable["Outcomes"]) -> "Outcomes":
+        """Their sum."""
+        columns = zip(*(astuple(part) for part in parts), strict=True)
+        return cls(*map(sum, columns))
+
+    @property
+    def gold(self) -> int:
+        """Mentions in the gold."""
+        return self.right + self.other_type + self.other_borders + self.missed
+
+    @property
+    def found(self) -> int:
+        """Mentions found."""
+        return self.right + self.wrong_type + self.wrong_borders + self.made_up
+
+
+def outcomes(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> dict[str, Outcomes]:
+    """The outcomes of every type, in sentences annotated for it.
+
+    A mention is looked at beside the mentions of all these types. `missed` and `made_up` are what MUC scoring counts as
+    missing and spurious.
+
+    Args:
+        gold: sentences with their annotation.
+        found: the spans found in each.
+        types: to look at.
+    """
+    wanted = tuple(types)
+    tallies: dict[str, Counter[str]] = {type_: Counter() for type_ in wanted}
+    sides = (("right", "other_type", "other_borders", "missed"), ("", "wrong_type", "wrong_borders", "made_up"))
+    for sentence, spans in zip(gold, found, strict=True):
+        asked = sentence.annotated_types.intersection(wanted)
+        left, right = ([span for span in side if span.type in asked] for side in (sentence.spans, spans))
+        for names, own, other in ((sides[0], left, right), (sides[1], right, left)):
+            for span in own:
+                tallies[span.type][names[_distance(span, other)]] += 1
+    return {
+        type_: Outcomes(**{name: count for name, count in tally.items() if name}) for type_, tally in tallies.items()
+    }
 
 
 def lost_mentions(
@@ -86,6 +150,15 @@ def most_frequent(gold: Sequence[Sentence], occurrences: Iterable[Occurrence], *
         Mistake(text, type_, len(items), items[0], dict(Counter(item.instead for item in items).most_common()))
         for (type_, text), items in ranked
     ]
+
+
+def _distance(span: Span, others: Iterable[Span]) -> int:
+    """0 if `span` is among `others`, 1 if one has its borders, 2 if one overlaps it, else 3."""
+    overlapping = [other for other in others if other.overlaps(span)]
+    if span in overlapping:
+        return 0
+    same_place = any((other.start, other.end) == (span.start, span.end) for other in overlapping)
+    return 1 if same_place else 2 if overlapping else 3
 
 
 def _instead(span: Span, others: Iterable[Span]) -> str:

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ner_cl.errors import DataError
+from ner_cl.evaluate.mistakes import Outcomes, outcomes
 from ner_cl.evaluate.significance import (
     BootstrapTest,
     SignFlipTest,
@@ -47,6 +48,9 @@ class Method:
         scores: every score of a matrix, by key.
         gap: final micro F1 below that of `joint`; None where there is no such run, and for itself.
         types: F1 of every type after the last step.
+        outcomes: what became of the test set's mentions after the last step, by type, over all runs whose predictions
+            are at hand.
+        judged: how many runs these are.
         minutes: mean wall time of the steps of a run; None where none was timed.
         speed: training sentences a second in updates.
         runs: the same run by run.
@@ -59,6 +63,8 @@ class Method:
     scores: dict[str, Spread]
     gap: float | None
     types: dict[str, Spread]
+    outcomes: dict[str, Outcomes]
+    judged: int
     minutes: float | None
     speed: float | None
     runs: tuple[RunScores, ...]
@@ -164,7 +170,7 @@ def compare(
         stream=f"{first.config.stream.name}, protocol {first.config.stream.protocol}, {len(first.steps)} steps",
         baseline=held,
         types=first.matrix.types,
-        methods=tuple(_method(name, runs, joint) for name, runs in groups.items()),
+        methods=tuple(_method(name, runs, outputs, joint) for name, runs in groups.items()),
         contrasts=tuple(
             _contrast(name, groups[held], runs, outputs, resamples) for name, runs in groups.items() if name != held
         ),
@@ -196,8 +202,13 @@ def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
     return Spread.of(finals).mean
 
 
-def _method(name: str, runs: Sequence[RunRecord], joint: float | None) -> Method:
+def _method(name: str, runs: Sequence[RunRecord], outputs: Mapping[Path, Outputs], joint: float | None) -> Method:
     first = runs[0]
+    judged = [
+        outcomes(outputs[run.folder].test, outputs[run.folder].by_step[len(run.matrix.counts)].spans, run.matrix.types)
+        for run in runs
+        if _last(outputs, run)
+    ]
     orders = list(dict.fromkeys(run.steps for run in runs))
     rows = [
         RunScores(
@@ -223,6 +234,8 @@ def _method(name: str, runs: Sequence[RunRecord], joint: float | None) -> Method
         scores=scores,
         gap=None if joint is None or final is None or is_joint else joint - final,
         types={type_: Spread.of(row.types.get(type_) for row in rows) for type_ in first.matrix.types},
+        outcomes={type_: Outcomes.total(found[type_] for found in judged) for type_ in first.matrix.types},
+        judged=len(judged),
         minutes=fmean(seconds) / 60 if seconds else None,
         speed=sum(c.sentences_per_second * c.train_seconds for c in costs) / training if training else None,
         runs=tuple(rows),

@@ -5,7 +5,7 @@ import numpy as np
 from ner_cl.report.compare import Comparison, Contrast
 from ner_cl.report.drawing import COLOURS, INK, Figure, canvas, svg_of
 from ner_cl.report.page import fill
-from ner_cl.report.tables import contrast_cells, method_cells, type_cells
+from ner_cl.report.tables import contrast_cells, method_cells, outcome_cells, type_cells
 
 __all__ = ["comparison_page"]
 
@@ -26,6 +26,7 @@ def comparison_page(comparison: Comparison) -> str:
         figures=figures,
         methods=method_cells(comparison),
         types=type_cells(comparison),
+        fates=outcome_cells(comparison),
         contrasts=contrast_cells(comparison),
     )
 

@@ -5,10 +5,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ner_cl.evaluate.mistakes import Outcomes
 from ner_cl.evaluate.significance import BootstrapTest
 from ner_cl.report.compare import Comparison, Contrast, Method
 
-__all__ = ["COLUMNS", "Cells", "contrast_cells", "method_cells", "to_csv", "to_markdown", "type_cells"]
+__all__ = ["COLUMNS", "Cells", "contrast_cells", "method_cells", "outcome_cells", "to_csv", "to_markdown", "type_cells"]
 
 COLUMNS = {
     "final/micro_f1": "micro F1, last step",
@@ -57,6 +58,23 @@ def type_cells(comparison: Comparison) -> Cells:
     return Cells(("run", *comparison.types), tuple(rows))
 
 
+def outcome_cells(comparison: Comparison) -> Cells:
+    """What became of the mentions of all types after the last step, the mean of a method's runs."""
+    header = ["run", "mentions", "right", "as another type", "other borders", "missed"]
+    header += ["found", "is another type", "other borders", "is nothing", "precision", "recall"]
+    rows = []
+    for method in comparison.methods:
+        if not method.judged:
+            continue
+        all_types = Outcomes.total(method.outcomes.values())
+        gold = (all_types.gold, all_types.right, all_types.other_type, all_types.other_borders, all_types.missed)
+        found = (all_types.found, all_types.wrong_type, all_types.wrong_borders, all_types.made_up)
+        shares = (all_types.right / max(1, all_types.found), all_types.right / max(1, all_types.gold))
+        counts = [f"{count / method.judged:.0f}" for count in (*gold, *found)]
+        rows.append((method.name, *counts, *(f"{100 * share:.1f}" for share in shares)))
+    return Cells(tuple(header), tuple(rows))
+
+
 def contrast_cells(comparison: Comparison) -> Cells:
     """Every method against the baseline; F1 × 100 after the last step."""
     header = ["run", "pairs"]
@@ -79,6 +97,12 @@ def to_markdown(comparison: Comparison) -> str:
         "F1 of every type after the last step:",
         type_cells(comparison).to_markdown(),
     ]
+    fates = outcome_cells(comparison)
+    if fates.rows:
+        parts += [
+            "What became of the test set's mentions after the last step, all types, mean of a run:",
+            fates.to_markdown(),
+        ]
     if comparison.contrasts:
         parts += [
             f"Against `{comparison.baseline}`, runs with the same seed and order paired. *p, sentences*: bootstrap "

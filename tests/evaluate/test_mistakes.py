@@ -1,7 +1,21 @@
 """Which mentions were lost and made up."""
 
-from ner_cl.evaluate.mistakes import Mistake, Occurrence, invented_mentions, lost_mentions, most_frequent
+from hypothesis import given, settings
+from nervaluate import Evaluator
+
+from ner_cl.evaluate.counts import Counts, count_spans
+from ner_cl.evaluate.mistakes import (
+    Mistake,
+    Occurrence,
+    Outcomes,
+    invented_mentions,
+    lost_mentions,
+    most_frequent,
+    outcomes,
+)
 from ner_cl.types import Sentence, Span
+from tests.evaluate.corpora import TYPES as DRAWN_TYPES
+from tests.evaluate.corpora import Drawn, annotations, corpus, iob2
 
 TYPES = frozenset({"PER", "LOC", "ORG"})
 GOLD = (
@@ -52,3 +66,50 @@ def test_the_most_frequent_words_come_first() -> None:
         Mistake("Ada Byron", "PER", 1, lost[0], {"other borders": 1}),
     ]
     assert [item.text for item in most_frequent(GOLD, lost, limit=1)] == ["Rome"]
+
+
+def test_what_became_of_mentions() -> None:
+    found = outcomes(GOLD, AFTER[3], ["PER", "LOC", "ORG"])
+    assert found["PER"] == Outcomes(other_borders=1, wrong_borders=1)
+    assert found["LOC"] == Outcomes(right=1, other_type=1, missed=1)
+    assert found["ORG"] == Outcomes(wrong_type=1, made_up=1)
+    assert (found["LOC"].gold, found["LOC"].found, found["ORG"].gold, found["ORG"].found) == (3, 1, 0, 2)
+
+
+def test_only_what_is_asked_for_and_annotated_counts() -> None:
+    assert outcomes(GOLD, AFTER[3], ["LOC"]) == {"LOC": Outcomes(right=1, missed=2)}
+    unknown = [sentence.restrict(["PER"]) for sentence in GOLD]
+    assert outcomes(unknown, AFTER[3], ["LOC", "PER"])["LOC"] == Outcomes()
+
+
+@given(annotations())
+@settings(max_examples=150, deadline=None)
+def test_outcomes_add_up_and_agree_with_words(drawn: Drawn) -> None:
+    gold, predicted = corpus(drawn)
+    found = outcomes(gold, predicted, DRAWN_TYPES)
+    for type_, cell in count_spans(gold, predicted, DRAWN_TYPES).items():
+        fates = found[type_]
+        assert cell == Counts(fates.right, fates.found - fates.right, fates.gold - fates.right)
+    missed = made_up = 0
+    for sentence, spans in zip(gold, predicted, strict=True):
+        there, said = ([set(range(s.start, s.end)) for s in side] for side in (sentence.spans, spans))
+        missed += sum(not words & set().union(*said) for words in there)
+        made_up += sum(not words & set().union(*there) for words in said)
+    assert (sum(f.missed for f in found.values()), sum(f.made_up for f in found.values())) == (missed, made_up)
+
+
+@given(annotations())
+@settings(max_examples=150, deadline=None)
+def test_missed_and_made_up_are_those_of_muc_scoring(drawn: Drawn) -> None:
+    """Where a span overlaps two of the other side, nervaluate pairs it with one of them."""
+    gold, predicted = corpus(drawn)
+    sides = [(sentence.spans, tuple(spans)) for sentence, spans in zip(gold, predicted, strict=True)]
+    if any(sum(s.overlaps(o) for o in b) > 1 for pair in sides for a, b in (pair, pair[::-1]) for s in a):
+        return
+    tags = [[iob2(spans[side], length) for length, *spans in drawn] for side in (0, 1)]
+    overall = Evaluator(*tags, tags=list(DRAWN_TYPES), loader="list").evaluate()["overall"].get("exact")
+    found = outcomes(gold, predicted, DRAWN_TYPES).values()
+    if overall is None:  # nervaluate says nothing of nothing
+        assert set(found) == {Outcomes()}
+        return
+    assert (overall.missed, overall.spurious) == (sum(f.missed for f in found), sum(f.made_up for f in found))

@@ -19,7 +19,7 @@ from ner_cl.report.comparison_page import comparison_page
 from ner_cl.report.figures import draw_all
 from ner_cl.report.outputs import run_outputs
 from ner_cl.report.runs import load_run, method_of
-from ner_cl.report.tables import COLUMNS, to_csv, to_markdown
+from ner_cl.report.tables import COLUMNS, outcome_cells, to_csv, to_markdown
 from ner_cl.train.run import run_stream
 from tests.report.conftest import WELL
 from tests.train.toy_runs import run_config
@@ -57,6 +57,25 @@ def test_scores_are_means_over_runs(comparison: Comparison, methods: list[Path])
         assert spread.sd == (pytest.approx(stdev(values)) if len(values) > 1 else None)
         assert (method.seeds, method.orders, len(method.runs)) == (len(values), 1, len(values))
     assert comparison.methods[1].method == "distill (temperature 1.5), head extendner"
+
+
+def test_what_became_of_mentions_is_what_the_matrices_count(comparison: Comparison, methods: list[Path]) -> None:
+    for method, folder in zip(comparison.methods, methods, strict=True):
+        rows = [row for matrix in matrices(folder) if (row := matrix.counts[-1]) is not None]
+        assert method.judged == len(rows)
+        for type_, fates in method.outcomes.items():
+            assert fates.right == sum(row[type_].tp for row in rows)
+            assert (fates.gold, fates.found) == (
+                sum(row[type_].gold for row in rows),
+                sum(row[type_].tp + row[type_].fp for row in rows),
+            )
+    cells = outcome_cells(comparison)
+    assert [row[0] for row in cells.rows] == [method.name for method in comparison.methods]
+    for method, row in zip(comparison.methods, cells.rows, strict=True):
+        named = dict(zip(cells.header, row, strict=True))
+        found, right = (sum(getattr(f, key) for f in method.outcomes.values()) for key in ("found", "right"))
+        assert named["precision"] == f"{100 * right / max(1, found):.1f}"
+        assert named["found"] == f"{found / method.judged:.0f}"
 
 
 def test_the_gap_is_to_the_upper_bound(comparison: Comparison) -> None:
