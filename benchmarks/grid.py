@@ -28,11 +28,13 @@ from ner_cl.errors import NerClError
 from ner_cl.report.compare import compare
 from ner_cl.report.comparison_page import comparison_page
 from ner_cl.report.tables import to_csv, to_markdown
+from ner_cl.strategies.frozen_trunk import FrozenTrunkOptions
 from ner_cl.train.events import EpochDone, Event, UpdateDone
 from ner_cl.train.orders import with_orders
 from ner_cl.train.run import run_stream
 
-# Strategies that do what plain fine-tuning does in step 1, to the last bit, and keep nothing of it.
+# Strategies that do what plain fine-tuning does in step 1, to the last bit, and keep nothing of it; `frozen_trunk` only
+# where it begins later.
 PLAIN_FIRST_STEP = {
     "cfner",
     "cpfd",
@@ -176,7 +178,9 @@ def _donor(grid: Grid, config: Config) -> Path | None:
 
 
 def _plain_first_step(config: Config) -> bool:
-    return {options.name for options in config.strategies} <= PLAIN_FIRST_STEP
+    names = {options.name for options in config.strategies}
+    frozen = any(isinstance(options, FrozenTrunkOptions) and options.since == 1 for options in config.strategies)
+    return names <= PLAIN_FIRST_STEP and not frozen
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

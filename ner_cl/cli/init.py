@@ -28,7 +28,7 @@ head:
 {stream}
 strategies:                # how old types are held; `ner-cl info` lists the names
   - {{name: distill, temperature: 2.0, alpha: 1.0, beta: 1.0}}
-  - {{name: frozen_trunk, layers: auto}}   # after step 1 the lower third of the encoder stays as it is
+  - {{name: frozen_trunk, layers: auto}}   # embeddings and the lowest layers stay as they are
 
 training:
   epochs: auto             # a step: at most 10, more where sentences are few

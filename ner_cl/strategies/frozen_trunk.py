@@ -1,4 +1,4 @@
-"""Lower layers that stay as step 1 left them, while the upper ones go on learning."""
+"""Lower layers that stay as they are, while the upper ones learn."""
 
 import math
 from collections.abc import Mapping
@@ -21,21 +21,24 @@ class FrozenTrunkOptions(StrategyOptions):
     """How much of the encoder goes on learning.
 
     Attributes:
-        layers: top layers that are trained after step 1; `auto` is two thirds of them, and 0 trains all of the encoder,
+        layers: top layers that are trained; `auto` is five sixths of them, rounded up, and 0 trains the whole encoder,
             as without the strategy.
+        since: the first step in which no other layers are trained: 1 leaves those as they are pre-trained, 2 as step 1
+            made them.
         cache: run the frozen part over the step's sentences once and keep what it gives; without it, it runs in every
             update, which takes longer and gives the same up to rounding.
     """
 
     name: Literal["frozen_trunk"] = "frozen_trunk"
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    since: int = Field(1, ge=1)
     cache: bool = True
 
 
 @strategies.register("frozen_trunk")
 @final
 class FrozenTrunk(Strategy):
-    """After step 1, trains the top layers of the encoder only; embeddings and lower layers never change again.
+    """Trains the top layers of the encoder only; embeddings and lower layers stay as they are.
 
     Lower layers carry what all types share (Jawahar et al. 2019, "What does BERT learn about the structure of
     language?", section 4), so a step that leaves them alone has less to forget; and what they say of a step's sentences
@@ -54,11 +57,11 @@ class FrozenTrunk(Strategy):
         """Freezes embeddings and lower layers, and has them run once over the step's sentences."""
         self._encoder: Encoder | None = None
         self._top: list[nn.Module] = []
-        if not context.old_types or not self.options.layers:
+        if context.number < self.options.since or not self.options.layers:
             return
         encoder = context.model.encoder
         count = self.options.layers
-        top = top_layers(encoder, math.ceil(2 * len(all_layers(encoder)) / 3) if count == "auto" else count)
+        top = top_layers(encoder, math.ceil(5 * len(all_layers(encoder)) / 6) if count == "auto" else count)
         encoder.requires_grad_(False)
         for layer in top:
             layer.requires_grad_(True)

@@ -47,6 +47,23 @@ def test_what_was_cached_is_what_a_pass_gives(tmp_path: Path, whole: bool) -> No
         torch.testing.assert_close(one[pieces], other[pieces], atol=1e-5, rtol=0)
 
 
+def test_more_than_fits_is_run_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tmp_path / "tiny", "addner", steps=[["PER"]])
+    encoded = model.encode(toy_sentences(30, types=("PER",)))
+    top = top_layers(model.encoder, 1)
+    needed = 4 * model.encoder.hidden * sum(encoded.lengths)
+    batch = encoded.batch([3, 17, 5, 9])
+    for most, kept in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr("ner_cl.model.subnetworks.cache._MOST_BYTES", most)
+        cache = TrunkCache(model.encoder, encoded, top, whole=False, batch_tokens=100, precision="fp32")
+        runs: list[int] = []
+        with monkeypatch.context() as counted:
+            lowest = model.encoder.backbone.encoder.layer[0]
+            counted.setattr(lowest, "forward", _counting(lowest.forward, runs))
+            cache.trunk_pass(batch)
+        assert bool(runs) != kept
+
+
 def test_the_trunk_is_run_once_a_step_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tmp_path / "tiny", "addner", steps=[["PER"]])
     sentences = tuple(s.restrict(["LOC"]) for s in toy_sentences(40, types=("LOC",)))

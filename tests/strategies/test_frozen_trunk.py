@@ -54,19 +54,25 @@ def passes_through(encoder: Encoder, layer: int) -> Iterator[list[int]]:
 
 @BOTH
 @pytest.mark.parametrize("cache", [True, False])
-def test_only_the_top_layers_and_the_head_change_after_step_1(folder: Path, head: str, cache: bool) -> None:
+def test_only_the_top_layers_and_the_head_change(folder: Path, head: str, cache: bool) -> None:
+    fresh = weights_of(learner_of(folder, head=head).model)
     learner, (first, second) = learned(folder, {**TRUNK, "cache": cache}, head=head)
     encoder = "encoder.backbone.encoder.layer."
-    assert {name.split(".")[4] for name in changed(first, second) if name.startswith(encoder)} == {"1", "2"}
-    assert all(name.startswith((encoder, "head.")) for name in changed(first, second))
+    for before, after in ((fresh, first), (first, second)):
+        moved = changed({name: tensor for name, tensor in before.items() if not name.startswith("head.")}, after)
+        assert {name.split(".")[4] for name in moved} == {"1", "2"}
+        assert all(name.startswith(encoder) for name in moved)
+    assert any(name.startswith("head.") for name in changed(first, second))
     assert all(parameter.requires_grad for parameter in learner.model.parameters())
     assert learner.model.encoder.shortcut is None
 
 
-def test_step_1_trains_everything(folder: Path) -> None:
-    _, (with_it, _) = learned(folder, TRUNK)
+def test_what_begins_later_leaves_step_1_alone(folder: Path) -> None:
+    _, (with_it, second) = learned(folder, {**TRUNK, "since": 2})
     _, (without, _) = learned(folder, "distill")
     assert same_weights(with_it, without)
+    moved = {name for name in changed(with_it, second) if name.startswith("encoder.")}
+    assert {name.split(".")[4] for name in moved} == {"1", "2"}
 
 
 @BOTH
@@ -99,11 +105,19 @@ def test_scores_while_training_are_those_of_the_whole_model(folder: Path) -> Non
         assert best.score == pytest.approx(2 * tp / max(1, 2 * tp + fp + fn))
 
 
-@pytest.mark.parametrize(("layers", "learning"), [("auto", {"1", "2"}), (1, {"2"}), (9, {"0", "1", "2"})])
+@pytest.mark.parametrize(("layers", "learning"), [("auto", {"0", "1", "2"}), (1, {"2"}), (9, {"0", "1", "2"})])
 def test_as_many_layers_learn_as_are_asked_for(folder: Path, layers: int | str, learning: set[str]) -> None:
     _, (first, second) = learned(folder, {"name": "frozen_trunk", "layers": layers})
     names = [name.split(".") for name in changed(first, second) if ".layer." in name]
     assert {name[name.index("layer") + 1] for name in names} == learning
+
+
+def test_a_sixth_of_the_layers_stays_by_default(tmp_path: Path) -> None:
+    learner = learner_of(tiny_encoder(tmp_path, layers=6), ["distill", "frozen_trunk"])
+    before = weights_of(learner.model)
+    list(learner.learn_step(toy_stream(train=60).steps[0]))
+    moved = {name.split(".")[4] for name in changed(before, weights_of(learner.model)) if ".layer." in name}
+    assert moved == {"1", "2", "3", "4", "5"}
 
 
 def test_no_layers_is_as_if_it_were_not_there(folder: Path) -> None:

@@ -16,12 +16,14 @@ from ner_cl.model.subnetworks.trunk import TrunkPass, all_layers, calls_alike, r
 
 __all__ = ["TrunkCache"]
 
-_MOST_BYTES = 2**30  # of passes that are kept
+_MOST_BYTES = 2**31  # of states that are kept of the sentences, and as many of passes over others
 
 
 @final
 class TrunkCache:
     """The states of every window at the top layers, by the window's number.
+
+    Where they would take more than 2 GiB none are kept, and the trunk is run whenever it is asked for them.
 
     Args:
         encoder: frozen and in eval mode; other encoders than those that call all their layers alike are not cached.
@@ -47,7 +49,8 @@ class TrunkCache:
         self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
         self._passes: dict[tuple[bytes, torch.Size, bool], TrunkPass] = {}
         self._bytes = 0
-        if not calls_alike(encoder):
+        states_each = len(layers) + 1 if whole else 1
+        if not calls_alike(encoder) or 4 * encoder.hidden * states_each * sum(encoded.lengths) > _MOST_BYTES:
             return
         device = next(encoder.parameters()).device
         for rows, batch in encoded.in_length_order(batch_tokens):

@@ -80,7 +80,8 @@ def all_layers(encoder: Encoder) -> list[nn.Module]:
     layers = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=nn.ModuleList())
     if not len(layers):
         raise ModelError(
-            f"encoder {encoder.options.name!r} has no list of layers, which sub-networks need; use another"
+            f"encoder {encoder.options.name!r} has no list of layers, which sub-networks and frozen_trunk need; use "
+            "another, or strategies: [distill]"
         )
     return list(layers)
 
