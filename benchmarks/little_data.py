@@ -35,9 +35,10 @@ from ner_cl.types import Sentence
 FOLDER = Path(__file__).parents[1] / "data" / "quickstart"
 METHODS: dict[str, list[dict[str, Any]]] = {
     "distill": [{"name": "distill"}],
-    "distill, frozen_trunk": [{"name": "distill"}, {"name": "frozen_trunk"}],
+    "default": [],
+    "distill, frozen_trunk (4, since 2)": [{"name": "distill"}, {"name": "frozen_trunk", "layers": 4, "since": 2}],
     "distill, raw text": [{"name": "distill"}],
-    "distill, frozen_trunk, raw text": [{"name": "distill"}, {"name": "frozen_trunk"}],
+    "default, raw text": [],
     "frozen": [{"name": "frozen"}],
     "modules (ladder)": [{"name": "modules"}],
     "modules, copy of 4 layers": [{"name": "modules", "kind": "copy", "layers": 4}],
