@@ -76,9 +76,8 @@ class StepTraining:
         assert encoded is not None
         optimizer = make_optimizer(model, options.optimizer)
         best: dict[str, Tensor] = {}
-        self.progress = progress = Progress(
-            context.number, self.fingerprint, stage=context.stage, train_seconds=self.seconds
-        )
+        progress = Progress(context.number, self.fingerprint, stage=context.stage, train_seconds=self.seconds)
+        self.progress = progress
         plan = self._plan(encoded, 1)
         yield StepStarted(
             step=context.number,

@@ -73,7 +73,11 @@ ALWAYS_AT_WORK = {
     "self_training": "it is a ground that others stand on",
 }
 # Options under which step 1 is plain training (T11), where the default is not.
-PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {"das": {"general_sentences": 0}, "logit_adjustment": {"strength": 0.0}}
+PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {
+    "das": {"general_sentences": 0},
+    "frozen_trunk": {"since": 2},
+    "logit_adjustment": {"strength": 0.0},
+}
 # Strategies whose step 1 is more than plain training (T11), and why.
 NEVER_PLAIN = {
     "hat": "step 1 leaves units to later steps, and its gates are trained with it",

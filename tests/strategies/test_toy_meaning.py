@@ -52,7 +52,8 @@ def f1_of(encoder: Path, stream: Stream, names: Sequence[Any], head: str) -> tup
 @every_pair
 def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str, head: str) -> None:
     """T15. No gold ever denies an old type to SpanKL, so that fine-tuning forgets only what the encoder forgets."""
-    old, new = f1_of(encoder, stream, [name], head)
+    # The embeddings of this encoder are random until step 1 has trained them.
+    old, new = f1_of(encoder, stream, [{"name": name, "since": 2} if name == "frozen_trunk" else name], head)
     if name == "finetune":
         assert old < (0.85 if head == "spankl" else 0.3)
     else:

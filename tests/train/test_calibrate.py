@@ -103,7 +103,8 @@ def test_votes_have_temperatures_of_their_own(encoder: Path) -> None:
 
 def test_a_step_is_calibrated_and_the_model_remembers(encoder: Path, tmp_path: Path) -> None:
     model = tiny_model(encoder, "addner", steps=())
-    first = learn(model, half_wrong(("PER",)), types=["PER"], dev=half_wrong(("PER",)), training=TOY_TRAINING)
+    data, distill = half_wrong(("PER",)), ["distill"]
+    first = learn(model, data, types=["PER"], dev=data, strategies=distill, training=TOY_TRAINING)
     record = first.model.history[-1]["calibration"]
     assert first.model.head.temperatures == [pytest.approx(record["temperature"], abs=1e-4)]
     assert record["error_after"] < record["error_before"]
@@ -113,7 +114,7 @@ def test_a_step_is_calibrated_and_the_model_remembers(encoder: Path, tmp_path: P
     assert again.head.temperatures == first.model.head.temperatures
     assert again.copy().head.temperatures == first.model.head.temperatures
     off = TOY_TRAINING.model_copy(update={"calibrate": False})
-    plain = learn(model, half_wrong(("PER",)), types=["PER"], dev=half_wrong(("PER",)), training=off)
+    plain = learn(model, data, types=["PER"], dev=data, strategies=distill, training=off)
     assert plain.model.head.temperatures == [1.0]
     assert "calibration" not in plain.model.history[-1]
 

@@ -174,7 +174,9 @@ def alone(home: Path) -> Run:
     """What one process makes of pairs of batches."""
     run_values(home)
     without_dropout(home / "encoder")
-    return run_stream(run_config(home, output=str(home / "alone"), training={**PLAIN, "accumulate": 2}))
+    return run_stream(
+        run_config(home, output=str(home / "alone"), strategies=["distill"], training={**PLAIN, "accumulate": 2})
+    )
 
 
 def close_to(run: Path, other: Path) -> None:
@@ -191,7 +193,9 @@ def close_to(run: Path, other: Path) -> None:
 
 def test_two_processes_make_the_updates_of_one(home: Path, alone: Run) -> None:
     path = home / "together.yaml"
-    path.write_text(yaml.safe_dump(run_values(home, output=str(home / "together"), training=PLAIN)))
+    path.write_text(
+        yaml.safe_dump(run_values(home, output=str(home / "together"), strategies=["distill"], training=PLAIN))
+    )
     done = together(ACCELERATE, path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("PER") == 1  # one process prints the matrix
