@@ -33,16 +33,17 @@ from ner_cl.train.learn import learn
 from ner_cl.types import Sentence
 
 FOLDER = Path(__file__).parents[1] / "data" / "quickstart"
-METHODS: dict[str, list[dict[str, Any]]] = {
-    "distill": [{"name": "distill"}],
+METHODS: dict[str, list[Any]] = {
+    "distill": ["distill"],
     "default": [],
-    "distill, frozen_trunk (4, since 2)": [{"name": "distill"}, {"name": "frozen_trunk", "layers": 4, "since": 2}],
-    "distill, raw text": [{"name": "distill"}],
+    "distill, frozen_trunk (4, since 2)": ["distill", {"name": "frozen_trunk", "layers": 4, "since": 2}],
+    "distill, raw text": ["distill"],
     "default, raw text": [],
-    "frozen": [{"name": "frozen"}],
-    "modules (ladder)": [{"name": "modules"}],
+    "frozen": ["frozen"],
+    "modules (ladder)": ["modules"],
     "modules, copy of 4 layers": [{"name": "modules", "kind": "copy", "layers": 4}],
 }
+WITH_RAW_TEXT = {"distill, raw text", "default, raw text"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def main() -> None:
         before = f1_of(base, test, old)
         for type_ in arguments.new:
             order = drawn(train, type_, seed)
+            raw = [" ".join(sentence.words) for sentence in order[max(arguments.counts) :]]
             for count in arguments.counts:
-                raw = [" ".join(sentence.words) for sentence in order[max(arguments.counts) :]]
                 for method in arguments.methods:
                     started = time.process_time()
                     taught = learn(
@@ -87,7 +88,7 @@ def main() -> None:
                         [s.restrict([type_]) for s in order[:count]],
                         types=[type_],
                         strategies=METHODS[method],
-                        unlabeled=raw if method.endswith("raw text") else None,
+                        unlabeled=raw if method in WITH_RAW_TEXT else None,
                         training=training,
                         seed=seed,
                     )

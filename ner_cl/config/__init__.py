@@ -11,6 +11,7 @@ from ner_cl.config.composition import (
     StrategyOptions,
     check_composition,
     check_head,
+    or_default,
     parse_strategies,
 )
 from ner_cl.config.reading import load_config, parse_config, with_values
@@ -44,6 +45,7 @@ __all__ = [
     "check_composition",
     "check_head",
     "load_config",
+    "or_default",
     "parse_config",
     "parse_strategies",
     "validate",

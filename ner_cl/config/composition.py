@@ -18,6 +18,7 @@ __all__ = [
     "check_head",
     "isolating",
     "known_name",
+    "or_default",
     "parse_strategies",
     "parsed_or_none",
 ]
@@ -69,6 +70,11 @@ class HeadOptions(Options):
 
 DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
 """What an empty list of strategies means; see docs/results.md, "What the defaults rest on"."""
+
+
+def or_default(options: Sequence[StrategyOptions]) -> Sequence[StrategyOptions]:
+    """The list, or what an empty one stands for."""
+    return options or parse_strategies(DEFAULT_STRATEGIES)
 
 
 def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:

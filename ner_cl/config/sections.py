@@ -7,12 +7,12 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from ner_cl.config.base import Options
 from ner_cl.config.composition import (
-    DEFAULT_STRATEGIES,
     HeadOptions,
     StrategyOptions,
     check_composition,
     check_head,
     isolating,
+    or_default,
     parse_strategies,
     parsed_or_none,
 )
@@ -222,7 +222,7 @@ class Config(Options):
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, value: Any) -> Any:
-        return parse_strategies(value) or parse_strategies(DEFAULT_STRATEGIES)
+        return or_default(parse_strategies(value))
 
     @field_validator("strategies")
     @classmethod

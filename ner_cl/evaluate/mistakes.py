@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TypeAlias
 
+from ner_cl.evaluate.counts import Counts
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Mistake", "Occurrence", "Outcomes", "invented_mentions", "lost_mentions", "most_frequent", "outcomes"]
@@ -85,6 +86,11 @@ class Outcomes:
         """Mentions found."""
         return self.right + self.wrong_type + self.wrong_borders + self.made_up
 
+    @property
+    def counts(self) -> Counts:
+        """What precision and recall are made of."""
+        return Counts(self.right, self.found - self.right, self.gold - self.right)
+
 
 def outcomes(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> dict[str, Outcomes]:
     """The outcomes of every type, in sentences annotated for it.
@@ -99,16 +105,15 @@ def outcomes(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> di
     """
     wanted = tuple(types)
     tallies: dict[str, Counter[str]] = {type_: Counter() for type_ in wanted}
-    sides = (("right", "other_type", "other_borders", "missed"), ("", "wrong_type", "wrong_borders", "made_up"))
     for sentence, spans in zip(gold, found, strict=True):
         asked = sentence.annotated_types.intersection(wanted)
-        left, right = ([span for span in side if span.type in asked] for side in (sentence.spans, spans))
-        for names, own, other in ((sides[0], left, right), (sides[1], right, left)):
-            for span in own:
-                tallies[span.type][names[_distance(span, other)]] += 1
-    return {
-        type_: Outcomes(**{name: count for name, count in tally.items() if name}) for type_, tally in tallies.items()
-    }
+        there, said = ([span for span in side if span.type in asked] for side in (sentence.spans, spans))
+        for span in there:
+            tallies[span.type][("right", "other_type", "other_borders", "missed")[_distance(span, said)]] += 1
+        for span in said:
+            if distance := _distance(span, there):
+                tallies[span.type][("wrong_type", "wrong_borders", "made_up")[distance - 1]] += 1
+    return {type_: Outcomes(**tally) for type_, tally in tallies.items()}
 
 
 def lost_mentions(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ner_cl.errors import DataError
 from ner_cl.evaluate.mistakes import Outcomes, outcomes
+from ner_cl.evaluate.predictions import Predictions
 from ner_cl.evaluate.significance import (
     BootstrapTest,
     SignFlipTest,
@@ -205,9 +206,9 @@ def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
 def _method(name: str, runs: Sequence[RunRecord], outputs: Mapping[Path, Outputs], joint: float | None) -> Method:
     first = runs[0]
     judged = [
-        outcomes(outputs[run.folder].test, outputs[run.folder].by_step[len(run.matrix.counts)].spans, run.matrix.types)
+        outcomes(outputs[run.folder].test, last.spans, run.matrix.types)
         for run in runs
-        if _last(outputs, run)
+        if (last := _last(outputs, run))
     ]
     orders = list(dict.fromkeys(run.steps for run in runs))
     rows = [
@@ -275,9 +276,9 @@ def _contrast(
     )
 
 
-def _last(outputs: Mapping[Path, Outputs], run: RunRecord) -> bool:
-    """Whether the predictions of a run's last step are at hand."""
-    return len(run.matrix.counts) in outputs[run.folder].by_step
+def _last(outputs: Mapping[Path, Outputs], run: RunRecord) -> Predictions | None:
+    """The predictions of a run's last step, where they are at hand."""
+    return outputs[run.folder].by_step.get(len(run.matrix.counts))
 
 
 def _table(run: RunRecord, outputs: Mapping[Path, Outputs], types: Sequence[str]) -> Any:

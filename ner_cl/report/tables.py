@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ner_cl.evaluate.mistakes import Outcomes
 from ner_cl.evaluate.significance import BootstrapTest
 from ner_cl.report.compare import Comparison, Contrast, Method
+from ner_cl.report.spread import Spread
 
 __all__ = ["COLUMNS", "Cells", "contrast_cells", "method_cells", "outcome_cells", "to_csv", "to_markdown", "type_cells"]
 
@@ -69,9 +70,9 @@ def outcome_cells(comparison: Comparison) -> Cells:
         all_types = Outcomes.total(method.outcomes.values())
         gold = (all_types.gold, all_types.right, all_types.other_type, all_types.other_borders, all_types.missed)
         found = (all_types.found, all_types.wrong_type, all_types.wrong_borders, all_types.made_up)
-        shares = (all_types.right / max(1, all_types.found), all_types.right / max(1, all_types.gold))
-        counts = [f"{count / method.judged:.0f}" for count in (*gold, *found)]
-        rows.append((method.name, *counts, *(f"{100 * share:.1f}" for share in shares)))
+        means = [f"{count / method.judged:.0f}" for count in (*gold, *found)]
+        shares = [Spread(share).percent() for share in (all_types.counts.precision, all_types.counts.recall)]
+        rows.append((method.name, *means, *shares))
     return Cells(tuple(header), tuple(rows))
 
 

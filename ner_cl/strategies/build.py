@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ner_cl.config import DEFAULT_STRATEGIES, StrategyOptions, check_composition, parse_strategies
+from ner_cl.config import StrategyOptions, check_composition, or_default, parse_strategies
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import Strategy
 
@@ -17,7 +17,7 @@ def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
     Raises:
         ConfigError: if some of them cannot be combined.
     """
-    options = options or parse_strategies(DEFAULT_STRATEGIES)
+    options = or_default(options)
     check_composition(options)
     classes: list[type[Strategy]] = [strategies[item.name] for item in options]
     if not any(class_.holds_old_types for class_ in classes):

@@ -13,7 +13,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
-from ner_cl.strategies.read_once import read_once
+from ner_cl.strategies.read_once import freeze_encoder, read_once
 from ner_cl.strategies.rows import cross_entropy_as_labelled
 
 __all__ = ["Frozen", "FrozenOptions"]
@@ -47,22 +47,15 @@ class Frozen(Strategy):
     )
 
     def begin_stage(self, context: StepContext) -> None:
-        """After step 1, has the encoder run once over the step's sentences."""
-        if context.old_types:
+        """Where the encoder is frozen for the whole step, has it run once over the step's sentences."""
+        if freeze_encoder(context, self.options.warmup_epochs, epoch=1):
             read_once(context, [])
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Freezes the encoder, without dropout, and the old blocks, once their time is over."""
-        model = context.model
-        if context.number > 1 or context.epoch > self.options.warmup_epochs:
-            model.encoder.requires_grad_(False)
-            model.encoder.eval()
-        freeze_old_blocks(model.head)
+        """Freezes the encoder once its time is over, and the old blocks."""
+        freeze_encoder(context, self.options.warmup_epochs, epoch=context.epoch)
+        freeze_old_blocks(context.model.head)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy as labelled: what it says about old types reaches frozen rows only."""
         return cross_entropy_as_labelled(context.model.head, batch, emissions)
-
-    def settle(self, context: StepContext) -> None:
-        """Lets go of what the encoder gave: whoever measures now sees it run."""
-        context.model.encoder.shortcut = None

@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import nn
 
 from ner_cl.config import StrategyOptions
-from ner_cl.model.encoder import Encoder
 from ner_cl.model.subnetworks.trunk import all_layers, top_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
@@ -55,29 +54,21 @@ class FrozenTrunk(Strategy):
 
     def begin_stage(self, context: StepContext) -> None:
         """Freezes embeddings and lower layers, and has them run once over the step's sentences."""
-        self._encoder: Encoder | None = None
         self._top: list[nn.Module] = []
         if context.number < self.options.since or not self.options.layers:
             return
         encoder = context.model.encoder
         count = self.options.layers
-        top = top_layers(encoder, math.ceil(5 * len(all_layers(encoder)) / 6) if count == "auto" else count)
+        self._top = top_layers(encoder, math.ceil(5 * len(all_layers(encoder)) / 6) if count == "auto" else count)
         encoder.requires_grad_(False)
-        for layer in top:
+        for layer in self._top:
             layer.requires_grad_(True)
-        self._encoder, self._top = encoder, top
         if self.options.cache:
-            read_once(context, top)
+            read_once(context, self._top)
 
     def begin_epoch(self, context: StepContext) -> None:
         """Runs what is frozen without dropout."""
-        if self._encoder is not None:
-            self._encoder.eval()
+        if self._top:
+            context.model.encoder.eval()
             for layer in self._top:
                 layer.train()
-
-    def settle(self, context: StepContext) -> None:
-        """Lets go of what the lower layers gave: whoever measures now sees the whole encoder run."""
-        if self._encoder is not None:
-            self._encoder.shortcut = None
-        self._encoder, self._top = None, []

@@ -16,7 +16,7 @@ from ner_cl.model.losses import masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
-from ner_cl.strategies.read_once import read_once
+from ner_cl.strategies.read_once import freeze_encoder, read_once
 from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Ice", "IceOptions"]
@@ -74,8 +74,7 @@ class Ice(Strategy):
                 new.weight[0] = 0.0
                 new.bias[0] = self.options.outside
         new.bias.requires_grad_(False)
-        self._freeze_encoder(context, epoch=1)
-        if context.old_types or not self.options.warmup_epochs:
+        if freeze_encoder(context, self.options.warmup_epochs, epoch=1):
             read_once(context, [])
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
@@ -88,8 +87,8 @@ class Ice(Strategy):
         return {"head.blocks.0.weight": gate}
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Freezes the encoder, without dropout, once its time is over."""
-        self._freeze_encoder(context, epoch=context.epoch)
+        """Freezes the encoder once its time is over."""
+        freeze_encoder(context, self.options.warmup_epochs, epoch=context.epoch)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy as labelled; what it says of old types changes nothing about them."""
@@ -105,12 +104,3 @@ class Ice(Strategy):
             return {"ce": masked_mean(ce.view_as(batch.targets), batch.word_mask)}
 
         return on_rows(batch, emissions, terms)
-
-    def settle(self, context: StepContext) -> None:
-        """Lets go of what the encoder gave: whoever measures now sees it run."""
-        context.model.encoder.shortcut = None
-
-    def _freeze_encoder(self, context: StepContext, *, epoch: int) -> None:
-        if context.old_types or epoch > self.options.warmup_epochs:
-            context.model.encoder.requires_grad_(False)
-            context.model.encoder.eval()

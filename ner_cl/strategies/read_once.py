@@ -12,11 +12,24 @@ from ner_cl.model.subnetworks.cache import TrunkCache
 from ner_cl.model.subnetworks.trunk import apply_layer, calls_alike, top_layers
 from ner_cl.strategies.base import StepContext
 
-__all__ = ["read_once"]
+__all__ = ["freeze_encoder", "read_once"]
+
+
+def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> bool:
+    """Freezes the whole encoder, without dropout, once its time to learn is over: some first epochs of step 1.
+
+    Returns:
+        Whether it is over.
+    """
+    if not context.old_types and epoch <= warmup_epochs:
+        return False
+    context.model.encoder.requires_grad_(False)
+    context.model.encoder.eval()
+    return True
 
 
 def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
-    """Has the encoder answer from what its frozen layers are known to give, until its `shortcut` is taken away.
+    """Has the encoder answer from what its frozen layers are known to give, until the learner ends the step.
 
     The layers are run here, without dropout, over all sentences of the step; over dev sentences when they are first
     scored. What comes out is the same up to rounding. An encoder of which it is not known how it calls its layers goes

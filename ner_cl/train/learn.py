@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ner_cl.config import DEFAULT_STRATEGIES, StrategyOptions, TrainingOptions, parse_strategies, validate
+from ner_cl.config import StrategyOptions, TrainingOptions, or_default, parse_strategies, validate
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
@@ -85,8 +85,8 @@ def learn(
     parsed = _parse(strategies)
     old_types, student = model.types, model.copy()
     student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
-    if not parsed and not isolate and model.subnetworks is None:
-        parsed = _parse(DEFAULT_STRATEGIES)  # what is added below is added to them
+    if not isolate and model.subnetworks is None:
+        parsed = tuple(or_default(parsed))  # what is added below is added to them
     if replay is not None:
         kept = _read(replay, {**reading, "explicit_types": True})
         _check_replay(kept, old_types, types)
