@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from ner_cl.cli.progress import line_of
-from ner_cl.config import Config, parse_config
+from ner_cl.config import Config, StreamOptions, parse_config, with_values
 from ner_cl.errors import NerClError
 from ner_cl.report.compare import compare
 from ner_cl.report.comparison_page import comparison_page
@@ -109,16 +109,21 @@ def read_grid(arguments: argparse.Namespace, values: dict[str, Any], output: Pat
     """
     path: Path = arguments.grid
     runs: dict[str, Config] = {}
+    orders_of: dict[str, list[StreamOptions]] = {}  # a corpus may have to be read to know them
     for method in _chosen(arguments.only, values["methods"], f"--only: {path}"):
         merged = _merged(values["base"], values["methods"][method])
         config = _with_settings(parse_config(merged, source=f"{path}: {method}", folder=path.parent), arguments.set)
         seeds = arguments.seeds or values.get("seeds", [config.seed])
         if set(values["methods"][method]) >= {"seeds"}:
             seeds = [seed for seed in seeds if seed in values["methods"][method]["seeds"]]
-        for order, ordered in enumerate(with_orders(config, arguments.orders or values.get("orders", 1)), start=1):
+        if (key := config.stream.model_dump_json()) not in orders_of:
+            ordered = with_orders(config, arguments.orders or values.get("orders", 1))
+            orders_of[key] = [item.stream for item in ordered]
+        for order, stream_options in enumerate(orders_of[key], start=1):
             for seed in seeds:
                 name = f"{method}/order-{order}/seed-{seed}"
-                runs[name] = ordered.model_copy(update={"seed": seed, "output": str(output / name)})
+                changes = {"stream": stream_options, "seed": seed, "output": str(output / name)}
+                runs[name] = config.model_copy(update=changes)
     return Grid(stream, output, values.get("baseline"), bool(values.get("allow_differences")), runs)
 
 
@@ -194,8 +199,6 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_settings(config: Config, settings: Sequence[str]) -> Config:
-    from ner_cl.config import with_values
-
     return with_values(config, {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)})
 
 
