@@ -1,7 +1,7 @@
 """What a sub-network a step costs when predicting: ten steps beside the plain encoder, on the same text.
 
     python -m benchmarks.isolation_cost [--data FILE] [--sentences N] [--steps N] [--layers N] [--repeats N]
-                                        [--threads T] [--output FILE]
+                                        [--threads T] [--only WORD,WORD] [--output FILE]
 
 Every contestant is AddNER with as many blocks as steps, on MiniLM, through the same predict path; their weights are
 untrained, which takes the same time. `plain` has one encoder for all blocks. Contestants take turns with it; a ratio is
@@ -54,6 +54,8 @@ def main() -> None:
     costs = []
     print(header(arguments, len(sentences)), flush=True)
     for name, options in contestants(arguments.layers).items():
+        if not any(word in name for word in arguments.only):
+            continue
         model = apart(options, arguments.steps)
         added = sum(p.numel() for p in model.subnetworks.parameters()) if model.subnetworks is not None else 0
         block = sum(p.numel() for p in model.head.blocks[-1].parameters())
@@ -132,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[""], help="names that have one of these")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     return parser.parse_args()
 
