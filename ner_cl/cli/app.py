@@ -71,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_utf8()
     try:
         return _run([*words])  # click takes its list apart
-    except BrokenPipeError:
-        return _leave_pipe()
+    except BrokenPipeError as error:
+        _leave_pipe()
+        return _outcome(error.__context__)[0] if isinstance(error.__context__, NerClError) else 0
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
@@ -128,7 +129,6 @@ def _usage(error: Any) -> str:
     return f"{message}{'' if message.endswith('?') else ';'} see {command} --help"
 
 
-def _leave_pipe() -> int:
+def _leave_pipe() -> None:
     """Whoever read our output has gone, as `head` does: leave without a word, and without one from the interpreter."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

@@ -57,8 +57,10 @@ def compact(
             seed=seed,
             on_event=display,
         )
-    emit_json(result_to_dict(result, folder)) if as_json else emit(result.table)
-    if max_drop is not None:
-        result.check(max_drop)
-    result.model.save(folder)
+    try:
+        if max_drop is not None:
+            result.check(max_drop)
+        result.model.save(folder)
+    finally:
+        emit_json(result_to_dict(result, folder)) if as_json else emit(result.table)
     say(f"the model is in {folder}")

@@ -79,6 +79,7 @@ def _run(folder: Path, *, as_json: bool) -> None:
 
 
 def _model(folder: Path, *, as_json: bool) -> None:
+    from ner_cl.model.card import scored_on
     from ner_cl.model.store import load_model
 
     model = load_model(folder)
@@ -109,7 +110,7 @@ def _model(folder: Path, *, as_json: bool) -> None:
         lines = [[type_, *(_score(step, type_) for step in scored)] for type_ in model.types]
         note = "\n= agreement with the model before the step, where no gold was at hand"
         agreed = any("agreement" in step["measured"].values() for step in scored)
-        f1 = table(["F1 × 100 after step", *(str(step["step"]) for step in scored)], lines)
+        f1 = table(["F1 × 100 after step", *(f"{step['step']} {scored_on(step)}" for step in scored)], lines)
         blocks.append(f1 + note if agreed else f1)
     blocks += [
         f"step {step['step']} left what earlier steps emit as it was, bit by bit, "
@@ -117,6 +118,11 @@ def _model(folder: Path, *, as_json: bool) -> None:
         for step in steps
         if step.get("isolation", {}).get("unchanged")
     ]
+    for step in steps:
+        if compacted := step.get("compacted"):
+            rows = [[c["type"], percent(c["before"]), percent(c["after"]), c["measured"]] for c in compacted["changes"]]
+            title = f"after step {step['step']} the sub-networks ({compacted['from']}) were distilled into one encoder:"
+            blocks.append(f"{title}\n" + table(["type", "before", "after", "measured"], rows))
     if kept := values["kept"]:
         lines = [[row["strategy"], row["bytes"], f"{row['bytes_per_parameter']:.2f}", row["sentences"]] for row in kept]
         blocks.append(table(["kept to learn more by", "bytes", "bytes / encoder parameter", "sentences"], lines))
@@ -157,6 +163,6 @@ def _of_history(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
                 "finished": record.get("finished"),
                 "f1": record.get("f1_after"),
                 "measured": record.get("measured", {}),
-                **({"isolation": record["isolation"]} if "isolation" in record else {}),
+                **{key: record[key] for key in ("isolation", "compacted") if key in record},
             }
     return {}

@@ -79,10 +79,12 @@ def learn(
     with the model before the step.
     """
     from ner_cl.cli.progress import progress
+    from ner_cl.config.composition import isolating, parsed_or_none
     from ner_cl.train.learn import learn as learn_step
 
     training = training_options(settings or [])
-    student, folder = _start(model, encoder, head or ("addner" if isolate and model is None else None), output)
+    listed = _strategies(strategies)
+    student, folder = _start(model, encoder, head, output, apart=isolate or bool(isolating(parsed_or_none(listed))))
     with progress(1) as display:
         result = learn_step(
             student,
@@ -91,7 +93,7 @@ def learn(
             dev=dev,
             replay=replay,
             unlabeled=unlabeled,
-            strategies=_strategies(strategies),
+            strategies=listed,
             isolate=isolate,
             training=training,
             seed=seed,
@@ -99,10 +101,21 @@ def learn(
             format=format_,
             alignment=alignment,
         )
-    _show(result, folder, as_json=as_json)
-    if max_drop is not None:
-        result.check(max_drop)
-    _save(result.model, folder)
+    _publish(result, folder, max_drop, as_json=as_json)
+
+
+def _publish(result: "LearnResult", folder: Path, max_drop: float | None, *, as_json: bool) -> None:
+    """Saves the model unless the gate is shut, and shows what came of the step either way."""
+    try:
+        if max_drop is not None:
+            result.check(max_drop)
+        if is_main_process():
+            result.model.save(folder)  # before anything is printed: whoever reads may be gone
+    finally:
+        _show(result, folder, as_json=as_json)
+    say(f"the model is in {folder}")
+    if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):
+        say(f"note: it keeps {kept} sentences to learn more with; ner-cl data forget {folder} deletes them")
 
 
 def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
@@ -113,17 +126,24 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
         emit(result.table)
     if result.isolation is not None and result.isolation.steps:
         say(str(result.isolation))
+        if result.model.head.knows_older:
+            say("note: later blocks have a vote on older types too, so what is found of them together may change")
     for change in result.changes:
         if change.before is None and change.measured == "nothing":
             say(f"note: nothing measures {change.type}; give --dev sentences that mention it")
+        if change.type in result.model.tagset.steps[-1] and change.measured == "gold" and not change.after:
+            say(f"note: {change.type} was not learned; give more sentences that mention it, or train for more epochs")
         if change.measured == "gold" and change.drop > NOTABLE_FALL:
-            say(
-                f"note: {change.type} fell by {100 * change.drop:.1f} points; --max-drop keeps out a model that forgets"
-            )
+            say(f"note: {change.type} fell by {100 * change.drop:.1f} points; use --max-drop to reject such a model")
 
 
-def _start(model: Path | None, encoder: str | None, head: str | None, output: Path | None) -> "tuple[NerModel, Path]":
-    """The model to teach, and where the result goes; all that can be wrong with either is found here."""
+def _start(
+    model: Path | None, encoder: str | None, head: str | None, output: Path | None, *, apart: bool
+) -> "tuple[NerModel, Path]":
+    """The model to teach, and where the result goes; all that can be wrong with either is found here.
+
+    A new model whose steps are to be kept apart gets the head for it, as a configuration that names none does.
+    """
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.store import load_model
 
@@ -138,18 +158,10 @@ def _start(model: Path | None, encoder: str | None, head: str | None, output: Pa
             raise ConfigError("name the model that learns more with --model, or start one with --encoder and --head")
         if output is None:
             raise ConfigError("--output: name the folder of the new model")
-        student = NerModel.from_encoder(encoder or "minilm-l6", head=_head(head))
+        student = NerModel.from_encoder(encoder or "minilm-l6", head=_head(head or ("addner" if apart else None)))
         folder = output
     check_model_output(folder)
     return student, folder
-
-
-def _save(model: "NerModel", folder: Path) -> None:
-    if is_main_process():
-        model.save(folder)
-    say(f"the model is in {folder}")
-    if kept := sum(len(sentences) for sentences in model.kept_sentences.values()):
-        say(f"note: it keeps {kept} sentences to learn more with; ner-cl data forget {folder} deletes them")
 
 
 def _head(name: str | None) -> Any:

@@ -11,6 +11,7 @@ from ner_cl.config.composition import (
     StrategyOptions,
     check_composition,
     check_head,
+    check_optimizer,
     or_default,
     parse_strategies,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "TrainingOptions",
     "check_composition",
     "check_head",
+    "check_optimizer",
     "load_config",
     "or_default",
     "parse_config",

@@ -16,6 +16,7 @@ __all__ = [
     "StrategyOptions",
     "check_composition",
     "check_head",
+    "check_optimizer",
     "isolating",
     "known_name",
     "or_default",
@@ -127,11 +128,29 @@ def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
     """
     if (name := isolating(options)) and not heads[head.name].apart:  # type: ignore[attr-defined]
         raise ConfigError(
-            f"strategies: {name} keeps steps apart, but head {head.name} shares columns between them; use head addner"
+            f"strategies: {name} keeps steps apart, but head {head.name} shares columns between them; use addner"
         )
     for item in options:
         if reason := strategies[item.name](item).refuses_head(head):
             raise ConfigError(f"strategies: {item.name} {reason}")
+
+
+def check_optimizer(options: Sequence[StrategyOptions], optimizer: Any) -> None:
+    """Refuses to have gates and constraints act on gradients of which a strategy makes updates of its own.
+
+    Args:
+        options: of the strategies.
+        optimizer: an `OptimizerOptions`.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    for item in options:
+        if optimizer.apply_to == "gradient" and strategies[item.name].replaces_optimizer:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"training.optimizer.apply_to: gradient holds nothing under {item.name}, whose updates mix and shift "
+                "what a mask on the gradient holds; use apply_to: update"
+            )
 
 
 def isolating(options: Sequence[StrategyOptions]) -> str:

@@ -11,6 +11,7 @@ from ner_cl.config.composition import (
     StrategyOptions,
     check_composition,
     check_head,
+    check_optimizer,
     isolating,
     or_default,
     parse_strategies,
@@ -212,9 +213,10 @@ class Config(Options):
         return values
 
     @model_validator(mode="after")
-    def _strategies_fit_head(self) -> "Config":
+    def _strategies_fit(self) -> "Config":
         try:
             check_head(self.strategies, self.head)
+            check_optimizer(self.strategies, self.training.optimizer)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self

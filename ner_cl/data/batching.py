@@ -1,8 +1,8 @@
 """Encoded sentences, token-budget batches, and the tensors of one batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +25,8 @@ an earlier step, other types only; `unlabeled`, none."""
 # short enough that training order stays random.
 _POOL_BATCHES = 32
 
+_numbers = count()
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -38,7 +40,8 @@ class Batch:
         targets: tag id of each word in the tagset of the step; 0 (`O`) where padded.
         annotated: whether the row's annotation is complete for each type of the tagset.
         word_numbers: running number of each word in the whole set, for cached per-word values; 0 where padded.
-        annotated_types: indices of the types annotated in any row, known without a look at the device.
+        row_types: indices of the types each row is annotated for: the same, known without a look at the device.
+        source: the number of the `EncodedSentences` it is of; -1 if of none.
         rows: number of each row in the whole set.
         row_words: words of each row.
         origins: where each row comes from.
@@ -52,16 +55,29 @@ class Batch:
     targets: Int[Tensor, "row word"]
     annotated: Bool[Tensor, "row type"]
     word_numbers: Int[Tensor, "row word"]
-    annotated_types: frozenset[int]
+    row_types: tuple[frozenset[int], ...] = ()
+    source: int = -1
     rows: tuple[int, ...] = ()
     row_words: tuple[int, ...] = ()
     origins: tuple[Origin, ...] = ()
     cut: tuple[bool, ...] = ()
 
+    @property
+    def annotated_types(self) -> frozenset[int]:
+        """Indices of the types annotated in any row."""
+        return frozenset().union(*self.row_types)
+
+    def unannotated(self, types: Collection[int]) -> Bool[Tensor, "row type"] | None:
+        """Which of some types, by index, each row is not annotated for; None where every row is for all of them."""
+        if all(known.issuperset(types) for known in self.row_types):
+            return None
+        asked = torch.zeros_like(self.annotated[0])
+        asked[list(types)] = True
+        return ~self.annotated & asked
+
     def select(self, rows: Sequence[int]) -> "Batch":
         """Some of the rows, by their position in this batch."""
         index = torch.tensor(rows, dtype=torch.long, device=self.piece_ids.device)
-        annotated = self.annotated[index]
         return replace(
             self,
             piece_ids=self.piece_ids[index],
@@ -69,9 +85,9 @@ class Batch:
             word_pieces=self.word_pieces[index],
             word_mask=self.word_mask[index],
             targets=self.targets[index],
-            annotated=annotated,
+            annotated=self.annotated[index],
             word_numbers=self.word_numbers[index],
-            annotated_types=frozenset(annotated.any(dim=0).nonzero().flatten().tolist()),
+            row_types=tuple(self.row_types[row] for row in rows),
             rows=tuple(self.rows[row] for row in rows),
             row_words=tuple(self.row_words[row] for row in rows),
             origins=tuple(self.origins[row] for row in rows),
@@ -103,6 +119,7 @@ class EncodedSentences:
         tagset: gives the target ids; spans of types it does not know are left out.
 
     Attributes:
+        number: no other has the same, in this process.
         rows_of: the windows of each sentence.
         origins: where each window comes from.
 
@@ -111,6 +128,7 @@ class EncodedSentences:
     """
 
     def __init__(self, sentences: Sequence[Sentence], pieces: PieceEncoder, tagset: Tagset) -> None:
+        self.number = next(_numbers)
         self.sentences = sentences
         self.tagset = tagset
         self.windows: list[Window] = pieces.windows([sentence.words for sentence in sentences])
@@ -120,18 +138,15 @@ class EncodedSentences:
         self._pad_id = pieces.pad_id
         self._targets = [_targets(sentence, tagset) for sentence in sentences]
         types = tagset.types
-        flags = {
-            known: np.array([type_ in known for type_ in types], dtype=bool)
+        indices = {
+            known: frozenset(index for index, type_ in enumerate(types) if type_ in known)
             for known in {sentence.annotated_types for sentence in sentences}
         }
-        self._annotated = [flags[sentence.annotated_types] for sentence in sentences]
+        self._annotated = [indices[sentence.annotated_types] for sentence in sentences]
         newest = set(tagset.steps[-1]) if tagset.steps else set()
         self._sentence_origins = [_origin(sentence, newest) for sentence in sentences]
         self.origins: list[Origin] = [self._sentence_origins[window.sentence] for window in self.windows]
         self._word_starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])
-        self.annotated_types = frozenset(
-            index for index, type_ in enumerate(types) if any(type_ in known for known in flags)
-        )
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -166,14 +181,17 @@ class EncodedSentences:
         word_pieces, targets, numbers = (np.zeros((size, words), dtype=np.int64) for _ in range(3))
         word_mask = np.zeros((size, words), dtype=bool)
         for row, window in enumerate(windows):
-            count, start = len(window.word_pieces), window.first_word
+            length, start = len(window.word_pieces), window.first_word
             pieces[row, : len(window.piece_ids)] = window.piece_ids
             piece_mask[row, : len(window.piece_ids)] = 1
-            word_pieces[row, :count] = window.word_pieces
-            word_mask[row, :count] = True
-            targets[row, :count] = self._targets[window.sentence][start : start + count]
-            numbers[row, :count] = np.arange(count) + self._word_starts[window.sentence] + start
-        annotated = np.stack([self._annotated[w.sentence] for w in windows])
+            word_pieces[row, :length] = window.word_pieces
+            word_mask[row, :length] = True
+            targets[row, :length] = self._targets[window.sentence][start : start + length]
+            numbers[row, :length] = np.arange(length) + self._word_starts[window.sentence] + start
+        row_types = tuple(self._annotated[window.sentence] for window in windows)
+        annotated = np.zeros((size, len(self.tagset.types)), dtype=bool)
+        for row, types in enumerate(row_types):
+            annotated[row, list(types)] = True
         return Batch(
             piece_ids=torch.from_numpy(pieces),
             piece_mask=torch.from_numpy(piece_mask),
@@ -182,7 +200,8 @@ class EncodedSentences:
             targets=torch.from_numpy(targets),
             annotated=torch.from_numpy(annotated),
             word_numbers=torch.from_numpy(numbers),
-            annotated_types=frozenset(np.flatnonzero(annotated.any(axis=0)).tolist()),
+            row_types=row_types,
+            source=self.number,
             rows=tuple(rows),
             row_words=tuple(len(window.word_pieces) for window in windows),
             origins=tuple(self.origins[row] for row in rows),

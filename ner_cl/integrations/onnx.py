@@ -103,7 +103,6 @@ class _Scores(nn.Module):
             targets=word_pieces,
             annotated=word_pieces[:, :0].bool(),
             word_numbers=word_pieces,
-            annotated_types=frozenset(),
         )
         emissions = self.model(batch)
         return emissions.flat()  # type: ignore[no-any-return]

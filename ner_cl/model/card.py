@@ -1,11 +1,17 @@
 """The model card: which type was learned when, and what it did to the others."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the model saves itself with a card, so importing it here would go round in a circle
     from ner_cl.model.ner_model import NerModel
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "scored_on"]
+
+
+def scored_on(record: Mapping[str, Any]) -> Literal["dev", "test"]:
+    """What the scores of a line of history are of: one step is measured on dev sentences, a stream on its test set."""
+    return "dev" if record.get("measured") else "test"
 
 
 def model_card(model: "NerModel") -> str:
@@ -27,19 +33,7 @@ def model_card(model: "NerModel") -> str:
     for number, types in enumerate(model.tagset.steps, start=1):
         record = model.history[number - 1] if number <= len(model.history) else {}
         lines.append(f"| {number} | {', '.join(types)} | {record.get('sentences', '')} |")
-    scored = [record for record in model.history if record.get("f1_after")]
-    if scored:
-        lines += ["", "F1 × 100 of each type after each step:", ""]
-        lines.append("| type | " + " | ".join(f"step {record['step']}" for record in scored) + " |")
-        lines.append("|---|" + "---|" * len(scored))
-        for type_ in model.types:
-            cells = [_score(record, type_) for record in scored]
-            lines.append(f"| {type_} | " + " | ".join(cells) + " |")
-        if any("agreement" in record.get("measured", {}).values() for record in scored):
-            lines += [
-                "",
-                "`=`: agreement with the model before the step, where no gold was at hand; not comparable with F1.",
-            ]
+    lines += _scores(model)
     for record in model.history:
         if (kept := record.get("isolation")) and kept["unchanged"]:
             earlier = ", ".join(map(str, kept["unchanged"]))
@@ -48,7 +42,8 @@ def model_card(model: "NerModel") -> str:
                 "",
                 f"Step {record['step']} left what earlier steps ({earlier}) emit as it was, bit by bit, on {text}.",
             ]
-    lines += _compacted(model)
+    for record in model.history:
+        lines += _compacted(record)
     lines += [
         "",
         "```python",
@@ -60,17 +55,41 @@ def model_card(model: "NerModel") -> str:
     return "\n".join(lines)
 
 
+def _scores(model: "NerModel") -> list[str]:
+    """The table of F1 by type and step, as far as it is known."""
+    scored = [record for record in model.history if record.get("f1_after")]
+    if not scored:
+        return []
+    columns = [f"step {record['step']}, {scored_on(record)}" for record in scored]
+    lines = [
+        "",
+        "F1 × 100 of each type after each step, on test or on dev sentences, which are not comparable:",
+        "",
+        "| type | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(scored),
+    ]
+    for type_ in model.types:
+        cells = [_score(record, type_) for record in scored]
+        lines.append(f"| {type_} | " + " | ".join(cells) + " |")
+    if any("agreement" in record.get("measured", {}).values() for record in scored):
+        lines += [
+            "",
+            "`=`: agreement with the model before the step, where no gold was at hand; not comparable with F1.",
+        ]
+    return lines
+
+
 def _score(record: dict[str, Any], type_: str) -> str:
     value = record["f1_after"].get(type_)
     agreement = record.get("measured", {}).get(type_) == "agreement"
     return "" if value is None else f"{'=' if agreement else ''}{100 * value:.1f}"
 
 
-def _compacted(model: "NerModel") -> list[str]:
-    """What making one encoder of many sub-networks did, where that was done since the last step."""
-    if not (found := model.metrics.get("compacted")):
+def _compacted(record: Mapping[str, Any]) -> list[str]:
+    """What making one encoder of many sub-networks did, where that was done after a step."""
+    if not (found := record.get("compacted")):
         return []
-    lines = ["", f"Since then the sub-networks ({found['from']}) were distilled into one encoder:", ""]
+    lines = ["", f"After step {record['step']} the sub-networks ({found['from']}) were distilled into one encoder:", ""]
     lines += ["| type | before | after | measured |", "|---|---|---|---|"]
     for change in found["changes"]:
         before, after = ("" if change[key] is None else f"{100 * change[key]:.1f}" for key in ("before", "after"))

@@ -5,7 +5,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["bernoulli_kl", "kd_full", "kd_merged", "kd_sub", "marginal_cross_entropy", "masked_mean"]
+__all__ = [
+    "bernoulli_kl",
+    "kd_full",
+    "kd_merged",
+    "kd_sub",
+    "marginal_cross_entropy",
+    "masked_mean",
+    "unknown_as_outside",
+]
+
+_NEVER = -1e4  # a logit that no softmax sees, and whose gradient is zero even where nothing else is left
 
 
 def bernoulli_kl(
@@ -104,6 +114,27 @@ def marginal_cross_entropy(
     outside = outside.masked_fill(~annotated.any(dim=-1, keepdim=True), 0.0)
     typed = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return -torch.where(targets > 0, typed, outside)
+
+
+def unknown_as_outside(
+    logits: Float[Tensor, "*row word tag"], unknown: Bool[Tensor, "*row type"]
+) -> Float[Tensor, "*row word tag"]:
+    """Logits under whose softmax columns of types that nobody looked for count as `O`, and have no share of their own.
+
+    A loss that says "this word is `O`" of them says "`O` or one of those types" of the logits, and a tag of any other
+    type costs what it did: the sum over all columns is the same.
+
+    Args:
+        logits: columns `O, B-0, I-0, B-1, …`.
+        unknown: whether a row's annotation says nothing of each type.
+    """
+    logits = logits.float()
+    merged = torch.repeat_interleave(unknown, 2, dim=-1).unsqueeze(-2)
+    outside = torch.cat([logits[..., :1], logits[..., 1:].masked_fill(~merged, -torch.inf)], dim=-1)
+    return torch.cat(
+        [outside.logsumexp(dim=-1, keepdim=True), logits[..., 1:].masked_fill(merged, _NEVER)],
+        dim=-1,
+    )
 
 
 def masked_mean(values: Float[Tensor, "*word"], mask: Bool[Tensor, "*word"]) -> Float[Tensor, ""]:

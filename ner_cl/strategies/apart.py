@@ -14,7 +14,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.strategies.base import StepContext
 
-__all__ = ["POINTLESS_APART", "own_loss", "subnetworks_of"]
+__all__ = ["POINTLESS_APART", "options_of", "own_loss", "subnetworks_of"]
 
 POINTLESS_APART: Mapping[str, str] = dict.fromkeys(
     ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "replay", "spg", "weight_average"),
@@ -36,17 +36,26 @@ def subnetworks_of(model: NerModel, kind: type[T], options: StrategyOptions) -> 
     Raises:
         ConfigError: if the model has sub-networks of another kind, or the options name another size than they have.
     """
-    wanted = kind.model_validate({name: getattr(options, name) for name in kind.model_fields})
+    wanted = options_of(kind, options)
     if model.subnetworks is None:
         return model.isolate(wanted)
     found = model.subnetworks.options
-    for name in ("name", *sorted(options.model_fields_set & set(kind.model_fields) - {"name"})):
+    if found.name != wanted.name:
+        raise ConfigError(
+            f"strategies: {found.name} keeps the steps of this model apart, so {wanted.name} cannot; list {found.name}"
+        )
+    for name in sorted(options.model_fields_set & set(kind.model_fields) - {"name"}):
         if getattr(found, name, None) != getattr(wanted, name):
             raise ConfigError(
                 f"strategies: the model's sub-networks have {name} {getattr(found, name, None)!r}, not "
                 f"{getattr(wanted, name)!r}; leave {name} out, or start a new model"
             )
     return model.subnetworks
+
+
+def options_of(kind: type[T], options: StrategyOptions) -> T:
+    """The options of sub-networks that are among those of a strategy."""
+    return kind.model_validate({name: getattr(options, name) for name in kind.model_fields})
 
 
 def own_loss(context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.losses import masked_mean
+from ner_cl.model.losses import masked_mean, unknown_as_outside
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight
@@ -118,14 +118,14 @@ class Cfner(Strategy):
         self, context: StepContext, known: _Knowledge, batch: Batch, logits: Float[Tensor, "row word tag"]
     ) -> dict[str, Float[Tensor, ""]]:
         numbers, old = batch.word_numbers, known.logits.shape[-1]
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        log_probs = torch.log_softmax(context.model.head.as_annotated(logits, batch).float(), dim=-1)
         target = torch.log_softmax(known.logits[numbers], dim=-1)
         answers = target.argmax(dim=-1)
         typed = batch.word_mask & (batch.targets > 0)
         defined = batch.word_mask & (batch.targets == 0) & (answers > 0)
         if self.options.curriculum:
             defined &= log_probs.detach()[..., :old].amax(dim=-1).exp() >= _threshold(context)
-        joint = self._with_neighbours(context, known, log_probs, numbers, typed, defined)
+        joint = self._with_neighbours(context, known, batch, log_probs, typed, defined)
         ce = -joint.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
         terms = {"ce": masked_mean(known.gold[numbers] * torch.where(typed, ce, 0.0), batch.word_mask)}
         new = logits.shape[-1] - old
@@ -140,17 +140,19 @@ class Cfner(Strategy):
         self,
         context: StepContext,
         known: _Knowledge,
+        batch: Batch,
         log_probs: Float[Tensor, "row word tag"],
-        numbers: Int[Tensor, "row word"],
         typed: Bool[Tensor, "row word"],
         defined: Bool[Tensor, "row word"],
     ) -> Float[Tensor, "row word tag"]:
         """The log-probabilities of words, joint with their neighbours' where they have some that count."""
-        near = known.neighbours.table[numbers]
+        near = known.neighbours.table[batch.word_numbers]
         asked = (typed | defined) & (near >= 0).any(dim=-1)
         if not asked.any():
             return log_probs
         logits, real = known.neighbours.ask(context, near[asked])
+        if (unknown := batch.unannotated(context.model.head.known[-1])) is not None:
+            logits = unknown_as_outside(logits, unknown.unsqueeze(1).expand(*asked.shape, -1)[asked])
         if self.options.columns == "old":
             new = torch.arange(logits.shape[-1], device=logits.device) >= known.logits.shape[-1]
             logits = logits.masked_fill(defined[asked][:, None, None] & new, -torch.inf)

@@ -123,7 +123,7 @@ class Cpfd(Strategy):
         """Cross entropy on labels that are believed, and the divergence from the teacher on words labelled `O`."""
         if self._lessons is None or self._imitation is None:
             self._lessons, self._imitation = self._prepare(context, teacher)
-        numbers, logits = batch.word_numbers, emissions.blocks[0].float()
+        numbers, logits = batch.word_numbers, context.model.head.as_annotated(emissions.blocks[0], batch).float()
         ce = F.cross_entropy(logits.transpose(1, 2), self._lessons.labels[numbers], reduction="none")
         kl = kd_full(teacher.says(context, batch), logits, temperature=1.0)
         found = {"ce": masked_mean(self._lessons.weights[numbers] * ce, batch.word_mask)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch, rows_from
+from ner_cl.data.batching import Batch
 from ner_cl.errors import TrainingError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.emissions import Emissions
@@ -19,6 +19,7 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.importance import GradientSum, measuring, relative_importance
 from ner_cl.strategies.masked_words import pretrain
+from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.units import Family, PerUnit, Units
 
 __all__ = ["Das", "DasOptions", "contrast_loss", "proxy_loss"]
@@ -129,18 +130,20 @@ class Das(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`contrast`, if it is asked for: how unlike the network is to that of the protected units alone."""
-        own = rows_from(batch.origins, "own")
-        if not self.options.contrast or self._measuring or not own:
+        if not self.options.contrast or self._measuring:
             return {}
-        batch = batch.select(own)
         encoder = context.model.encoder
-        with autocast(context.precision, context.model.device):
-            views = [encoder(batch), encoder(batch)]
-            if self._importance:
-                with self._units.gated(self._importance):
-                    views.append(encoder(batch))
-        pooled = [_pooled(view, batch) for view in views]
-        return {"contrast": self.options.contrast * contrast_loss(*pooled, temperature=self.options.temperature)}
+
+        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+            with autocast(context.precision, context.model.device):
+                views = [encoder(rows), encoder(rows)]
+                if self._importance:
+                    with self._units.gated(self._importance):
+                        views.append(encoder(rows))
+            pooled = [_pooled(view, rows) for view in views]
+            return {"contrast": self.options.contrast * contrast_loss(*pooled, temperature=self.options.temperature)}
+
+        return on_rows(batch, emissions, terms)
 
     def end_step(self, context: StepContext) -> None:
         """Measures the step's importance under its own loss and keeps the larger one of old and new, unit by unit."""

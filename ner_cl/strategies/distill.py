@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, rows_from
-from ner_cl.model.heads.base import DistillOptions
 from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.mixing import in_rounds, mixed
@@ -101,7 +101,7 @@ class Distill(Strategy):
             said = teacher.says(context, batch)
             return {"kd_raw": scale * head.imitation(emissions, said, temperature=options.temperature)}
 
-        return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, origin="unlabeled")
+        return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, "unlabeled")
 
     def release(self) -> None:
         """Lets teacher and targets go."""

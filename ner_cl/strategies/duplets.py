@@ -60,7 +60,7 @@ class Duplets:
             if context.encoded.origins[row] == "own" and 0 < len(kept) < len(window.word_pieces):
                 self._kept[row] = kept
                 words = tuple(sentence.words[window.first_word + word] for word in kept)
-                sentences.append(Sentence(words, (), frozenset(context.types), source=sentence.source))
+                sentences.append(Sentence(words, (), sentence.annotated_types, source=sentence.source))
         self.encoded = context.model.encode(sentences)
         assert len(self.encoded) == len(sentences)  # less than a window is one window
         self._places = {row: place for place, row in enumerate(self._kept)}

@@ -1,6 +1,7 @@
 """SEQ*: a frozen encoder and frozen old blocks, after "Learn or Recall?" (Zheng et al. 2024)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.read_once import freeze_encoder, read_once
-from ner_cl.strategies.rows import cross_entropy_as_labelled
+from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Frozen", "FrozenOptions"]
 
@@ -58,4 +59,12 @@ class Frozen(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy as labelled: what it says about old types reaches frozen rows only."""
-        return cross_entropy_as_labelled(context.model.head, batch, emissions)
+        head = context.model.head
+
+        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+            if head.apart:
+                return {"ce": head.supervised(said, rows, unannotated="unknown")}
+            said = replace(said, blocks=(head.as_annotated(said.blocks[0], rows),))
+            return {"ce": head.supervised(said, rows, unannotated="negative")}
+
+        return on_rows(batch, emissions, terms)

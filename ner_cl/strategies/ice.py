@@ -94,7 +94,7 @@ class Ice(Strategy):
         """Cross entropy as labelled; what it says of old types changes nothing about them."""
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-            logits = emissions.blocks[0]
+            logits = context.model.head.as_annotated(emissions.blocks[0], batch)
             old = 1 + 2 * len(context.old_types)
             if not self.options.previous_logits:
                 hidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)

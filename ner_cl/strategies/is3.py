@@ -65,6 +65,7 @@ class Is3(Strategy):
     def __init__(self, options: StrategyOptions) -> None:
         super().__init__(options)
         self._prototypes: dict[str, Float[Tensor, " hidden"]] = {}
+        self._added: dict[str, Float[Tensor, " hidden"]] = {}
         self._typed_share = 0.5
 
     def refuses_head(self, head: HeadOptions) -> str:
@@ -97,7 +98,7 @@ class Is3(Strategy):
         return found
 
     def end_step(self, context: StepContext) -> None:
-        """Adds the prototypes of the step's own tags; those of earlier steps stay what they were."""
+        """Makes the prototypes of the step's own tags; those of earlier steps stay what they were."""
         if not self.options.prototypes:
             return
         model = context.model
@@ -113,11 +114,13 @@ class Is3(Strategy):
         if self.options.prototype_length == "words":
             prototypes = prototypes * lengths.means
         for tag in directions.known.nonzero().flatten().tolist():
-            self._prototypes[tags[tag]] = prototypes[tag].clone()
+            self._added[tags[tag]] = prototypes[tag].clone()
 
     def release(self) -> None:
-        """Lets teacher and targets go."""
+        """Lets teacher and targets go. New prototypes count from now on: others measured the loss of this step."""
         self._teacher = None
+        self._prototypes |= self._added
+        self._added = {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The prototypes, by tag."""
@@ -129,14 +132,16 @@ class Is3(Strategy):
 
     def _word_terms(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Each word costs one of the two terms and counts in the mean of both."""
-        logits = hold_back_old_columns(context.model.head, emissions, factor=self.options.old_gradient)
+        head = context.model.head
+        logits = hold_back_old_columns(head, emissions, factor=self.options.old_gradient)
         ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
         typed = batch.targets > 0
         each = self.options.reduction == "mean_each"
         share = self._typed_share if each else 1.0
         terms = {"ce": masked_mean(torch.where(typed, ce, torch.zeros_like(ce)), batch.word_mask) / share}
         if self._teacher is not None:
-            kl = kd_full(self._teacher.says(context, batch), emissions.blocks[0], temperature=1.0)
+            said = head.as_annotated(emissions.blocks[0], batch)
+            kl = kd_full(self._teacher.says(context, batch), said, temperature=1.0)
             kd = masked_mean(torch.where(typed, torch.zeros_like(kl), kl), batch.word_mask)
             terms["kd"] = self.options.distillation * kd / (1 - share if each else 1.0)
         return terms

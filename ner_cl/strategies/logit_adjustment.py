@@ -66,24 +66,25 @@ def log_ratios(
     With `k` pseudo-mentions that say "as often as in training", few dev sentences move it little.
 
     Args:
-        train: sentences annotated for the types.
-        dev: sentences annotated for the types.
+        train: sentences, each of which counts for the types that it is annotated for.
+        dev: the same.
         types: to look at; one that `train` does not mention gets 0.
         evidence: `k`.
     """
     (mentions, words), (dev_mentions, dev_words) = _counted(train), _counted(dev)
     ratios = {}
     for type_ in types:
-        expected = mentions[type_] / max(1, words) * dev_words
+        expected = mentions[type_] / max(1, words[type_]) * dev_words[type_]
         ratios[type_] = math.log((dev_mentions[type_] + evidence) / (expected + evidence)) if expected else 0.0
     return ratios
 
 
-def _counted(sentences: Iterable[Sentence]) -> tuple[Counter[str], int]:
-    """Mentions of every type, and words."""
+def _counted(sentences: Iterable[Sentence]) -> tuple[Counter[str], Counter[str]]:
+    """Mentions of every type, and words that are annotated for it."""
     mentions: Counter[str] = Counter()
-    words = 0
+    words: Counter[str] = Counter()
     for sentence in sentences:
-        words += len(sentence.words)
         mentions.update(span.type for span in sentence.spans)
+        for type_ in sentence.annotated_types:
+            words[type_] += len(sentence.words)
     return mentions, words

@@ -12,7 +12,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
 from ner_cl.registry import heads, strategies
-from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
+from ner_cl.strategies.apart import POINTLESS_APART, options_of, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.calibration import calibrate_vote
 from ner_cl.strategies.old_blocks import freeze_old_blocks
@@ -69,6 +69,13 @@ class ModuleStrategy(Strategy):
         """Has the new step given a module; in step 1 only if the encoder is not to be trained."""
         if context.old_types or self.options.trunk == "pretrained":
             subnetworks_of(context.model, ModuleOptions, self.options)
+        else:
+            self._check(context)
+
+    def _check(self, context: StepContext) -> None:
+        """Refuses now what would fail in step 2, when step 1 has been paid for."""
+        model = context.model.copy()
+        model.isolate(options_of(ModuleOptions, self.options))
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """Where the new block is to know older types, the sentences with what the model says of them so far."""

@@ -109,8 +109,10 @@ class Ncl(Strategy):
     options: NclOptions
     keeps = True
     acts_at_once = True
+    replaces_optimizer = True
     excludes: ClassVar[Mapping[str, str]] = {
         "ewc": "both put the same quadratic prior on the weights, which would count twice",
+        "gpm": "gpm freezes biases, which ncl moves together with their weights",
         "joint": "joint starts anew from the pre-trained encoder, which the precision says nothing of",
     }
 

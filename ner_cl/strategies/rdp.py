@@ -114,7 +114,7 @@ class Rdp(Strategy):
             if not context.old_types:
                 return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
             assert self._answers is not None
-            costs = self._costs(emissions, batch, self._answers)
+            costs = self._costs(context, emissions, batch, self._answers)
             if self._erased is None:
                 sums = {name: _sum(cost, batch.word_mask) for name, cost in costs.items()}
             else:
@@ -141,14 +141,16 @@ class Rdp(Strategy):
             return {}
         with autocast(context.precision, context.model.device):
             said = context.model(erased.batch, steps=context.trained_steps)
-        costs = self._costs(said, erased.batch, answers)
+        costs = self._costs(context, said, erased.batch, answers)
         sums = {name: _sum(cost, erased.batch.word_mask) for name, cost in costs.items()}
         if self.options.consistency:
             _, labels = self._answers.of(batch)
             sums["consistency"] = self.options.consistency * _distance(emissions, said, erased, labels)
         return sums
 
-    def _costs(self, emissions: Emissions, batch: Batch, answers: _Answers) -> dict[str, Float[Tensor, "row word"]]:
+    def _costs(
+        self, context: StepContext, emissions: Emissions, batch: Batch, answers: _Answers
+    ) -> dict[str, Float[Tensor, "row word"]]:
         """The cost of each word in each term that has a weight, with that weight."""
         weights = {
             "ce": 1.0,
@@ -156,7 +158,9 @@ class Rdp(Strategy):
             "soft_labels": self.options.soft_labels,
             "entropy": self.options.entropy,
         }
-        costs = word_costs(emissions.blocks[0], batch.targets, *answers.of(batch))
+        said = emissions.blocks[0]
+        annotated = context.model.head.as_annotated(said, batch)
+        costs = word_costs(said, batch.targets, *answers.of(batch), annotated=annotated)
         return {name: weight * costs[name] for name, weight in weights.items() if weight}
 
 
@@ -165,6 +169,8 @@ def word_costs(
     targets: Int[Tensor, "row word"],
     teacher: Float[Tensor, "row word old"],
     labels: Int[Tensor, "row word"],
+    *,
+    annotated: Float[Tensor, "row word tag"] | None = None,
 ) -> dict[str, Float[Tensor, "row word"]]:
     """What every word costs in each term of RDP.
 
@@ -178,15 +184,17 @@ def word_costs(
         targets: gold tags, of new types only.
         teacher: logits of the model before the step.
         labels: its pseudo-labels, among the old tags.
+        annotated: the student's logits as `ce` and `kd` read them (`Head.as_annotated`), where that is different.
     """
     log_probs = torch.log_softmax(logits.float(), dim=-1)
+    read = logits if annotated is None else annotated
     outside = targets == 0
     gold = F.one_hot(targets, logits.shape[-1]).float()[..., teacher.shape[-1] :]
     soft = torch.softmax(torch.cat([torch.sigmoid(teacher.float()), gold], dim=-1), dim=-1)
     chosen = torch.where(outside, labels, targets)
-    divergence = kd_full(teacher, logits, temperature=1.0)
+    divergence = kd_full(teacher, read, temperature=1.0)
     return {
-        "ce": -log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1),
+        "ce": -torch.log_softmax(read.float(), dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1),
         "kd": torch.where(outside, divergence, torch.zeros_like(divergence)),
         "soft_labels": -(soft * log_probs).mean(dim=-1),
         "entropy": -(log_probs.exp() * log_probs).mean(dim=-1),

@@ -13,6 +13,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions
+from ner_cl.strategies.rows import cross_entropy
 from ner_cl.types import Sentence
 
 __all__ = ["ReferenceOptions", "ReferenceStrategy", "References"]
@@ -84,7 +85,7 @@ class References:
                 batch = self._encoded.batch(part).to(device)
                 with autocast(context.precision, device):
                     emissions = model(batch)
-                loss = model.head.supervised(emissions, batch, unannotated="unknown") * (sum(batch.row_words) / words)
+                loss = cross_entropy(model.head, batch, emissions, "unknown") * (sum(batch.row_words) / words)
                 if loss.requires_grad:
                     _add(total, trained, loss)
         return total

@@ -2,18 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.model.emissions import emissions_of
-from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean
 from ner_cl.model.ner_model import SENTENCE_PREFIX
@@ -21,8 +22,9 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions
 from ner_cl.strategies.mixing import in_rounds, mixed
-from ner_cl.strategies.rows import on_rows
-from ner_cl.types import Sentence, Span
+from ner_cl.strategies.pseudo_labels import with_old_types
+from ner_cl.strategies.rows import cross_entropy, on_rows
+from ner_cl.types import Sentence
 
 __all__ = ["Replay", "ReplayOptions"]
 
@@ -106,7 +108,7 @@ class Replay(Strategy):
         self.memory = Memory(options)
         self._logits: dict[str, Tensor] = {}
         self._origins: dict[Sentence, tuple[int, Sentence]] = {}
-        self._targets: Float[Tensor, "word column"] | None = None
+        self._targets: _Stored | None = None
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The step's sentences, and behind them the remembered ones."""
@@ -116,7 +118,7 @@ class Replay(Strategy):
         if shown and self.options.labels == "relabel":
             found = context.predict(shown)
             shown = [
-                _completed(sentence, spans, context.old_types) for sentence, spans in zip(shown, found, strict=True)
+                with_old_types(sentence, spans, context.old_types) for sentence, spans in zip(shown, found, strict=True)
             ]
         self._origins, self._targets = dict(zip(shown, kept, strict=True)), None
         return [*train, *shown] if shown else train
@@ -144,12 +146,12 @@ class Replay(Strategy):
             found = {}
             scale = _second_mean(batch) if options.mixing in ("loss", "der") else 1.0
             if weight := options.beta if self._der else options.weight:
-                found["replay"] = scale * weight * _cross_entropy(context.model.head, rows, said, reading)
+                found["replay"] = scale * weight * cross_entropy(context.model.head, rows, said, reading)
             if self._der and options.alpha and self._logits:
                 found["replay_logits"] = scale * options.alpha * self._distance(context, rows, said)
             return found
 
-        return on_rows(batch, emissions, terms, origin="remembered")
+        return on_rows(batch, emissions, terms, "remembered")
 
     def end_step(self, context: StepContext) -> None:
         """Chooses what to remember of the step, and what no longer to remember of earlier ones."""
@@ -215,55 +217,47 @@ class Replay(Strategy):
     def _distance(self, context: StepContext, batch: Batch, emissions: Emissions) -> Float[Tensor, ""]:
         """Mean over words of the mean squared distance to the stored logits, over the columns there were then."""
         if self._targets is None:
-            self._targets = self._stored_logits(context).to(context.model.device)
-        wanted = self._targets[batch.word_numbers]
-        known = wanted.isfinite() & batch.word_mask.unsqueeze(-1)
+            self._targets = self._stored_logits(context)
+        places = self._targets.places[batch.word_numbers]
+        wanted = self._targets.logits[places.clamp(min=0)]
+        known = wanted.isfinite() & (batch.word_mask & (places >= 0)).unsqueeze(-1)
         found = emissions.flat()[..., : wanted.shape[-1]].float()
         error = torch.where(known, found - wanted, torch.zeros_like(wanted)).square()
         return masked_mean(error.sum(dim=-1) / known.sum(dim=-1).clamp(min=1), batch.word_mask)
 
-    def _stored_logits(self, context: StepContext) -> Float[Tensor, "word column"]:
-        """By `Batch.word_numbers`; not a number where nothing is stored or there was no such column yet."""
-        assert context.encoded is not None
-        columns = max(logits.shape[-1] for logits in self._logits.values())
-        stored = torch.full((context.encoded.words, columns), torch.nan)
-        start = 0
-        for sentence in context.encoded.sentences:
+    def _stored_logits(self, context: StepContext) -> "_Stored":
+        """The stored logits of the sentences of this step."""
+        encoded, device = context.encoded, context.model.device
+        assert encoded is not None
+        places = torch.full((encoded.words,), -1)
+        found: list[Tensor] = []
+        start = rows = 0
+        for sentence in encoded.sentences:
             end = start + len(sentence.words)
             if sentence in self._origins:
                 logits = self._logits.get(_key(self._origins[sentence][1]))
                 if logits is not None:
-                    stored[start:end, : logits.shape[-1]] = logits
+                    places[start:end] = torch.arange(rows, rows + len(logits))
+                    found.append(logits)
+                    rows += len(logits)
             start = end
-        return stored
+        columns = max((logits.shape[-1] for logits in found), default=0)
+        padded = [F.pad(logits, (0, columns - logits.shape[-1]), value=torch.nan) for logits in found]
+        table = torch.cat(padded) if padded else torch.empty(1, 0)
+        return _Stored(places.to(device), table.to(device))
 
 
-def _completed(sentence: Sentence, predicted: Sequence[Span], old_types: Sequence[str]) -> Sentence:
-    """Gold for the types of its own step; for the other old types the spans that were predicted where gold is not."""
-    added = (
-        span
-        for span in predicted
-        if span.type not in sentence.annotated_types and not any(span.overlaps(gold) for gold in sentence.spans)
-    )
-    return sentence.with_spans([*sentence.spans, *added], old_types)
+@dataclass(frozen=True)
+class _Stored:
+    """Logits of remembered words.
 
+    Attributes:
+        places: by `Batch.word_numbers`, where in `logits` a word is; -1 where nothing is stored.
+        logits: not a number where there was no such column yet.
+    """
 
-def _cross_entropy(
-    head: Head, batch: Batch, emissions: Emissions, reading: Literal["negative", "unknown"]
-) -> Float[Tensor, ""]:
-    """Mean over words. AddNER averages each block over its own words, so rows of different steps are asked apart."""
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for row, annotated in enumerate(batch.annotated.tolist()):
-        groups.setdefault(tuple(annotated), []).append(row)
-    if len(groups) == 1:
-        return head.supervised(emissions, batch, unannotated=reading)
-    words = sum(batch.row_words)
-    parts = [
-        head.supervised(emissions.select(rows), batch.select(rows), unannotated=reading)
-        * (sum(batch.row_words[row] for row in rows) / words)
-        for rows in groups.values()
-    ]
-    return torch.stack(parts).sum()
+    places: Int[Tensor, " word"]
+    logits: Float[Tensor, "place column"]
 
 
 def _second_mean(batch: Batch) -> float:

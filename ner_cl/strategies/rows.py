@@ -1,8 +1,9 @@
 """Telling rows of the step from those that strategies brought in."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,15 +11,13 @@ from ner_cl.data.batching import Batch, Origin, rows_from
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 
-__all__ = ["cross_entropy_as_labelled", "on_rows"]
+__all__ = ["cross_entropy", "cross_entropy_as_labelled", "on_rows"]
 
 Terms = dict[str, Float[Tensor, ""]]
 
 
-def on_rows(
-    batch: Batch, emissions: Emissions, terms: Callable[[Batch, Emissions], Terms], *, origin: Origin = "own"
-) -> Terms:
-    """Loss terms of those rows of a batch that come from one place, as shares of a mean over all words.
+def on_rows(batch: Batch, emissions: Emissions, terms: Callable[[Batch, Emissions], Terms], *origins: Origin) -> Terms:
+    """Loss terms of those rows of a batch that come from some places, as shares of a mean over all words.
 
     Adding the terms of all kinds of rows gives one mean over the words of the batch.
 
@@ -26,12 +25,12 @@ def on_rows(
         batch: any batch.
         emissions: of it.
         terms: gives terms, each a mean over words, of the rows it is shown.
-        origin: which rows; the step's own by default.
+        origins: which rows; the step's own by default.
 
     Returns:
         No terms if the batch has no such row.
     """
-    rows = rows_from(batch.origins, origin)
+    rows = rows_from(batch.origins, *(origins or ("own",)))
     if not rows:
         return {}
     if len(rows) == len(batch.origins):
@@ -39,6 +38,27 @@ def on_rows(
     share = sum(batch.row_words[row] for row in rows) / sum(batch.row_words)
     found: dict[str, Any] = terms(batch.select(rows), emissions.select(rows))
     return {name: term * share for name, term in found.items()}
+
+
+def cross_entropy(
+    head: Head, batch: Batch, emissions: Emissions, unannotated: Literal["negative", "unknown"]
+) -> Float[Tensor, ""]:
+    """A mean over the words of a batch, however differently its rows are annotated; see `Head.supervised`.
+
+    AddNER averages each block over its own words, so rows that are annotated for different types are asked apart.
+    """
+    groups: dict[frozenset[int], list[int]] = {}
+    for row, types in enumerate(batch.row_types):
+        groups.setdefault(types, []).append(row)
+    if len(groups) == 1:
+        return head.supervised(emissions, batch, unannotated=unannotated)
+    words = sum(batch.row_words)
+    parts = [
+        head.supervised(emissions.select(rows), batch.select(rows), unannotated=unannotated)
+        * (sum(batch.row_words[row] for row in rows) / words)
+        for rows in groups.values()
+    ]
+    return torch.stack(parts).sum()
 
 
 def cross_entropy_as_labelled(head: Head, batch: Batch, emissions: Emissions) -> Terms:

@@ -94,7 +94,7 @@ def calibrate(
 
 @final
 class _Found:
-    """The spans found on dev, in rows of tag scores from which their probabilities can be computed anew.
+    """The spans found on dev and judged by gold, in rows of tag scores from which probabilities can be computed anew.
 
     Attributes:
         right: `[span]`, whether gold has each.
@@ -117,10 +117,14 @@ class _Found:
             model, encoded, types=types, batch_tokens=batch_tokens, precision=precision
         ):
             spans = model.head.spans(emissions, types=types)
-            self.rows.append((emissions, spans))
-            for row, start, end, type_ in spans.tolist():
-                sentence, first = places[row]
-                right.append(Span(first + start, first + end, model.types[type_]) in filled[sentence].spans)
+            judged = []
+            for number, (row, start, end, type_) in enumerate(spans.tolist()):
+                place, first = places[row]
+                sentence, name = filled[place], model.types[type_]
+                if name in sentence.annotated_types:  # of others nobody knows whether they are right
+                    judged.append(number)
+                    right.append(Span(first + start, first + end, name) in sentence.spans)
+            self.rows.append((emissions, spans[judged]))
         self.right = torch.tensor(right, dtype=torch.bool)
 
     def scores(self, temperature: float) -> Float[Tensor, " span"]:

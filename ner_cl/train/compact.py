@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,14 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import count_spans, micro_f1
-from ner_cl.model.heads.base import DistillOptions
+from ner_cl.model.heads.addner import AddNer
 from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.teacher import Teacher
-from ner_cl.train.changes import LearnResult, changes_of
+from ner_cl.train.changes import LearnResult, TypeChange, changes_of
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event
@@ -30,6 +31,11 @@ __all__ = ["compact"]
 
 _HELD_BACK = 10  # one sentence in so many tells when to stop
 _FEWEST_SENTENCES = 20
+_OF_BLOCKS = (
+    "calibration",
+    "free",
+    "isolation",
+)  # what a record says of the teacher's blocks, and not of the student's
 
 
 class _ImitateOptions(StrategyOptions):
@@ -107,16 +113,18 @@ def compact(
     counts = count_spans(measured, after, student.types)
     student = student.cpu().eval()
     changes = changes_of(measured, before, after, model.types, counts)
-    # What was checked of the teacher's blocks says nothing of the student's.
-    student.history = [{k: v for k, v in record.items() if k not in ("free", "isolation")} for record in model.history]
-    student.metrics = {
-        "counts": {type_: asdict(count) for type_, count in counts.items()},
-        "compacted": {
-            "from": model.subnetworks.options.name if model.subnetworks is not None else "",
-            "changes": [asdict(change) for change in changes],
-        },
-    }
+    student.history = _history(model, changes)
+    student.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
     return LearnResult(student, changes, new=())
+
+
+def _history(teacher: NerModel, changes: Sequence[TypeChange]) -> list[dict[str, Any]]:
+    """The teacher's, without what was checked of its blocks alone, and with what became of its last step."""
+    records = [{k: v for k, v in record.items() if k not in _OF_BLOCKS} for record in teacher.history]
+    name = teacher.subnetworks.options.name if teacher.subnetworks is not None else ""
+    if records:
+        records[-1]["compacted"] = {"from": name, "changes": [asdict(change) for change in changes]}
+    return records
 
 
 def _check(model: NerModel, sentences: Sequence[Sentence]) -> None:
@@ -159,7 +167,7 @@ def _imitation(
 
 
 def _single(model: NerModel, seed: int) -> NerModel:
-    """A model with the same blocks, all reading the shared encoder."""
+    """A model with the same blocks and what was measured of their scores, all reading the shared encoder."""
     student = NerModel.from_parts(model.copy().encoder, model.head.options)
     draw = torch.Generator().manual_seed(int(generator(seed, "compact/blocks").integers(2**62)))
     for types, block in zip(model.tagset.steps, model.head.blocks, strict=True):
@@ -167,6 +175,9 @@ def _single(model: NerModel, seed: int) -> NerModel:
         new = student.head.new_block()
         if new.weight.shape == block.weight.shape:
             new.load_state_dict(block.state_dict())
+    student.head.temperatures = list(model.head.temperatures)
+    if isinstance(student.head, AddNer) and isinstance(model.head, AddNer):
+        student.head.ballots.load_state_dict(model.head.ballots.state_dict())
     return student
 
 

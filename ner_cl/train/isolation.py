@@ -58,7 +58,7 @@ class Fingerprints:
 def emission_fingerprints(
     model: NerModel, sentences: Sequence[Sentence], steps: Sequence[int], *, batch_tokens: int, precision: Precision
 ) -> Fingerprints:
-    """What the blocks of `steps`, and their sub-networks alone, emit on the words of `sentences`."""
+    """What the blocks of `steps`, and their sub-networks alone, emit on words, and what makes scores of it."""
     digests = {step: hashlib.sha256() for step in steps}
     encoded = model.encode(sentences)
     for indices, emissions in emissions_of(model, encoded, steps=steps, batch_tokens=batch_tokens, precision=precision):
@@ -66,5 +66,7 @@ def emission_fingerprints(
             scores = emissions.blocks[step - 1][emissions.word_mask].float().cpu().contiguous()
             digest.update(repr(indices).encode())
             digest.update(scores.view(torch.uint8).numpy().data)
+    for step, digest in digests.items():
+        digest.update(repr(model.head.measured(step)).encode())
     found = {step: digest.hexdigest() for step, digest in digests.items()}
     return Fingerprints(len(sentences), encoded.words, found)

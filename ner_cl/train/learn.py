@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ner_cl.config import StrategyOptions, TrainingOptions, or_default, parse_strategies, validate
+from ner_cl.config.composition import isolating
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
@@ -85,6 +86,7 @@ def learn(
     parsed = _parse(strategies)
     old_types, student = model.types, model.copy()
     student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
+    parsed = parsed or _begun(model)
     if not isolate and model.subnetworks is None:
         parsed = tuple(or_default(parsed))  # what is added below is added to them
     if replay is not None:
@@ -174,6 +176,14 @@ def _with(strategies: tuple[StrategyOptions, ...], needed: dict[str, Any]) -> tu
     return strategies + _parse([needed])
 
 
+def _begun(model: NerModel) -> tuple[StrategyOptions, ...]:
+    """How steps are to be kept apart, where the last one was taught so and only the next one needs it."""
+    if model.subnetworks is not None or not model.history or "compacted" in model.history[-1]:
+        return ()
+    listed = _parse(model.history[-1].get("strategies", ()))
+    return tuple(options for options in listed if isolating([options]))
+
+
 def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tuple[StrategyOptions, ...]:
     """The strategies with one that keeps steps apart: what the model has already, else modules."""
     classes: list[type[Strategy]] = [registered[options.name] for options in strategies]
@@ -182,13 +192,13 @@ def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tupl
     if strategies:
         names = ", ".join(options.name for options in strategies)
         raise ConfigError(
-            f"isolate: all that earlier steps use stays as it is, so {names} cannot be combined with it (replay comes "
-            "with --replay); leave one or the other out"
+            f"isolate: all that earlier steps use stays as it is, and none of {names} does that; list modules too, or "
+            "leave --isolate, or the list and --replay, out"
         )
     if not model.head.apart:
         raise ConfigError(
             f"isolate: the head of this model, {model.head.name}, shares columns between steps, and a model keeps its "
-            "head; start a new one with head addner, or hold old types with --max-drop"
+            "head; start a new one with head addner or spankl, or hold old types with --max-drop"
         )
     return strategies + _parse([model.subnetworks.options.name if model.subnetworks is not None else "modules"])
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions, TrainingOptions, check_head, parse_strategies
+from ner_cl.config import StrategyOptions, TrainingOptions, check_head, check_optimizer, parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
@@ -21,6 +21,7 @@ from ner_cl.model.predict import predict_sentences
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.memory import check_kept
+from ner_cl.strategies.pseudo_labels import with_old_types
 from ner_cl.train.calibrate import Calibration, calibrate
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
@@ -74,6 +75,7 @@ class Learner:
         self.isolation: Fingerprints | None = None
         self.calibration: Calibration | None = None
         _check_model(self.strategies, model)
+        check_optimizer([strategy.options for strategy in self.strategies], training.optimizer)
         for strategy in self.strategies:
             _load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
             strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
@@ -116,6 +118,7 @@ class Learner:
         context = self._context(step, old_steps, earlier)
         context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
+        self.model.encoder.shortcut = None  # of a step that was given up
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             strategy.begin_step(context)
@@ -258,9 +261,8 @@ class Learner:
         """The dev sentences to select on: gold for new types; for old ones, if asked for, what the model says now."""
         if self.training.early_stopping.metric == "new" or not context.old_types:
             return step.dev
-        seen = (*context.old_types, *step.types)
         return [
-            sentence.with_spans((*sentence.spans, *spans), seen)
+            with_old_types(sentence, spans, context.old_types)
             for sentence, spans in zip(step.dev, self.predict(step.dev), strict=True)
         ]
 

@@ -159,7 +159,8 @@ class StepTraining:
         """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
         generator = self.context.generator(f"batches/{self._stage}{epoch}")
         batches = encoded.plan(encoded.annotated, batch_tokens=self.options.batch_tokens, generator=generator)
-        for strategy in self.strategies:
+        # Whoever brings raw text comes last: how much of it there is, is a share of all the rest.
+        for strategy in sorted(self.strategies, key=lambda strategy: strategy.reads_unlabeled):
             batches = strategy.plan(
                 self.context, batches, self.context.generator(f"plan/{self._stage}{epoch}/{strategy.options.name}")
             )
@@ -188,6 +189,8 @@ class StepTraining:
             with autocast(engine.precision, engine.device):
                 emissions = context.model(batch, steps=context.trained_steps)  # blocks of [row, word, tag]
             terms = loss_terms(self.strategies, context, batch, emissions)
+            if not terms:
+                continue  # rows of which no strategy has anything to say
             share = count / sum(words)
             loss = torch.stack(list(terms.values())).sum() * share
             if not torch.isfinite(loss):

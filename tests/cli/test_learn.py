@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -286,6 +288,36 @@ def test_isolation_is_checked_told_and_written_down(
     result = json.loads(captured.out)
     assert result["isolation"]["unchanged"] == [1]
     assert load_model(tmp_path / "2").history[-1]["isolation"] == result["isolation"]
+
+
+def test_a_forgotten_model_is_not_replaced_by_a_new_one(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["learn", str(toy.orgs), "--types", "ORG", "--isolate", "--output", str(tmp_path / "new")]) == 2
+    assert "name the model that learns more with --model" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_model_gets_the_head_that_its_strategies_need(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["learn", str(toy.orgs), "--encoder", str(toy.encoder), "--types", "ORG", *QUICK]
+    assert main([*words, "--strategies", "packnet", "--output", str(tmp_path / "new")]) == 0
+    assert load_model(tmp_path / "new").head.name == "addner"
+
+
+def test_a_model_is_saved_though_nobody_reads_the_table(toy: Toy, model_folder: Path, tmp_path: Path) -> None:
+    """And one that is rejected is not, and says so by its exit code."""
+    for number, (gate, code) in enumerate(((["--max-drop", "1"], 0), (["--max-drop", "0"], 1))):
+        output = tmp_path / str(number)
+        words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(output)]
+        quick = ["--set", "training.epochs=2", "--set", "training.optimizer.lr=0.5", "--quiet", *gate]
+        command = [sys.executable, "-m", "ner_cl", *words, *quick]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.close()
+            assert process.wait(timeout=120) == code
+        assert output.exists() == (code == 0)
 
 
 def test_an_isolated_model_is_made_compact(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

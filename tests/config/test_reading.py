@@ -66,12 +66,20 @@ def test_strategies_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         (["frozen", "spg"], "frozen trains nothing but the new block"),
         (["joint", "agem"], "joint trains on all earlier sentences"),
         ([{"name": "das", "pretrain_epochs": 1}, "gpm"], "the pre-step of das"),
+        (["ncl", "gpm"], "gpm freezes biases"),
     ],
 )
 def test_combinations_that_would_do_nothing_or_break_a_promise_are_refused(names: list[Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         check_composition(parse_strategies(names))
     check_composition(parse_strategies(["das", "gpm"]))
+
+
+def test_masks_on_gradients_hold_nothing_under_updates_of_its_own(tmp_path: Path) -> None:
+    text = "training: {optimizer: {name: sgd, weight_decay: 0, apply_to: gradient}}\n"
+    with pytest.raises(ConfigError, match=r"apply_to: gradient holds nothing under ncl.*use apply_to: update"):
+        load_config(config_file(tmp_path, CONFIG + text + "strategies: [spg, ncl]\n"))
+    load_config(config_file(tmp_path, CONFIG + text + "strategies: [spg]\n"))
 
 
 def test_one_strategy_may_stand_without_a_list(tmp_path: Path) -> None:

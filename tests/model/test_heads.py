@@ -65,7 +65,7 @@ def make_batch(targets: list[list[int]], annotated: list[list[bool]], *, pad_to:
         targets=padded,
         annotated=known,
         word_numbers=torch.zeros_like(padded),
-        annotated_types=frozenset(known.any(0).nonzero().flatten().tolist()),
+        row_types=tuple(frozenset(index for index, flag in enumerate(row) if flag) for row in annotated),
     )
 
 

@@ -39,9 +39,11 @@ def test_what_was_cached_is_what_a_pass_gives(tmp_path: Path, whole: bool) -> No
         kept, fresh = cache.trunk_pass(batch), run_trunk(model.encoder, batch, top, whole=whole)
         again = [apply_layer(top[0], run.states[0], run.calls[0]) for run in (kept, fresh)]
     assert len(kept.states) == len(fresh.states) == 1 + whole
-    whole_again = [cache.eval_pass(batch, whole=whole) for _ in range(2)]
-    assert whole_again[0] is whole_again[1]
-    assert all(torch.equal(*pair) for pair in zip(whole_again[0].states, fresh.states, strict=True))
+    dev = model.encode(encoded.sentences).batch(batch.rows)
+    asked_again = [cache.eval_pass(dev, whole=whole) for _ in range(2)]
+    assert asked_again[0] is asked_again[1]
+    assert all(torch.equal(*pair) for pair in zip(asked_again[0].states, fresh.states, strict=True))
+    assert cache.eval_pass(batch, whole=whole) is not cache.eval_pass(batch, whole=whole)  # put together, not kept
     pieces = batch.piece_mask.bool()
     for one, other in zip((*kept.states, again[0]), (*fresh.states, again[1]), strict=True):
         torch.testing.assert_close(one[pieces], other[pieces], atol=1e-5, rtol=0)

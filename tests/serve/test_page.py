@@ -120,7 +120,7 @@ def test_types_and_the_least_score_filter_what_is_shown(page: "sync_api.Page") -
 
 def test_the_history_shows_f1_by_type_and_step(page: "sync_api.Page") -> None:
     rows = [row.inner_text().split() for row in page.query_selector_all("#history tr")]
-    assert rows == [["step", "1", "2"], ["PER", "90.0", "80.0"], ["LOC"]]
+    assert rows == [["step", "1", "test", "2", "dev"], ["PER", "90.0", "80.0"], ["LOC"]]
 
 
 def test_corrections_are_exported_and_teach_a_model(

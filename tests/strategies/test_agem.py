@@ -113,7 +113,7 @@ def test_the_reference_is_the_gradient_of_the_mean_loss_of_what_is_remembered(fo
     no_dropout(model)
     context.train_tokens = 10_000
     found = reference_of(strategy, context)
-    losses, blocks = [], []
+    losses = []
     for number, types in enumerate((["PER"], ["LOC"])):
         for sentence in sentences(types, count=8, seed=number):
             encoded = model.encode([sentence])
@@ -127,12 +127,7 @@ def test_the_reference_is_the_gradient_of_the_mean_loss_of_what_is_remembered(fo
                     losses.append(-torch.log(1 - log_probs[word, first : first + 2].exp().sum()))
                 else:
                     losses.append(-log_probs[word, first + (word > span.start)])
-                blocks.append(number)
-    numbers = torch.tensor(blocks)
-    stacked = torch.stack(losses)
-    # AddNER sums the means of its blocks; one softmax has one mean.
-    loss = stacked[numbers == 0].mean() + stacked[numbers == 1].mean() if head == "addner" else stacked.mean()
-    loss.backward()
+    torch.stack(losses).mean().backward()
     assert not any(name.startswith("head.blocks.2") for name in found)
     for name, parameter in model.named_parameters():
         if name.startswith("head.blocks.2"):
@@ -236,6 +231,25 @@ def test_a_draw_of_several_batches_has_the_gradient_of_one(folder: Path) -> None
     at_once = reference_of(strategy, context)
     for name, part in at_once.items():
         torch.testing.assert_close(in_batches[name], part, rtol=1e-3, atol=1e-6)
+
+
+def test_the_mean_is_over_words_however_steps_are_mixed(folder: Path) -> None:
+    """AddNER averages each block over its own words, so that few rows of one step would count as many of another."""
+    model = no_dropout(tiny_model(folder, "addner", steps=[["PER"], ["LOC"], ["ORG"]]))
+    few, many = ([s.restrict([type_]) for s in toy_sentences(n, seed=n)] for n, type_ in ((3, "PER"), (20, "LOC")))
+    context = toy_context(model, ["ORG"])
+    references = References(context, [few, many])
+    rows = [row for group in references.groups for row in group]
+    for context.train_tokens in (10_000, 64):
+        found = references.gradient(context, rows, np.random.default_rng(0))
+        model.zero_grad(set_to_none=True)
+        words = sum(len(sentence.words) for sentence in (*few, *many))
+        for sentence in (*few, *many):
+            batch = model.encode([sentence]).batch([0])
+            loss = model.head.supervised(model(batch), batch, unannotated="unknown")
+            (loss * len(sentence.words) / words).backward()
+        for name, part in found.items():
+            torch.testing.assert_close(part, model.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
 
 
 def test_references_agree_in_bf16_and_fp32_on_what_opposes_what(folder: Path) -> None:

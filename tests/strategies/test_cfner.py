@@ -12,8 +12,8 @@ import torch
 from ner_cl.config import HeadOptions, TrainingOptions, parse_strategies
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError
-from ner_cl.model.heads.base import DistillOptions
 from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies import cfner as cfner_module
 from ner_cl.strategies.base import StepContext

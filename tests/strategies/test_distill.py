@@ -9,8 +9,8 @@ import torch
 from ner_cl.config import parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ConfigError
-from ner_cl.model.heads.base import DistillOptions
 from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.build import build_strategies

@@ -13,7 +13,7 @@ from torch import Tensor
 from ner_cl.config import HeadOptions, check_head, parse_strategies
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ConfigError
-from ner_cl.model.heads.base import DistillOptions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.is3 import Is3, Is3Options, hold_back_old_columns

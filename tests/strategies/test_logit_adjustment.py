@@ -40,6 +40,13 @@ def test_ratios_worked_by_hand() -> None:
     assert found == pytest.approx({"A": math.log(20 / 50), "B": math.log(40 / 30), "C": 0.0})
 
 
+def test_words_that_nobody_looked_at_for_a_type_say_nothing_of_it() -> None:
+    train, dev = sentences(10, 10, "A"), sentences(10, 10, "A")
+    other = [Sentence(("word",) * 10, (), frozenset({"B"}))] * 200
+    assert log_ratios(train, [*dev, *other], ["A"], evidence=10.0)["A"] == pytest.approx(0.0)
+    assert log_ratios([*train, *other], dev, ["A"], evidence=10.0)["A"] == pytest.approx(0.0)
+
+
 @given(count=st.integers(1, 50), words=st.integers(2, 9), evidence=st.floats(0.1, 100))
 def test_sentences_alike_change_nothing(count: int, words: int, evidence: float) -> None:
     found = log_ratios(sentences(7, words, "A"), sentences(count, words, "A"), ["A"], evidence=evidence)
@@ -64,7 +71,8 @@ def learned(folder: Path, head: str, *strategies: object, dev: tuple[Sentence, .
 
 @BOTH
 def test_only_the_biases_of_new_types_move_and_by_the_ratio(folder: Path, head: str) -> None:
-    dev = tuple(s.restrict({"LOC", "ORG"}) for s in toy_sentences(60, seed=2, types=("PER", "PER", "PER", "LOC")))
+    mentions = toy_sentences(60, seed=2, types=("PER", "PER", "PER", "LOC"))
+    dev = tuple(s.with_spans(s.restrict({"LOC"}).spans, {"LOC", "ORG"}) for s in mentions)
     plain = weights_of(learned(folder, head, dev=dev).model)
     options = {"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0}
     adjusted = weights_of(learned(folder, head, options, dev=dev).model)

@@ -149,6 +149,26 @@ def test_step_one_has_nothing_to_hold(folder: Path) -> None:
     assert all(torch.equal(learned[0][name], tensor) for name, tensor in learned[1].items())
 
 
+@pytest.mark.parametrize("replay", [{"mixing": "batch_ratio"}, {"rehearsal": 5}], ids=str)
+def test_the_share_of_raw_text_is_of_what_else_is_trained_on(folder: Path, replay: dict[str, Any]) -> None:
+    """And not of all that is remembered, of which other strategies may draw little."""
+    options = parse_strategies([{"name": "replay", "budget": 60, **replay}, "distill"])
+    learner = Learner(tiny_model(folder), options, SHORT_TRAINING)
+    first = tuple(s.restrict({"PER"}) for s in toy_sentences(80, seed=2))
+    list(learner.learn_step(Step(1, ("PER",), first, ())))
+    rows: Counter[str] = Counter()
+    losses = learner.strategies[0].losses
+
+    def counted(context: StepContext, batch: Batch, emissions: Emissions) -> Any:
+        rows.update(batch.origins)
+        return losses(context, batch, emissions)
+
+    learner.strategies[0].losses = counted  # type: ignore[method-assign]
+    list(learner.learn_step(Step(2, ("LOC",), TRAIN, ()), unlabeled=RAW))
+    assert rows["unlabeled"] / rows.total() == pytest.approx(0.25, abs=0.06)
+    assert rows["remembered"]
+
+
 @pytest.mark.parametrize(
     "others", [["replay"], [{"name": "replay", "mixing": "loss"}], ["spg"], ["frozen_trunk"], ["ewc"]]
 )

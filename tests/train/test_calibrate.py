@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,11 @@ def test_scores_come_nearer_to_how_often_they_are_right(models: dict[str, NerMod
     assert found.error_after == pytest.approx(error(model, gold, ("LOC",)), abs=1e-6)
     assert found.error_after < 0.7 * before
     assert [[item.span for item in row] for row in score_sentences(model, gold, precision="fp32")] == tags
+    unjudged = [sentence.restrict(["PER"]) for sentence in gold]  # mention LOC, and nobody looked for it there
+    again = copy.deepcopy(models[head])
+    with_unjudged = calibrate(again, [*gold, *unjudged], precision="fp32")
+    assert with_unjudged is not None
+    assert astuple(with_unjudged) == pytest.approx(astuple(found), abs=1e-5)
     if head != "extendner":  # the old block has a temperature of its own
         assert score_sentences(model, gold, types=["PER"], precision="fp32") == old
 

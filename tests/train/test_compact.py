@@ -7,10 +7,11 @@ import pytest
 import ner_cl
 from ner_cl.config import HeadOptions, OptimizerOptions, TrainingOptions
 from ner_cl.errors import DataError, ModelError
+from ner_cl.model.card import model_card
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.modules import ModuleOptions
 from tests.tiny import tiny_model, toy_sentences
-from tests.train.toy_runs import GOOD_TRAINING, same_weights
+from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, same_weights
 
 RAW = [ner_cl.Sentence(s.words) for s in toy_sentences(150, seed=5, types=("PER", "LOC"))]
 GOLD = toy_sentences(60, seed=6, types=("PER", "LOC"))
@@ -54,17 +55,25 @@ def test_without_gold_the_loss_is_told_by_agreement(isolated: NerModel) -> None:
     assert same_weights(result.model, again.model)
 
 
-def test_the_compact_model_can_be_taught_in_any_way(isolated: NerModel, tmp_path: Path) -> None:
+def test_the_compact_model_can_be_taught_in_any_way(
+    isolated: NerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated.head, "temperatures", [1.5, 0.7])
     model = ner_cl.compact(isolated, RAW, training=TRAINING.model_copy(update={"epochs": 1})).model
     model.save(tmp_path / "compact")
     card = (tmp_path / "compact" / "README.md").read_text()
-    assert "Since then the sub-networks (modules) were distilled into one encoder" in card
+    assert "After step 2 the sub-networks (modules) were distilled into one encoder" in card
     assert "bit by bit" not in card
+    assert model.head.temperatures == [1.5, 0.7]  # blocks that imitate are scored alike
+    assert all("calibration" not in record for record in model.history)
     org = [s.restrict(["ORG"]) for s in toy_sentences(40, seed=3, types=("ORG",))]
     taught = ner_cl.learn(
         ner_cl.load(tmp_path / "compact"), org, types=["ORG"], strategies=["distill"], training=GOOD_TRAINING
     )
     assert taught.model.types == ("PER", "LOC", "ORG")
+    assert "distilled into one encoder" in model_card(taught.model)
+    by_default = ner_cl.learn(model, org, types=["ORG"], training=SHORT_TRAINING).model  # and not by modules again
+    assert [options["name"] for options in by_default.history[-1]["strategies"]] == ["distill", "frozen_trunk"]
 
 
 def test_what_cannot_be_made_compact_is_refused(isolated: NerModel, tmp_path: Path) -> None:

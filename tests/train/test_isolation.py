@@ -12,11 +12,12 @@ import ner_cl
 from ner_cl.config import parse_config
 from ner_cl.errors import CheckFailed, ConfigError
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.modules import ModuleOptions
 from ner_cl.strategies.modules import ModuleStrategy
 from ner_cl.train.isolation import emission_fingerprints
 from ner_cl.train.run import run_stream
 from tests.tiny import tiny_model, toy_sentences
-from tests.train.toy_runs import GOOD_TRAINING, Interrupted, interrupt_at
+from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, Interrupted, interrupt_at
 
 TYPES = ("PER", "LOC", "ORG")
 TEXTS = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=77, types=TYPES)]
@@ -88,6 +89,35 @@ def test_a_step_that_touches_a_frozen_weight_is_not_published(
         ner_cl.learn(models[0], data("LOC"), types=["LOC"], training=GOOD_TRAINING)
 
 
+def test_a_changed_temperature_of_an_old_block_is_seen(models: list[NerModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves no tag, and every score of the block."""
+
+    def careless(self: ModuleStrategy, context: Any) -> None:
+        context.model.head.temperatures[0] *= 1.5
+
+    monkeypatch.setattr(ModuleStrategy, "settle", careless)
+    with pytest.raises(CheckFailed, match=r"blocks of steps 1 are not what they were"):
+        ner_cl.learn(models[0], data("LOC"), types=["LOC"], isolate=True, training=SHORT_TRAINING)
+
+
+def test_the_first_step_decides_what_modules_will_be(tmp_path: Path) -> None:
+    """Step 1 has none where it trains the encoder, but what was said of them then holds for the next step."""
+    listed = [{"name": "modules", "kind": "copy", "layers": 1}]
+    empty = tiny_model(tmp_path / "tiny", "addner")
+    first = ner_cl.learn(empty, data("PER"), types=["PER"], strategies=listed, training=SHORT_TRAINING).model
+    assert first.subnetworks is None
+    for isolate in (True, False):
+        second = ner_cl.learn(first, data("LOC"), types=["LOC"], isolate=isolate, training=SHORT_TRAINING).model
+        assert second.subnetworks is not None
+        assert second.subnetworks.options == ModuleOptions(kind="copy", layers=1)
+
+
+def test_what_would_fail_in_step_2_is_refused_before_step_1(tmp_path: Path) -> None:
+    listed = [{"name": "modules", "size": 9999}]
+    with pytest.raises(ner_cl.ModelError, match="size 9999 are wider than four times the encoder"):
+        ner_cl.learn(tiny_model(tmp_path / "tiny", "addner"), data("PER"), types=["PER"], strategies=listed)
+
+
 def test_a_shared_head_and_shared_strategies_are_refused(models: list[NerModel], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="modules keeps steps apart, but head extendner shares columns"):
         ner_cl.learn(tiny_model(tmp_path / "tiny"), data("PER"), types=["PER"], strategies=["modules"])
@@ -157,7 +187,7 @@ def test_isolation_says_what_it_cannot_be_combined_with(models: list[NerModel], 
     known = ner_cl.learn(tiny_model(tmp_path / "tiny"), data("PER"), types=["PER"], training=GOOD_TRAINING).model
     with pytest.raises(ConfigError, match=r"isolate: the head of this model, extendner, .* start a new one"):
         ner_cl.learn(known, data("LOC"), types=["LOC"], isolate=True)
-    with pytest.raises(ConfigError, match=r"isolate: .* so distill, spg cannot be combined with it"):
+    with pytest.raises(ConfigError, match=r"isolate: .* none of distill, spg does that; list modules too"):
         ner_cl.learn(models[0], data("LOC"), types=["LOC"], isolate=True, strategies=["distill", "spg"])
     with pytest.raises(ConfigError, match=r"none of them reads unlabeled text"):
         ner_cl.learn(models[0], data("LOC"), types=["LOC"], isolate=True, unlabeled=TEXTS)

@@ -68,6 +68,14 @@ class AddNer(Head):
         if self.votes:
             self.ballots.append(Ballot())
 
+    def measured(self, step: int) -> tuple[float, ...]:
+        """The temperature of a step's block and, where blocks vote, weight and temperature of its vote."""
+        found = super().measured(step)
+        if not self.votes:
+            return found
+        ballot = self.ballot(step)
+        return (*found, float(ballot.weight), float(ballot.temperature))
+
     def merge_by(self, merge: str) -> None:
         """Has blocks merged in another way from now on; a vote that was never measured counts 1.
 

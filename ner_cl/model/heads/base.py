@@ -6,41 +6,18 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
-from ner_cl.config import HeadOptions, Options
+from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
 from ner_cl.model.decode import coupling, spans_of_rows
 from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.losses import kd_sub, masked_mean
 
-__all__ = ["DistillOptions", "Head"]
-
-
-class DistillOptions(Options):
-    """Weights and form of the distillation loss (Monaikul et al. 2021, section 3).
-
-    Attributes:
-        temperature: divides both logits inside the KL term.
-        alpha: weight of the KL term.
-        beta: weight of the cross entropy.
-        form: `full` normalises the student over all columns, `sub` over the teacher's columns only.
-        reduction: `sum_then_mean` is one mean over all words of what each word costs; `mean_each` averages KL and
-            cross entropy over their own words first.
-        scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature.
-        blocks: AddNER and SpanKL: `sum` or `mean` of the KL terms of the old blocks.
-    """
-
-    temperature: float = Field(2.0, gt=0)
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(1.0, ge=0)
-    form: Literal["full", "sub"] = "full"
-    reduction: Literal["sum_then_mean", "mean_each"] = "sum_then_mean"
-    scale: bool = True
-    blocks: Literal["sum", "mean"] = "sum"
+__all__ = ["Head"]
 
 
 class Head(nn.Module, ABC):
@@ -110,6 +87,10 @@ class Head(nn.Module, ABC):
     def knows_older(self) -> bool:
         """Whether a block knows types of earlier steps too."""
         return any(len(known) > len(types) for known, types in zip(self.known, self.tagset.steps, strict=True))
+
+    def measured(self, step: int) -> tuple[float, ...]:
+        """What was measured of a step's block (from 1), which turns its logits into scores."""
+        return (self.temperatures[step - 1],)
 
     def merge_by(self, merge: str) -> None:
         """Has blocks merged in another way from now on; see `HeadOptions.merge`.
@@ -242,6 +223,18 @@ class Head(nn.Module, ABC):
             unannotated: what `O` says of types that were not annotated: `negative` (that the word is none of them, as
                 plain fine-tuning reads it) or `unknown` (nothing).
         """
+
+    def as_annotated(self, scores: Float[Tensor, "row word tag"], batch: Batch) -> Float[Tensor, "row word tag"]:
+        """Scores of all tags in which types of the newest step count as `O` in rows that are not annotated for them.
+
+        A step of several types may have sentences that were annotated for some of them only. Here nothing changes:
+        blocks of their own are left out of a loss where nothing is known.
+
+        Args:
+            scores: of one softmax over the tags of all types.
+            batch: tells what each row is annotated for.
+        """
+        return scores
 
     def divergences(
         self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float

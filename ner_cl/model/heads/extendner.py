@@ -10,9 +10,17 @@ from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
 from ner_cl.model.decode import hide_types, span_log_probability, viterbi
-from ner_cl.model.heads.base import DistillOptions, Head
+from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.losses import kd_full, kd_merged, kd_sub, marginal_cross_entropy, masked_mean
+from ner_cl.model.heads.options import DistillOptions
+from ner_cl.model.losses import (
+    kd_full,
+    kd_merged,
+    kd_sub,
+    marginal_cross_entropy,
+    masked_mean,
+    unknown_as_outside,
+)
 from ner_cl.registry import heads
 
 __all__ = ["ExtendNer"]
@@ -46,13 +54,21 @@ class ExtendNer(Head):
             return masked_mean(marginal_cross_entropy(logits, batch.targets, batch.annotated), batch.word_mask)
         return masked_mean(_cross_entropy(logits, batch.targets), batch.word_mask)
 
+    def as_annotated(self, scores: Float[Tensor, "row word tag"], batch: Batch) -> Float[Tensor, "row word tag"]:
+        """Scores of all tags in which types of the newest step count as `O` in rows that are not annotated for them.
+
+        See `Head.as_annotated` and `unknown_as_outside`; the same tensor where every row is annotated for all of them.
+        """
+        unknown = batch.unannotated(self.known[-1])
+        return scores if unknown is None else unknown_as_outside(scores, unknown)
+
     def distillation(
         self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> dict[str, Float[Tensor, ""]]:
         """One of the two terms for every word, chosen by the gold label (Monaikul et al. 2021, figure 2)."""
-        logits = emissions.blocks[0]
+        logits = self.as_annotated(emissions.blocks[0], batch)
         old = teacher.shape[-1]
-        student = logits if options.form == "full" else logits[..., :old]
+        student = logits if options.form == "full" else emissions.blocks[0][..., :old]
         kl = (kd_full if options.form == "full" else kd_sub)(teacher, student, temperature=options.temperature)
         if options.scale:
             kl = kl * options.temperature**2

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -61,10 +60,12 @@ class TrunkCache:
                 self._states[row] = tuple(state[position, :length].clone() for state in states)
 
     def eval_pass(self, batch: Batch, *, whole: bool) -> TrunkPass:
-        """What `run_trunk` gives for a batch of any sentences, to the last bit; it is run once for each such batch.
+        """What `run_trunk` gives for a batch of any sentences; of others than these to the last bit, and run but once.
 
         For dev sentences, which are predicted after every epoch in the same batches.
         """
+        if whole == self._whole and batch.source == self._encoded.number:
+            return self.trunk_pass(batch)
         key = hashlib.sha256(batch.piece_ids.cpu().numpy().data).digest(), batch.piece_ids.shape, whole
         if key in self._passes:
             return self._passes[key]
@@ -79,7 +80,7 @@ class TrunkCache:
 
         Other sentences, which have rows of the same numbers, are run.
         """
-        if not self._states or not self._holds(batch):
+        if not self._states or batch.source != self._encoded.number:
             return run_trunk(self._encoder, batch, self.layers, whole=self._whole)
         # The encoder is run just to its first layer, which is called as the top layers would be.
         calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self.layers)
@@ -89,14 +90,3 @@ class TrunkCache:
             for rows in zip(*(self._states[row] for row in batch.rows), strict=True)
         )
         return TrunkPass(states, calls)
-
-    def _holds(self, batch: Batch) -> bool:
-        """Whether the rows of a batch are windows of these sentences."""
-        windows = self._encoded.windows
-        if not batch.rows or max(batch.rows) >= len(windows):
-            return False
-        pieces = batch.piece_ids.cpu().numpy()
-        wanted = [windows[row].piece_ids for row in batch.rows]
-        return pieces.shape[1] >= max(len(ids) for ids in wanted) and all(
-            np.array_equal(found[: len(ids)], ids) for found, ids in zip(pieces, wanted, strict=True)
-        )

@@ -8,7 +8,8 @@ export function historyTable(model) {
   const steps = model.history.filter((step) => Object.keys(step.f1).length);
   const table = document.createElement("table");
   const head = table.createTHead().insertRow();
-  for (const title of ["step", ...steps.map((step) => step.step), ""]) head.append(cell("th", title));
+  const columns = steps.map((step) => `${step.step} ${scoredOn(step)}`);
+  for (const title of ["step", ...columns, ""]) head.append(cell("th", title, "col"));
   const body = table.createTBody();
   for (const { type, step: taught } of model.types) {
     const row = body.insertRow();
@@ -25,6 +26,11 @@ export function historyTable(model) {
   return table;
 }
 
+/** One step is measured on dev sentences, a stream on its test set. */
+function scoredOn(step) {
+  return Object.keys(step.measured).length ? "dev" : "test";
+}
+
 /** How to read the table. */
 export function historyNote(model) {
   const steps = model.history.filter((step) => Object.keys(step.f1).length);
@@ -33,10 +39,10 @@ export function historyNote(model) {
   return `Bold: the step that taught it.${agreed ? " =: agreement with the model before." : ""}`;
 }
 
-function cell(kind, text) {
+function cell(kind, text, scope = "row") {
   const made = document.createElement(kind);
   made.textContent = text;
-  if (kind === "th") made.scope = typeof text === "number" ? "col" : "row";
+  if (kind === "th") made.scope = scope;
   return made;
 }
 

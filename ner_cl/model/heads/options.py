@@ -1,0 +1,32 @@
+"""Options of losses that heads compute."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ner_cl.config import Options
+
+__all__ = ["DistillOptions"]
+
+
+class DistillOptions(Options):
+    """Weights and form of the distillation loss (Monaikul et al. 2021, section 3).
+
+    Attributes:
+        temperature: divides both logits inside the KL term.
+        alpha: weight of the KL term.
+        beta: weight of the cross entropy.
+        form: `full` normalises the student over all columns, `sub` over the teacher's columns only.
+        reduction: `sum_then_mean` is one mean over all words of what each word costs; `mean_each` averages KL and
+            cross entropy over their own words first.
+        scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature.
+        blocks: AddNER and SpanKL: `sum` or `mean` of the KL terms of the old blocks.
+    """
+
+    temperature: float = Field(2.0, gt=0)
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    form: Literal["full", "sub"] = "full"
+    reduction: Literal["sum_then_mean", "mean_each"] = "sum_then_mean"
+    scale: bool = True
+    blocks: Literal["sum", "mean"] = "sum"
