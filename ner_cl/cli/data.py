@@ -1,5 +1,6 @@
 """`ner-cl data`: look at annotated sentences, convert them, cut them into steps, delete those a model keeps."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,7 +153,17 @@ def _named(paths: list[str]) -> dict[str, str]:
 
 
 def _parts_of(folder: Path) -> dict[str, str]:
-    """The files called train, dev and test in a folder; DataError if there are none, or two for one part."""
+    """The files called train, dev and test in a folder, or the splits of a data set that `datasets` saved there.
+
+    Raises:
+        DataError: if there are none, or two files for one part.
+    """
+    if (folder / "dataset_info.json").is_file():
+        return {folder.name: str(folder)}
+    if (saved := folder / "dataset_dict.json").is_file():
+        splits = json.loads(saved.read_text(encoding="utf-8"))["splits"]
+        part_of = {stem: part for part, stems in _PARTS.items() for stem in stems}
+        return {part_of.get(split, split): f"{folder}#{split}" for split in splits}
     parts: dict[str, str] = {}
     for part, stems in _PARTS.items():
         files = sorted(str(path) for path in folder.iterdir() if path.is_file() and path.stem.lower() in stems)

@@ -149,9 +149,13 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
 
 
 def find_file(name: str, folder: Path) -> Path | None:
-    """The first existing file among `$NER_CL_DATA/name`, `folder/name` and `name`; None if there is none."""
+    """The first that exists among `$NER_CL_DATA/name`, `folder/name` and `name`; None if there is none.
+
+    It is a file, or a folder of `datasets`; `#split` at the end of a name is kept.
+    """
     roots = [Path(os.environ["NER_CL_DATA"])] if os.environ.get("NER_CL_DATA") else []
     for root in (*roots, folder, Path()):
-        if (root / name).is_file():
+        path = root / name.partition("#")[0]
+        if path.is_file() or any((path / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json")):
             return root / name
     return None

@@ -99,7 +99,8 @@ class StepTraining:
         )
         context.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):
-            (self.progress, best), progress = saved, saved[0]
+            progress, best = saved
+            self.progress = progress
             self.carried = progress.train_seconds - self.seconds
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
         self._saved_at = time.monotonic()

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
+from ner_cl.cli.app import main
+from ner_cl.config import load_config
 from ner_cl.data.readers import read_sentences
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence, Span
@@ -94,3 +96,22 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"abc")
     with pytest.raises(DataError, match="cannot be loaded as a data set"):
         read_sentences(tmp_path / "x.parquet")
+
+
+def test_a_saved_data_set_is_found_by_the_command_and_beside_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"tokens": [["Ada", "slept"], ["Bob", "left"]], "ner_tags": [["B-PER", "O"], ["B-PER", "O"]]}
+    data = Dataset.from_dict(rows)
+    DatasetDict({"train": data, "validation": data.select([0]), "test": data}).save_to_disk(tmp_path / "set")
+    assert main(["data", "check", str(tmp_path / "set"), "--format", "hub", "--json"]) == 0
+    assert '"dev"' in capsys.readouterr().out
+    (tmp_path / "configs").mkdir()
+    config = tmp_path / "configs" / "c.yaml"
+    corpus = "{format: hub, train: 'set#train', dev: 'set#validation', test: 'set#test'}"
+    config.write_text(f"stream: {{corpus: {corpus}, steps: [[PER]]}}\n")
+    monkeypatch.setenv("NER_CL_DATA", str(tmp_path))
+    assert load_config(config).stream.corpus.train == f"{tmp_path / 'set'}#train"
+    monkeypatch.delenv("NER_CL_DATA")
+    (tmp_path / "set").rename(tmp_path / "configs" / "set")
+    assert load_config(config).stream.corpus.dev == f"{tmp_path / 'configs' / 'set'}#validation"
