@@ -1,7 +1,7 @@
 """The main job, start to end: `make demo`.
 
-Learns the first four steps of the quickstart stream twice, with plain fine-tuning and with ner_cl's default, and prints
-both F1 matrices side by side; then teaches the finished model one more type and finds entities with it. Every line that
+Learns three types one after another, twice: with plain fine-tuning and with ner_cl's default, and prints both F1 matrices
+side by side; then teaches the finished model one more type and finds entities with it. Every line that
 starts with `$` is a command that can be typed.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from ner_cl.evaluate.matrix import Matrix, render_side_by_side
 
 RUNS = Path("runs/demo")
-STREAM = ("configs/quickstart.yaml", "--set", "stream.steps=[[PERSON],[LOCATION],[ORGANIZATION],[DATE]]")
+STREAM = ("configs/quickstart.yaml", "--set", "stream.steps=[[PERSON],[LOCATION],[DATE]]")
 TEXTS = (
     "Priya Raman flew from Lisbon to Oslo on Friday.\n"
     "The pharmacist at Hallworth Clinic told Tom to stop ibuprofen before starting warfarin in March.\n"
-    "Norvane Electronics moved its office to Cork in 2019.\n"
+    "Julia moved to Cork in 2019.\n"
 )
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     shutil.rmtree(RUNS, ignore_errors=True)
     plain = ["train", *STREAM, "--set", "strategies=[finetune]", "--output", str(RUNS / "finetune")]
     ours = ["train", *STREAM, "--output", str(RUNS / "ner_cl")]
-    print("Four types arrive one after another; each step sees sentences annotated for its own type only.\n")
+    print("Three types arrive one after another; each step sees sentences annotated for its own type only.\n")
     # Both at once, a thread each (see `_one_thread`).
     print(_shown(plain), flush=True)
     finetune = subprocess.Popen(_command([*plain, "--quiet"]), stdout=subprocess.DEVNULL, env=_one_thread())
@@ -41,12 +41,12 @@ def main() -> None:
     print("\nF1 of every type on the whole test set, after each step:\n")
     print(render_side_by_side(*matrices, ("plain fine-tuning", "ner_cl, its default")))
 
-    model, grown = RUNS / "ner_cl" / "steps" / "04", RUNS / "with-medication"
+    model, grown = RUNS / "ner_cl" / "steps" / "03", RUNS / "with-medication"
     data = ["data/quickstart/train.jsonl", "--dev", "data/quickstart/dev.jsonl"]
-    print("\nA fifth type arrives. Old types are measured before and after, on the dev sentences:\n")
-    short = ["--set", "training.epochs=4"]
+    print("\nA fourth type arrives. Old types are measured before and after, on the dev sentences:\n")
+    short = ["--set", "training.epochs=2"]
     _run(["learn", *data, "--model", str(model), "--types", "MEDICATION", *short, "--output", str(grown)])
-    print("\nAll five types are found by one model:\n")
+    print("\nAll four types are found by one model:\n")
     _run(["predict", str(grown), "-"], text=TEXTS)
     print(f"\nThe runs and the model are in {RUNS}/. Done in {time.monotonic() - started:.0f} seconds.")
 

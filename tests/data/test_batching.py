@@ -105,7 +105,8 @@ def test_moving_a_batch_moves_every_tensor(encoded: EncodedSentences) -> None:
     assert moved.annotated_types == batch.annotated_types
     assert set(Batch.__dataclass_fields__) == {
         *TENSORS,
-        "annotated_types",
+        "row_types",
+        "source",
         "rows",
         "row_words",
         "origins",

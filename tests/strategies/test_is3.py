@@ -199,6 +199,7 @@ def test_prototypes_are_mean_directions_of_the_words_of_the_step(folder: Path, l
     strategy, context, _ = begin(folder, (*TRAIN, *KEPT), prototype_length=length)
     earlier = strategy.state_dict()
     strategy.end_step(context)
+    strategy.release()
     members: dict[str, list[np.ndarray]] = {}
     for sentence in TRAIN:
         batch = context.model.encode([sentence]).batch([0])
@@ -221,6 +222,7 @@ def test_a_tag_that_no_word_has_gets_no_prototype(folder: Path) -> None:
     single = tuple(s for s in TRAIN if all(span.end - span.start == 1 for span in s.spans))
     strategy, context, _ = begin(folder, single)
     strategy.end_step(context)
+    strategy.release()
     assert "B-LOC" in strategy.state_dict()
     assert "I-LOC" not in strategy.state_dict()
 
