@@ -1,8 +1,8 @@
 """The main job, start to end: `make demo`.
 
-Learns three types one after another, twice: with plain fine-tuning and with ner_cl's default, and prints both F1 matrices
-side by side; then teaches the finished model one more type and finds entities with it. Every line that
-starts with `$` is a command that can be typed.
+Learns three types one after another, twice: with plain fine-tuning and with ner_cl's default, and prints both F1
+matrices side by side; then teaches the finished model one more type and finds entities with it. Every line that starts
+with `$` is a command that can be typed.
 """
 
 import os

@@ -68,6 +68,7 @@ class StepTraining:
     seconds: float = 0.0
     progress: Progress = field(init=False)
     carried: float = field(init=False, default=0.0)
+    _saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def run(self) -> Iterator[Event]:
         """Trains, yielding what happens; the caller reports it."""
@@ -99,11 +100,10 @@ class StepTraining:
         )
         context.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):
-            progress, best = saved
-            self.progress = progress
+            self.progress, best = saved
+            progress = self.progress
             self.carried = progress.train_seconds - self.seconds
             yield Resumed(step=context.number, epoch=progress.epoch, update=progress.update)
-        self._saved_at = time.monotonic()
 
         while not progress.finished:
             context.epoch = progress.epoch
