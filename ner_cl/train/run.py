@@ -25,7 +25,7 @@ from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
 from ner_cl.train.environment import environment
-from ner_cl.train.events import Event, EventLog, RunDone, StepDone
+from ner_cl.train.events import Event, EventLog, Note, RunDone, StepDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.memory import peak_memory, reset_peak_memory
 from ner_cl.train.orders import steps_of
@@ -124,6 +124,8 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
         if engine.is_main:
             _publish(learner, step, matrix, folder)
         engine.wait()
+        if learner.isolation is not None and learner.isolation.steps:
+            yield Note(step=step.number, text=str(learner.isolation))
         yield _step_done(learner, step, matrix, time.perf_counter() - step_started)
     yield RunDone(metrics=matrix.metrics, seconds=time.perf_counter() - started)
 
