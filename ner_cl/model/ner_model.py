@@ -134,7 +134,7 @@ class NerModel(nn.Module):
         if not self.head.apart:
             raise ModelError(
                 f"head {self.head.name} shares columns between steps, so that none can have a sub-network of its own; "
-                "use head addner"
+                "use head addner or spankl"
             )
         first = len(self.tagset.steps) + 1
         made: Subnetworks = subnetworks[options.name](self.encoder, options, first=first)
