@@ -128,8 +128,8 @@ def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
     """
     if (name := isolating(options)) and not heads[head.name].apart:  # type: ignore[attr-defined]
         raise ConfigError(
-            f"strategies: {name} keeps steps apart, but head {head.name} shares columns between them; use head addner or "
-            "spankl"
+            f"strategies: {name} keeps steps apart, but head {head.name} shares columns between them; use head "
+            "addner or spankl"
         )
     for item in options:
         if reason := strategies[item.name](item).refuses_head(head):
