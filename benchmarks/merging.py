@@ -3,7 +3,7 @@
     python -m benchmarks.merging MODEL DATA [--threads T]
 
 MODEL has a block a step (head `addner`); DATA is annotated for its types. `ner-cl evaluate --merge` looks at one way in
-detail. Votes of a model that never measured any count 1, so that `vote` says there what `majority` does with scores.
+detail. In a model that never measured votes each counts 1.
 """
 
 import argparse

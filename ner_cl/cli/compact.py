@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ner_cl.cli.console import emit, emit_json, say
+from ner_cl.cli.console import emit, emit_json
 from ner_cl.cli.documents import read_documents
 from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Settings, check_model_output, training_options
 
@@ -33,7 +33,7 @@ def compact(
     The new model runs as fast as any other and can learn more in any way, but no longer promises that old
     predictions do not move.
     """
-    from ner_cl.cli.learn import result_to_dict
+    from ner_cl.cli.learn import publish, result_to_dict
     from ner_cl.cli.progress import progress
     from ner_cl.data.readers import read_sentences
     from ner_cl.data.words import split_words
@@ -57,10 +57,9 @@ def compact(
             seed=seed,
             on_event=display,
         )
-    try:
-        if max_drop is not None:
-            result.check(max_drop)
-        result.model.save(folder)
-    finally:
-        emit_json(result_to_dict(result, folder)) if as_json else emit(result.table)
-    say(f"the model is in {folder}")
+    publish(
+        result,
+        folder,
+        max_drop,
+        lambda: emit_json(result_to_dict(result, folder)) if as_json else emit(result.table),
+    )

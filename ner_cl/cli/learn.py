@@ -1,5 +1,6 @@
 """`ner-cl learn`: one new step on an existing model, the everyday verb."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
     from ner_cl.model.ner_model import NerModel
     from ner_cl.train.changes import LearnResult
 
-__all__ = ["learn", "result_to_dict"]
+__all__ = ["learn", "publish", "result_to_dict"]
 
 EncoderName: TypeAlias = Annotated[
     str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
@@ -101,21 +102,21 @@ def learn(
             format=format_,
             alignment=alignment,
         )
-    _publish(result, folder, max_drop, as_json=as_json)
+    publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json))
+    if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):
+        say(f"note: it keeps {kept} sentences to learn more with; ner-cl data forget {folder} deletes them")
 
 
-def _publish(result: "LearnResult", folder: Path, max_drop: float | None, *, as_json: bool) -> None:
-    """Saves the model unless the gate is shut, and shows what came of the step either way."""
+def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: Callable[[], None]) -> None:
+    """Saves the model unless the gate is shut, and shows what came of it either way."""
     try:
         if max_drop is not None:
             result.check(max_drop)
         if is_main_process():
             result.model.save(folder)  # before anything is printed: whoever reads may be gone
     finally:
-        _show(result, folder, as_json=as_json)
+        show()
     say(f"the model is in {folder}")
-    if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):
-        say(f"note: it keeps {kept} sentences to learn more with; ner-cl data forget {folder} deletes them")
 
 
 def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:

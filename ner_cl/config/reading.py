@@ -155,7 +155,8 @@ def find_file(name: str, folder: Path) -> Path | None:
     """
     roots = [Path(os.environ["NER_CL_DATA"])] if os.environ.get("NER_CL_DATA") else []
     for root in (*roots, folder, Path()):
-        path = root / name.partition("#")[0]
-        if path.is_file() or any((path / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json")):
+        saved = root / name.partition("#")[0]
+        candidates = (root / name, saved, saved / "dataset_dict.json", saved / "dataset_info.json")
+        if any(path.is_file() for path in candidates):
             return root / name
     return None

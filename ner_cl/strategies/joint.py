@@ -11,7 +11,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.rows import cross_entropy, on_rows
+from ner_cl.strategies.rows import cross_entropy_as_annotated
 from ner_cl.types import Sentence
 
 __all__ = ["Joint", "JointOptions"]
@@ -51,11 +51,4 @@ class Joint(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy of the sentences of all steps, silent about types that one of them is not annotated for."""
-        head = context.model.head
-        return on_rows(
-            batch,
-            emissions,
-            lambda rows, said: {"ce": cross_entropy(head, rows, said, "unknown")},
-            "own",
-            "remembered",
-        )
+        return cross_entropy_as_annotated(context.model.head, batch, emissions, "own", "remembered")

@@ -69,13 +69,8 @@ class ModuleStrategy(Strategy):
         """Has the new step given a module; in step 1 only if the encoder is not to be trained."""
         if context.old_types or self.options.trunk == "pretrained":
             subnetworks_of(context.model, ModuleOptions, self.options)
-        else:
-            self._check(context)
-
-    def _check(self, context: StepContext) -> None:
-        """Refuses now what would fail in step 2, when step 1 has been paid for."""
-        model = context.model.copy()
-        model.isolate(options_of(ModuleOptions, self.options))
+        else:  # what would fail in step 2 is refused now, before step 1 has been paid for
+            Modules(context.model.encoder, options_of(ModuleOptions, self.options), first=context.number + 1)
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """Where the new block is to know older types, the sentences with what the model says of them so far."""

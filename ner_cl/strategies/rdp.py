@@ -188,13 +188,14 @@ def word_costs(
     """
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     read = logits if annotated is None else annotated
+    read_log_probs = log_probs if read is logits else torch.log_softmax(read.float(), dim=-1)
     outside = targets == 0
     gold = F.one_hot(targets, logits.shape[-1]).float()[..., teacher.shape[-1] :]
     soft = torch.softmax(torch.cat([torch.sigmoid(teacher.float()), gold], dim=-1), dim=-1)
     chosen = torch.where(outside, labels, targets)
     divergence = kd_full(teacher, read, temperature=1.0)
     return {
-        "ce": -torch.log_softmax(read.float(), dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1),
+        "ce": -read_log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1),
         "kd": torch.where(outside, divergence, torch.zeros_like(divergence)),
         "soft_labels": -(soft * log_probs).mean(dim=-1),
         "entropy": -(log_probs.exp() * log_probs).mean(dim=-1),

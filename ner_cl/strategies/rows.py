@@ -11,7 +11,7 @@ from ner_cl.data.batching import Batch, Origin, rows_from
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 
-__all__ = ["cross_entropy", "cross_entropy_as_labelled", "on_rows"]
+__all__ = ["cross_entropy", "cross_entropy_as_annotated", "cross_entropy_as_labelled", "on_rows"]
 
 Terms = dict[str, Float[Tensor, ""]]
 
@@ -59,6 +59,16 @@ def cross_entropy(
         for rows in groups.values()
     ]
     return torch.stack(parts).sum()
+
+
+def cross_entropy_as_annotated(head: Head, batch: Batch, emissions: Emissions, *origins: Origin) -> Terms:
+    """Cross entropy of rows from some places, silent about types that a row is not annotated for, as `ce`."""
+    return on_rows(
+        batch,
+        emissions,
+        lambda rows, said: {"ce": cross_entropy(head, rows, said, "unknown")},
+        *origins,
+    )
 
 
 def cross_entropy_as_labelled(head: Head, batch: Batch, emissions: Emissions) -> Terms:

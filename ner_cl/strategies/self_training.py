@@ -12,7 +12,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.pseudo_labels import label_old_types
-from ner_cl.strategies.rows import cross_entropy, on_rows
+from ner_cl.strategies.rows import cross_entropy_as_annotated
 from ner_cl.types import Sentence
 
 __all__ = ["SelfTraining", "SelfTrainingOptions"]
@@ -41,5 +41,4 @@ class SelfTraining(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy; the pseudo-labels count as gold."""
-        head = context.model.head
-        return on_rows(batch, emissions, lambda rows, said: {"ce": cross_entropy(head, rows, said, "unknown")})
+        return cross_entropy_as_annotated(context.model.head, batch, emissions)

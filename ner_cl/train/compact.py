@@ -13,7 +13,6 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import count_spans, micro_f1
-from ner_cl.model.heads.addner import AddNer
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
@@ -31,11 +30,8 @@ __all__ = ["compact"]
 
 _HELD_BACK = 10  # one sentence in so many tells when to stop
 _FEWEST_SENTENCES = 20
-_OF_BLOCKS = (
-    "calibration",
-    "free",
-    "isolation",
-)  # what a record says of the teacher's blocks, and not of the student's
+# What a record says of the teacher's blocks, and not of the student's.
+_OF_BLOCKS = ("calibration", "free", "isolation")
 
 
 class _ImitateOptions(StrategyOptions):
@@ -175,9 +171,7 @@ def _single(model: NerModel, seed: int) -> NerModel:
         new = student.head.new_block()
         if new.weight.shape == block.weight.shape:
             new.load_state_dict(block.state_dict())
-    student.head.temperatures = list(model.head.temperatures)
-    if isinstance(student.head, AddNer) and isinstance(model.head, AddNer):
-        student.head.ballots.load_state_dict(model.head.ballots.state_dict())
+    student.head.measured_as(model.head)
     return student
 
 

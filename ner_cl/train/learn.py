@@ -15,8 +15,6 @@ from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import nearest
-from ner_cl.registry import strategies as registered
-from ner_cl.strategies.base import Strategy
 from ner_cl.strategies.replay import ReplayOptions
 from ner_cl.train.changes import LearnResult, changes_of
 from ner_cl.train.events import Event
@@ -186,8 +184,7 @@ def _begun(model: NerModel) -> tuple[StrategyOptions, ...]:
 
 def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tuple[StrategyOptions, ...]:
     """The strategies with one that keeps steps apart: what the model has already, else modules."""
-    classes: list[type[Strategy]] = [registered[options.name] for options in strategies]
-    if any(class_.isolates for class_ in classes):
+    if isolating(strategies):
         return strategies
     if strategies:
         names = ", ".join(options.name for options in strategies)

@@ -76,6 +76,12 @@ class AddNer(Head):
         ballot = self.ballot(step)
         return (*found, float(ballot.weight), float(ballot.temperature))
 
+    def measured_as(self, other: Head) -> None:
+        """Takes over the temperatures and, where blocks vote, what each vote counts."""
+        super().measured_as(other)
+        assert isinstance(other, AddNer)
+        self.ballots.load_state_dict(other.ballots.state_dict())
+
     def merge_by(self, merge: str) -> None:
         """Has blocks merged in another way from now on; a vote that was never measured counts 1.
 

@@ -92,6 +92,10 @@ class Head(nn.Module, ABC):
         """What was measured of a step's block (from 1), which turns its logits into scores."""
         return (self.temperatures[step - 1],)
 
+    def measured_as(self, other: "Head") -> None:
+        """Takes over what was measured of the blocks of a head with the same steps and options."""
+        self.temperatures = list(other.temperatures)
+
     def merge_by(self, merge: str) -> None:
         """Has blocks merged in another way from now on; see `HeadOptions.merge`.
 
@@ -153,10 +157,11 @@ class Head(nn.Module, ABC):
 
     def _annotated_blocks(self, batch: Batch, emissions: Emissions) -> list[int]:
         """Indices of the blocks that were computed and have annotation in the batch."""
+        annotated = batch.annotated_types
         return [
             index
             for index, known in enumerate(self.known)
-            if emissions.computed(index + 1) and not batch.annotated_types.isdisjoint(known)
+            if emissions.computed(index + 1) and not annotated.isdisjoint(known)
         ]
 
     def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> "Emissions":

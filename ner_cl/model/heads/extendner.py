@@ -66,9 +66,8 @@ class ExtendNer(Head):
         self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> dict[str, Float[Tensor, ""]]:
         """One of the two terms for every word, chosen by the gold label (Monaikul et al. 2021, figure 2)."""
-        logits = self.as_annotated(emissions.blocks[0], batch)
-        old = teacher.shape[-1]
-        student = logits if options.form == "full" else emissions.blocks[0][..., :old]
+        logits = emissions.blocks[0]
+        student = self.as_annotated(logits, batch) if options.form == "full" else logits[..., : teacher.shape[-1]]
         kl = (kd_full if options.form == "full" else kd_sub)(teacher, student, temperature=options.temperature)
         if options.scale:
             kl = kl * options.temperature**2
