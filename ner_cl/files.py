@@ -15,14 +15,25 @@ __all__ = ["new_folder", "publish_folder", "recover_folders", "replace_file", "r
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end, if nothing went wrong."""
+    """A file to write to that takes the place of `path` at the end, if nothing went wrong.
+
+    The permissions of a file that was there stay, and a link goes on pointing at its file. What cannot be replaced, a
+    pipe or a device, is written to as it comes.
+    """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve()
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with draft.open("wb") as file:
             yield file
+        if path.exists():
+            shutil.copymode(path, draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

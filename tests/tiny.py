@@ -205,9 +205,10 @@ def toy_context(
         predict=lambda sentences: predict_sentences(model, sentences, precision="fp32"),
         training_loss=training_loss,
         generator=lambda purpose: generator(13, purpose),
-        encoded=model.encode(train) if train else None,
         trained=tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad),
     )
+    if train:
+        context.encoded = model.encode(train)
     return context
 
 

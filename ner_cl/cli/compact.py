@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from ner_cl.cli.console import emit, emit_json
-from ner_cl.cli.documents import read_documents
-from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Settings, check_model_output, training_options
+from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Overlap, Settings, check_model_output, training_options
 
 __all__ = ["compact"]
 
@@ -26,6 +25,7 @@ def compact(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
     format_: Format = "auto",
     alignment: Alignment = "error",
+    on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
     """Distil a model with a sub-network a step into one encoder, and show what that costs in F1.
@@ -36,22 +36,22 @@ def compact(
     from ner_cl.cli.learn import publish, result_to_dict
     from ner_cl.cli.progress import progress
     from ner_cl.data.readers import read_sentences
-    from ner_cl.data.words import split_words
+    from ner_cl.data.unlabeled import read_unlabeled
     from ner_cl.model.store import load_model
     from ner_cl.train.compact import compact as make_compact
-    from ner_cl.types import Sentence
 
     training = training_options(settings or [])
     teacher = load_model(model)
     folder = output or model.absolute().parent / f"{model.absolute().name}-compact"
     check_model_output(folder)
-    texts = [document.text for document in read_documents(text)]
-    words = [tuple(line[start:end] for start, end in split_words(line)) for line in texts]
-    measured = read_sentences(dev, format=format_, alignment=alignment) if dev is not None else ()
+    sentences = read_unlabeled(text)
+    measured = (
+        read_sentences(dev, format=format_, alignment=alignment, on_overlap=on_overlap) if dev is not None else ()
+    )
     with progress(1) as display:
         result = make_compact(
             teacher,
-            [Sentence(found) for found in words if found],
+            sentences,
             dev=measured,
             training=training,
             seed=seed,

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ner_cl.cli.console import emit, emit_json, say, table
-from ner_cl.cli.options import Alignment, Format, Json, Types, names, parse_yaml
+from ner_cl.cli.options import Alignment, Format, Json, Overlap, Types, names, parse_yaml
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.files import new_folder
 
@@ -35,6 +36,7 @@ def check(
     scheme: Scheme = "auto",
     types: Types = None,
     alignment: Alignment = "error",
+    on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
     """Say what is in a corpus and what is wrong with it.
@@ -47,7 +49,9 @@ def check(
     for path in parts.values():
         if not Path(path).exists() and "#" not in path and format_ != "hub":
             raise DataError(f"{path}: no such file; check the path")
-    report = check_corpus(parts, format=format_, scheme=scheme, types=names(types), alignment=alignment)
+    report = check_corpus(
+        parts, format=format_, scheme=scheme, types=names(types), alignment=alignment, on_overlap=on_overlap
+    )
     emit_json(report.to_json()) if as_json else emit(_text(report))
     if not report.ok:
         count = len(report.problems)
@@ -77,11 +81,11 @@ def convert(
             say(f"note: {source} has no mention of {type_}{nearest(type_, found)}")
     for what, lines in sorted(report.repairs.items()):
         say(f"note: {what}: {len(lines)} (first in line {lines[0]})")
-    write_sentences(target, sentences, format=to, scheme=scheme)
-    if len({sentence.annotated_types for sentence in sentences}) > 1 and target.suffix not in (".jsonl", ".json"):
+    written = write_sentences(target, sentences, format=to, scheme=scheme)
+    if written == "conll" and len({sentence.annotated_types for sentence in sentences}) > 1:
         say(
-            "note: the sentences are annotated for different types, which only JSONL can say; read from this file, "
-            "they will count as annotated for all of them"
+            "note: the sentences are annotated for different types, which column files cannot say; read from this "
+            "file, they will count as annotated for all of them"
         )
     say(
         f"{len(sentences)} sentences with {sum(len(sentence.spans) for sentence in sentences)} mentions are in {target}"
@@ -105,27 +109,30 @@ def split(
     first: Annotated[int | None, typer.Option("--first", min=1, help="Without --steps: types in step 1.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the slices, and a random order.")] = 13,
     format_: Format = "auto",
+    on_overlap: Overlap = "error",
 ) -> None:
     """Cut a corpus into the data of each step.
 
     Every step is annotated for its own types only, as a model meets them that learns step by step.
     """
-    from ner_cl.data.protocols import check_protocol
+    from ner_cl.data.protocols import allocate, check_protocol
     from ner_cl.data.stream import build_stream, order_types
 
     chosen_protocol = check_protocol(protocol)
-    corpus, files = _corpus(source, format_)
+    corpus, files = _corpus(source, format_, on_overlap)
     listed = None if steps is None else parse_yaml(steps, "--steps")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(step, list) for step in listed)):
         raise ConfigError(f"--steps {steps!r}: write a list of lists, such as '[[PER], [LOC, ORG]]'")
     chosen = listed or order_types(corpus, order=order, increment=increment, first=first, seed=seed)
     stream = build_stream(corpus, chosen, protocol=chosen_protocol, seed=seed)
-    _write_stream(target, stream, files, format_, seed)
+    _write_stream(target, stream, files, {"format": format_, "on_overlap": on_overlap}, seed)
     rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
     emit(table(["step", "types", "train", "dev"], rows, text_columns=2))
-    taken = {sentence.source for step in stream.steps for sentence in step.train}
-    if left := sum(sentence.source not in taken for sentence in corpus.train):
+    taken = set(chain(*allocate(corpus.train, chosen, protocol=chosen_protocol, seed=seed)))
+    if left := len(corpus.train) - len(taken):
         say(f"note: {left} of {len(corpus.train)} training sentences are in no step")
+    if "test" not in files:
+        say(f"note: there is no test set; add corpus.test to {target / 'stream.yaml'} before you train on it")
 
 
 @app.command()
@@ -204,22 +211,23 @@ def _text(report: "CheckReport") -> str:
     return "\n\n".join([*blocks, *(["no problems"] if report.ok else [])])
 
 
-def _corpus(source: str, format_: str) -> "tuple[Corpus, Mapping[str, str]]":
+def _corpus(source: str, format_: str, on_overlap: str) -> "tuple[Corpus, Mapping[str, str]]":
     """The corpus in a file or folder, and which files it has."""
-    from ner_cl.config import CorpusOptions
+    from ner_cl.config import CorpusOptions, validate
     from ner_cl.data.corpus import load_corpus
 
     files = _parts_of(Path(source)) if Path(source).is_dir() else {"train": source}
     if "train" not in files:
         raise DataError(f"{source}: holds no file called train")
     # Where there is no test file nothing is scored either; the training file stands in, and is not written.
-    options = CorpusOptions(
-        format=format_, train=files["train"], dev=files.get("dev"), test=files.get("test", files["train"])
-    )
+    values = {"format": format_, "on_overlap": on_overlap, "test": files["train"], **files}
+    options = validate(CorpusOptions, values, "the corpus")
     return load_corpus(options, name=Path(source).stem), files
 
 
-def _write_stream(target: Path, stream: "Stream", files: Mapping[str, str], format_: str, seed: int) -> None:
+def _write_stream(
+    target: Path, stream: "Stream", files: Mapping[str, str], reading: Mapping[str, str], seed: int
+) -> None:
     """A folder for each step, the test set, and the stream file that `stream.file` reads."""
     import yaml
 
@@ -227,7 +235,7 @@ def _write_stream(target: Path, stream: "Stream", files: Mapping[str, str], form
 
     values: dict[str, Any] = {
         "name": stream.corpus_name,
-        "corpus": {"format": format_, **{part: str(Path(path).absolute()) for part, path in files.items()}},
+        "corpus": {**reading, **{part: _findable(path) for part, path in files.items()}},
         "steps": [list(step.types) for step in stream.steps],
         "protocol": stream.protocol,
         "seed": seed,
@@ -244,3 +252,8 @@ def _write_stream(target: Path, stream: "Stream", files: Mapping[str, str], form
             write_sentences(draft / "test.jsonl", stream.test)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
         (draft / "stream.yaml").write_text(text, encoding="utf-8")
+
+
+def _findable(path: str) -> str:
+    """A path that leads to the same place from everywhere; the name of a data set on a hub stays as it is."""
+    return str(Path(path).absolute()) if Path(path.partition("#")[0]).exists() else path

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ner_cl.cli.console import emit, emit_json, say
-from ner_cl.cli.options import Alignment, Json
+from ner_cl.cli.options import Alignment, Json, Overlap
 from ner_cl.errors import ConfigError
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
@@ -40,6 +40,7 @@ def export(
     ] = None,
     language: Annotated[str, typer.Option("--language", help="For spacy: the language of its tokenizer.")] = "en",
     alignment: Alignment = "error",
+    on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
     """Write a model for ONNX Runtime, spaCy or transformers.
@@ -59,7 +60,7 @@ def export(
     if int8 and check and data is None:
         raise ConfigError("--check of --int8 compares F1: give annotated sentences with --data")
     tagger = load_model(model)
-    sentences = read_sentences(data, alignment=alignment) if data is not None else ()
+    sentences = read_sentences(data, alignment=alignment, on_overlap=on_overlap) if data is not None else ()
     export_model(tagger, output, format=format_, int8=int8, language=language)
     say(f"{format_} is in {output}")
     if check or data is not None:

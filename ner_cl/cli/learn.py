@@ -12,6 +12,7 @@ from ner_cl.cli.options import (
     Format,
     Json,
     MaxDrop,
+    Overlap,
     Settings,
     check_model_output,
     names,
@@ -72,6 +73,7 @@ def learn(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
     format_: Format = "auto",
     alignment: Alignment = "error",
+    on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
     """Teach a model new types without the old data.
@@ -101,6 +103,7 @@ def learn(
             on_event=display,
             format=format_,
             alignment=alignment,
+            on_overlap=on_overlap,
         )
     publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json))
     if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):

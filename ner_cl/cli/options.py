@@ -16,6 +16,7 @@ __all__ = [
     "Format",
     "Json",
     "MaxDrop",
+    "Overlap",
     "Settings",
     "Types",
     "check_model_output",
@@ -40,6 +41,10 @@ Format: TypeAlias = Annotated[
 ]
 Alignment: TypeAlias = Annotated[
     str, typer.Option("--alignment", help="A span that cuts a word: error, or expand it to whole words.")
+]
+Overlap: TypeAlias = Annotated[
+    str,
+    typer.Option("--on-overlap", help="Overlapping spans: error, the longest only, or keep them all (head spankl)."),
 ]
 
 
@@ -67,7 +72,7 @@ def parse_yaml(text: str, flag: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, TypeError, ValueError):  # PyYAML lets a date of month 13 and {{ }} through as such
         raise ConfigError(f"{flag} {text!r}: is not valid YAML; write for instance '[{{name: distill}}]'") from None
 
 
@@ -88,7 +93,7 @@ def check_model_output(folder: Path) -> None:
 
 def training_options(settings: list[str]) -> "TrainingOptions":
     """The options that `--set training.…` gives."""
-    from ner_cl.config import TrainingOptions, validate
+    from ner_cl.config import TrainingOptions, assign, validate
 
     values: dict[str, Any] = {}
     for setting in settings:
@@ -97,11 +102,5 @@ def training_options(settings: list[str]) -> "TrainingOptions":
         key, separator, text = setting.partition("=")
         if not separator:
             raise ConfigError(f"--set {setting}: write it as training.key=value")
-        _, *sections, last = key.strip().split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {setting}: {section} is not a section")
-        target[last] = parse_yaml(text, f"--set {key}")
+        assign(values, key.strip().split(".")[1:], text, f"--set {setting}")
     return validate(TrainingOptions, values, "training")

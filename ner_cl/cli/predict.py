@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from ner_cl.cli.documents import Document, read_documents
 from ner_cl.cli.options import Types, names
+from ner_cl.data.documents import Document, read_documents
 from ner_cl.errors import ConfigError
 from ner_cl.files import replace_file
 
@@ -67,7 +67,7 @@ def predict(
         from ner_cl.data.writers import write_sentences
 
         assert output is not None
-        write_sentences(output, [_sentence(*pair, annotated) for pair in pairs], format="docbin")
+        write_sentences(output, [_sentence(*pair, annotated) for pair in pairs], format="docbin", empty=True)
         return
     with _opened(output) as file:
         for document, entities in pairs:

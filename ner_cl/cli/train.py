@@ -1,6 +1,5 @@
 """`ner-cl train`: a whole stream of steps."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ner_cl.cli.console import emit, emit_json, is_main_process, say
+from ner_cl.cli.console import emit, emit_json, say
 from ner_cl.cli.options import Json, MaxDrop, Settings, integers
 from ner_cl.cli.repeat import train_all
 from ner_cl.errors import CheckFailed
@@ -82,7 +81,7 @@ def _train_once(config: "Config", *, resume: bool, show: bool) -> "Matrix":
     folder = Path(config.output)
     say(f"reading {config.stream.corpus.train}")
     try:
-        with progress(len(config.stream.steps or ()) or None) as display, _all_or_nothing(folder, display) as receive:
+        with progress(len(config.stream.steps or ()) or None) as display, _how_to_go_on(folder, display) as receive:
             matrix = run_stream(config, resume=resume, on_event=receive).matrix
     except CheckFailed:
         if show:
@@ -95,9 +94,9 @@ def _train_once(config: "Config", *, resume: bool, show: bool) -> "Matrix":
 
 
 @contextmanager
-def _all_or_nothing(folder: Path, display: "Callable[[Event], None]") -> "Iterator[Callable[[Event], None]]":
-    """Takes a new run folder away again when the run fails before its first event, for an encoder out of reach say."""
-    was_there, begun = folder.exists(), False
+def _how_to_go_on(folder: Path, display: "Callable[[Event], None]") -> "Iterator[Callable[[Event], None]]":
+    """Says how to go on with a run that was stopped after its first event."""
+    begun = False
 
     def receive(event: "Event") -> None:
         nonlocal begun
@@ -110,6 +109,3 @@ def _all_or_nothing(folder: Path, display: "Callable[[Event], None]") -> "Iterat
         if begun:
             say(f"stopped; the same command with --resume goes on with {folder}")
         raise
-    finally:
-        if not (begun or was_there) and is_main_process():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,7 @@ from ner_cl.config.composition import (
     or_default,
     parse_strategies,
 )
-from ner_cl.config.reading import load_config, parse_config, with_values
+from ner_cl.config.reading import assign, load_config, parse_config, with_values
 from ner_cl.config.sections import (
     Config,
     CorpusOptions,
@@ -43,6 +43,7 @@ __all__ = [
     "StreamOptions",
     "SweepOptions",
     "TrainingOptions",
+    "assign",
     "check_composition",
     "check_head",
     "check_optimizer",

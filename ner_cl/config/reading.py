@@ -12,7 +12,7 @@ from ner_cl.config.sections import Config
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
 
-__all__ = ["find_file", "load_config", "parse_config", "with_values"]
+__all__ = ["assign", "find_file", "load_config", "parse_config", "with_values"]
 
 ENVIRONMENT_PREFIX = "NER_CL__"
 
@@ -34,12 +34,12 @@ def load_config(
     values = _read_yaml(path)
     for key, text in sorted((os.environ if environment is None else environment).items()):
         if key.startswith(ENVIRONMENT_PREFIX):
-            _assign(values, key[len(ENVIRONMENT_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
+            assign(values, key[len(ENVIRONMENT_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: write it as key.path=value")
-        _assign(values, key.strip().split("."), text, f"--set {override}")
+        assign(values, key.strip().split("."), text, f"--set {override}")
     return parse_config(values, source=str(path), folder=path.parent)
 
 
@@ -75,7 +75,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; `ner-cl init` writes one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # PyYAML lets a date of month 13 and {{ }} through as such
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
@@ -101,11 +101,16 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) -> None:
+def assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) -> None:
+    """Puts a value that is written in YAML where the keys lead, making sections on the way.
+
+    Raises:
+        ConfigError: naming the source, if they lead nowhere or the text is not YAML.
+    """
     try:
         # YAML 1.1 reads 3e-4 as text; people mean the number.
         value = float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: the value is not valid YAML") from error
     _put(values, keys, value, source)
 
@@ -134,7 +139,7 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
         if pinned is None:
             raise ConfigError(f"{source}: stream.file: {stream['file']} does not exist; give the path of a stream file")
         base = _read_yaml(pinned)
-        files = {**base.get("corpus", {}), **(stream.get("corpus") or {})}
+        files = {**(base.get("corpus") or {}), **(stream.get("corpus") or {})}
         stream = {**base, **stream, "corpus": files}
         stream.pop("file")
     corpus = stream.get("corpus")

@@ -61,7 +61,7 @@ class CorpusOptions(Options):
     test: str
     unlabeled: str | None = None
     scheme: Literal["auto", "iob1", "iob2", "bioes", "io"] = "auto"
-    on_overlap: Literal["error", "longest"] = "error"
+    on_overlap: Literal["error", "longest", "keep"] = "error"
     alignment: Literal["error", "expand"] = "error"
 
 
@@ -93,6 +93,15 @@ class StreamOptions(Options):
     dev: Literal["slice", "whole", "auto"] = "auto"
     seed: int = 13
     orders: tuple[tuple[tuple[str, ...], ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _steps_or_how_to_make_them(self) -> "StreamOptions":
+        if self.steps is None:
+            return self
+        for key in ("order", "increment", "first"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect where steps are listed; leave it out, or set steps: null")
+        return self
 
 
 class OptimizerOptions(Options):

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ner_cl.data.encode import PieceEncoder, Window
+from ner_cl.data.readers.assemble import longest_spans
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import DataError
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 
 __all__ = ["Batch", "EncodedSentences", "Origin", "plan_batches", "rows_from"]
 
@@ -40,12 +41,12 @@ class Batch:
         targets: tag id of each word in the tagset of the step; 0 (`O`) where padded.
         annotated: whether the row's annotation is complete for each type of the tagset.
         word_numbers: running number of each word in the whole set, for cached per-word values; 0 where padded.
+        spans: the mentions that lie whole in a row: row, first word, one past the last word, index of the type.
         row_types: indices of the types each row is annotated for: the same, known without a look at the device.
         source: the number of the `EncodedSentences` it is of; -1 if of none.
         rows: number of each row in the whole set.
         row_words: words of each row.
         origins: where each row comes from.
-        cut: whether each row ends inside of a mention, which the next window goes on with.
     """
 
     piece_ids: Int[Tensor, "row piece"]
@@ -55,12 +56,12 @@ class Batch:
     targets: Int[Tensor, "row word"]
     annotated: Bool[Tensor, "row type"]
     word_numbers: Int[Tensor, "row word"]
+    spans: Int[Tensor, "span 4"]
     row_types: tuple[frozenset[int], ...] = ()
     source: int = -1
     rows: tuple[int, ...] = ()
     row_words: tuple[int, ...] = ()
     origins: tuple[Origin, ...] = ()
-    cut: tuple[bool, ...] = ()
 
     @property
     def annotated_types(self) -> frozenset[int]:
@@ -78,6 +79,7 @@ class Batch:
     def select(self, rows: Sequence[int]) -> "Batch":
         """Some of the rows, by their position in this batch."""
         index = torch.tensor(rows, dtype=torch.long, device=self.piece_ids.device)
+        place, span = (self.spans[:, 0] == index[:, None]).nonzero(as_tuple=True)
         return replace(
             self,
             piece_ids=self.piece_ids[index],
@@ -87,11 +89,11 @@ class Batch:
             targets=self.targets[index],
             annotated=self.annotated[index],
             word_numbers=self.word_numbers[index],
+            spans=torch.cat([place[:, None], self.spans[span, 1:]], dim=1),
             row_types=tuple(self.row_types[row] for row in rows),
             rows=tuple(self.rows[row] for row in rows),
             row_words=tuple(self.row_words[row] for row in rows),
             origins=tuple(self.origins[row] for row in rows),
-            cut=tuple(self.cut[row] for row in rows if self.cut),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -107,6 +109,7 @@ class Batch:
             targets=self.targets.to(device, non_blocking=True),
             annotated=self.annotated.to(device, non_blocking=True),
             word_numbers=self.word_numbers.to(device, non_blocking=True),
+            spans=self.spans.to(device, non_blocking=True),
         )
 
 
@@ -117,6 +120,7 @@ class EncodedSentences:
         sentences: what to encode.
         pieces: the encoder's word-piece cutter.
         tagset: gives the target ids; spans of types it does not know are left out.
+        nested: take spans that overlap; of those the tags show the longest.
 
     Attributes:
         number: no other has the same, in this process.
@@ -124,10 +128,13 @@ class EncodedSentences:
         origins: where each window comes from.
 
     Raises:
-        DataError: if two spans of known types overlap; the message names the sentence's source.
+        DataError: if two spans of known types overlap and `nested` does not allow it; the message names the sentence's
+            source.
     """
 
-    def __init__(self, sentences: Sequence[Sentence], pieces: PieceEncoder, tagset: Tagset) -> None:
+    def __init__(
+        self, sentences: Sequence[Sentence], pieces: PieceEncoder, tagset: Tagset, *, nested: bool = False
+    ) -> None:
         self.number = next(_numbers)
         self.sentences = sentences
         self.tagset = tagset
@@ -136,8 +143,13 @@ class EncodedSentences:
         firsts = np.searchsorted([window.sentence for window in self.windows], range(len(sentences) + 1)).tolist()
         self.rows_of = [range(first, end) for first, end in pairwise(firsts)]
         self._pad_id = pieces.pad_id
-        self._targets = [_targets(sentence, tagset) for sentence in sentences]
+        self._targets = [_targets(sentence, tagset, nested=nested) for sentence in sentences]
         types = tagset.types
+        numbers = {type_: index for index, type_ in enumerate(types)}
+        self._spans = [
+            [(span.start, span.end, numbers[span.type]) for span in sentence.spans if span.type in numbers]
+            for sentence in sentences
+        ]
         indices = {
             known: frozenset(index for index, type_ in enumerate(types) if type_ in known)
             for known in {sentence.annotated_types for sentence in sentences}
@@ -180,6 +192,7 @@ class EncodedSentences:
         piece_mask = np.zeros_like(pieces)
         word_pieces, targets, numbers = (np.zeros((size, words), dtype=np.int64) for _ in range(3))
         word_mask = np.zeros((size, words), dtype=bool)
+        spans: list[tuple[int, int, int, int]] = []
         for row, window in enumerate(windows):
             length, start = len(window.word_pieces), window.first_word
             pieces[row, : len(window.piece_ids)] = window.piece_ids
@@ -188,6 +201,11 @@ class EncodedSentences:
             word_mask[row, :length] = True
             targets[row, :length] = self._targets[window.sentence][start : start + length]
             numbers[row, :length] = np.arange(length) + self._word_starts[window.sentence] + start
+            spans += (
+                (row, first - start, end - start, type_)
+                for first, end, type_ in self._spans[window.sentence]
+                if start <= first and end <= start + length
+            )
         row_types = tuple(self._annotated[window.sentence] for window in windows)
         annotated = np.zeros((size, len(self.tagset.types)), dtype=bool)
         for row, types in enumerate(row_types):
@@ -200,17 +218,13 @@ class EncodedSentences:
             targets=torch.from_numpy(targets),
             annotated=torch.from_numpy(annotated),
             word_numbers=torch.from_numpy(numbers),
+            spans=torch.tensor(spans, dtype=torch.long).view(-1, 4),
             row_types=row_types,
             source=self.number,
             rows=tuple(rows),
             row_words=tuple(len(window.word_pieces) for window in windows),
             origins=tuple(self.origins[row] for row in rows),
-            cut=tuple(self._is_cut(window) for window in windows),
         )
-
-    def _is_cut(self, window: Window) -> bool:
-        targets, end = self._targets[window.sentence], window.first_word + len(window.word_pieces)
-        return end < len(targets) and targets[end] > 0 and targets[end] % 2 == 0
 
     def in_length_order(
         self, batch_tokens: int, *, among: Sequence[int] | None = None
@@ -243,9 +257,12 @@ def _origin(sentence: Sentence, newest: set[str]) -> Origin:
     return "remembered" if newest.isdisjoint(sentence.annotated_types) else "own"
 
 
-def _targets(sentence: Sentence, tagset: Tagset) -> list[int]:
+def _targets(sentence: Sentence, tagset: Tagset, *, nested: bool) -> list[int]:
+    spans: Sequence[Span] = sentence.spans
+    if nested:
+        spans = longest_spans(span for span in spans if span.type in tagset.types)
     try:
-        return tagset.encode(sentence.spans, len(sentence.words))
+        return tagset.encode(spans, len(sentence.words))
     except DataError as error:
         raise DataError(f"{sentence.where}{error}") from error
 

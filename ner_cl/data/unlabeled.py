@@ -1,9 +1,13 @@
-"""Raw text: words of a domain that nobody annotated."""
+"""Raw text: words of a domain that nobody annotated, or whose annotation is not looked at."""
 
 from collections.abc import Sequence
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
-from ner_cl.data.readers.base import read_text
+from ner_cl.data.documents import holds_texts, read_documents
+from ner_cl.data.readers import detect_format, read_sentences
+from ner_cl.data.readers.conll import ConllReader
 from ner_cl.data.words import split_words
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
@@ -11,19 +15,50 @@ from ner_cl.types import Sentence
 __all__ = ["read_unlabeled"]
 
 
-def read_unlabeled(texts: str | Path | Sequence[str]) -> list[Sentence]:
+def read_unlabeled(
+    texts: str | PathLike[str] | Sequence[str],
+    *,
+    format: str = "auto",  # noqa: A002  as in read_sentences
+    **reading: Any,
+) -> list[Sentence]:
     """The words of raw texts, as sentences that are annotated for no type.
 
     Args:
-        texts: the texts, or a file with one a line.
+        texts: the texts; or a file with a text a line or JSON lines with `text`, as `ner-cl predict` reads them; or a
+            file of annotated sentences.
+        format: of a file whose ending says nothing of text; `auto` takes it for text if nothing else is told of it.
+        **reading: options of `read_sentences` for a file of annotated sentences.
 
     Raises:
         DataError: if the file cannot be read or there is no word in it.
     """
-    lines = read_text(str(texts)).splitlines() if isinstance(texts, str | Path) else texts
-    words = [tuple(line[start:end] for start, end in split_words(line)) for line in lines]
-    sentences = [Sentence(found) for found in words if found]
+    if isinstance(texts, str | PathLike):
+        found = _words_of_file(fspath(texts), format, reading)
+        where = f"{fspath(texts)}: "
+    else:
+        found, where = [_words_of(text) for text in texts], ""
+    sentences = [Sentence(words) for words in found if words]
     if not sentences:
-        where = f"{texts}: " if isinstance(texts, str | Path) else ""
         raise DataError(f"{where}holds no text; give one text a line, or leave unlabeled out")
     return sentences
+
+
+def _words_of_file(path: str, format_: str, reading: dict[str, Any]) -> list[tuple[str, ...]]:
+    if _is_annotated(path, format_):
+        return [sentence.words for sentence in read_sentences(path, format=format_, on_overlap="keep", **reading)]
+    return [_words_of(document.text) for document in read_documents(path)]
+
+
+def _is_annotated(path: str, format_: str) -> bool:
+    """Whether a file is to be read as annotated sentences; text and column files can be told by their names only."""
+    suffix = Path(path.partition("#")[0]).suffix.lower()
+    if suffix == ".txt":
+        return False
+    kind = detect_format(path) if format_ == "auto" else format_
+    if kind == "jsonl":
+        return not holds_texts(path)
+    return kind != "conll" or format_ == "conll" or suffix in ConllReader.suffixes
+
+
+def _words_of(text: str) -> tuple[str, ...]:
+    return tuple(text[start:end] for start, end in split_words(text))

@@ -29,7 +29,8 @@ def write_sentences(
     *,
     format: str = "auto",  # noqa: A002  the word users know
     scheme: str = "iob2",
-) -> None:
+    empty: bool = False,
+) -> str:
     """Write sentences to one file; nothing is left behind if one of them does not fit the format.
 
     JSON lines hold everything. A DocBin holds all but words of whitespace. Column files hold neither overlapping spans,
@@ -40,6 +41,10 @@ def write_sentences(
         sentences: what to write.
         format: "conll", "jsonl", "docbin", or "auto" for the one that the ending of the file says.
         scheme: tag scheme of a column file: "iob2", "iob1", "bioes" or "io".
+        empty: write sentences without words too. Readers skip them.
+
+    Returns:
+        The format it was written in.
 
     Raises:
         DataError: if a sentence does not fit the format, or the file cannot be written.
@@ -49,7 +54,7 @@ def write_sentences(
         >>> import tempfile, pathlib
         >>> from ner_cl.types import Sentence, Span
         >>> path = pathlib.Path(tempfile.mkdtemp(), "people.conll")
-        >>> write_sentences(path, [Sentence(("Ada", "writes"), (Span(0, 1, "PER"),), frozenset({"PER"}))])
+        >>> _ = write_sentences(path, [Sentence(("Ada", "writes"), (Span(0, 1, "PER"),), frozenset({"PER"}))])
         >>> path.read_text()
         'Ada\\tB-PER\\nwrites\\tO\\n\\n'
     """
@@ -64,7 +69,7 @@ def write_sentences(
         )
     scheme, items = check_scheme(scheme), list(sentences)
     for number, sentence in enumerate(items, start=1):
-        if not sentence.words:
+        if not (sentence.words or empty):
             raise DataError(f"{_where(sentence, number)}has no words; leave it out")
     data = _WRITERS[chosen](items, scheme)
     try:
@@ -72,6 +77,7 @@ def write_sentences(
             file.write(data)
     except OSError as error:
         raise DataError(f"{name}: cannot be written ({error.strerror}); check the folder and its permissions") from None
+    return chosen
 
 
 def _conll(sentences: Sequence[Sentence], scheme: str) -> bytes:
@@ -159,6 +165,8 @@ def _docbin(sentences: Sequence[Sentence], scheme: str) -> bytes:
 
 def _spaces(sentence: Sentence) -> list[bool]:
     """Whether whitespace follows each word."""
+    if not sentence.words:
+        return []
     text, offsets = _text_and_offsets(sentence)
     following = [*(start for start, _ in offsets[1:]), len(text)]
     return [following_start > end for (_, end), following_start in zip(offsets, following, strict=True)]

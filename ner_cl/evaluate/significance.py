@@ -94,12 +94,14 @@ def paired_bootstrap(
         seed: of the draws.
 
     Raises:
-        DataError: if there is no pair, or sentences and types of two runs differ.
+        DataError: if there is no pair or no gold mention, or sentences and types of two runs differ.
     """
     if not pairs:
         raise DataError("no pair of runs to compare; two methods need a run with the same seed and type order")
     if len({table.shape for pair in pairs for table in pair}) > 1:
         raise DataError("runs with different test sets cannot be compared sentence by sentence")
+    if not pairs[0][0][..., [0, 2]].any():
+        raise DataError("the test set has no mention of the types that are compared")
     score = _micro if average == "micro" else _macro
 
     def difference(weights: Float[np.ndarray, "draw sentence"]) -> Float[np.ndarray, " draw"]:

@@ -103,6 +103,7 @@ class _Scores(nn.Module):
             targets=word_pieces,
             annotated=word_pieces[:, :0].bool(),
             word_numbers=word_pieces,
+            spans=torch.zeros(0, 4, dtype=torch.long),
         )
         emissions = self.model(batch)
         return emissions.flat()  # type: ignore[no-any-return]

@@ -173,7 +173,7 @@ class NerComponent:
                 "are no entities must be set to O, as doc.ents = [...] does"
             )
         if dev is not None:
-            options["dev"] = sentences_of(dev, types).sentences
+            options["dev"] = sentences_of(dev, types, all_types=False).sentences
         result = learn(self.load(), data.sentences, types=types, **options)
         if max_drop is not None:
             result.check(max_drop)

@@ -1,15 +1,15 @@
 """The annotation of spaCy documents as sentences to learn from."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from spacy.tokens import Doc
-from spacy.tokens import Span as DocSpan
 from spacy.training import Example
 
-from ner_cl.data.readers.docbin import ANNOTATED_TYPES
+from ner_cl.data.readers.base import ReadReport
+from ner_cl.data.readers.docbin import drafts_of_doc
 from ner_cl.errors import ConfigError
-from ner_cl.types import Sentence, Span
+from ner_cl.types import Sentence
 
 __all__ = ["AnnotatedSentences", "sentences_of"]
 
@@ -27,38 +27,40 @@ class AnnotatedSentences:
     left_out: int
 
 
-def sentences_of(examples: Iterable[Example | Doc], types: Collection[str]) -> AnnotatedSentences:
-    """The sentences of documents, or of the reference documents of examples; a document without sentences is one.
+def sentences_of(
+    examples: Iterable[Example | Doc], types: Collection[str], *, all_types: bool = True
+) -> AnnotatedSentences:
+    """The sentences of documents, or of the reference documents of examples, read as from a `.spacy` file.
 
-    A token whose entity is unset (`ent_iob == 0`) is unknown, not `O`: a sentence with such a token is left out,
-    because nothing can be said about the mentions that it may hide. Tokens of whitespace only are no words.
+    A sentence with a token whose entity is unset (`ent_iob == 0`) is left out, because nothing can be said about the
+    mentions that it may hide.
 
     Args:
         examples: annotated documents. One that names its `annotated_types` in `user_data`, as those that ner_cl
             writes do, is believed; of the others each is taken to be annotated for `types` and for all types that
             occur in any of them.
-        types: what is to be learned; a document that says it is not annotated for them is left out.
+        types: what is to be learned.
+        all_types: leave out a document that says it is not annotated for all of `types`.
 
     Raises:
         ConfigError: if something else than documents or examples is given.
+        DataError: if an entity has no label, or covers whitespace only.
     """
-    docs = [_doc(example) for example in examples]
-    occurring = frozenset(types) | {entity.label_ for doc in docs for entity in doc.ents}
+    report = ReadReport("document")
+    drafts = [
+        draft
+        for number, example in enumerate(examples, start=1)
+        for draft in drafts_of_doc(_doc(example), number, report)
+    ]
+    occurring = frozenset(types).union(span.type for draft in drafts for span in draft.spans)
     sentences = []
-    left_out = 0
-    for number, doc in enumerate(docs, start=1):
-        declared = doc.user_data.get(ANNOTATED_TYPES)
-        annotated = occurring if declared is None else frozenset(declared)
-        for stretch in _stretches(doc):
-            tokens = [token for token in stretch if not token.text.isspace()]
-            complete = declared is not None or all(token.ent_iob != 0 for token in tokens)
-            if not tokens:
-                continue
-            if not complete or not annotated.issuperset(types):
-                left_out += 1
-                continue
-            sentences.append(_sentence(stretch, annotated, f"document {number}"))
-    return AnnotatedSentences(tuple(sentences), left_out)
+    for draft in drafts:
+        annotated = occurring if draft.annotated_types is None else draft.annotated_types
+        if draft.incomplete or (all_types and not annotated.issuperset(types)):
+            continue
+        spans = tuple(sorted({span for span in draft.spans if span.type in annotated}))
+        sentences.append(Sentence(draft.words, spans, annotated, source=f"document {draft.line}"))
+    return AnnotatedSentences(tuple(sentences), len(drafts) - len(sentences))
 
 
 def _doc(example: object) -> Doc:
@@ -67,32 +69,3 @@ def _doc(example: object) -> Doc:
     if isinstance(example, Doc):
         return example
     raise ConfigError(f"examples: expected spaCy Examples or Docs, not {type(example).__name__}")
-
-
-def _stretches(doc: Doc) -> Iterator[DocSpan]:
-    """The sentences; a border inside an entity is passed over."""
-    if not doc.has_annotation("SENT_START"):
-        yield doc[:]
-        return
-    start = 0
-    for sentence in doc.sents:
-        if sentence.end < len(doc) and doc[sentence.end].ent_iob == 1:
-            continue
-        yield doc[start : sentence.end]
-        start = sentence.end
-
-
-def _sentence(stretch: DocSpan, annotated: frozenset[str], source: str) -> Sentence:
-    words: list[str] = []
-    spans: list[Span] = []
-    start = 0
-    for token in stretch:
-        if token.ent_iob == 3:
-            start = len(words)
-        if not token.text.isspace():
-            words.append(token.text)
-            if token.ent_iob in (1, 3) and token.ent_type_ in annotated:
-                if spans and spans[-1].start == start:
-                    spans.pop()
-                spans.append(Span(start, len(words), token.ent_type_))
-    return Sentence(tuple(words), tuple(spans), annotated, source=source)

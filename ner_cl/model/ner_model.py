@@ -160,7 +160,7 @@ class NerModel(nn.Module):
 
     def encode(self, sentences: Sequence[Sentence]) -> EncodedSentences:
         """Sentences cut into windows of word pieces, with targets in this model's tagset."""
-        return EncodedSentences(sentences, self.encoder.pieces, self.tagset)
+        return EncodedSentences(sentences, self.encoder.pieces, self.tagset, nested=not self.head.tags_words)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is an iterable of texts too, and the first line wins

@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -45,7 +45,7 @@ class StepContext:
         updates: how many updates this epoch has.
         stage: which stage of the step is trained, from 0; see `Strategy.stages`.
         rate: the share of the peak learning rates that the schedule allows now, in [0, 1].
-        encoded: the step's sentences as they are trained on; set before the first `losses`.
+        encoded: the step's sentences as they are trained on; not there before they are encoded, after `sentences`.
         trained: names of the parameters that train in this step; set once every strategy has been asked for `gates`.
         unlabeled: words of the step's domain without any annotation, for strategies that can use them.
         dev: the step's dev sentences, annotated for the new types only.
@@ -69,7 +69,7 @@ class StepContext:
     updates: int = 0
     stage: int = 0
     rate: float = 1.0
-    encoded: EncodedSentences | None = None
+    encoded: EncodedSentences = field(init=False, repr=False, compare=False)
     trained: tuple[str, ...] = ()
     unlabeled: tuple[Sentence, ...] = ()
     dev: tuple[Sentence, ...] = ()
@@ -86,7 +86,6 @@ class StepContext:
             sentences: at most so many, drawn at random; all by default.
             purpose: of the draw, for its random stream.
         """
-        assert self.encoded is not None
         encoded = self.encoded
         own = rows_from(encoded.origins, "own")
         if sentences is not None and len(own) > sentences:

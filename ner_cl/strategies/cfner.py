@@ -162,7 +162,6 @@ class Cfner(Strategy):
 
     def _ask_teacher(self, context: StepContext, teacher: NerModel) -> _Knowledge:
         """Asks the teacher once about all words of the step."""
-        assert context.encoded is not None
         words = StepWords.of(context.encoded, context.model.device)
         kinds: list[list[tuple[Tensor, Tensor]]] = [[], []]
         logits = torch.empty(len(words.targets), len(teacher.tagset), device=context.model.device)

@@ -133,7 +133,6 @@ class Cpfd(Strategy):
 
     def _prepare(self, context: StepContext, teacher: Teacher) -> tuple[Lessons, Float[Tensor, " word"]]:
         """What every word of the step is taught, and how much it pays for not imitating the teacher."""
-        assert context.encoded is not None
         options, words = self.options, StepWords.of(context.encoded, context.model.device)
         lessons = lessons_of(
             words,

@@ -74,7 +74,6 @@ class Distill(Strategy):
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
         """The batches with raw rows drawn into them."""
-        assert context.encoded is not None
         raw = rows_from(context.encoded.origins, "unlabeled")
         if not raw or self._teacher is None or not self.reads_unlabeled:
             return batches

@@ -51,7 +51,6 @@ class Duplets:
     """
 
     def __init__(self, context: StepContext) -> None:
-        assert context.encoded is not None
         self._kept: dict[int, list[int]] = {}
         sentences: list[Sentence] = []
         for row, window in enumerate(context.encoded.windows):

@@ -13,6 +13,7 @@ from ner_cl.data.batching import Batch, rows_from
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.importance import sampled_loss
 
 __all__ = ["Ewc", "EwcOptions", "QuadraticPenalty"]
 
@@ -167,31 +168,30 @@ class Ewc(Strategy):
             parameter.grad = None
 
         draw = context.generator("ewc/labels")
-        labels = torch.Generator(context.model.device).manual_seed(int(draw.integers(2**62)))
+        labels = torch.Generator().manual_seed(int(draw.integers(2**62)))
         batches = self._sentences(context)
         hooks = [p.register_post_accumulate_grad_hook(add_square) for p in parameters]  # type: ignore[no-untyped-call]
         try:
             for batch in batches:
                 with torch.autocast(context.model.device.type, enabled=False):
-                    likelihood = self._likelihood(context, batch, labels)
-                torch.autograd.backward(likelihood, inputs=parameters)
+                    loss = self._loss(context, batch, labels)
+                torch.autograd.backward(loss, inputs=parameters)
         finally:
             for hook in hooks:
                 hook.remove()
         return {name: squares[id(p)] / max(1, len(batches)) for name, p in zip(names, parameters, strict=True)}
 
-    def _likelihood(self, context: StepContext, batch: Batch, labels: torch.Generator) -> Float[Tensor, ""]:
-        """The log-likelihood of a sentence's words, gold or drawn, up to its sign."""
+    def _loss(self, context: StepContext, batch: Batch, labels: torch.Generator) -> Float[Tensor, ""]:
+        """Minus the log-likelihood of a sentence's words, gold or drawn."""
         emissions = context.model(batch)
         if self.options.fisher == "sample":
-            return sampled_likelihood(context.model.head.decisions(emissions), labels)
+            return sampled_loss(context.model.head.decisions(emissions), generator=labels)
         mean = context.model.head.supervised(emissions, batch, unannotated="unknown")
         return mean * sum(batch.row_words)
 
     def _sentences(self, context: StepContext) -> list[Batch]:
         """A batch for each sentence that is measured, with all its windows; remembered ones had their turn before."""
         encoded = context.encoded
-        assert encoded is not None
         rows: dict[int, list[int]] = {}
         for row in rows_from(encoded.origins, "own"):
             rows.setdefault(encoded.windows[row].sentence, []).append(row)
@@ -200,20 +200,3 @@ class Ewc(Strategy):
             draw = context.generator("ewc/sentences")
             drawn = sorted(draw.choice(drawn, size=self.options.samples, replace=False).tolist())
         return [encoded.batch(rows[sentence]).to(context.model.device) for sentence in drawn]
-
-
-def sampled_likelihood(
-    decisions: Sequence[Float[Tensor, "decision _"]], generator: torch.Generator
-) -> Float[Tensor, ""]:
-    """The log-likelihood of choices drawn from the model's own distribution, such as a tag for each word and block.
-
-    Args:
-        decisions: logits of each block's, with a graph.
-        generator: draws the choices.
-    """
-    total = decisions[0].new_zeros(())
-    for logits in decisions:
-        log_probs = torch.log_softmax(logits, dim=-1)
-        choices = torch.multinomial(log_probs.detach().exp(), 1, generator=generator)
-        total = total + log_probs.gather(-1, choices).sum()
-    return total

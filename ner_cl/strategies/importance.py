@@ -7,10 +7,11 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ner_cl.strategies.base import StepContext
 
-__all__ = ["GradientSum", "measuring", "relative_importance"]
+__all__ = ["GradientSum", "measuring", "relative_importance", "sampled_loss"]
 
 
 def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
@@ -89,3 +90,17 @@ def measuring(context: StepContext, purpose: str, *, dropout: bool) -> Iterator[
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def sampled_loss(decisions: Sequence[Float[Tensor, "decision _"]], *, generator: torch.Generator) -> Float[Tensor, ""]:
+    """Negative log-likelihood, summed over all, of choices drawn from what the model itself says.
+
+    Args:
+        decisions: logits of each block's, such as of a tag for each word, with a graph.
+        generator: draws the choices, on the CPU, so that they are the same whatever the device.
+    """
+    total = decisions[0].new_zeros(())
+    for logits in decisions:
+        drawn = torch.multinomial(logits.detach().softmax(dim=-1).cpu(), 1, generator=generator).squeeze(1)
+        total = total + F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
+    return total

@@ -81,7 +81,6 @@ class Is3(Strategy):
 
     def begin_stage(self, context: StepContext) -> None:
         """Counts the words that each term is about."""
-        assert context.encoded is not None
         self._typed_share = _typed_share(context.encoded, context.types)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:

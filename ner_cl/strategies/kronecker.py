@@ -1,6 +1,6 @@
 """Precision matrices of a layer's weights, as a Kronecker product or a diagonal, and the Fisher information as such."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
 from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.importance import sampled_loss
 from ner_cl.strategies.linear_layers import real_pieces, tap, values_at
 
-__all__ = ["Diagonal", "Kronecker", "fisher", "kronecker_sum", "sampled_loss", "scaled_identity", "with_ones"]
+__all__ = ["Diagonal", "Kronecker", "fisher", "kronecker_sum", "scaled_identity", "with_ones"]
 
 
 @final
@@ -101,15 +102,6 @@ def with_ones(layer: nn.Linear, inputs: Float[Tensor, "position input"]) -> Floa
     if "bias" not in dict(layer.named_parameters()):
         return inputs
     return torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
-
-
-def sampled_loss(decisions: Sequence[Float[Tensor, "decision _"]], *, generator: torch.Generator) -> Float[Tensor, ""]:
-    """Negative log-likelihood, summed over all, of choices drawn from what the model itself says, such as tags."""
-    total = decisions[0].new_zeros(())
-    for logits in decisions:
-        drawn = torch.multinomial(logits.detach().softmax(dim=-1).cpu(), 1, generator=generator).squeeze(1)
-        total = total + F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
-    return total
 
 
 def fisher(

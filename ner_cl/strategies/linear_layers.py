@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
-from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.trunk import top_layers
 
-__all__ = ["Call", "encoder_layers", "input_groups", "linear_layers", "real_pieces", "tap", "values_at"]
+__all__ = ["Call", "input_groups", "linear_layers", "real_pieces", "tap", "top_layer_names", "values_at"]
 
 
 class Call(NamedTuple):
@@ -34,23 +34,14 @@ def linear_layers(model: NerModel) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def encoder_layers(model: NerModel) -> list[str]:
-    """The names of the transformer layers of the encoder, from the lowest up.
-
-    They are the entries of the module list that holds the most linear layers.
+def top_layer_names(model: NerModel, count: int) -> list[str]:
+    """The names of the last `count` layers of the model's encoder, from the lowest up; of all of them if it is 0.
 
     Raises:
-        ConfigError: if the encoder has no such list.
+        ModelError: if it has fewer, or none that can be told.
     """
-    lists = {
-        name: sum(isinstance(inner, nn.Linear) for inner in module.modules())
-        for name, module in model.encoder.named_modules(prefix="encoder")
-        if isinstance(module, nn.ModuleList)
-    }
-    if not any(lists.values()):
-        raise ConfigError("encoder.name: this encoder has no list of transformer layers; choose another encoder")
-    longest = max(lists, key=lambda name: lists[name])
-    return [f"{longest}.{index}" for index in range(len(model.get_submodule(longest)))]  # type: ignore[arg-type]
+    names = {module: name for name, module in model.named_modules()}
+    return [names[layer] for layer in top_layers(model.encoder, count)]
 
 
 @contextmanager

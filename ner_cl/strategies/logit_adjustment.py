@@ -52,7 +52,6 @@ class LogitAdjustment(Strategy):
         """Moves the biases of the new columns, once the best weights are there."""
         if not self.options.strength or not context.dev:
             return
-        assert context.encoded is not None
         train = context.encoded.sentences_from("own")
         ratios = log_ratios(train, context.dev, context.types, evidence=self.options.evidence)
         context.model.head.shift({type_: self.options.strength * ratio for type_, ratio in ratios.items()})

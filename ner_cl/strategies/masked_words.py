@@ -75,7 +75,6 @@ class MaskedWords:
 
 def raw_text(context: StepContext) -> list[Sentence]:
     """The words of the step's own sentences and of its unlabeled ones, without annotation."""
-    assert context.encoded is not None
     own = context.encoded.sentences_from("own")
     return [Sentence(sentence.words) for sentence in (*own, *context.unlabeled)]
 

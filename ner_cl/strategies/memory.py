@@ -185,7 +185,6 @@ def check_kept(sentences: Sequence[Sentence], old_types: Sequence[str], types: S
 
 def _own_sentences(context: StepContext) -> list[Sentence]:
     """The step's sentences, annotated for its types only; of equal ones the first, and no remembered ones."""
-    assert context.encoded is not None
     distinct: dict[tuple[object, ...], Sentence] = {}
     for sentence in context.encoded.sentences:
         shown = sentence.restrict(context.types)

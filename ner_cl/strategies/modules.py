@@ -92,7 +92,7 @@ class ModuleStrategy(Strategy):
         model.encoder.requires_grad_(False)
         modules.learn(context.number)
         freeze_old_blocks(model.head)
-        if self.options.cache and context.encoded is not None:
+        if self.options.cache:
             modules.cache(model, context.encoded, batch_tokens=context.batch_tokens, precision=context.precision)
             self._cached = modules
 

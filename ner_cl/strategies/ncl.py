@@ -14,7 +14,7 @@ from ner_cl.errors import ConfigError
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
-from ner_cl.strategies.linear_layers import encoder_layers
+from ner_cl.strategies.linear_layers import top_layer_names
 
 __all__ = ["Ncl", "NclOptions", "Part", "joined", "parted"]
 
@@ -217,8 +217,8 @@ class Ncl(Strategy):
 
     def _layers(self, context: StepContext) -> dict[str, nn.Linear | nn.LayerNorm]:
         """What learns after step 1, of what a precision is known for: the last layers, and the head."""
-        names = encoder_layers(context.model)
-        last = tuple(f"{name}." for name in names[len(names) - min(self.options.layers, len(names)) :])
+        count = self.options.layers
+        last = tuple(f"{name}." for name in top_layer_names(context.model, count)) if count else ()
         return {
             name: module
             for name, module in context.model.named_modules()

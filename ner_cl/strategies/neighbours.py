@@ -86,7 +86,6 @@ class Neighbours:
     def _logits(self, context: StepContext, numbers: Int[Tensor, " some"]) -> Float[Tensor, "some tag"]:
         """The student's logits for words that are given in rising order, each once."""
         encoded, model = context.encoded, context.model
-        assert encoded is not None
         rows = torch.unique(self._words.rows[numbers]).tolist()
         plan = encoded.plan(rows, batch_tokens=context.batch_tokens)
         found = torch.empty(len(numbers), len(model.tagset), device=model.device)

@@ -13,7 +13,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Subspace
-from ner_cl.strategies.linear_layers import encoder_layers
+from ner_cl.strategies.linear_layers import top_layer_names
 
 __all__ = ["Ogd", "OgdOptions", "orthogonalise"]
 
@@ -80,7 +80,6 @@ class Ogd(Strategy):
             return
         parameters = [model.get_parameter(name) for name in names]
         basis, count = self._with_room(dict(zip(names, parameters, strict=True)), len(rows))
-        assert context.encoded is not None
         for row in rows:
             batch = context.encoded.batch([row]).to(model.device)
             with torch.autocast(model.device.type, enabled=False):
@@ -109,7 +108,6 @@ class Ogd(Strategy):
 
     def _rows(self, context: StepContext) -> list[int]:
         """Rows of the step's own sentences that mention its types, drawn at random."""
-        assert context.encoded is not None
         encoded, types = context.encoded, set(context.types)
         found = [
             row
@@ -132,7 +130,7 @@ class Ogd(Strategy):
         if self.options.scope == "encoder":
             parts: tuple[str, ...] = ("encoder.",)
         else:
-            parts = tuple(f"{layer}." for layer in encoder_layers(model)[-self.options.last :])
+            parts = tuple(f"{layer}." for layer in top_layer_names(model, self.options.last))
         if self.options.scope == "head_and_last":
             parts = (*parts, "head.")
         # A gradient of input embeddings has rows for the words of its sentence only: it would spell the sentence out.

@@ -98,7 +98,6 @@ class Rdp(Strategy):
         if teacher is None:
             return
         encoded = context.encoded
-        assert encoded is not None
         own = rows_from(encoded.origins, "own")
         means = _prototypes(teacher, encoded, context, own) if self.options.prototypes else None
         self._answers = _ask(teacher, encoded, context, own, means)

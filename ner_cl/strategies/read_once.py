@@ -40,7 +40,7 @@ def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
         learning: the top layers that learn, from the lowest; all below them are frozen. Without any, all are.
     """
     encoder = context.model.encoder
-    if context.encoded is None or not calls_alike(encoder):
+    if not calls_alike(encoder):
         return
     encoder.shortcut = None
     encoder.eval()

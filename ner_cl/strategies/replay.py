@@ -126,7 +126,6 @@ class Replay(Strategy):
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
         """The batches with remembered rows drawn as `mixing` and `rehearsal` say."""
         encoded = context.encoded
-        assert encoded is not None
         kept = rows_from(encoded.origins, "remembered")
         if not kept or (self.options.mixing == "concatenate" and self.options.rehearsal is None):
             return batches
@@ -199,7 +198,6 @@ class Replay(Strategy):
     def _rehearsed(self, context: StepContext, kept: Sequence[int], generator: np.random.Generator) -> list[int]:
         """The rows of so many sentences of each earlier step, drawn with replacement."""
         encoded = context.encoded
-        assert encoded is not None
         assert self.options.rehearsal is not None
         rows_of: dict[int, dict[int, list[int]]] = {}
         for row in kept:
@@ -228,7 +226,6 @@ class Replay(Strategy):
     def _stored_logits(self, context: StepContext) -> "_Stored":
         """The stored logits of the sentences of this step."""
         encoded, device = context.encoded, context.model.device
-        assert encoded is not None
         places = torch.full((encoded.words,), -1)
         found: list[Tensor] = []
         start = rows = 0

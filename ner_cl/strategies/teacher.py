@@ -49,7 +49,6 @@ class Teacher:
         """Its logits for every word of the step, all blocks side by side, by `Batch.word_numbers`; asked for once."""
         if self._logits is None:
             assert self._model is not None
-            assert context.encoded is not None
             self._logits = teacher_logits(self._model, context.encoded, context)
             self._model = self._model if self._attends else None
         return self._logits

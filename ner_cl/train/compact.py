@@ -183,7 +183,7 @@ def _context(
     def nothing(*_: object) -> None:
         return None
 
-    return StepContext(
+    context = StepContext(
         number=len(student.tagset.steps),
         types=student.tagset.steps[-1],
         old_types=student.types,
@@ -196,5 +196,6 @@ def _context(
         predict=lambda sentences: predict_sentences(student, sentences),
         training_loss=lambda batch: torch.zeros(()),
         generator=lambda purpose: generator(seed, f"compact/{purpose}"),
-        encoded=student.encode(train),
     )
+    context.encoded = student.encode(train)
+    return context

@@ -74,7 +74,6 @@ class StepTraining:
         """Trains, yielding what happens; the caller reports it."""
         context, options, model = self.context, self.options, self.context.model
         encoded = context.encoded
-        assert encoded is not None
         optimizer = make_optimizer(model, options.optimizer)
         best: dict[str, Tensor] = {}
         progress = Progress(context.number, self.fingerprint, stage=context.stage, train_seconds=self.seconds)
@@ -131,7 +130,6 @@ class StepTraining:
     ) -> UpdateDone:
         """One update on a group of batches; `updates` is how many an epoch has."""
         progress, options, encoded = self.progress, self.options, self.context.encoded
-        assert encoded is not None
         started = time.perf_counter()
         done = (progress.epoch - 1) * updates + progress.update
         factor = rate_factor(done, self.epochs * updates, options.optimizer.warmup)
@@ -269,7 +267,6 @@ def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) 
     """
     if options.epochs != "auto":
         return options.epochs, 1
-    assert context.encoded is not None
     batches = len(context.encoded.plan(context.encoded.annotated, batch_tokens=options.batch_tokens))
     updates = math.ceil(batches / (options.accumulate * processes))
     times = max(1, math.ceil(_FEWEST_UPDATES / (_EPOCHS * updates)))
@@ -286,7 +283,6 @@ def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: S
     """
     if options.early_stopping.every != "auto":
         return options.early_stopping.every
-    assert context.encoded is not None
     looked_at = sum(len(sentence.words) for sentence in dev)
     return max(1, math.ceil(looked_at / (_PASSES * max(1, _words(context.encoded)))))
 

@@ -25,9 +25,10 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
             until = "" if strategy.acts_at_once else "; it begins to act in the next step"
             yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
-        yield Note(step=context.number, text="no strategy of the list reads the raw text; distill does")
+        advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
+        yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")
     longest = model.head.longest_span
-    if longest is not None and context.encoded is not None:
+    if longest is not None:
         spans = (span for sentence in context.encoded.sentences for span in sentence.spans)
         if long := sum(span.end - span.start > longest and span.type in model.types for span in spans):
             text = f"{long} mentions are longer than {longest} words and cannot be learned; raise head.max_words"

@@ -1,5 +1,6 @@
 """A whole stream: learn every step, evaluate after each, keep everything in one run folder."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -87,7 +88,7 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
     _check_folder(folder, config, resume=resume)
     engine.wait()
     log = EventLog(folder / "events.jsonl" if engine.is_main else None)
-    with _lock(folder) if engine.is_main else nullcontext(), tracking(engine, config, folder) as tracker:
+    with _all_or_nothing(folder) if engine.is_main else nullcontext(), tracking(engine, config, folder) as tracker:
         for event in _learn_stream(config, stream, engine, folder, started):
             log.write(event)
             tracker.write(event)
@@ -179,6 +180,18 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             )
     elif folder.exists() and not (folder.is_dir() and all(_may_be_first(path) for path in folder.iterdir())):
         raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; a run that fails before its first event (no encoder, say) leaves no folder."""
+    with _lock(folder):
+        was_there = folder.exists()
+        try:
+            yield
+        finally:
+            if not was_there and not (folder / "events.jsonl").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ner_cl_serve.connection import Connection
 from ner_cl_serve.logs import configure_logs
 from ner_cl_serve.service import Service, open_service
 from ner_cl_serve.settings import Settings
+from ner_cl_serve.state import StateFile
 
 __all__ = ["run"]
 
@@ -48,7 +49,10 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
     """
     configure_logs(logging.WARNING if quiet else logging.INFO)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
-    with _bound(host, port) as listening:  # first of all: a model takes a while to read
+    with (
+        _bound(host, port) as listening,
+        StateFile(settings.state).held(),
+    ):  # before a model is read, which takes a while
         service = open_service(model, settings)
         config = uvicorn.Config(
             create_app(service),

@@ -2,9 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
+
+from filelock import FileLock, Timeout
 
 from ner_cl.errors import ConfigError
 from ner_cl.files import replace_file
@@ -45,6 +49,32 @@ class StateFile:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other services from the file: each would forget what the other one published.
+
+        Raises:
+            ConfigError: if another one holds it.
+        """
+        if self.path is None or self.path.is_dir() or not self.path.parent.is_dir():
+            yield
+            return
+        lock = FileLock(self.path.with_name(f"{self.path.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{self.path}: another service remembers there what it published; give this one a --state of its own"
+            ) from None
+        except OSError:  # nothing can be written there, which the first writing says
+            yield
+            return
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def read(self) -> State | None:
         """What was remembered; None if nothing was.

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import spacy
 import torch
 import yaml
+from spacy.tokens import DocBin
+from spacy.tokens import Span as DocSpan
 
 from ner_cl.cli.app import main
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Corpus, build_stream
+from ner_cl.data.writers import write_sentences
 from ner_cl.model.store import load_model
+from ner_cl.types import Sentence, Span
 from tests.cli.conftest import Toy
 from tests.tiny import toy_sentences
 
@@ -142,11 +147,13 @@ def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: py
     words = ["data", "split", str(toy.data / "train.jsonl"), str(output), "--order", "frequency", "--first", "2"]
     assert main([*words, "--protocol", "overlap"]) == 0
     without = sum(not sentence.spans for sentence in read_sentences(toy.data / "train.jsonl"))
-    assert f"note: {without} of 200 training sentences are in no step" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"note: {without} of 200 training sentences are in no step" in said
+    assert f"note: there is no test set; add corpus.test to {output / 'stream.yaml'}" in said
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert found == {"step-01/train.jsonl", "stream.yaml"}
     values = yaml.safe_load((output / "stream.yaml").read_text())
-    assert values["corpus"] == {"format": "auto", "train": str(toy.data / "train.jsonl")}
+    assert values["corpus"] == {"format": "auto", "on_overlap": "error", "train": str(toy.data / "train.jsonl")}
     assert set(values["steps"][0]) == {"PER", "LOC"}
 
 
@@ -227,3 +234,40 @@ def test_forget_refuses_what_is_no_model(name: str, tmp_path: Path, capsys: pyte
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / name) in line
     assert (tmp_path / "folder" / "strategy" / "replay.jsonl").read_text() == "mine"
+
+
+def test_sentences_left_out_of_a_split_are_counted_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All sentences of a spaCy document come from the same place."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    doc = nlp("Ada came. It rained. It snowed.")
+    doc.set_ents([DocSpan(doc, 0, 1, "PER")])
+    DocBin(docs=[doc]).to_disk(tmp_path / "train.spacy")
+    assert main(["data", "split", str(tmp_path / "train.spacy"), str(tmp_path / "out"), "--protocol", "overlap"]) == 0
+    assert "note: 2 of 3 training sentences are in no step" in capsys.readouterr().err
+
+
+def test_only_columns_cannot_say_what_is_annotated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = [
+        Sentence(("Ada",), (Span(0, 1, "PER"),), frozenset({"PER"})),
+        Sentence(("Rome",), (Span(0, 1, "LOC"),), frozenset({"LOC"})),
+    ]
+    write_sentences(tmp_path / "in.jsonl", sentences)
+    for name, told in (("out.spacy", False), ("out.ndjson", False), ("out.conll", True)):
+        assert main(["data", "convert", str(tmp_path / "in.jsonl"), str(tmp_path / name)]) == 0
+        assert ("annotated for different types" in capsys.readouterr().err) == told
+        again = read_sentences(tmp_path / name)
+        assert ([s.annotated_types for s in again] == [s.annotated_types for s in sentences]) != told
+
+
+def test_spans_that_overlap_can_be_checked_as_they_will_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nested = Sentence(("Bank", "of", "Rome"), (Span(0, 3, "ORG"), Span(2, 3, "LOC")), frozenset({"ORG", "LOC"}))
+    write_sentences(tmp_path / "x.jsonl", [nested])
+    for flags, code in (([], 1), (["--on-overlap", "longest"], 0), (["--on-overlap", "keep"], 0)):
+        assert main(["data", "check", str(tmp_path / "x.jsonl"), *flags]) == code
+    assert main(["data", "check", str(tmp_path / "x.jsonl"), "--on-overlap", "keeep"]) == 2
+    assert "did you mean 'keep'" in capsys.readouterr().err

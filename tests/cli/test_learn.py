@@ -14,6 +14,7 @@ from ner_cl.config import DEFAULT_STRATEGIES
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
 from ner_cl.model.store import load_model
+from ner_cl.types import Sentence, Span
 from tests.cli.conftest import Toy
 from tests.tiny import toy_sentences
 
@@ -338,3 +339,32 @@ def test_an_isolated_model_is_made_compact(toy: Toy, tmp_path: Path, capsys: pyt
     assert "holds a model already" in capsys.readouterr().err
     assert main(["compact", str(tmp_path / "2-compact"), str(raw), "--output", str(tmp_path / "3")]) == 2
     assert "one encoder for all its steps already" in capsys.readouterr().err
+
+
+def test_mentions_inside_of_mentions_are_learned_and_scored(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sentence(number: int, city: str) -> Sentence:
+        both = frozenset({"ORG", "LOC"})
+        if number % 2:
+            return Sentence(("we", "saw", city, "today"), (Span(2, 3, "LOC"),), both)
+        return Sentence(("the", "Bank", "of", city, "rose"), (Span(1, 4, "ORG"), Span(3, 4, "LOC")), both)
+
+    cities = ("Oslo", "Rome", "Paris", "Lima")
+    data = tmp_path / "nested.jsonl"
+    write_sentences(data, [sentence(number, cities[number % 3 + number % 2]) for number in range(80)])
+    words = ["learn", str(data), "--encoder", str(toy.encoder), "--types", "ORG,LOC", *QUICK, "--json"]
+    for head, code in (("spankl", 0), ("addner", 2)):
+        output = tmp_path / head
+        flags = ["--head", head, "--on-overlap", "keep", "--output", str(output)]
+        assert main(["-q", *words, *flags, "--set", "training.epochs=15"]) == code
+        assert ("a word has one tag" in capsys.readouterr().err) == bool(code)
+    model = load_model(tmp_path / "spankl")
+    text = "the Bank of Rome rose"
+    assert [(e.text, e.type) for e in model.predict(text, nested=True)] == [("Bank of Rome", "ORG"), ("Rome", "LOC")]
+    assert main(["evaluate", str(tmp_path / "spankl"), str(data), "--on-overlap", "keep", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["seqeval"] == {}
+    assert report["types"]["LOC"]["support"] == 80
+    assert main(["evaluate", str(tmp_path / "spankl"), str(data)]) == 2
+    assert "spans overlap" in capsys.readouterr().err

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spacy.tokens import DocBin
+from spacy.vocab import Vocab
 
 from ner_cl.cli.app import main
-from ner_cl.cli.documents import read_documents
+from ner_cl.data.documents import read_documents
 from ner_cl.data.readers import read_sentences
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
@@ -124,7 +126,8 @@ def test_nested_entities(head: str, tmp_path: Path, stdin: Put, capsys: pytest.C
         (b'{"text": "a"}\nnot json\n', "stdin:2: is not valid JSON"),
         (b'{"text": "a"}\n{"txt": "b"}\n', "stdin:2: has no text"),
         (b'{"text": "a"}\n[1]\n', "stdin:2: has no text"),
-        (b'{"text": "a"}\n{"text": "\\ud800"}\n', "stdin:2: its text holds half a character"),
+        (b'{"text": "a"}\n{"text": "\\ud800"}\n', "stdin:2: holds half a character"),
+        (b'{"text": "a"}\n{"text": "b", "meta": {"x": ["\\ud800"]}}\n', "stdin:2: holds half a character"),
         (b"fine\nG\xf6ttingen\n", "stdin:2: is not UTF-8"),
     ],
 )
@@ -198,3 +201,13 @@ def test_an_endless_stream_fits_into_memory(
     assert read == 5000
     assert furthest <= 2
     assert len(output.read_text().splitlines()) == 5000
+
+
+def test_a_blank_line_is_an_empty_document_in_a_docbin(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("Ada met Bob .\n\nIt rained .\n")
+    output = tmp_path / "out.spacy"
+    assert (
+        main(["predict", str(model_folder), str(tmp_path / "texts.txt"), "--format", "docbin", "--output", str(output)])
+        == 0
+    )
+    assert [len(doc) for doc in DocBin().from_disk(output).get_docs(Vocab())] == [4, 0, 3]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ner_cl.config import OptimizerOptions, check_composition, load_config, parse_strategies, validate
+from ner_cl.cli.options import training_options
+from ner_cl.config import OptimizerOptions, check_composition, load_config, parse_config, parse_strategies, validate
 from ner_cl.errors import ConfigError
 
 CONFIG = """\
@@ -87,3 +88,35 @@ def test_one_strategy_may_stand_without_a_list(tmp_path: Path) -> None:
         assert [o.name for o in load_config(config_file(tmp_path, CONFIG + text)).strategies] == ["spg"]
     with pytest.raises(ConfigError, match="write a list of strategies"):
         load_config(config_file(tmp_path, CONFIG + "strategies: 3\n"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("order", "random"), ("increment", 2), ("first", 2)])
+def test_what_makes_steps_is_refused_where_they_are_listed(key: str, value: object) -> None:
+    stream = {"corpus": {"train": "a", "test": "a"}, key: value}
+    with pytest.raises(ConfigError, match=f"{key} has no effect where steps are listed"):
+        parse_config({"stream": {**stream, "steps": [["PER"]]}, "output": "x"})
+    assert getattr(parse_config({"stream": {**stream, "steps": None}, "output": "x"}).stream, key) == value
+
+
+@pytest.mark.parametrize("text", ["stream: {{ path }}", "output: 2024-13-45", "output: [", "a: b: c"])
+def test_what_is_no_yaml_is_refused_with_its_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"x\.yaml.*: not valid YAML"):
+        load_config(path, environment={})
+
+
+def test_a_value_that_is_no_yaml_is_refused_by_every_way_to_give_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("output: x")
+    for text in ("2024-13-45", "{{ x }}", "["):
+        with pytest.raises(ConfigError, match=r"--set output=.*: the value is not valid YAML"):
+            load_config(path, overrides=[f"output={text}"], environment={})
+        with pytest.raises(ConfigError, match=r"--set training.epochs=.*: the value is not valid YAML"):
+            training_options([f"training.epochs={text}"])
+
+
+def test_a_pinned_stream_may_leave_its_corpus_empty(tmp_path: Path) -> None:
+    (tmp_path / "pinned.yaml").write_text("corpus:\nsteps: [[PER]]\n")
+    (tmp_path / "x.yaml").write_text("output: x\nstream: {file: pinned.yaml, corpus: {train: a, test: a}}\n")
+    assert load_config(tmp_path / "x.yaml", environment={}).stream.corpus.train == "a"

@@ -17,7 +17,7 @@ from tests.tiny import SENTENCES, tiny_encoder, tiny_model, toy_sentences
 
 TAGSET = Tagset((("PER",), ("LOC", "ORG")))
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
-TENSORS = ("piece_ids", "piece_mask", "word_pieces", "word_mask", "targets", "annotated", "word_numbers")
+TENSORS = ("piece_ids", "piece_mask", "word_pieces", "word_mask", "targets", "annotated", "word_numbers", "spans")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,6 @@ def test_moving_a_batch_moves_every_tensor(encoded: EncodedSentences) -> None:
         "rows",
         "row_words",
         "origins",
-        "cut",
     }  # none was forgotten above
     assert batch.to(torch.device("cpu")) is batch
 

@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import spacy
+from spacy.tokens import DocBin
+from spacy.tokens import Span as DocSpan
 
 from ner_cl.config import CorpusOptions
 from ner_cl.data.corpus import load_corpus
+from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
+
+NLP = spacy.blank("en")
 
 
 def write(path: Path, *records: dict[str, object]) -> str:
@@ -44,6 +50,38 @@ def test_raw_text_is_read_without_annotation(tmp_path: Path) -> None:
     corpus = load_corpus(CorpusOptions(train=train, test=train, unlabeled=train))
     assert corpus.unlabeled == (Sentence(("Ada", "saw", "Rome")),)
     assert load_corpus(CorpusOptions(train=train, test=train)).unlabeled == ()
+
+
+def test_sentences_with_words_that_nobody_annotated_stay_annotated_for_nothing(tmp_path: Path) -> None:
+    whole, partly, never = NLP("Ada met Rome"), NLP("Bob met Carl"), NLP("Dora sleeps")
+    whole.set_ents([DocSpan(whole, 0, 1, "PER"), DocSpan(whole, 2, 3, "LOC")])
+    partly.set_ents([DocSpan(partly, 0, 1, "PER")], default="missing")
+    DocBin(docs=[whole, partly, never]).to_disk(tmp_path / "train.spacy")
+    plain = NLP("it rained")
+    plain.set_ents([])
+    DocBin(docs=[plain]).to_disk(tmp_path / "test.spacy")
+    corpus = load_corpus(CorpusOptions(train=str(tmp_path / "train.spacy"), test=str(tmp_path / "test.spacy")))
+    assert [sentence.annotated_types for sentence in corpus.train] == [{"PER", "LOC"}, set(), set()]
+    assert corpus.test[0].annotated_types == {"PER", "LOC"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("raw.TXT", "Ada saw Rome\n\nIt\u2028rained\n"),
+        ("raw", "Ada saw Rome\nIt\u2028rained\n"),
+        ("raw.jsonl", '{"text": "Ada saw Rome"}\n{"text": "It\\u2028rained", "spans": [[0, 1, "X"]]}\n'),
+        ("raw.json", json.dumps([{"text": "Ada saw Rome", "spans": []}, {"text": "It\u2028rained", "spans": []}])),
+        ("raw.conll", "Ada B-PER\nsaw O\nRome O\n\nIt O\nrained O\n"),
+    ],
+)
+def test_raw_text_comes_in_any_form(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    expected = [Sentence(("Ada", "saw", "Rome")), Sentence(("It", "rained"))]
+    assert read_unlabeled(tmp_path / name) == expected
+    train = write(tmp_path / "train.jsonl", record(0, "PER"))
+    options = CorpusOptions(train=train, test=train, unlabeled=str(tmp_path / name))
+    assert list(load_corpus(options).unlabeled) == expected
 
 
 def test_raw_text_says_nothing_of_which_types_there_are(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def test_span_groups_are_read_as_nested_spans(tmp_path: Path) -> None:
         read_sentences(path)
 
 
+def test_a_document_with_a_span_group_alone_was_annotated_there(tmp_path: Path) -> None:
+    doc = NLP("University of London")
+    doc.spans["sc"] = [DocSpan(doc, 0, 3, "ORG"), DocSpan(doc, 2, 3, "LOC")]
+    (sentence,) = read_sentences(store(tmp_path / "x.spacy", doc), on_overlap="keep")
+    assert sentence.spans == (Span(0, 3, "ORG"), Span(2, 3, "LOC"))
+    assert sentence.annotated_types == {"ORG", "LOC"}
+
+
 def test_spans_that_say_nothing_are_refused(tmp_path: Path) -> None:
     blank = NLP("a \n\n b")
     blank.spans["sc"] = [DocSpan(blank, 1, 2, "X")]

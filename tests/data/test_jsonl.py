@@ -302,3 +302,19 @@ def test_nested_corpus(shared_data: Path) -> None:
         for sentence in nested
     ]
     assert all(set(sentence.spans) <= outer for sentence, outer in zip(flat, outermost, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "said"),
+    [
+        ('[{"text": "a", "spans": []}]\n[{"text": "b", "spans": []}]\n', 1, "more follows the end of the array"),
+        ('[\n{"text": "a", "spans": []},\n{"text": "b", "spans": []},\n', 3, "the file ends before its array does"),
+        ('[\n{"text": "a", "spans": []}\n', 2, "neither a comma nor the end"),
+    ],
+)
+def test_an_array_that_is_not_the_whole_file_is_refused(tmp_path: Path, content: str, line: int, said: str) -> None:
+    """What would be read in part looks like all there is."""
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"x\.json:{line}: .*{said}"):
+        read_with_report(path)

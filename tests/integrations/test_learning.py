@@ -125,3 +125,29 @@ def test_documents_that_say_what_they_are_annotated_for_are_believed() -> None:
     data = sentences_of([first, second], ["PER"])
     assert (len(data.sentences), data.left_out) == (1, 1)
     assert data.sentences[0].annotated_types == {"PER", "ORG"}
+
+
+def test_documents_are_read_as_from_a_file() -> None:
+    """Spans that overlap stand in the group that ner_cl writes, and a document may have nothing else."""
+    declared, alone = (Doc(Vocab(), words=["Bank", "of", "Rome"]) for _ in range(2))
+    for doc in (declared, alone):
+        doc.spans["sc"] = [Span(doc, 0, 3, "ORG"), Span(doc, 2, 3, "LOC")]
+    declared.set_ents([])
+    declared.user_data["annotated_types"] = ["ORG", "LOC"]
+    data = sentences_of([declared, alone], ["ORG"])
+    assert data.left_out == 0
+    for sentence in data.sentences:
+        assert [(span.start, span.end, span.type) for span in sentence.spans] == [(0, 3, "ORG"), (2, 3, "LOC")]
+        assert sentence.annotated_types == {"ORG", "LOC"}
+
+
+def test_dev_documents_of_old_types_measure_them_by_gold(pipeline: Build) -> None:
+    dev = gold(40, ("PER", "LOC"), seed=5)
+    for doc in dev:
+        doc.user_data["annotated_types"] = ["PER", "LOC"]
+    dev += gold(40, ("ORG",), seed=6)
+    for doc in dev[40:]:
+        doc.user_data["annotated_types"] = ["ORG"]
+    component = pipeline().get_pipe("ner_cl")
+    result = component.learn(gold(60, ("ORG",)), types=["ORG"], dev=dev, training=TOY_TRAINING)
+    assert {change.type: change.measured for change in result.changes} == dict.fromkeys(("PER", "LOC", "ORG"), "gold")

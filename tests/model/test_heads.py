@@ -12,7 +12,7 @@ from torch import Tensor
 from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.decode import orphans
+from ner_cl.model.decode import orphans, spans_of_rows
 from ner_cl.model.heads import AddNer, DistillOptions, Emissions, ExtendNer, Head, SpanKl
 from ner_cl.registry import heads
 
@@ -65,6 +65,7 @@ def make_batch(targets: list[list[int]], annotated: list[list[bool]], *, pad_to:
         targets=padded,
         annotated=known,
         word_numbers=torch.zeros_like(padded),
+        spans=spans_of_rows(padded),
         row_types=tuple(frozenset(index for index, flag in enumerate(row) if flag) for row in annotated),
     )
 

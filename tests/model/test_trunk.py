@@ -10,7 +10,7 @@ from ner_cl.config import parse_strategies
 from ner_cl.data.stream import Step
 from ner_cl.errors import ModelError
 from ner_cl.model.subnetworks.cache import TrunkCache
-from ner_cl.model.subnetworks.trunk import apply_layer, run_trunk, top_layers
+from ner_cl.model.subnetworks.trunk import all_layers, apply_layer, run_trunk, top_layers
 from ner_cl.train.learner import Learner
 from tests.strategies.test_das import KINDS, of_kind
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_sentences
@@ -22,9 +22,17 @@ def test_a_convolution_between_layers_is_not_left_out_in_silence(tmp_path: Path)
     config.update({"conv_kernel_size": 3, "conv_act": "gelu"})
     encoder = of_kind(tiny_encoder(tmp_path), config).encoder
     assert len(top_layers(encoder, 1)) == 1
-    for count in (0, 2, 3):
+    for count in (0, 2):
         with pytest.raises(ModelError, match=r"a convolution behind its first layer, .* give them fewer than its 2"):
             top_layers(encoder, count)
+
+
+def test_more_layers_than_the_encoder_has_are_refused(tmp_path: Path) -> None:
+    encoder = tiny_model(tmp_path / "tiny", "addner", steps=[["PER"]]).encoder
+    count = len(all_layers(encoder))
+    assert top_layers(encoder, count) == top_layers(encoder, 0) == all_layers(encoder)
+    with pytest.raises(ModelError, match=rf"layers: {count + 1} of encoder .* give at most {count}"):
+        top_layers(encoder, count + 1)
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -252,3 +252,19 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert done.stderr == 'ner-cl: error: serve needs fastapi; install it with: pip install "ner-cl[serve]"\n'
+
+
+@pytest.mark.usefixtures("logs_as_before")
+def test_two_services_do_not_forget_what_the_other_one_published(
+    start: Callable[..., Program], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = start()
+    assert httpx.get(f"{program.url}/readyz").status_code == 200
+    model = tmp_path / "models" / "step2"
+    assert main(["serve", str(model), "--port", "0"]) == 2
+    assert "another service remembers there what it published" in capsys.readouterr().err
+    other = start("--state", str(tmp_path / "other.json"))
+    assert httpx.get(f"{other.url}/readyz").status_code == 200
+    program.end(signal.SIGTERM)
+    again = start()
+    assert httpx.get(f"{again.url}/readyz").status_code == 200

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.importance import sampled_loss
 from ner_cl.strategies.kronecker import (
     Diagonal,
     Kronecker,
     fisher,
     kronecker_sum,
-    sampled_loss,
     scaled_identity,
     with_ones,
 )
-from ner_cl.strategies.linear_layers import encoder_layers, input_groups, linear_layers, real_pieces, tap
+from ner_cl.strategies.linear_layers import input_groups, linear_layers, real_pieces, tap, top_layer_names
 from ner_cl.types import Sentence
 from tests.tiny import tiny_encoder, tiny_model, toy_sentences
 
@@ -247,6 +247,6 @@ def test_layers_that_read_the_same_tensor_are_grouped(model: NerModel) -> None:
     assert (f"{attention}.query", f"{attention}.key", f"{attention}.value") in groups
     assert ("head.blocks.0", "head.blocks.1") in groups
     assert sorted(name for group in groups for name in group) == sorted(layers)
-    assert encoder_layers(model)[-1] == LAST
+    assert top_layer_names(model, 1) == [LAST]
     model(model.encode(toy_sentences(2)).batch([0, 1]))
     assert len(calls) == len(layers)  # the hooks are gone

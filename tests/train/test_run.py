@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -204,8 +205,24 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_goes_on(
     assert isinstance(next(first), StepStarted)
     with pytest.raises(ConfigError, match=r"output: another run is writing to .*shared; wait for it, or use --output"):
         next(stream_events(config, resume=True))
+    with pytest.raises(ConfigError, match=r"another run is writing to|holds a run already"):
+        next(stream_events(config))
+    assert (home / "shared" / "config.resolved.yaml").is_file()
     first.close()
     run_stream(config, resume=True)
+
+
+def test_a_run_that_fails_before_it_begins_leaves_no_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(home, output=str(home / "gone"))
+    there = home / "was_there"
+    there.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("ner_cl.train.run._start", Mock(side_effect=ModelError("no encoder")))
+        for output in (home / "gone", there):
+            with pytest.raises(ModelError, match="no encoder"):
+                run_stream(config.model_copy(update={"output": str(output)}))
+    assert not (home / "gone").exists()
+    assert there.is_dir()
 
 
 def test_a_run_where_nothing_can_be_written_is_refused(home: Path) -> None:

@@ -37,6 +37,7 @@ def assemble(
         return []
     found = frozenset(span.type for draft in settled for span in draft.spans)
     report.declares_types = any(draft.annotated_types is not None for draft in settled)
+    report.incomplete = frozenset(index for index, draft in enumerate(settled) if draft.incomplete)
     if explicit_types:
         _check_explicit(settled, found, report)
     if types is not None:
@@ -76,7 +77,8 @@ def _settle(draft: Draft, report: ReadReport, on_overlap: str) -> Draft | None:
         first, second = (f"{' '.join(draft.words[span.start : span.end])!r} {span.type}" for span in clash)
         report.refuse(
             draft.line,
-            f"spans overlap: {first} and {second}; correct them, or read with on_overlap 'longest' or 'keep'",
+            f"spans overlap: {first} and {second}; correct them, or read with on_overlap (--on-overlap) longest, or "
+            "keep for head spankl",
             kind="overlap",
         )
         return None

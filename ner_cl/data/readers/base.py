@@ -38,6 +38,7 @@ class ReadReport:
         format: the format it was read as.
         scheme: the tag scheme it was read as, or "" where the format has none.
         declares_types: whether the file itself says of any sentence which types it is annotated for.
+        incomplete: which of the sentences read, by index, hold words of which the file says that nobody annotated them.
         repairs: what was repaired or skipped → the lines it happened in.
         problems: what could not be read (tolerant reading only; each such sentence is left out).
     """
@@ -47,6 +48,7 @@ class ReadReport:
     format: str = ""
     scheme: str = ""
     declares_types: bool = False
+    incomplete: frozenset[int] = frozenset()
     repairs: dict[str, list[int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 

@@ -9,7 +9,7 @@ from ner_cl.errors import DataError
 from ner_cl.registry import readers
 from ner_cl.types import Span
 
-__all__ = ["ANNOTATED_TYPES", "SPAN_GROUP", "DocBinReader"]
+__all__ = ["ANNOTATED_TYPES", "SPAN_GROUP", "DocBinReader", "drafts_of_doc"]
 
 # spaCy takes a second to import and is imported only where it is used.
 Doc: TypeAlias = Any
@@ -28,15 +28,16 @@ class DocBinReader(Reader):
     """Reads `doc.ents` and `doc.spans["sc"]`, sentence by sentence where sentence starts are set.
 
     A token whose entity is unset (`ent_iob == 0`) is unknown, not `O`: unless `types` says that they are annotated, a
-    sentence with such a token counts as annotated for no type, and its spans are left out and counted. Tokens of
-    whitespace only are no words.
+    sentence with such a token counts as annotated for no type, and its spans are left out and counted. A document
+    without any entity set, but with a span group, is one that was annotated there. Tokens of whitespace only are no
+    words.
     """
 
     suffixes = (".spacy",)
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
         """The sentences of a DocBin; see `Reader.read`. Line numbers count documents."""
-        return [draft for number, doc in _docs(path) for draft in _drafts(doc, number, report)]
+        return [draft for number, doc in _docs(path) for draft in drafts_of_doc(doc, number, report)]
 
 
 def _docs(path: str) -> Iterator[tuple[int, Doc]]:
@@ -51,13 +52,22 @@ def _docs(path: str) -> Iterator[tuple[int, Doc]]:
         raise DataError(f"{path}: is not a spaCy DocBin ({reason}); name the format if it is another one") from error
 
 
-def _drafts(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
-    found = sorted([*doc.ents, *doc.spans.get(SPAN_GROUP, ())], key=lambda span: span.start)
+def drafts_of_doc(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
+    """The sentences of a document; one without sentence starts is a single sentence.
+
+    Args:
+        doc: with `ents` or a span group `sc`, or both.
+        number: of the document, from 1, which takes the place of a line.
+        report: of repairs and of what cannot be read.
+    """
+    group = doc.spans.get(SPAN_GROUP, ())
+    found = sorted([*doc.ents, *group], key=lambda span: span.start)
+    unset_is_unknown = doc.has_annotation("ENT_IOB") or not group
     starts = [span.start for span in found]
     for start, end in _sentence_borders(doc, found, number, report):
         # No span crosses a border, so those that start in the sentence are those that lie in it.
         spans = found[bisect_left(starts, start) : bisect_left(starts, end)]
-        draft = _draft(doc[start:end], spans, number, report)
+        draft = _draft(doc[start:end], spans, number, report, unset_is_unknown=unset_is_unknown)
         if draft is not None:
             yield draft
 
@@ -77,7 +87,9 @@ def _sentence_borders(doc: Doc, spans: Sequence[DocSpan], number: int, report: R
         start = sentence.end
 
 
-def _draft(sentence: DocSpan, spans: Sequence[DocSpan], number: int, report: ReadReport) -> Draft | None:
+def _draft(
+    sentence: DocSpan, spans: Sequence[DocSpan], number: int, report: ReadReport, *, unset_is_unknown: bool
+) -> Draft | None:
     tokens = [token for token in sentence if not token.text.isspace()]
     if not tokens:
         report.repaired("text without a word skipped", number)
@@ -101,5 +113,5 @@ def _draft(sentence: DocSpan, spans: Sequence[DocSpan], number: int, report: Rea
         offsets=tuple(
             (token.idx - sentence.start_char, token.idx - sentence.start_char + len(token)) for token in tokens
         ),
-        incomplete=declared is None and any(token.ent_iob == 0 for token in tokens),
+        incomplete=unset_is_unknown and declared is None and any(token.ent_iob == 0 for token in tokens),
     )

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -76,6 +76,8 @@ def _load_any(name: str, split: str, cache: str) -> Dataset:
     kind = _LOCAL.get(local.suffix.lower())
     if local.is_file() and kind is None:
         raise DataError(f"{name}: is no parquet, arrow, JSON or CSV file; name its format")
+    if local.is_file() and split != "train":
+        raise DataError(f"{name}#{split}: a file has no splits; leave #{split} out")
     if local.is_file():
         options = {"delimiter": "\t"} if local.suffix.lower() == ".tsv" else {}
         return datasets.load_dataset(kind, data_files=name, split="train", cache_dir=cache, **options)
@@ -97,6 +99,10 @@ def _plain(value: Any, names: list[str] | None) -> Any:
     """A cell as JSON would hold it: class labels by name, a table of columns (a `Sequence` of dict) as rows."""
     if names is not None and isinstance(value, list):
         return [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in value]
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+    if isinstance(value, dict) and value and _is_table(value.values()):
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     return value
+
+
+def _is_table(columns: Collection[Any]) -> bool:
+    return all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1

@@ -76,6 +76,17 @@ def _whole_file(text: str, report: ReadReport) -> Iterator[tuple[int, object]]:
         elif inside and text[position : position + 1] != "]":
             report.refuse(line, "is followed by neither a comma nor the end of the array; correct the JSON")
             return
+    if inside and (reason := _unfinished(text, position)):
+        report.refuse(1 + text.count("\n", 0, position), reason)
+
+
+def _unfinished(text: str, position: int) -> str:
+    """What is wrong where an array should end and the file with it; "" if nothing is."""
+    if position == len(text):
+        return "the file ends before its array does; write it out again, or close it with ]"
+    if _skip_blanks(text, position + 1) < len(text):
+        return "more follows the end of the array; put it into a file of its own, or all records into one array"
+    return ""
 
 
 def _skip_blanks(text: str, position: int) -> int:

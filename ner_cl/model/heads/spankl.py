@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.bands import apart, crossing, span_band, tags_of_apart, within
-from ner_cl.model.decode import spans_of_rows
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import bernoulli_kl
@@ -202,13 +201,11 @@ class SpanKl(Head):
     def _gold(
         self, batch: Batch, types: Int[Tensor, " type"], band: Float[Tensor, "row word length type"]
     ) -> Float[Tensor, "row word length type"]:
-        """1 for mentions, 0 for all other spans, such as the beginning of a mention that the row cuts off."""
-        row, start, end, type_ = spans_of_rows(batch.targets).unbind(1)
+        """1 for mentions, 0 for all other spans."""
+        row, start, end, type_ = batch.spans.unbind(1)
         column = torch.full((len(self.tagset.types),), -1, device=types.device)
         column[types] = torch.arange(len(types), device=types.device)
         known = (column[type_] >= 0) & (end - start <= band.shape[2])
-        if any(batch.cut):
-            known &= ~torch.tensor(batch.cut, device=row.device)[row] | (end < batch.word_mask.sum(dim=1)[row])
         gold = torch.zeros_like(band)
         gold[row[known], start[known], (end - start - 1)[known], column[type_[known]]] = 1
         return gold

@@ -54,12 +54,17 @@ def calls_alike(encoder: Encoder) -> bool:
 
 
 def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
-    """The last `count` transformer layers of an encoder; all of them if there are fewer, or if it is 0.
+    """The last `count` transformer layers of an encoder; all of them if it is 0.
 
     Raises:
-        ModelError: if it has none that can be told, or if something happens between them.
+        ModelError: if it has fewer, or none that can be told, or if something happens between them.
     """
     layers = all_layers(encoder)
+    if count > len(layers):
+        raise ModelError(
+            f"layers: {count} of encoder {encoder.options.name!r} were asked for, which has {len(layers)}; "
+            f"give at most {len(layers)}"
+        )
     top = layers[-count:]
     if len(top) == len(layers) and getattr(encoder.config, "conv_kernel_size", None):
         raise ModelError(
@@ -80,8 +85,8 @@ def all_layers(encoder: Encoder) -> list[nn.Module]:
     layers = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=nn.ModuleList())
     if not len(layers):
         raise ModelError(
-            f"encoder {encoder.options.name!r} has no list of layers, which sub-networks and frozen_trunk need; use "
-            "another, or strategies: [distill]"
+            f"encoder {encoder.options.name!r} has no list of layers, which some strategies need; use another, or "
+            "strategies: [distill]"
         )
     return list(layers)
 

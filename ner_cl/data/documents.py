@@ -1,4 +1,4 @@
-"""The documents that `ner-cl predict` reads, line by line, so that a stream of any length fits into memory."""
+"""Texts without annotation, read line by line, so that a stream of any length fits into memory."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from ner_cl.errors import DataError
 if TYPE_CHECKING:
     from ner_cl.types import Entity
 
-__all__ = ["Document", "read_documents"]
+__all__ = ["Document", "holds_texts", "read_documents"]
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _KEPT_KEYS = ("id", "meta")
@@ -65,6 +65,13 @@ def read_documents(source: str) -> Iterator[Document]:
                 yield _document(line, where)
 
 
+def holds_texts(source: str) -> bool:
+    """Whether the first line of a file that is not blank is a JSON object with `text`."""
+    with _opened(source) as file:
+        first = next((raw for raw in file if raw.strip()), b"")
+    return _is_record(_decode(first, source).removeprefix("\ufeff"))
+
+
 @contextmanager
 def _opened(source: str) -> Iterator[BinaryIO]:
     if source == "-":
@@ -105,8 +112,9 @@ def _document(line: str, where: str) -> Document:
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError(f'{where}: has no text; give one object a line, such as {{"text": "..."}}')
+    kept = {key: record[key] for key in _KEPT_KEYS if key in record}
     try:
-        text.encode()
+        json.dumps([text, kept], ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: its text holds half a character (a lone surrogate); correct it") from None
-    return Document(text, where, {key: record[key] for key in _KEPT_KEYS if key in record})
+        raise DataError(f"{where}: holds half a character (a lone surrogate); correct it") from None
+    return Document(text, where, kept)
