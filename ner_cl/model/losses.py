@@ -1,5 +1,8 @@
 """Losses over tag columns, one value a word, and over yes or no, one value a decision. All of them work in fp32."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -12,6 +15,7 @@ __all__ = [
     "kd_sub",
     "marginal_cross_entropy",
     "masked_mean",
+    "over_blocks",
     "unknown_as_outside",
 ]
 
@@ -141,3 +145,9 @@ def masked_mean(values: Float[Tensor, "*word"], mask: Bool[Tensor, "*word"]) -> 
     """Mean over the words under the mask; zero, with a zero gradient, when there is none."""
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum() / mask.sum().clamp(min=1)
+
+
+def over_blocks(terms: Sequence[Float[Tensor, ""]], how: Literal["sum", "mean"]) -> Float[Tensor, ""]:
+    """One loss of those of several blocks."""
+    together = torch.stack(list(terms))
+    return together.sum() if how == "sum" else together.mean()

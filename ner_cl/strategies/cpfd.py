@@ -93,6 +93,11 @@ class Cpfd(Strategy):
         if self.options.freeze_old_rows:
             freeze_old_blocks(context.model.head)
 
+    def begin_epoch(self, context: StepContext) -> None:
+        """Has all layers run where attention is watched: what is kept of frozen ones does not show it."""
+        if self._recorder is not None:
+            context.model.encoder.shortcut = None
+
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and `attention`; in step 1, where nobody knows better, plain cross entropy."""
         own = rows_from(batch.origins, "own")

@@ -14,7 +14,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.mixing import in_rounds, mixed
+from ner_cl.strategies.mixing import mixed
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.teacher import Teacher
 from ner_cl.types import Sentence
@@ -79,7 +79,7 @@ class Distill(Strategy):
             return batches
         rows = [row for batch in batches for row in batch]
         lengths, ratio = context.encoded.lengths, self.options.unlabeled
-        return mixed(rows, in_rounds(raw, generator), lengths, tokens=context.train_tokens, ratio=ratio)
+        return mixed(rows, raw, lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and on raw rows `kd_raw`; in step 1, where nobody knows better, plain cross entropy."""
@@ -98,7 +98,8 @@ class Distill(Strategy):
                 return {}
             scale = options.alpha * (options.temperature**2 if options.scale else 1.0)
             said = teacher.says(context, batch)
-            return {"kd_raw": scale * head.imitation(emissions, said, temperature=options.temperature)}
+            kl = head.imitation(emissions, said, temperature=options.temperature, blocks=options.blocks)
+            return {"kd_raw": scale * kl}
 
         return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, "unlabeled")
 

@@ -14,7 +14,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
-from ner_cl.strategies.read_once import freeze_encoder, read_once
+from ner_cl.strategies.read_once import freeze_encoder
 from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Frozen", "FrozenOptions"]
@@ -48,9 +48,8 @@ class Frozen(Strategy):
     )
 
     def begin_stage(self, context: StepContext) -> None:
-        """Where the encoder is frozen for the whole step, has it run once over the step's sentences."""
-        if freeze_encoder(context, self.options.warmup_epochs, epoch=1):
-            read_once(context, [])
+        """Where the encoder is frozen for the whole step, does so at once."""
+        freeze_encoder(context, self.options.warmup_epochs, epoch=1)
 
     def begin_epoch(self, context: StepContext) -> None:
         """Freezes the encoder once its time is over, and the old blocks."""

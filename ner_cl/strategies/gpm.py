@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
+from ner_cl.errors import ModelError
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import InputSubspace
@@ -64,6 +65,15 @@ class Gpm(Strategy):
         # By the names of the layers that share the input, parted by spaces.
         self._bases: dict[str, Float[Tensor, "input rank"]] = {}
         self._constraints: tuple[InputSubspace, ...] = ()
+
+    def begin_step(self, context: StepContext) -> None:
+        """Sees to it that there is something to protect.
+
+        Raises:
+            ModelError: if the encoder has no linear layers that can be protected.
+        """
+        if self.options.threshold and not any(name.startswith("encoder.") for name in self._layers(context)):
+            raise ModelError(f"encoder {context.model.encoder.options.name!r} has no linear layers that gpm could hold")
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """Prepares the constraint and freezes what has no basis or has nowhere left to go."""

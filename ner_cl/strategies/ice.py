@@ -16,7 +16,7 @@ from ner_cl.model.losses import masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
-from ner_cl.strategies.read_once import freeze_encoder, read_once
+from ner_cl.strategies.read_once import freeze_encoder
 from ner_cl.strategies.rows import on_rows
 
 __all__ = ["Ice", "IceOptions"]
@@ -74,8 +74,7 @@ class Ice(Strategy):
                 new.weight[0] = 0.0
                 new.bias[0] = self.options.outside
         new.bias.requires_grad_(False)
-        if freeze_encoder(context, self.options.warmup_epochs, epoch=1):
-            read_once(context, [])
+        freeze_encoder(context, self.options.warmup_epochs, epoch=1)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """No update of the row of `O`, which only the first block has."""

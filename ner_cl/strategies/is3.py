@@ -149,9 +149,11 @@ class Is3(Strategy):
         """Mean cross entropy of the head on the prototypes."""
         head, device = context.model.head, context.model.device
         known = [
-            (number, self._prototypes[tag]) for number, tag in enumerate(head.tagset.tags) if tag in self._prototypes
+            (number, self._prototypes[tag].to(device))
+            for number, tag in enumerate(head.tagset.tags)
+            if tag in self._prototypes
         ]
-        vectors = torch.stack([vector for _, vector in known]).to(device)
+        vectors = torch.stack([vector for _, vector in known])
         targets = torch.tensor([number for number, _ in known], device=device)
         logits = torch.cat(head.scores(vectors.unsqueeze(0)), dim=-1)[0]
         return F.cross_entropy(logits, targets)

@@ -82,20 +82,23 @@ def real_pieces(model: NerModel, batch: Batch) -> Bool[Tensor, "row piece"]:
 
 def values_at(
     name: str,
-    values: Float[Tensor, "row place value"],
+    values: Float[Tensor, "*place value"],
     *,
     pieces: Bool[Tensor, "row piece"],
     words: Bool[Tensor, "row word"],
 ) -> Float[Tensor, "position value"]:
     """What a layer saw or said at real pieces, or for a layer of the head, which reads word vectors, at real words.
 
+    Of what is not about the pieces of the batch, such as DeBERTa's relative positions, all of it.
+
     Args:
         name: of the layer.
-        values: of a whole batch.
+        values: of a whole batch, or of something that is the same in all batches.
         pieces: which pieces are real.
         words: which words are real.
     """
-    return values[words if name.startswith("head.") else pieces]
+    mask = words if name.startswith("head.") else pieces
+    return values[mask] if values.shape[:-1] == mask.shape else values.flatten(0, -2)
 
 
 def input_groups(calls: list[Call]) -> list[tuple[str, ...]]:

@@ -1,27 +1,55 @@
 """Batches into which rows are drawn that are not the step's own."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 
 import numpy as np
 
 __all__ = ["in_rounds", "mixed"]
 
+_POOL = 512  # rows that are sorted by length together: little padding, and an order that stays random
+
 
 def mixed(
-    own: Sequence[int], drawn: Iterator[int], lengths: Sequence[int], *, tokens: int, ratio: float
+    own: Sequence[int],
+    others: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    tokens: int,
+    ratio: float,
+    generator: np.random.Generator,
 ) -> list[list[int]]:
-    """Cuts rows, in the order given, into batches in which at least a share of the rows is drawn from others.
+    """Cuts rows into batches of like length in which at least a share of the rows is drawn from others.
 
     Args:
-        own: rows, each of which is in one batch.
-        drawn: gives the other rows, without end.
+        own: rows in random order, each of which is in one batch.
+        others: the other rows; each is drawn once before any comes twice.
         lengths: word pieces of every row.
         tokens: longest row × rows of a batch stays within this, where more than one row of `own` is in it.
         ratio: the share, in (0, 1).
+        generator: draws rows, and the order of batches.
     """
     each = ratio / (1 - ratio) - 1e-9  # rows to be drawn for one row; whole numbers must not round up
+    drawn = in_rounds(others, generator)
+    batches: list[list[int]] = []
+    for start in range(0, len(own), _POOL):
+        pool = sorted(own[start : start + _POOL], key=lambda row: lengths[row])
+        beside = sorted(islice(drawn, ceil(len(pool) * each)), key=lambda row: lengths[row])
+        batches += _cut(pool, chain(beside, drawn), lengths, tokens=tokens, each=each)
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
+    """Every row once in random order, again and again."""
+    while True:
+        yield from generator.permutation(rows).tolist()
+
+
+def _cut(
+    own: Sequence[int], drawn: Iterator[int], lengths: Sequence[int], *, tokens: int, each: float
+) -> list[list[int]]:
+    """Batches of rows in the order given, each row with as many drawn ones as the share asks for."""
     batches: list[list[int]] = [[]]
     new = longest = 0
     for row in own:
@@ -35,9 +63,3 @@ def mixed(
         batches[-1] += unit
         new += 1
     return batches
-
-
-def in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
-    """Every row once in random order, again and again."""
-    while True:
-        yield from generator.permutation(rows).tolist()

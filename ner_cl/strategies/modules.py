@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -11,6 +12,7 @@ from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
+from ner_cl.model.subnetworks.trunk import run_trunk, top_layers
 from ner_cl.registry import heads, strategies
 from ner_cl.strategies.apart import POINTLESS_APART, options_of, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext, Strategy
@@ -70,7 +72,11 @@ class ModuleStrategy(Strategy):
         if context.old_types or self.options.trunk == "pretrained":
             subnetworks_of(context.model, ModuleOptions, self.options)
         else:  # what would fail in step 2 is refused now, before step 1 has been paid for
-            Modules(context.model.encoder, options_of(ModuleOptions, self.options), first=context.number + 1)
+            model, options = context.model, options_of(ModuleOptions, self.options)
+            Modules(model.encoder, options, first=context.number + 1)
+            with torch.no_grad():
+                one = model.encode([Sentence(("word",))]).batch([0]).to(model.device)
+                run_trunk(model.encoder, one, top_layers(model.encoder, options.layers), whole=True)
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """Where the new block is to know older types, the sentences with what the model says of them so far."""

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, ModelError
+from ner_cl.model.subnetworks.trunk import all_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
@@ -126,9 +127,13 @@ class Ncl(Strategy):
 
         Raises:
             ConfigError: if it was measured with another number of layers.
+            ModelError: if the encoder has no linear layers there.
         """
         known = {name for name in self._precisions if name.startswith("encoder.")}
         wanted = {name for name, _ in _shapes(self._layers(context)) if name.startswith("encoder.")}
+        linear = (name for name, layer in self._layers(context).items() if isinstance(layer, nn.Linear))
+        if self.options.layers and not any(name.startswith("encoder.") for name in linear):
+            raise ModelError(f"encoder {context.model.encoder.options.name!r} has no linear layers that ncl could hold")
         if self._precisions and known != wanted:
             raise ConfigError("strategies.ncl.layers: not as in the steps before; keep it the same in all steps")
 
@@ -217,7 +222,7 @@ class Ncl(Strategy):
 
     def _layers(self, context: StepContext) -> dict[str, nn.Linear | nn.LayerNorm]:
         """What learns after step 1, of what a precision is known for: the last layers, and the head."""
-        count = self.options.layers
+        count = min(self.options.layers, len(all_layers(context.model.encoder)))
         last = tuple(f"{name}." for name in top_layer_names(context.model, count)) if count else ()
         return {
             name: module

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
-from ner_cl.errors import ModelError
+from ner_cl.errors import TrainingError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.packnet import PackNet, PackNetOptions
@@ -57,11 +57,12 @@ class PackNetStrategy(Strategy):
 
         Raises:
             ConfigError: if the model has sub-networks of another kind or size.
-            ModelError: if it has learned steps without this strategy, or has no free weight.
+            ModelError: if it has learned steps without this strategy.
+            TrainingError: if it has no free weight.
         """
         subnetworks_of(context.model, PackNetOptions, self.options)
         if not _packed(context.model).free:
-            raise ModelError(
+            raise TrainingError(
                 f"packnet has no free weight left for step {context.number}; start a new model with larger shares "
                 "prune_first and prune, or a larger encoder"
             )

@@ -15,17 +15,18 @@ from ner_cl.strategies.base import StepContext
 __all__ = ["freeze_encoder", "read_once"]
 
 
-def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> bool:
+def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> None:
     """Freezes the whole encoder, without dropout, once its time to learn is over: some first epochs of step 1.
 
-    Returns:
-        Whether it is over.
+    From then on it runs over the step's sentences once.
     """
     if not context.old_types and epoch <= warmup_epochs:
-        return False
-    context.model.encoder.requires_grad_(False)
-    context.model.encoder.eval()
-    return True
+        return
+    encoder = context.model.encoder
+    encoder.requires_grad_(False)
+    encoder.eval()
+    if encoder.shortcut is None:
+        read_once(context, [])
 
 
 def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:

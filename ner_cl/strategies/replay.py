@@ -21,7 +21,7 @@ from ner_cl.model.ner_model import SENTENCE_PREFIX
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions
-from ner_cl.strategies.mixing import in_rounds, mixed
+from ner_cl.strategies.mixing import mixed
 from ner_cl.strategies.pseudo_labels import with_old_types
 from ner_cl.strategies.rows import cross_entropy, on_rows
 from ner_cl.types import Sentence
@@ -134,7 +134,7 @@ class Replay(Strategy):
             rows = [*own, *self._rehearsed(context, kept, generator)]
             return encoded.plan(rows, batch_tokens=context.train_tokens, generator=generator)
         ratio = self.options.ratio
-        return mixed(own, in_rounds(kept, generator), encoded.lengths, tokens=context.train_tokens, ratio=ratio)
+        return mixed(own, kept, encoded.lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`replay`, the cross entropy of remembered rows, and under `der` `replay_logits`."""

@@ -16,6 +16,9 @@ from ner_cl.strategies.base import StepContext
 __all__ = ["Teacher", "teacher_logits", "teacher_reads"]
 
 
+_MOST_BYTES = 2**31  # of logits that are kept of a step
+
+
 @final
 class Teacher:
     """A frozen copy of a model, made before the step's new block exists.
@@ -40,7 +43,7 @@ class Teacher:
             context: of the step, with the sentences encoded.
             batch: any batch of them.
         """
-        if self._model is not None and not self._cache:
+        if self._model is not None and not (self._cache and self._fits(context)):
             with torch.no_grad(), autocast(context.precision, context.model.device):
                 return self._model(batch).flat()  # type: ignore[no-any-return]
         return self.logits(context)[batch.word_numbers]
@@ -52,6 +55,12 @@ class Teacher:
             self._logits = teacher_logits(self._model, context.encoded, context)
             self._model = self._model if self._attends else None
         return self._logits
+
+    def _fits(self, context: StepContext) -> bool:
+        """Whether its logits for the whole step may be kept: heads that score spans say a lot of each word."""
+        assert self._model is not None
+        columns = sum(len(block.get_parameter("bias")) for block in self._model.head.blocks)
+        return 4 * columns * context.encoded.words <= _MOST_BYTES
 
     def attention(self, context: StepContext, batch: Batch) -> list[Float[Tensor, "row head piece piece"]]:
         """What its encoder looks at in a batch, a map a layer; see `attention_maps`."""

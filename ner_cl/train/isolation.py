@@ -60,6 +60,8 @@ def emission_fingerprints(
 ) -> Fingerprints:
     """What the blocks of `steps`, and their sub-networks alone, emit on words, and what makes scores of it."""
     digests = {step: hashlib.sha256() for step in steps}
+    if not digests:
+        return Fingerprints(len(sentences), sum(len(sentence.words) for sentence in sentences), {})
     encoded = model.encode(sentences)
     for indices, emissions in emissions_of(model, encoded, steps=steps, batch_tokens=batch_tokens, precision=precision):
         for step, digest in digests.items():

@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions, TrainingOptions, check_head, check_optimizer, parse_strategies
 from ner_cl.data.batching import Batch
@@ -25,7 +25,7 @@ from ner_cl.strategies.pseudo_labels import with_old_types
 from ner_cl.train.calibrate import Calibration, calibrate
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
-from ner_cl.train.events import Event
+from ner_cl.train.events import Event, Note
 from ner_cl.train.isolation import Fingerprints, emission_fingerprints
 from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
@@ -164,8 +164,9 @@ class Learner:
             context.stage, context.epochs = stage, epochs[stage]
             for strategy in self.strategies:
                 strategy.begin_stage(context)
-            if not self.training.train_embeddings:
-                self.model.encoder.embeddings.requires_grad_(False)
+            if self.training.train_embeddings and not _trained(self.model.encoder.embeddings):
+                text = "training.train_embeddings has no effect: a strategy of the list holds the embeddings still"
+                yield Note(step=context.number, text=text)
             self.loop = StepTraining(
                 context=context,
                 strategies=self.strategies,
@@ -192,7 +193,11 @@ class Learner:
             strategy.end_step(context)
         for strategy in self.strategies:
             strategy.release()
-        self.model.strategy_state = {s.options.name: state for s in self.strategies if (state := s.state_dict())}
+        self.model.strategy_state = {
+            s.options.name: {key: tensor.detach().cpu() for key, tensor in state.items()}
+            for s in self.strategies
+            if (state := s.state_dict())
+        }
         self.model.kept_sentences = {
             s.options.name: tuple(kept) for s in self.strategies if (kept := s.kept_sentences())
         }
@@ -259,7 +264,8 @@ class Learner:
 
     def _dev(self, step: Step, context: StepContext) -> Sequence[Sentence]:
         """The dev sentences to select on: gold for new types; for old ones, if asked for, what the model says now."""
-        if self.training.early_stopping.metric == "new" or not context.old_types:
+        alone = context.trained_steps is not None  # what earlier steps find does not change
+        if self.training.early_stopping.metric == "new" or not context.old_types or alone:
             return step.dev
         return [
             with_old_types(sentence, spans, context.old_types)
@@ -280,6 +286,10 @@ class Learner:
         settings += [fingerprint(unlabeled)] if unlabeled else []
         settings += [_kept_fingerprint(strategy) for strategy in self.strategies]
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:

@@ -74,7 +74,7 @@ class StepTraining:
         """Trains, yielding what happens; the caller reports it."""
         context, options, model = self.context, self.options, self.context.model
         encoded = context.encoded
-        optimizer = make_optimizer(model, options.optimizer)
+        optimizer = self._optimizer()
         best: dict[str, Tensor] = {}
         progress = Progress(context.number, self.fingerprint, stage=context.stage, train_seconds=self.seconds)
         self.progress = progress
@@ -153,6 +153,12 @@ class StepTraining:
         return UpdateDone(
             step=progress.step, epoch=progress.epoch, update=progress.update, losses=losses, skipped=not applied
         )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Over what learns in this stage."""
+        if not self.options.train_embeddings:
+            self.context.model.encoder.embeddings.requires_grad_(False)
+        return make_optimizer(self.context.model, self.options.optimizer)
 
     def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
         """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ner_cl.config import OptimizerOptions
 from ner_cl.data.stream import Step
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.trunk import all_layers
 from ner_cl.strategies.frozen import Frozen, FrozenOptions
 from ner_cl.train.events import EpochDone, Event
 from ner_cl.train.learner import Learner
@@ -127,3 +128,23 @@ def test_in_the_warm_up_everything_is_trained(folder: Path, head: str) -> None:
         Frozen(FrozenOptions(warmup_epochs=3)).begin_epoch(context)
         assert {parameter.requires_grad for parameter in model.encoder.parameters()} == {trained}
         assert {parameter.requires_grad for parameter in model.head.parameters()} == {True}
+
+
+@BOTH
+def test_after_its_warm_up_the_encoder_runs_once_over_the_sentences(folder: Path, head: str) -> None:
+    model = tiny_model(folder, head)
+    runs: list[int] = []
+    seen: list[int] = []
+    last = all_layers(model.encoder)[-1]
+    hook = last.register_forward_hook(lambda module, given, output: runs.append(int(torch.is_grad_enabled())))
+
+    def watch(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            seen.append(sum(runs))
+            runs.clear()
+
+    step = toy_stream(steps=(("PER",), ("LOC",)), train=40).steps[0]
+    learn(model, step, optimizer=OPTIMIZERS[0], warmup_epochs=2, epochs=4, on_event=watch)
+    hook.remove()
+    assert seen[0] == seen[1] > 0
+    assert seen[2:] == [0, 0]

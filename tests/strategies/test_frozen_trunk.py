@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ner_cl.config import check_composition, parse_strategies
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.subnetworks.trunk import all_layers
-from ner_cl.train.events import EpochDone
+from ner_cl.train.events import EpochDone, Note, UpdateDone
 from ner_cl.train.learner import Learner
 from tests.tiny import tiny_encoder, toy_stream
 from tests.train.toy_runs import GOOD_TRAINING, learner_of, same_weights, weights_of
@@ -105,11 +105,16 @@ def test_scores_while_training_are_those_of_the_whole_model(folder: Path) -> Non
         assert best.score == pytest.approx(2 * tp / max(1, 2 * tp + fp + fn))
 
 
-@pytest.mark.parametrize(("layers", "learning"), [("auto", {"0", "1", "2"}), (1, {"2"}), (9, {"0", "1", "2"})])
+@pytest.mark.parametrize(("layers", "learning"), [("auto", {"0", "1", "2"}), (1, {"2"}), (3, {"0", "1", "2"})])
 def test_as_many_layers_learn_as_are_asked_for(folder: Path, layers: int | str, learning: set[str]) -> None:
     _, (first, second) = learned(folder, {"name": "frozen_trunk", "layers": layers})
     names = [name.split(".") for name in changed(first, second) if ".layer." in name]
     assert {name[name.index("layer") + 1] for name in names} == learning
+
+
+def test_more_layers_than_there_are_are_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"layers: 9 of encoder .* were asked for, which has 3; give at most 3"):
+        learned(folder, {"name": "frozen_trunk", "layers": 9})
 
 
 def test_a_sixth_of_the_layers_stays_by_default(tmp_path: Path) -> None:
@@ -143,6 +148,30 @@ def test_attention_is_imitated_in_all_layers(folder: Path) -> None:
     losses = [event.losses for event in learner.learn_step(second) if isinstance(event, EpochDone)]
     assert losses[-1]["attention"] > 0
     assert not {name for name in changed(before, weights_of(learner.model)) if "layer.0" in name}
+
+
+def test_attention_takes_no_second_pass(folder: Path) -> None:
+    """What is kept of frozen layers does not show what they look at, so all are run, once."""
+    passes = []
+    for cache in (True, False):
+        learner = learner_of(folder, [{**TRUNK, "cache": cache}, "cpfd"])
+        first, second = toy_stream(train=60).steps
+        list(learner.learn_step(first))
+        events = learner.learn_step(second)
+        while not isinstance(next(events), UpdateDone):
+            pass
+        with passes_through(learner.model.encoder, 1) as rows:
+            next(events)
+        passes.append(sum(rows))
+    assert passes[0] == passes[1] > 0
+
+
+def test_embeddings_that_were_to_be_trained_and_are_not_are_told(folder: Path) -> None:
+    for strategies, told in ((["distill", TRUNK], True), (["distill"], False)):
+        learner = learner_of(folder, strategies, training=GOOD_TRAINING.model_copy(update={"train_embeddings": True}))
+        events = list(learner.learn_step(toy_stream(train=60).steps[0]))
+        said = [event.text for event in events if isinstance(event, Note)]
+        assert any("training.train_embeddings has no effect" in text for text in said) == told
 
 
 @pytest.mark.parametrize("other", ["frozen", "ice", "joint", "modules", "hat", "packnet"])

@@ -15,7 +15,7 @@ from transformers import AutoModel, DebertaV2Config, DistilBertConfig, Pretraine
 
 from ner_cl.config import OptimizerOptions, StrategyOptions, TrainingOptions, parse_strategies
 from ner_cl.data.stream import Step
-from ner_cl.errors import CheckFailed, ConfigError, ModelError
+from ner_cl.errors import CheckFailed, ConfigError, ModelError, TrainingError
 from ner_cl.model.emissions import emissions_of
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
@@ -297,7 +297,7 @@ def test_with_nothing_free_a_step_is_refused_before_it_trains(folder: Path) -> N
     events = list(learner.learn_step(step_of(1)))
     assert notes(events) == []
     before = weights_of(learner.model)
-    with pytest.raises(ModelError, match="no free weight left for step 2; start a new model with larger shares"):
+    with pytest.raises(TrainingError, match="no free weight left for step 2; start a new model with larger shares"):
         list(learner.learn_step(step_of(2)))
     assert same_weights(before, weights_of(learner.model))
 

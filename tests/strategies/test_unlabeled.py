@@ -18,6 +18,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
+from ner_cl.strategies.mixing import mixed
 from ner_cl.train.events import Note, StepStarted
 from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence
@@ -228,3 +229,48 @@ def test_a_step_that_nobody_annotated_is_refused(folder: Path) -> None:
     learner = Learner(tiny_model(folder), parse_strategies(["distill"]), SHORT_TRAINING)
     with pytest.raises(DataError, match="step 1: no sentence is annotated for LOC"):
         list(learner.learn_step(Step(1, ("LOC",), RAW, ())))
+
+
+@HEADS
+def test_blocks_weigh_the_same_in_raw_text_as_elsewhere(folder: Path, head: str) -> None:
+    """Their mean, or their sum: on the same words the teacher costs the same in both."""
+    model = tiny_model(folder, head, steps=[["PER"], ["LOC"]])
+    batch = model.encode(TRAIN).batch(range(len(TRAIN)))
+    emissions = model(batch)
+    teacher = emissions.flat().detach() + torch.randn(
+        emissions.flat().shape, generator=torch.Generator().manual_seed(1)
+    )
+    total = model.head.imitation(emissions, teacher, temperature=1.0, blocks="sum")
+    mean = model.head.imitation(emissions, teacher, temperature=1.0, blocks="mean")
+    torch.testing.assert_close(mean, total / (1 if head == "extendner" else 2))
+
+
+def test_batches_with_raw_rows_are_of_like_length() -> None:
+    draw = np.random.default_rng(0)
+    lengths = np.clip(draw.lognormal(3.2, 0.6, size=1500), 4, 200).astype(int).tolist()
+    own, raw = draw.permutation(1000).tolist(), list(range(1000, 1500))
+    plan = mixed(own, raw, lengths, tokens=512, ratio=0.25, generator=np.random.default_rng(1))
+    filled = sum(lengths[row] for batch in plan for row in batch)
+    room = sum(max(lengths[row] for row in batch) * len(batch) for batch in plan)
+    assert filled / room > 0.8  # drawn as they come, rows fill 0.6
+    assert sorted(row for batch in plan for row in batch if row < 1000) == list(range(1000))
+    for batch in plan:
+        new = sum(row < 1000 for row in batch)
+        assert len(batch) - new >= 0.25 * len(batch) - 1e-9
+        assert new == 1 or max(lengths[row] for row in batch) * len(batch) <= 512
+    firsts = [max(lengths[row] for row in batch) for batch in plan]
+    assert firsts != sorted(firsts)
+
+
+def test_a_teacher_that_says_too_much_to_be_kept_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, context, _ = begin(folder)
+    batch, emissions = everything(context)
+    kept = strategy.losses(context, batch, emissions)
+    strategy, context, _ = begin(folder)
+    monkeypatch.setattr("ner_cl.strategies.teacher._MOST_BYTES", 0)
+    batch, emissions = everything(context)
+    asked = strategy.losses(context, batch, emissions)
+    assert strategy._teacher is not None
+    assert strategy._teacher._logits is None
+    for name, term in kept.items():
+        torch.testing.assert_close(asked[name], term, atol=1e-6, rtol=1e-4)

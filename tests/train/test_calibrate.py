@@ -143,3 +143,11 @@ def test_folders_without_temperatures_are_read_as_they_were(models: dict[str, Ne
     del config["ner_cl"]["temperatures"]
     path.write_text(json.dumps(config))
     assert load_model(tmp_path / "model").head.temperatures == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("head", ["addner", "extendner", "spankl"])
+def test_one_softmax_keeps_its_temperature_where_none_can_be_measured(encoder: Path, head: str) -> None:
+    model = tiny_model(encoder, head, steps=[["PER"]])
+    model.head.temperatures[-1] = 1.6
+    model.grow(["LOC"])
+    assert model.head.temperatures == [1.6, 1.6 if head == "extendner" else 1.0]

@@ -15,7 +15,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.decode import coupling, spans_of_rows
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
-from ner_cl.model.losses import kd_sub, masked_mean
+from ner_cl.model.losses import kd_sub, masked_mean, over_blocks
 
 __all__ = ["Head"]
 
@@ -68,7 +68,8 @@ class Head(nn.Module, ABC):
         """
         self.tagset = self.tagset.grow(types)
         self.known.append(tuple(self.tagset.types.index(type_) for type_ in (*types, *covers)))
-        self.temperatures.append(1.0)
+        # One softmax over all types keeps the temperature it has until another one is measured.
+        self.temperatures.append(1.0 if self.apart else [1.0, *self.temperatures][-1])
         block = nn.Linear(width or self.hidden, self._new_columns(len(types) + len(covers)))
         self._start(block, generator)
         self.blocks.append(block)
@@ -274,15 +275,19 @@ class Head(nn.Module, ABC):
             teacher: logits of the teacher, all its blocks side by side.
             options: weights and form.
         """
-        terms = torch.stack(self.divergences(emissions, teacher, temperature=options.temperature))
-        kl = terms.sum() if options.blocks == "sum" else terms.mean()
+        kl = over_blocks(self.divergences(emissions, teacher, temperature=options.temperature), options.blocks)
         if options.scale:
             kl = kl * options.temperature**2
         ce = self.supervised(emissions, batch, unannotated="unknown")
         return {"ce": options.beta * ce, "kd": options.alpha * kl}
 
     def imitation(
-        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+        self,
+        emissions: Emissions,
+        teacher: Float[Tensor, "row word old"],
+        *,
+        temperature: float,
+        blocks: Literal["sum", "mean"] = "sum",
     ) -> Float[Tensor, ""]:
         """KL from a teacher on words of which nothing is known: it leaves open whether they are of new types.
 
@@ -290,11 +295,12 @@ class Head(nn.Module, ABC):
             emissions: of the student.
             teacher: logits of the teacher, all its blocks side by side.
             temperature: both logits are divided by it.
+            blocks: how those of old blocks are put together.
 
         Returns:
-            A mean over words, summed over blocks.
+            A mean over words.
         """
-        return torch.stack(self.divergences(emissions, teacher, temperature=temperature)).sum()
+        return over_blocks(self.divergences(emissions, teacher, temperature=temperature), blocks)
 
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:

@@ -86,7 +86,12 @@ class ExtendNer(Head):
         return {"ce": options.beta * terms["ce"], "kd": options.alpha * terms["kd"]}
 
     def imitation(
-        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+        self,
+        emissions: Emissions,
+        teacher: Float[Tensor, "row word old"],
+        *,
+        temperature: float,
+        blocks: Literal["sum", "mean"] = "sum",
     ) -> Float[Tensor, ""]:
         """With the new columns counted as `O`; see `kd_merged`."""
         kl = kd_merged(teacher, emissions.blocks[0], temperature=temperature)

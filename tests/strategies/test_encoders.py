@@ -1,0 +1,61 @@
+"""Strategies on encoders that are built otherwise than BERT."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from ner_cl.config import HeadOptions, parse_strategies
+from ner_cl.errors import ModelError, NerClError
+from ner_cl.model.ner_model import NerModel
+from ner_cl.train.learner import Learner
+from tests.strategies.test_das import KINDS, of_kind
+from tests.tiny import tiny_encoder, toy_stream
+from tests.train.toy_runs import SHORT_TRAINING, weights_of
+
+STREAM = toy_stream(steps=(("PER",), ("LOC",)), train=40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def gpt2(folder: Path) -> NerModel:
+    return of_kind(folder, transformers.GPT2Config(vocab_size=300, n_embd=24, n_layer=2, n_head=3, n_positions=64))
+
+
+def learner_of(model: NerModel, *strategies: Any) -> Learner:
+    return Learner(model, parse_strategies(list(strategies)), SHORT_TRAINING)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "deberta-v3", "electra"])
+@pytest.mark.parametrize("name", ["gpm", "ncl", "ogd"])
+def test_layers_that_read_more_than_pieces_are_held_too(folder: Path, kind: str, name: str) -> None:
+    """DeBERTa's keys and queries also read relative positions, which no sentence is part of."""
+    model = of_kind(folder, KINDS[kind]())
+    learner = learner_of(model, "distill", name)
+    for step in STREAM.steps:
+        list(learner.learn_step(step))
+    state = model.strategy_state[name]
+    assert state
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+@pytest.mark.parametrize("name", ["gpm", "ncl"])
+def test_an_encoder_without_linear_layers_is_refused(folder: Path, name: str) -> None:
+    model = gpt2(folder)
+    before = weights_of(model)
+    with pytest.raises(ModelError, match=f"has no linear layers that {name} could hold"):
+        list(learner_of(model, "distill", name).learn_step(STREAM.steps[0]))
+    assert all(torch.equal(before[key], tensor) for key, tensor in weights_of(model).items())
+
+
+@pytest.mark.parametrize("options", [{"size": 8}, {"kind": "adapter", "layers": 1, "size": 8}])
+def test_modules_refuse_an_encoder_before_step_1_is_paid_for(folder: Path, options: dict[str, Any]) -> None:
+    model = NerModel.from_parts(gpt2(folder).encoder, HeadOptions(name="addner"))
+    with pytest.raises(NerClError, match="cannot be run on their own"):
+        list(learner_of(model, {"name": "modules", **options}).learn_step(STREAM.steps[0]))
+    assert model.types == ()
