@@ -12,9 +12,9 @@ from ner_cl.errors import ConfigError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.base import StepContext, Strategy
 
-__all__ = ["POINTLESS_APART", "options_of", "own_loss", "subnetworks_of"]
+__all__ = ["POINTLESS_APART", "ApartStrategy", "options_of", "own_loss", "subnetworks_of"]
 
 POINTLESS_APART: Mapping[str, str] = dict.fromkeys(
     ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "replay", "spg", "weight_average"),
@@ -23,6 +23,34 @@ POINTLESS_APART: Mapping[str, str] = dict.fromkeys(
 """Strategies that a strategy with a sub-network a step cannot be combined with, and why."""
 
 T = TypeVar("T", bound=SubnetworkOptions)
+
+
+class ApartStrategy(Strategy):
+    """Abstract: a strategy under which each step computes apart from all others."""
+
+    holds_old_types = True
+    isolates = True
+    excludes = POINTLESS_APART
+
+    def __init__(self, options: StrategyOptions) -> None:
+        super().__init__(options)
+        self._cached: Subnetworks | None = None
+
+    def release(self) -> None:
+        """Lets go of what the frozen layers gave."""
+        if self._cached is not None:
+            self._cached.forget_cache()
+        self._cached = None
+
+    def _read_once(self, context: StepContext) -> None:
+        """Has the layers that steps share run over the step's sentences once. They must be frozen by now."""
+        if self._cached is not None:
+            return
+        self._cached = context.model.subnetworks
+        assert self._cached is not None
+        self._cached.cache(
+            context.model, context.encoded, batch_tokens=context.batch_tokens, precision=context.precision
+        )
 
 
 def subnetworks_of(model: NerModel, kind: type[T], options: StrategyOptions) -> Subnetworks:

@@ -1,7 +1,7 @@
 """HAT: each step learns which units of the encoder it uses (Serrà et al. 2018, ICML)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,10 +14,9 @@ from ner_cl.errors import TrainingError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.hat import Hat, HatOptions
-from ner_cl.model.subnetworks.trunk import top_layers
 from ner_cl.registry import strategies
-from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.apart import ApartStrategy, own_loss, subnetworks_of
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 
 __all__ = ["HatStrategy", "HatStrategyOptions", "compensate", "scale_at", "sparsity"]
@@ -42,7 +41,7 @@ class HatStrategyOptions(StrategyOptions, HatOptions):
 
 @strategies.register("hat")
 @final
-class HatStrategy(Strategy):
+class HatStrategy(ApartStrategy):
     """Trains the units that no earlier step uses, and gates that choose among all of them.
 
     After step 1 everything that no gate acts on is frozen, and what a used unit computes with moves by an exact 0.
@@ -50,9 +49,6 @@ class HatStrategy(Strategy):
 
     options_class = HatStrategyOptions
     options: HatStrategyOptions
-    holds_old_types = True
-    isolates = True
-    excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
 
     def begin_step(self, context: StepContext) -> None:
         """Has the new step given gates, if there is a unit left for it."""
@@ -81,11 +77,12 @@ class HatStrategy(Strategy):
         return hat.on_parameters({family: 1 - used.float() for family, used in hat.used().items()})
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Runs what is frozen without dropout."""
+        """Runs what is frozen without dropout, and once over the step's sentences."""
         model, hat = context.model, hat_of(context.model)
         if context.number > 1:
+            self._read_once(context)
             model.encoder.eval()
-            for layer in top_layers(model.encoder, hat.options.layers):
+            for layer in hat.top(model.encoder):
                 layer.train()
         hat.learn(context.number)
 

@@ -38,7 +38,7 @@ def top_layer_names(model: NerModel, count: int) -> list[str]:
     """The names of the last `count` layers of the model's encoder, from the lowest up; of all of them if it is 0.
 
     Raises:
-        ModelError: if it has fewer, or none that can be told.
+        ModelError: if it has none that can be told.
     """
     names = {module: name for name, module in model.named_modules()}
     return [names[layer] for layer in top_layers(model.encoder, count)]

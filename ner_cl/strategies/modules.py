@@ -1,7 +1,7 @@
 """Modular networks: a module a step on a shared encoder that does not change after step 1."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final
+from collections.abc import Sequence
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,8 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
 from ner_cl.model.subnetworks.trunk import run_trunk, top_layers
 from ner_cl.registry import heads, strategies
-from ner_cl.strategies.apart import POINTLESS_APART, options_of, own_loss, subnetworks_of
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.apart import ApartStrategy, options_of, own_loss, subnetworks_of
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.calibration import calibrate_vote
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.pseudo_labels import label_old_types
@@ -44,18 +44,11 @@ class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
 
 @strategies.register("modules")
 @final
-class ModuleStrategy(Strategy):
+class ModuleStrategy(ApartStrategy):
     """Trains a module and a block in each step, and nothing that any earlier step computes with."""
 
     options_class = ModuleStrategyOptions
     options: ModuleStrategyOptions
-    holds_old_types = True
-    isolates = True
-    excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
-
-    def __init__(self, options: StrategyOptions) -> None:
-        super().__init__(options)
-        self._cached: Modules | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Blocks that know the same types have to vote, and what one says must be of words where another reads it."""
@@ -99,8 +92,7 @@ class ModuleStrategy(Strategy):
         modules.learn(context.number)
         freeze_old_blocks(model.head)
         if self.options.cache:
-            modules.cache(model, context.encoded, batch_tokens=context.batch_tokens, precision=context.precision)
-            self._cached = modules
+            self._read_once(context)
 
     def begin_epoch(self, context: StepContext) -> None:
         """Runs what is frozen without dropout."""
@@ -116,12 +108,6 @@ class ModuleStrategy(Strategy):
     def settle(self, context: StepContext) -> None:
         """Measures once what the new block's vote is to count, where blocks vote."""
         calibrate_vote(context)
-
-    def release(self) -> None:
-        """Lets go of what the encoder gave."""
-        if self._cached is not None:
-            self._cached.forget_cache()
-        self._cached = None
 
 
 def _modules_of(context: StepContext) -> Modules | None:

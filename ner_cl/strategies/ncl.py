@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
 from ner_cl.errors import ConfigError, ModelError
-from ner_cl.model.subnetworks.trunk import all_layers
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
@@ -222,7 +221,7 @@ class Ncl(Strategy):
 
     def _layers(self, context: StepContext) -> dict[str, nn.Linear | nn.LayerNorm]:
         """What learns after step 1, of what a precision is known for: the last layers, and the head."""
-        count = min(self.options.layers, len(all_layers(context.model.encoder)))
+        count = self.options.layers
         last = tuple(f"{name}." for name in top_layer_names(context.model, count)) if count else ()
         return {
             name: module

@@ -1,7 +1,7 @@
 """PackNet: a step trains the weights that are free, and frees the smallest of them for the steps after it."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 from jaxtyping import Float
 from pydantic import Field
@@ -13,10 +13,9 @@ from ner_cl.errors import TrainingError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.packnet import PackNet, PackNetOptions
-from ner_cl.model.subnetworks.trunk import top_layers
 from ner_cl.registry import strategies
-from ner_cl.strategies.apart import POINTLESS_APART, own_loss, subnetworks_of
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.apart import ApartStrategy, own_loss, subnetworks_of
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 
 __all__ = ["PackNetStrategy", "PackNetStrategyOptions"]
@@ -39,7 +38,7 @@ class PackNetStrategyOptions(StrategyOptions, PackNetOptions):
 
 @strategies.register("packnet")
 @final
-class PackNetStrategy(Strategy):
+class PackNetStrategy(ApartStrategy):
     """Trains all free weights, prunes the smallest of them, and trains the others again.
 
     Mallya and Lazebnik 2018, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning". What is not
@@ -48,9 +47,6 @@ class PackNetStrategy(Strategy):
 
     options_class = PackNetStrategyOptions
     options: PackNetStrategyOptions
-    holds_old_types = True
-    isolates = True
-    excludes: ClassVar[Mapping[str, str]] = POINTLESS_APART
 
     def begin_step(self, context: StepContext) -> None:
         """Sees to it that there is something to learn with.
@@ -90,11 +86,12 @@ class PackNetStrategy(Strategy):
         freeze_old_blocks(model.head)
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Runs the frozen layers without dropout."""
+        """Runs the frozen layers without dropout, and once over the step's sentences."""
         if not _all_learns(context):
             model = context.model
+            self._read_once(context)  # not in `begin_stage`, where a resumed step does not have its weights yet
             model.encoder.eval()
-            for layer in top_layers(model.encoder, _packed(model).options.layers):
+            for layer in _packed(model).top(model.encoder):
                 layer.train()
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:

@@ -164,7 +164,8 @@ class Learner:
             context.stage, context.epochs = stage, epochs[stage]
             for strategy in self.strategies:
                 strategy.begin_stage(context)
-            if self.training.train_embeddings and not _trained(self.model.encoder.embeddings):
+            encoder, alone = self.model.encoder, context.trained_steps is not None
+            if self.training.train_embeddings and not alone and _trained(encoder) and not _trained(encoder.embeddings):
                 text = "training.train_embeddings has no effect: a strategy of the list holds the embeddings still"
                 yield Note(step=context.number, text=text)
             self.loop = StepTraining(

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from ner_cl.config import Options
-from ner_cl.data.batching import Batch
+from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
 from ner_cl.model.encoder import Encoder
+from ner_cl.model.precision import Precision
+from ner_cl.model.subnetworks.cache import TrunkCache
+from ner_cl.model.subnetworks.trunk import TrunkPass, run_trunk, top_layers
 
 if TYPE_CHECKING:  # a model holds its sub-networks, so importing it here would go round in a circle
     from ner_cl.model.ner_model import NerModel
@@ -20,9 +24,14 @@ __all__ = ["SubnetworkOptions", "Subnetworks"]
 
 
 class SubnetworkOptions(Options):
-    """What is needed to build the sub-networks of a model again, whose weights are read from its folder."""
+    """What is needed to build the sub-networks of a model again, whose weights are read from its folder.
+
+    Attributes:
+        layers: layers of the encoder, counted from the top, that compute otherwise for each step; 0 is all of them.
+    """
 
     name: str
+    layers: int = Field(0, ge=0)
 
 
 class Subnetworks(nn.Module, ABC):
@@ -51,6 +60,7 @@ class Subnetworks(nn.Module, ABC):
         self.options = options
         self.first = first
         self.count = 0
+        self._cache: TrunkCache | None = None
 
     @property
     def free(self) -> float | None:
@@ -78,6 +88,46 @@ class Subnetworks(nn.Module, ABC):
             tagset: before that step.
         """
         return ()
+
+    def cache(self, model: "NerModel", encoded: EncodedSentences, *, batch_tokens: int, precision: Precision) -> None:
+        """Runs the layers below once, for all passes in training mode, over what the newest step is trained on.
+
+        Until `forget_cache`, what they make of others is kept too.
+
+        Args:
+            model: the one this belongs to, with those layers frozen.
+            encoded: the sentences.
+            batch_tokens: word pieces of a batch.
+            precision: number format of the passes.
+        """
+        model.encoder.eval()
+        self._cache = TrunkCache(
+            model.encoder,
+            encoded,
+            self.top(model.encoder),
+            whole=self._whole([]),
+            batch_tokens=batch_tokens,
+            precision=precision,
+        )
+
+    def forget_cache(self) -> None:
+        """Has the encoder run with every pass again."""
+        self._cache = None
+
+    def top(self, encoder: Encoder) -> list[nn.Module]:
+        """The layers that compute otherwise for each step."""
+        return top_layers(encoder, self.options.layers)
+
+    def _trunk(self, model: "NerModel", batch: Batch, shared: Sequence[int] = ()) -> TrunkPass:
+        """What the layers below give, and where blocks of `shared` steps read it, what the encoder makes of that."""
+        whole = self._whole(shared)
+        if self._cache is None:
+            return run_trunk(model.encoder, batch, self.top(model.encoder), whole=whole)
+        return self._cache.trunk_pass(batch) if self.training else self._cache.eval_pass(batch, whole=whole)
+
+    def _whole(self, shared: Sequence[int]) -> bool:
+        """Whether what the encoder makes of a batch is needed, by blocks of `shared` steps or by sub-networks."""
+        return bool(shared)
 
     @abstractmethod
     def learn(self, step: int) -> None:

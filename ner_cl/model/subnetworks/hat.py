@@ -15,7 +15,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder, words_of
 from ner_cl.model.layers import find_layers, gate_input
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, apply_layer, run_trunk, top_layers
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, apply_layer
 from ner_cl.registry import subnetworks
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Hat(Subnetworks):
                 "this model has learned steps without hat, which use every unit of its encoder, so that none is free; "
                 "teach a new model with hat from step 1, or list modules"
             )
-        top_layers(encoder, options.layers)  # refuses an encoder whose layers cannot be run on their own
+        self.top(encoder)  # refuses an encoder whose layers cannot be run on their own
         self._families = _families(encoder, options)
         self.embedding = nn.ParameterDict()
         self.masks = nn.ModuleDict()
@@ -159,8 +159,8 @@ class Hat(Subnetworks):
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
         """What lies below the gated layers once, then those layers with the gates of each step."""
-        top = top_layers(model.encoder, self.options.layers)
-        trunk = run_trunk(model.encoder, batch, top, whole=False)
+        top = self.top(model.encoder)
+        trunk = self._trunk(model, batch)
         views = {}
         for step in steps:
             with self._gated(model.encoder, step):

@@ -8,17 +8,14 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ner_cl.data.batching import Batch, EncodedSentences
+from ner_cl.data.batching import Batch
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
-from ner_cl.model.precision import Precision
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.cache import TrunkCache
 from ner_cl.model.subnetworks.joins import Concatenation, Fusion, Join, Separate, Skip, Stack, Vote
 from ner_cl.model.subnetworks.kinds import Adapters, Copies, Kind, Ladders, Lora
 from ner_cl.model.subnetworks.module_pass import ModulePass
-from ner_cl.model.subnetworks.trunk import run_trunk, top_layers
 from ner_cl.registry import subnetworks
 
 if TYPE_CHECKING:
@@ -76,7 +73,7 @@ class Modules(Subnetworks):
 
     def __init__(self, encoder: Encoder, options: ModuleOptions, *, first: int) -> None:
         super().__init__(encoder, options, first=first)
-        top_layers(encoder, options.layers)  # refuses an encoder without layers
+        self.top(encoder)  # refuses an encoder without layers
         if options.size > 4 * encoder.hidden:
             raise ModelError(
                 f"modules of size {options.size} are wider than four times the encoder, whose width is "
@@ -85,7 +82,6 @@ class Modules(Subnetworks):
         self.kind = _KINDS[options.kind](encoder.hidden, options.size)
         self.join = _JOINS[options.join](encoder.hidden, first=first)
         self.learns_like = "encoder" if self.kind.pretrained else "head"
-        self._cache: TrunkCache | None = None
 
     def width(self, step: int) -> int:
         """Size of the word vectors that a step's block reads."""
@@ -99,27 +95,6 @@ class Modules(Subnetworks):
         """Leaves only one step's module in training mode and with gradients."""
         self.join.learn(step, self.kind)
 
-    def cache(self, model: "NerModel", encoded: EncodedSentences, *, batch_tokens: int, precision: Precision) -> None:
-        """Runs the encoder once, for all passes in training mode, over what the newest module is trained on.
-
-        Until `forget_cache`, what it makes of others is kept too.
-
-        Args:
-            model: the one this belongs to, with its encoder frozen.
-            encoded: the sentences.
-            batch_tokens: word pieces of a batch.
-            precision: number format of the passes.
-        """
-        top = top_layers(model.encoder, self.options.layers)
-        model.encoder.eval()
-        self._cache = TrunkCache(
-            model.encoder, encoded, top, whole=self._whole([]), batch_tokens=batch_tokens, precision=precision
-        )
-
-    def forget_cache(self) -> None:
-        """Has the encoder run with every pass again."""
-        self._cache = None
-
     def fuses(self, step: int) -> bool:
         """Whether a step's module is to attend over the adapters of earlier ones, once its own is learned."""
         return isinstance(self.join, Fusion) and str(step) in self.join.steps
@@ -130,7 +105,7 @@ class Modules(Subnetworks):
         self.join.fused(step).on.fill_(True)
 
     def _add(self, model: "NerModel", step: int, generator: torch.Generator | None) -> None:
-        top = top_layers(model.encoder, self.options.layers)
+        top = self.top(model.encoder)
         self.kind.add(step, top, generator)
         self.join.add(step, layers=len(top), model=model, generator=generator)
 
@@ -138,20 +113,16 @@ class Modules(Subnetworks):
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
         """The encoder once, then the module of each step, and of those that it reads, on the same states."""
-        top = top_layers(model.encoder, self.options.layers)
+        top = self.top(model.encoder)
         shared = [step for step in steps if step < self.first]
-        whole = self._whole(shared)
-        if self._cache is None:
-            trunk = run_trunk(model.encoder, batch, top, whole=whole)
-        else:
-            trunk = self._cache.trunk_pass(batch) if self.training else self._cache.eval_pass(batch, whole=whole)
+        trunk = self._trunk(model, batch, shared)
         run = ModulePass(model, batch, self.kind, first=self.first, trunk=trunk, top=top, run=self._states)
         views = dict.fromkeys(shared, run.words(run.trunk.states[-1])) if shared else {}
         views.update((step, self.join.words(step, run)) for step in steps[len(shared) :])
         return views
 
     def _whole(self, shared: Sequence[int]) -> bool:
-        """Whether what the encoder itself makes of a batch is needed, by the blocks of some steps or by a module."""
+        """Where a module, or a join, reads it too."""
         return bool(shared) or (self.join.reads_others and self.first > 1) or self.kind.beside
 
     def _states(self, step: int, run: ModulePass) -> tuple[Tensor, ...]:

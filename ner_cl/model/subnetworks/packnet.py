@@ -12,7 +12,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder, words_of
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.trunk import apply_layer, run_trunk, top_layers
+from ner_cl.model.subnetworks.trunk import apply_layer
 from ner_cl.registry import subnetworks
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class PackNet(Subnetworks):
                 "packnet shares out the encoder's weights from step 1 on, and this model has learned steps without it; "
                 "start a new model, or use modules"
             )
-        for number, layer in enumerate(self._top(encoder)):
+        for number, layer in enumerate(self.top(encoder)):
             for name, weight in _linear_weights(layer):
                 self.register_buffer(_buffer(number, name), torch.zeros_like(weight, dtype=torch.uint8))
         if not list(self.buffers()):
@@ -79,7 +79,7 @@ class PackNet(Subnetworks):
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         return {
             names[weight]: (weight, owner)
-            for number, layer in enumerate(self._top(model.encoder))
+            for number, layer in enumerate(self.top(model.encoder))
             for weight, owner in self._owned(number, layer).values()
         }
 
@@ -115,8 +115,8 @@ class PackNet(Subnetworks):
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
         """The trunk once, then the top layers for each step with the weights of its sub-network."""
-        top = self._top(model.encoder)
-        trunk = run_trunk(model.encoder, batch, top, whole=False)
+        top = self.top(model.encoder)
+        trunk = self._trunk(model, batch)
         views = {}
         for step in steps:
             hidden = trunk.states[0]
@@ -129,9 +129,6 @@ class PackNet(Subnetworks):
                 hidden = apply_layer(layer, hidden, trunk.calls[number], weights=weights)
             views[step] = words_of(hidden, batch)
         return views
-
-    def _top(self, encoder: Encoder) -> list[nn.Module]:
-        return top_layers(encoder, self.options.layers)
 
     def _owned(self, number: int, layer: nn.Module) -> dict[str, tuple[Tensor, UInt8[Tensor, "out in"]]]:
         """The weights of a layer that are shared out, by their names in it, with the step that owns each entry."""

@@ -54,17 +54,12 @@ def calls_alike(encoder: Encoder) -> bool:
 
 
 def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
-    """The last `count` transformer layers of an encoder; all of them if it is 0.
+    """The last `count` transformer layers of an encoder; all of them if there are fewer, or if it is 0.
 
     Raises:
-        ModelError: if it has fewer, or none that can be told, or if something happens between them.
+        ModelError: if it has none that can be told, or if something happens between them.
     """
     layers = all_layers(encoder)
-    if count > len(layers):
-        raise ModelError(
-            f"layers: {count} of encoder {encoder.options.name!r} were asked for, which has {len(layers)}; "
-            f"give at most {len(layers)}"
-        )
     top = layers[-count:]
     if len(top) == len(layers) and getattr(encoder.config, "conv_kernel_size", None):
         raise ModelError(
