@@ -2,6 +2,7 @@
 
 from ner_cl.strategies.agem import Agem
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.bias_correction import BiasCorrection
 from ner_cl.strategies.cfner import Cfner
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
 from ner_cl.strategies.cpfd import Cpfd
@@ -31,6 +32,7 @@ from ner_cl.strategies.weight_average import WeightAverage
 
 __all__ = [
     "Agem",
+    "BiasCorrection",
     "Cfner",
     "Constraint",
     "Cpfd",

@@ -185,12 +185,13 @@ class Head(nn.Module, ABC):
 
     @torch.no_grad()
     def shift(self, amounts: Mapping[str, float]) -> None:
-        """Adds to the logits of types of the newest step, by name, of both their tags; only where columns are tags."""
-        bias, known = self.new_block().bias, self.known[-1]
-        first = len(bias) - 2 * len(known)  # behind `O`, where the block has one
-        for place, index in enumerate(known):
-            start = first + 2 * place
-            bias[start : start + 2] += amounts.get(self.tagset.types[index], 0.0)
+        """Adds to the logits of types, by name, of both their tags; only where columns are tags."""
+        for block, known in zip(self.blocks, self.known, strict=True):
+            bias = block.get_parameter("bias")
+            first = len(bias) - 2 * len(known)  # behind `O`, where the block has one
+            for place, index in enumerate(known):
+                start = first + 2 * place
+                bias[start : start + 2] += amounts.get(self.tagset.types[index], 0.0)
 
     @torch.no_grad()
     def _start(self, block: nn.Linear, generator: torch.Generator | None) -> None:

@@ -1,0 +1,133 @@
+"""Old types found as often after a step as before it."""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.model.precision import autocast
+from ner_cl.registry import heads, strategies
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.types import Sentence
+
+__all__ = ["BiasCorrection", "BiasCorrectionOptions", "least_lift"]
+
+_ROUNDS = 8  # halvings of the interval, to a hundredth of it
+
+
+class BiasCorrectionOptions(StrategyOptions):
+    """How far, and how much evidence it takes.
+
+    Attributes:
+        strength: share of the measured lift that is made (τ); 0 leaves the logits alone.
+        evidence: mentions that the assumption "old types are found as often as before" counts as.
+        most: largest lift that is looked for.
+        sentences: dev sentences it is measured on, at most.
+    """
+
+    name: Literal["bias_correction"] = "bias_correction"
+    strength: float = Field(0.5, ge=0, le=1)
+    evidence: float = Field(10.0, ge=0)
+    most: float = Field(3.0, gt=0)
+    sentences: int = Field(400, ge=1)
+
+
+@strategies.register("bias_correction")
+@final
+class BiasCorrection(Strategy):
+    """After a step, adds one number to the logits of all old types, so that they are found as often as before it.
+
+    Wu et al. 2019, "Large scale incremental learning" (BiC), section 4: after a step, the last layer leans to new
+    classes, and two numbers fitted on held-out data set it right. There these are sentences of old classes; here nobody
+    has any, and what the model before the step found in the dev sentences takes their place.
+    """
+
+    options_class = BiasCorrectionOptions
+    options: BiasCorrectionOptions
+    excludes: ClassVar[Mapping[str, str]] = {
+        "joint": "joint learns all types anew, from sentences of all steps",
+        **dict.fromkeys(("hat", "modules", "packnet"), "what earlier steps compute is to stay as it is"),
+    }
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """Refuses a head whose columns are no logits of tags."""
+        if heads[head.name].tags_words:  # type: ignore[attr-defined]
+            return ""
+        return f"head {head.name} has no logit of a type to add to; use extendner or addner, or leave it out"
+
+    def begin_step(self, context: StepContext) -> None:
+        """Counts what the model finds of old types in the dev sentences, apart from the new types' mentions."""
+        self._sentences: list[Sentence] = []
+        if not context.old_types or not context.dev or not self.options.strength:
+            return
+        self._sentences = list(context.dev)
+        if len(self._sentences) > self.options.sentences:
+            draw = context.generator("bias_correction/sentences")
+            chosen = draw.choice(len(self._sentences), size=self.options.sentences, replace=False)
+            self._sentences = [self._sentences[index] for index in sorted(chosen.tolist())]
+        self._wanted = sum(
+            not any(span.overlaps(gold) for gold in sentence.spans)
+            for sentence, spans in zip(self._sentences, context.predict(self._sentences), strict=True)
+            for span in spans
+        )
+
+    def settle(self, context: StepContext) -> None:
+        """Lifts the logits of old types, once the best weights are there."""
+        if not self._sentences:
+            return
+        found = self._counter(context)
+        now = found(0.0)
+        missing = (self._wanted - now) * self._wanted / (self._wanted + self.options.evidence) if self._wanted else 0.0
+        lift = least_lift(found, now + missing, most=self.options.most)
+        context.model.head.shift(dict.fromkeys(context.old_types, self.options.strength * lift))
+
+    def release(self) -> None:
+        """Lets go of the dev sentences."""
+        self._sentences = []
+
+    def _counter(self, context: StepContext) -> Callable[[float], int]:
+        """How many mentions of old types the model finds if their logits are lifted by so much."""
+        model, old = context.model, context.old_types
+        rows: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], Bool[Tensor, "row word"]]] = []
+        for _, batch in model.encode(self._sentences).in_length_order(context.batch_tokens):
+            batch = batch.to(model.device)
+            with torch.no_grad(), autocast(context.precision, model.device):
+                rows.append((model.encoder(batch), batch.word_mask, batch.targets > 0))
+
+        biases = {name: bias.detach().clone() for name, bias in model.head.named_parameters() if name.endswith("bias")}
+
+        @torch.no_grad()
+        def found(lift: float) -> int:
+            model.head.shift(dict.fromkeys(old, lift))
+            count = 0
+            for vectors, mask, gold in rows:
+                spans = model.head.spans(model.head(vectors, mask), types=None)
+                count += sum(
+                    model.types[type_] in old and not bool(gold[row, start:end].any())
+                    for row, start, end, type_ in spans.tolist()
+                )
+            model.head.load_state_dict(biases, strict=False)  # to the last bit, which -lift would not be
+            return count
+
+        return found
+
+
+def least_lift(found: Callable[[float], int], goal: float, *, most: float) -> float:
+    """The least lift, within a hundredth of `most`, with which so many are found; `most` if none is enough.
+
+    Args:
+        found: grows with the lift.
+        goal: how many are to be found.
+        most: the largest lift to look for.
+    """
+    if found(0.0) >= goal:
+        return 0.0
+    low, high = 0.0, most
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if found(middle) >= goal else (middle, high)
+    return high
