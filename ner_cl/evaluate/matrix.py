@@ -71,6 +71,11 @@ class Matrix:
             raise DataError(f"matrix: row {step} has the types {sorted(row)}; give counts for {sorted(seen)}")
         return {type_: row[type_] for type_ in seen}
 
+    @property
+    def learned(self) -> dict[str, int]:
+        """The step, from 1, that taught each type."""
+        return {type_: number for number, types in enumerate(self.steps, start=1) for type_ in types}
+
     @classmethod
     def start(cls, steps: Sequence[Sequence[str]]) -> "Matrix":
         """A matrix without rows for a stream of these steps."""

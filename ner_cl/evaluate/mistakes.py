@@ -60,6 +60,7 @@ class Outcomes:
         wrong_type: found where the gold has another type, with the same borders.
         wrong_borders: found where the gold has something that overlaps, of whatever type.
         made_up: found where the gold has nothing.
+        later_type: of those found as another type, how many as one that a later step taught: what new types take.
     """
 
     right: int = 0
@@ -69,6 +70,7 @@ class Outcomes:
     wrong_type: int = 0
     wrong_borders: int = 0
     made_up: int = 0
+    later_type: int = 0
 
     @classmethod
     def total(cls, parts: Iterable["Outcomes"]) -> "Outcomes":
@@ -92,7 +94,9 @@ class Outcomes:
         return Counts(self.right, self.found - self.right, self.gold - self.right)
 
 
-def outcomes(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> dict[str, Outcomes]:
+def outcomes(
+    gold: Sequence[Sentence], found: Found, types: Iterable[str], *, learned: Mapping[str, int] | None = None
+) -> dict[str, Outcomes]:
     """The outcomes of every type, in sentences annotated for it.
 
     A mention is looked at beside the mentions of all these types. `missed` and `made_up` are what MUC scoring counts as
@@ -102,6 +106,7 @@ def outcomes(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> di
         gold: sentences with their annotation.
         found: the spans found in each.
         types: to look at.
+        learned: the step that taught each of them, if `later_type` is asked for.
     """
     wanted = tuple(types)
     tallies: dict[str, Counter[str]] = {type_: Counter() for type_ in wanted}
@@ -109,7 +114,11 @@ def outcomes(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> di
         asked = sentence.annotated_types.intersection(wanted)
         there, said = ([span for span in side if span.type in asked] for side in (sentence.spans, spans))
         for span in there:
-            tallies[span.type][("right", "other_type", "other_borders", "missed")[_distance(span, said)]] += 1
+            tallies[span.type][
+                ("right", "other_type", "other_borders", "missed")[distance := _distance(span, said)]
+            ] += 1
+            if learned is not None and distance == 1:
+                tallies[span.type]["later_type"] += learned[_instead(span, said)] > learned[span.type]
         for span in said:
             if distance := _distance(span, there):
                 tallies[span.type][("wrong_type", "wrong_borders", "made_up")[distance - 1]] += 1

@@ -196,7 +196,7 @@ def _mistakes(
     invented: list[Occurrence] = []
     last = len(runs[0].matrix.counts)
     seen = runs[0].matrix.seen_after(last)
-    learned = {type_: number for number, types in enumerate(runs[0].steps, start=1) for type_ in types}
+    learned = runs[0].matrix.learned
     gold = [sentence.restrict(seen) for sentence in outputs[0].test]
     found = [{step: p.spans for step, p in item.by_step.items()} for item in outputs if last in item.by_step]
     for after in found:

@@ -206,7 +206,7 @@ def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
 def _method(name: str, runs: Sequence[RunRecord], outputs: Mapping[Path, Outputs], joint: float | None) -> Method:
     first = runs[0]
     judged = [
-        outcomes(outputs[run.folder].test, last.spans, run.matrix.types)
+        outcomes(outputs[run.folder].test, last.spans, run.matrix.types, learned=run.matrix.learned)
         for run in runs
         if (last := _last(outputs, run))
     ]

@@ -61,14 +61,15 @@ def type_cells(comparison: Comparison) -> Cells:
 
 def outcome_cells(comparison: Comparison) -> Cells:
     """What became of the mentions of all types after the last step, the mean of a method's runs."""
-    header = ["run", "mentions", "right", "as another type", "other borders", "missed"]
+    header = ["run", "mentions", "right", "as another type", "of a later step", "other borders", "missed"]
     header += ["found", "is another type", "other borders", "is nothing", "precision", "recall"]
     rows = []
     for method in comparison.methods:
         if not method.judged:
             continue
         all_types = Outcomes.total(method.outcomes.values())
-        gold = (all_types.gold, all_types.right, all_types.other_type, all_types.other_borders, all_types.missed)
+        confused = (all_types.other_type, all_types.later_type)
+        gold = (all_types.gold, all_types.right, *confused, all_types.other_borders, all_types.missed)
         found = (all_types.found, all_types.wrong_type, all_types.wrong_borders, all_types.made_up)
         means = [f"{count / method.judged:.0f}" for count in (*gold, *found)]
         shares = [Spread(share).percent() for share in (all_types.counts.precision, all_types.counts.recall)]

@@ -50,7 +50,10 @@ class BiasCorrection(Strategy):
     options: BiasCorrectionOptions
     excludes: ClassVar[Mapping[str, str]] = {
         "joint": "joint learns all types anew, from sentences of all steps",
-        **dict.fromkeys(("hat", "modules", "packnet"), "what earlier steps compute is to stay as it is"),
+        **dict.fromkeys(
+            ("frozen", "hat", "ice", "modules", "packnet"),
+            "what is computed of earlier steps' types is to stay as it is",
+        ),
     }
 
     def refuses_head(self, head: HeadOptions) -> str:
@@ -81,8 +84,8 @@ class BiasCorrection(Strategy):
             return
         found = self._counter(context)
         now = found(0.0)
-        missing = (self._wanted - now) * self._wanted / (self._wanted + self.options.evidence) if self._wanted else 0.0
-        lift = least_lift(found, now + missing, most=self.options.most)
+        sure = self._wanted / (self._wanted + self.options.evidence) if self._wanted else 0.0
+        lift = least_lift(found, now + int(sure * (self._wanted - now)), most=self.options.most)
         context.model.head.shift(dict.fromkeys(context.old_types, self.options.strength * lift))
 
     def release(self) -> None:
@@ -116,7 +119,7 @@ class BiasCorrection(Strategy):
         return found
 
 
-def least_lift(found: Callable[[float], int], goal: float, *, most: float) -> float:
+def least_lift(found: Callable[[float], int], goal: int, *, most: float) -> float:
     """The least lift, within a hundredth of `most`, with which so many are found; `most` if none is enough.
 
     Args:

@@ -44,6 +44,7 @@ from tests.train.toy_runs import (
 
 # Options under which a strategy does nothing: training is then that of the list without it, to the last bit (T10).
 POWERLESS: dict[str, dict[str, Any]] = {
+    "bias_correction": {"strength": 0.0},
     "ewc": {"strength": 0.0},
     "frozen_trunk": {"layers": 0},
     "gpm": {"threshold": 0.0},

@@ -73,6 +73,10 @@ def test_what_became_of_mentions() -> None:
     assert found["PER"] == Outcomes(other_borders=1, wrong_borders=1)
     assert found["LOC"] == Outcomes(right=1, other_type=1, missed=1)
     assert found["ORG"] == Outcomes(wrong_type=1, made_up=1)
+    later = outcomes(GOLD, AFTER[3], ["PER", "LOC", "ORG"], learned=LEARNED)["LOC"]
+    assert later == Outcomes(right=1, other_type=1, missed=1, later_type=1)  # Rome, found as the ORG of step 3
+    backwards = outcomes(GOLD, AFTER[3], ["PER", "LOC", "ORG"], learned={"PER": 3, "LOC": 2, "ORG": 1})
+    assert backwards["LOC"].later_type == 0
     assert (found["LOC"].gold, found["LOC"].found, found["ORG"].gold, found["ORG"].found) == (3, 1, 0, 2)
 
 

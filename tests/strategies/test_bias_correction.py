@@ -1,0 +1,120 @@
+"""Bias correction: old types are found as often as before the step, by one number on their logits and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ner_cl.config import HeadOptions, check_composition, check_head, parse_strategies
+from ner_cl.data.stream import Step
+from ner_cl.errors import ConfigError
+from ner_cl.strategies.bias_correction import least_lift
+from ner_cl.train.learner import Learner
+from ner_cl.types import Sentence
+from tests.tiny import TOY_TRAINING, tiny_encoder, toy_sentences, trained_model
+from tests.train.toy_runs import same_weights, weights_of
+
+BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+WHOLE: dict[str, Any] = {"name": "bias_correction", "strength": 1.0, "evidence": 0.0, "most": 20.0}
+TRAIN = tuple(s.restrict(["ORG"]) for s in toy_sentences(60, seed=1, types=("PER", "LOC", "ORG")))
+DEV = tuple(s.restrict(["ORG"]) for s in toy_sentences(80, seed=2, types=("PER", "LOC", "ORG")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def taught(folder: Path, head: str, *strategies: Any, dev: tuple[Sentence, ...] = DEV) -> tuple[int, Learner]:
+    """How many old mentions a model that knows two types finds in the dev sentences, and then taught a third one."""
+    model = trained_model(folder, head)
+    training = TOY_TRAINING.model_copy(update={"epochs": 2, "calibrate": False})
+    learner = Learner(model, parse_strategies(list(strategies)), training, seed=3)
+    before = old_found(learner)
+    list(learner.learn_step(Step(len(model.tagset.steps) + 1, ("ORG",), TRAIN, dev)))
+    return before, learner
+
+
+def old_found(learner: Learner) -> int:
+    found = learner.predict(DEV)
+    return sum(
+        span.type != "ORG" and not any(span.overlaps(gold) for gold in sentence.spans)
+        for sentence, spans in zip(DEV, found, strict=True)
+        for span in spans
+    )
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: after[name] - before[name] for name in before if not torch.equal(before[name], after[name])}
+
+
+@BOTH
+def test_old_types_are_found_as_often_as_before(folder: Path, head: str) -> None:
+    before, plain = taught(folder, head, "finetune")
+    assert old_found(plain) < 0.8 * before  # it has forgotten some
+    again, corrected = taught(folder, head, "finetune", WHOLE)
+    assert again == before
+    assert old_found(corrected) >= before
+    assert old_found(corrected) <= before + 5  # no more than it takes
+    _, half = taught(folder, head, "finetune", {**WHOLE, "strength": 0.5})
+    assert old_found(plain) <= old_found(half) <= old_found(corrected)
+
+
+@BOTH
+def test_one_number_on_the_biases_of_old_types_is_all(folder: Path, head: str) -> None:
+    _, plain = taught(folder, head, "finetune")
+    _, corrected = taught(folder, head, "finetune", WHOLE)
+    changes = moved(weights_of(plain.model), weights_of(corrected.model))
+    assert changes
+    assert all(name.startswith("head.blocks.") and name.endswith(".bias") for name in changes)
+    lifts = torch.cat([change[change != 0] for change in changes.values()])
+    assert lifts.min() > 0
+    torch.testing.assert_close(lifts, lifts[:1].expand_as(lifts), rtol=1e-3, atol=1e-4)
+    assert len(lifts) == 2 * 2  # both tags of PER and LOC
+
+
+@BOTH
+def test_without_dev_sentences_nothing_moves(folder: Path, head: str) -> None:
+    _, plain = taught(folder, head, "finetune", dev=())
+    _, corrected = taught(folder, head, "finetune", WHOLE, dev=())
+    assert same_weights(weights_of(plain.model), weights_of(corrected.model))
+
+
+def test_few_mentions_move_it_little(folder: Path) -> None:
+    _, plain = taught(folder, "extendner", "finetune")
+    found = []
+    for evidence in (1e6, 30.0, 0.0):
+        _, corrected = taught(folder, "extendner", "finetune", {**WHOLE, "evidence": evidence})
+        found.append(old_found(corrected))
+    assert old_found(plain) <= found[0] <= old_found(plain) + 1
+    assert found == sorted(found)
+    assert found[0] < found[2]
+
+
+@given(steps=st.lists(st.floats(0, 3), max_size=30), goal=st.integers(0, 40))
+def test_the_least_lift_is_that_of_a_search_over_all(steps: list[float], goal: int) -> None:
+    """What is found grows by one at each of some lifts."""
+
+    def found(lift: float) -> int:
+        return sum(step <= lift for step in steps)
+
+    def enough(lift: float) -> bool:
+        return found(lift) >= goal
+
+    lift = least_lift(found, goal, most=3.0)
+    grid = [number * 3.0 / 256 for number in range(257)]
+    assert lift == pytest.approx(next(filter(enough, grid), 3.0))
+
+
+@pytest.mark.parametrize("other", ["joint", "frozen", "ice", "modules", "hat", "packnet"])
+def test_what_leaves_no_old_type_to_lift_is_refused(other: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be combined"):
+        check_composition(parse_strategies([other, "bias_correction"]))
+
+
+def test_a_head_without_logits_of_tags_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no logit of a type to add to"):
+        check_head(parse_strategies(["distill", "bias_correction"]), HeadOptions(name="spankl"))
