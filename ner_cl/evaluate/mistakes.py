@@ -114,9 +114,8 @@ def outcomes(
         asked = sentence.annotated_types.intersection(wanted)
         there, said = ([span for span in side if span.type in asked] for side in (sentence.spans, spans))
         for span in there:
-            tallies[span.type][
-                ("right", "other_type", "other_borders", "missed")[distance := _distance(span, said)]
-            ] += 1
+            distance = _distance(span, said)
+            tallies[span.type][("right", "other_type", "other_borders", "missed")[distance]] += 1
             if learned is not None and distance == 1:
                 tallies[span.type]["later_type"] += learned[_instead(span, said)] > learned[span.type]
         for span in said:
