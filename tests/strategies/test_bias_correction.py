@@ -1,6 +1,5 @@
 """Bias correction: old types are found as often as before the step, by one number on their logits and nothing else."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from ner_cl.config import HeadOptions, check_composition, check_head, parse_strategies
 from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError
+from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.bias_correction import least_lift
 from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence
@@ -24,13 +24,15 @@ DEV = tuple(s.restrict(["ORG"]) for s in toy_sentences(80, seed=2, types=("PER",
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NerModel]:
+    """A model of each head that knows two types."""
+    folder = tiny_encoder(tmp_path_factory.mktemp("encoder"))
+    return {head: trained_model(folder, head) for head in ("addner", "extendner")}
 
 
-def taught(folder: Path, head: str, *strategies: Any, dev: tuple[Sentence, ...] = DEV) -> tuple[int, Learner]:
-    """How many old mentions a model that knows two types finds in the dev sentences, and then taught a third one."""
-    model = trained_model(folder, head)
+def taught(known: NerModel, *strategies: Any, dev: tuple[Sentence, ...] = DEV) -> tuple[int, Learner]:
+    """How many old mentions a model finds in the dev sentences, and then a copy that was taught a third type."""
+    model = known.copy()
     training = TOY_TRAINING.model_copy(update={"epochs": 2, "calibrate": False})
     learner = Learner(model, parse_strategies(list(strategies)), training, seed=3)
     before = old_found(learner)
@@ -52,21 +54,21 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> di
 
 
 @BOTH
-def test_old_types_are_found_as_often_as_before(folder: Path, head: str) -> None:
-    before, plain = taught(folder, head, "finetune")
+def test_old_types_are_found_as_often_as_before(models: dict[str, NerModel], head: str) -> None:
+    before, plain = taught(models[head], "finetune")
     assert old_found(plain) < 0.8 * before  # it has forgotten some
-    again, corrected = taught(folder, head, "finetune", WHOLE)
+    again, corrected = taught(models[head], "finetune", WHOLE)
     assert again == before
     assert old_found(corrected) >= before
     assert old_found(corrected) <= before + 5  # no more than it takes
-    _, half = taught(folder, head, "finetune", {**WHOLE, "strength": 0.5})
+    _, half = taught(models[head], "finetune", {**WHOLE, "strength": 0.5})
     assert old_found(plain) <= old_found(half) <= old_found(corrected)
 
 
 @BOTH
-def test_one_number_on_the_biases_of_old_types_is_all(folder: Path, head: str) -> None:
-    _, plain = taught(folder, head, "finetune")
-    _, corrected = taught(folder, head, "finetune", WHOLE)
+def test_one_number_on_the_biases_of_old_types_is_all(models: dict[str, NerModel], head: str) -> None:
+    _, plain = taught(models[head], "finetune")
+    _, corrected = taught(models[head], "finetune", WHOLE)
     changes = moved(weights_of(plain.model), weights_of(corrected.model))
     assert changes
     assert all(name.startswith("head.blocks.") and name.endswith(".bias") for name in changes)
@@ -77,17 +79,17 @@ def test_one_number_on_the_biases_of_old_types_is_all(folder: Path, head: str) -
 
 
 @BOTH
-def test_without_dev_sentences_nothing_moves(folder: Path, head: str) -> None:
-    _, plain = taught(folder, head, "finetune", dev=())
-    _, corrected = taught(folder, head, "finetune", WHOLE, dev=())
+def test_without_dev_sentences_nothing_moves(models: dict[str, NerModel], head: str) -> None:
+    _, plain = taught(models[head], "finetune", dev=())
+    _, corrected = taught(models[head], "finetune", WHOLE, dev=())
     assert same_weights(weights_of(plain.model), weights_of(corrected.model))
 
 
-def test_few_mentions_move_it_little(folder: Path) -> None:
-    _, plain = taught(folder, "extendner", "finetune")
+def test_few_mentions_move_it_little(models: dict[str, NerModel]) -> None:
+    _, plain = taught(models["extendner"], "finetune")
     found = []
     for evidence in (1e6, 30.0, 0.0):
-        _, corrected = taught(folder, "extendner", "finetune", {**WHOLE, "evidence": evidence})
+        _, corrected = taught(models["extendner"], "finetune", {**WHOLE, "evidence": evidence})
         found.append(old_found(corrected))
     assert old_found(plain) <= found[0] <= old_found(plain) + 1
     assert found == sorted(found)
