@@ -265,6 +265,3 @@ def test_two_services_do_not_forget_what_the_other_one_published(
     assert "another service remembers there what it published" in capsys.readouterr().err
     other = start("--state", str(tmp_path / "other.json"))
     assert httpx.get(f"{other.url}/readyz").status_code == 200
-    program.end(signal.SIGTERM)
-    again = start()
-    assert httpx.get(f"{again.url}/readyz").status_code == 200

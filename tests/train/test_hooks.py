@@ -50,7 +50,7 @@ class Diary(Strategy):
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         assert context.types[0] not in context.model.types
-        assert context.encoded is None
+        assert not hasattr(context, "encoded")
         self.calls.append("sentences")
         return train[:-5]
 
