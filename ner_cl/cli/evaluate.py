@@ -107,7 +107,7 @@ def _report(
 
     counts = count_spans(sentences, predicted, types)
     modes: list[Any] = ["strict", "lenient"] if lenient else ["strict"]
-    if any(first_overlap(sorted(sentence.spans)) for sentence in sentences):
+    if any(first_overlap(sentence.spans) for sentence in sentences):
         say("seqeval is left out: it has one tag a word, and gold spans overlap")
         modes = []
     official = {mode: official_report(sentences, predicted, types, mode=mode) for mode in modes}

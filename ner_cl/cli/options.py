@@ -70,9 +70,11 @@ def parse_yaml(text: str, flag: str) -> Any:
     """A value written in YAML (so also in JSON)."""
     import yaml
 
+    from ner_cl.config.reading import NOT_YAML
+
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, TypeError, ValueError):  # PyYAML lets a date of month 13 and {{ }} through as such
+    except NOT_YAML:
         raise ConfigError(f"{flag} {text!r}: is not valid YAML; write for instance '[{{name: distill}}]'") from None
 
 

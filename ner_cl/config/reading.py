@@ -12,9 +12,11 @@ from ner_cl.config.sections import Config
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
 
-__all__ = ["assign", "find_file", "load_config", "parse_config", "with_values"]
+__all__ = ["NOT_YAML", "assign", "find_file", "load_config", "parse_config", "with_values"]
 
 ENVIRONMENT_PREFIX = "NER_CL__"
+NOT_YAML = (yaml.YAMLError, TypeError, ValueError)
+"""What PyYAML raises for a text that is none: it lets a date of month 13 and `{{ }}` through as errors of Python."""
 
 
 def load_config(
@@ -75,7 +77,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; `ner-cl init` writes one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:  # PyYAML lets a date of month 13 and {{ }} through as such
+    except NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
@@ -110,7 +112,7 @@ def assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) 
     try:
         # YAML 1.1 reads 3e-4 as text; people mean the number.
         value = float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else yaml.safe_load(text)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{source}: the value is not valid YAML") from error
     _put(values, keys, value, source)
 

@@ -58,7 +58,7 @@ def sentences_of(
         annotated = occurring if draft.annotated_types is None else draft.annotated_types
         if draft.incomplete or (all_types and not annotated.issuperset(types)):
             continue
-        spans = tuple(sorted({span for span in draft.spans if span.type in annotated}))
+        spans = tuple({span for span in draft.spans if span.type in annotated})
         sentences.append(Sentence(draft.words, spans, annotated, source=f"document {draft.line}"))
     return AnnotatedSentences(tuple(sentences), len(drafts) - len(sentences))
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.registry import heads
 
 __all__ = ["BalanceOptions", "one_softmax", "payers", "teacher_weight"]
 
@@ -55,6 +56,13 @@ def payers(
     if options.reduction == "sum_then_mean":
         return paying.float()
     return paying * (own.sum() / paying.sum().clamp(min=1))
+
+
+def tag_logits(head: HeadOptions) -> str:
+    """Why a method cannot add to the logits of a type in a head; "" if it can."""
+    if heads[head.name].tags_words:  # type: ignore[attr-defined]
+        return ""
+    return f"head {head.name} has no logit of a type to add to; use extendner or addner, or leave it out"
 
 
 def one_softmax(head: HeadOptions) -> str:

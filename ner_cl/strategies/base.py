@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from ner_cl.strategies.constraints import Constraint
 from ner_cl.types import Sentence, Span
 
 __all__ = ["StepContext", "Strategy"]
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,13 @@ class StepContext:
         """Whose blocks are computed in training: with sub-networks the new step's only, since others do not change."""
         return None if self.model.subnetworks is None else (self.number,)
 
+    def at_most(self, items: Sequence[T], count: int, purpose: str) -> list[T]:
+        """All items, or `count` of them drawn at random by the stream of a purpose, in the order they have."""
+        if len(items) <= count:
+            return list(items)
+        chosen = self.generator(purpose).choice(len(items), size=count, replace=False)
+        return [items[index] for index in sorted(chosen.tolist())]
+
     def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
         """The step's own sentences, and no others, in batches of training size on the model's device.
 
@@ -88,8 +97,8 @@ class StepContext:
         """
         encoded = self.encoded
         own = rows_from(encoded.origins, "own")
-        if sentences is not None and len(own) > sentences:
-            own = sorted(self.generator(purpose).choice(own, size=sentences, replace=False).tolist())
+        if sentences is not None:
+            own = self.at_most(own, sentences, purpose)
         for rows in encoded.plan(own, batch_tokens=self.train_tokens):
             yield encoded.batch(rows).to(self.model.device)
 

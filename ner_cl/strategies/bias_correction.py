@@ -1,6 +1,7 @@
 """Old types found as often after a step as before it."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import ClassVar, Literal, final
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.model.precision import autocast
-from ner_cl.registry import heads, strategies
+from ner_cl.registry import strategies
+from ner_cl.strategies.balance import tag_logits
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.types import Sentence
 
@@ -58,20 +60,14 @@ class BiasCorrection(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses a head whose columns are no logits of tags."""
-        if heads[head.name].tags_words:  # type: ignore[attr-defined]
-            return ""
-        return f"head {head.name} has no logit of a type to add to; use extendner or addner, or leave it out"
+        return tag_logits(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Counts what the model finds of old types in the dev sentences, apart from the new types' mentions."""
         self._sentences: list[Sentence] = []
         if not context.old_types or not context.dev or not self.options.strength:
             return
-        self._sentences = list(context.dev)
-        if len(self._sentences) > self.options.sentences:
-            draw = context.generator("bias_correction/sentences")
-            chosen = draw.choice(len(self._sentences), size=self.options.sentences, replace=False)
-            self._sentences = [self._sentences[index] for index in sorted(chosen.tolist())]
+        self._sentences = context.at_most(context.dev, self.options.sentences, "bias_correction/sentences")
         self._wanted = sum(
             not any(span.overlaps(gold) for gold in sentence.spans)
             for sentence, spans in zip(self._sentences, context.predict(self._sentences), strict=True)
@@ -82,7 +78,7 @@ class BiasCorrection(Strategy):
         """Lifts the logits of old types, once the best weights are there."""
         if not self._sentences:
             return
-        found = self._counter(context)
+        found = cache(self._counter(context))
         now = found(0.0)
         sure = self._wanted / (self._wanted + self.options.evidence) if self._wanted else 0.0
         lift = least_lift(found, now + int(sure * (self._wanted - now)), most=self.options.most)
@@ -108,7 +104,7 @@ class BiasCorrection(Strategy):
             model.head.shift(dict.fromkeys(old, lift))
             count = 0
             for vectors, mask, gold in rows:
-                spans = model.head.spans(model.head(vectors, mask), types=None)
+                spans = model.head.spans(model.head(vectors, mask))
                 count += sum(
                     model.types[type_] in old and not bool(gold[row, start:end].any())
                     for row, start, end, type_ in spans.tolist()

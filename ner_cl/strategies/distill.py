@@ -66,11 +66,8 @@ class Distill(Strategy):
         raw = context.unlabeled
         if not raw or self._teacher is None or not self.reads_unlabeled:
             return train
-        if len(raw) > self.options.unlabeled_sentences:
-            draw = context.generator("distill/unlabeled")
-            chosen = draw.choice(len(raw), size=self.options.unlabeled_sentences, replace=False)
-            raw = tuple(raw[index] for index in sorted(chosen.tolist()))
-        return [*train, *(Sentence(sentence.words) for sentence in raw)]
+        drawn = context.at_most(raw, self.options.unlabeled_sentences, "distill/unlabeled")
+        return [*train, *(Sentence(sentence.words) for sentence in drawn)]
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
         """The batches with raw rows drawn into them."""

@@ -195,8 +195,5 @@ class Ewc(Strategy):
         rows: dict[int, list[int]] = {}
         for row in rows_from(encoded.origins, "own"):
             rows.setdefault(encoded.windows[row].sentence, []).append(row)
-        drawn = list(rows)
-        if len(drawn) > self.options.samples:
-            draw = context.generator("ewc/sentences")
-            drawn = sorted(draw.choice(drawn, size=self.options.samples, replace=False).tolist())
+        drawn = context.at_most(list(rows), self.options.samples, "ewc/sentences")
         return [encoded.batch(rows[sentence]).to(context.model.device) for sentence in drawn]

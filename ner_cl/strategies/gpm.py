@@ -10,11 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
-from ner_cl.errors import ModelError
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import InputSubspace
-from ner_cl.strategies.linear_layers import input_groups, linear_layers, real_pieces, tap, values_at
+from ner_cl.strategies.linear_layers import check_linear, input_groups, linear_layers, real_pieces, tap, values_at
 
 __all__ = ["Gpm", "GpmOptions", "extend_basis"]
 
@@ -72,8 +71,8 @@ class Gpm(Strategy):
         Raises:
             ModelError: if the encoder has no linear layers that can be protected.
         """
-        if self.options.threshold and not any(name.startswith("encoder.") for name in self._layers(context)):
-            raise ModelError(f"encoder {context.model.encoder.options.name!r} has no linear layers that gpm could hold")
+        if self.options.threshold:
+            check_linear(context.model, self._layers(context), strategy="gpm")
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """Prepares the constraint and freezes what has no basis or has nowhere left to go."""

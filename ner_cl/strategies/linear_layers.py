@@ -9,10 +9,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
+from ner_cl.errors import ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.trunk import top_layers
 
-__all__ = ["Call", "input_groups", "linear_layers", "real_pieces", "tap", "top_layer_names", "values_at"]
+__all__ = [
+    "Call",
+    "check_linear",
+    "input_groups",
+    "linear_layers",
+    "real_pieces",
+    "tap",
+    "top_layer_names",
+    "values_at",
+]
 
 
 class Call(NamedTuple):
@@ -32,6 +42,21 @@ class Call(NamedTuple):
 def linear_layers(model: NerModel) -> dict[str, nn.Linear]:
     """Every linear layer of encoder and head, by the name that `.weight` and `.bias` complete to a parameter's."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def check_linear(model: NerModel, layers: Mapping[str, nn.Module], *, strategy: str) -> None:
+    """Sees to it that a strategy finds something to protect.
+
+    Args:
+        model: any.
+        layers: what the strategy would hold, by name.
+        strategy: its name.
+
+    Raises:
+        ModelError: if none of them is a linear layer of the encoder.
+    """
+    if not any(isinstance(layer, nn.Linear) and name.startswith("encoder.") for name, layer in layers.items()):
+        raise ModelError(f"encoder {model.encoder.options.name!r} has no linear layers that {strategy} could hold")
 
 
 def top_layer_names(model: NerModel, count: int) -> list[str]:

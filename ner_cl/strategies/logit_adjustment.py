@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, final
 from pydantic import Field
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.registry import heads, strategies
+from ner_cl.registry import strategies
+from ner_cl.strategies.balance import tag_logits
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.types import Sentence
 
@@ -44,9 +45,7 @@ class LogitAdjustment(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses a head whose columns are no logits of tags."""
-        if heads[head.name].tags_words:  # type: ignore[attr-defined]
-            return ""
-        return f"head {head.name} has no logit of a type to add to; use extendner or addner, or leave it out"
+        return tag_logits(head)
 
     def settle(self, context: StepContext) -> None:
         """Moves the biases of the new columns, once the best weights are there."""

@@ -6,7 +6,7 @@ from math import ceil
 
 import numpy as np
 
-__all__ = ["in_rounds", "mixed"]
+__all__ = ["mixed"]
 
 _POOL = 512  # rows that are sorted by length together: little padding, and an order that stays random
 
@@ -31,7 +31,7 @@ def mixed(
         generator: draws rows, and the order of batches.
     """
     each = ratio / (1 - ratio) - 1e-9  # rows to be drawn for one row; whole numbers must not round up
-    drawn = in_rounds(others, generator)
+    drawn = _in_rounds(others, generator)
     batches: list[list[int]] = []
     for start in range(0, len(own), _POOL):
         pool = sorted(own[start : start + _POOL], key=lambda row: lengths[row])
@@ -40,7 +40,7 @@ def mixed(
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
+def _in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
     """Every row once in random order, again and again."""
     while True:
         yield from generator.permutation(rows).tolist()

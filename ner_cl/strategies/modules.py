@@ -12,7 +12,7 @@ from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.subnetworks.modules import ModuleOptions, Modules
-from ner_cl.model.subnetworks.trunk import run_trunk, top_layers
+from ner_cl.model.subnetworks.trunk import run_trunk
 from ner_cl.registry import heads, strategies
 from ner_cl.strategies.apart import ApartStrategy, options_of, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext
@@ -66,10 +66,10 @@ class ModuleStrategy(ApartStrategy):
             subnetworks_of(context.model, ModuleOptions, self.options)
         else:  # what would fail in step 2 is refused now, before step 1 has been paid for
             model, options = context.model, options_of(ModuleOptions, self.options)
-            Modules(model.encoder, options, first=context.number + 1)
+            modules = Modules(model.encoder, options, first=context.number + 1)
             with torch.no_grad():
                 one = model.encode([Sentence(("word",))]).batch([0]).to(model.device)
-                run_trunk(model.encoder, one, top_layers(model.encoder, options.layers), whole=True)
+                run_trunk(model.encoder, one, modules.top(model.encoder), whole=True)
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """Where the new block is to know older types, the sentences with what the model says of them so far."""

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
-from ner_cl.errors import ConfigError, ModelError
+from ner_cl.errors import ConfigError
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
-from ner_cl.strategies.linear_layers import top_layer_names
+from ner_cl.strategies.linear_layers import check_linear, top_layer_names
 
 __all__ = ["Ncl", "NclOptions", "Part", "joined", "parted"]
 
@@ -130,9 +130,8 @@ class Ncl(Strategy):
         """
         known = {name for name in self._precisions if name.startswith("encoder.")}
         wanted = {name for name, _ in _shapes(self._layers(context)) if name.startswith("encoder.")}
-        linear = (name for name, layer in self._layers(context).items() if isinstance(layer, nn.Linear))
-        if self.options.layers and not any(name.startswith("encoder.") for name in linear):
-            raise ModelError(f"encoder {context.model.encoder.options.name!r} has no linear layers that ncl could hold")
+        if self.options.layers:
+            check_linear(context.model, self._layers(context), strategy="ncl")
         if self._precisions and known != wanted:
             raise ConfigError("strategies.ncl.layers: not as in the steps before; keep it the same in all steps")
 

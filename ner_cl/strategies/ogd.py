@@ -120,10 +120,7 @@ class Ogd(Strategy):
                 for span in encoded.sentences[window.sentence].spans
             )
         ]
-        size = min(self.options.per_step, len(found))
-        return (
-            sorted(context.generator("ogd/sentences").choice(found, size=size, replace=False).tolist()) if size else []
-        )
+        return context.at_most(found, self.options.per_step, "ogd/sentences")
 
     def _in_scope(self, model: NerModel) -> list[str]:
         """The parameters to store directions of. Every block of the head there is now will be an old one."""
