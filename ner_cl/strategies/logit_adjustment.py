@@ -1,19 +1,19 @@
 """New types found as often as they are met, and not as often as sentences of their step mention them."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field
 
 from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.data.tally import tally
 from ner_cl.registry import strategies
 from ner_cl.strategies.balance import tag_logits
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 
-__all__ = ["LogitAdjustment", "LogitAdjustmentOptions", "log_ratios"]
+__all__ = ["LogitAdjustment", "LogitAdjustmentOptions", "log_ratios", "rarity_of_old_types"]
 
 
 class LogitAdjustmentOptions(StrategyOptions):
@@ -21,22 +21,25 @@ class LogitAdjustmentOptions(StrategyOptions):
 
     Attributes:
         strength: share of the logarithm that is added (τ); 0 leaves the logits alone, 1 is the whole correction.
-        evidence: mentions that the assumption "dev sentences mention a type as often as training sentences" counts as.
+        evidence: mentions that the assumption "as often as training sentences" counts as.
+        prior: how often a new type is met is told by `dev` sentences; or it is taken to be as much rarer elsewhere, as
+            `old_types` are in the step's sentences than in those that taught them.
     """
 
     name: Literal["logit_adjustment"] = "logit_adjustment"
     strength: float = Field(0.5, ge=0, le=1)
     evidence: float = Field(10.0, gt=0)
+    prior: Literal["dev", "old_types"] = "dev"
 
 
 @strategies.register("logit_adjustment")
 @final
 class LogitAdjustment(Strategy):
-    """After a step, adds `τ · log(π_dev / π_train)` to the logits of a new type, π being its mentions a word.
+    """After a step, adds `τ · log(π / π_train)` to the logits of a new type, π being its mentions a word.
 
     Sentences that teach a new type were picked because they mention it, so what is learned from them expects it too
     often, at the cost of old types. Menon et al. 2021, "Long-tail learning via logit adjustment", section 4.1, with the
-    prior of the dev sentences in place of a uniform one.
+    prior of the dev sentences in place of a uniform one, or with what the step's own sentences say of old types.
     """
 
     options_class = LogitAdjustmentOptions
@@ -47,12 +50,27 @@ class LogitAdjustment(Strategy):
         """Refuses a head whose columns are no logits of tags."""
         return tag_logits(head)
 
+    def begin_step(self, context: StepContext) -> None:
+        """Nothing is known yet of old types in the step's sentences."""
+        self._rarity = 0.0
+
+    def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
+        """The same sentences, in which old types are looked for if they are to tell the prior."""
+        if self.options.prior == "old_types" and context.old_types and self.options.strength:
+            own = [sentence for sentence in train if not sentence.annotated_types.isdisjoint(context.types)]
+            evidence, history = self.options.evidence, context.model.history
+            self._rarity = rarity_of_old_types(own, context.predict(own), history, context.types, evidence=evidence)
+        return train
+
     def settle(self, context: StepContext) -> None:
         """Moves the biases of the new columns, once the best weights are there."""
-        if not self.options.strength or not context.dev:
+        if self.options.prior == "old_types":
+            ratios = dict.fromkeys(context.types, self._rarity)
+        elif self.options.strength and context.dev:
+            train = context.encoded.sentences_from("own")
+            ratios = log_ratios(train, context.dev, context.types, evidence=self.options.evidence)
+        else:
             return
-        train = context.encoded.sentences_from("own")
-        ratios = log_ratios(train, context.dev, context.types, evidence=self.options.evidence)
         context.model.head.shift({type_: self.options.strength * ratio for type_, ratio in ratios.items()})
 
 
@@ -69,7 +87,7 @@ def log_ratios(
         types: to look at; one that `train` does not mention gets 0.
         evidence: `k`.
     """
-    (mentions, words), (dev_mentions, dev_words) = _counted(train), _counted(dev)
+    (mentions, words), (dev_mentions, dev_words) = tally(train), tally(dev)
     ratios = {}
     for type_ in types:
         expected = mentions[type_] / max(1, words[type_]) * dev_words[type_]
@@ -77,12 +95,37 @@ def log_ratios(
     return ratios
 
 
-def _counted(sentences: Iterable[Sentence]) -> tuple[Counter[str], Counter[str]]:
-    """Mentions of every type, and words that are annotated for it."""
-    mentions: Counter[str] = Counter()
-    words: Counter[str] = Counter()
-    for sentence in sentences:
-        mentions.update(span.type for span in sentence.spans)
-        for type_ in sentence.annotated_types:
-            words[type_] += len(sentence.words)
-    return mentions, words
+def rarity_of_old_types(
+    train: Sequence[Sentence],
+    found: Sequence[Sequence[Span]],
+    history: Iterable[Mapping[str, Any]],
+    new: Iterable[str],
+    *,
+    evidence: float,
+) -> float:
+    """`log((m + k) / (e + k))`: mentions of old types in `train`, and those expected at the rate they were taught.
+
+    All old types together of whose steps the history tells the rate; 0 where they are as frequent, or more.
+
+    Args:
+        train: the step's own sentences.
+        found: what the model before the step finds in each of them; what overlaps a mention of a new type is wrong.
+        history: a record of each earlier step, with mentions and words of its types.
+        new: types of the step.
+        evidence: `k`, pseudo-mentions that say "as often".
+    """
+    new = set(new)
+    taught = {
+        type_: mentions / record["words"][type_]
+        for record in history
+        for type_, mentions in record.get("mentions", {}).items()
+        if record["words"][type_]
+    }
+    words = sum(len(sentence.words) for sentence in train)
+    expected = words * sum(taught.values())
+    met = sum(
+        span.type in taught and not any(span.overlaps(gold) for gold in sentence.spans if gold.type in new)
+        for sentence, spans in zip(train, found, strict=True)
+        for span in spans
+    )
+    return min(0.0, math.log((met + evidence) / (expected + evidence)))

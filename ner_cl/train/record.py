@@ -5,6 +5,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ner_cl.data.stream import Step
+from ner_cl.data.tally import tally
 from ner_cl.train.learner import Learner
 
 __all__ = ["Scores", "drops", "history_record", "largest_drop"]
@@ -14,12 +15,15 @@ Scores = Mapping[str, float | None]
 
 def history_record(learner: Learner, step: Step, *, before: Scores, after: Scores) -> dict[str, Any]:
     """One line of `history.jsonl`: the step's types and data, and F1 of every type before and after."""
+    mentions, words = tally(step.train)
     free = learner.model.subnetworks.free if learner.model.subnetworks is not None else None
     return {
         "step": step.number,
         "types": list(step.types),
         "data": step.data_hash,
         "sentences": len(step.train),
+        "mentions": {type_: mentions[type_] for type_ in step.types},
+        "words": {type_: words[type_] for type_ in step.types},
         "strategies": [strategy.options.model_dump(mode="json") for strategy in learner.strategies],
         "seed": learner.seed,
         "epochs": learner.progress.epoch - 1,

@@ -12,8 +12,9 @@ from ner_cl.config import HeadOptions, check_head, parse_strategies
 from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError
 from ner_cl.strategies.build import build_strategies
-from ner_cl.strategies.logit_adjustment import log_ratios
+from ner_cl.strategies.logit_adjustment import log_ratios, rarity_of_old_types
 from ner_cl.train.learner import Learner
+from ner_cl.train.record import history_record
 from ner_cl.types import Sentence, Span
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_sentences
 from tests.train.toy_runs import SHORT_TRAINING, same_weights, weights_of
@@ -58,6 +59,76 @@ def test_a_handful_of_dev_sentences_moves_little() -> None:
     few, many = (log_ratios(train, none * count, ["A"], evidence=10.0)["A"] for count in (3, 3000))
     assert -0.3 < few < 0
     assert many < -5
+
+
+HISTORY = [
+    {"step": 1, "mentions": {"A": 30, "B": 10}, "words": {"A": 100, "B": 100}},
+    {"step": 2, "mentions": {"C": 20}, "words": {"C": 200}},
+]
+
+
+def test_rarity_worked_by_hand() -> None:
+    """At (0.3 + 0.1 + 0.1) mentions a word, 50 are expected in 100 words; found are 10, of which 2 are a new type's."""
+    train = [Sentence(("word",) * 10, (Span(0, 2, "D"),), frozenset({"D"}))] * 10
+    found = [[Span(4, 5, "A")]] * 8 + [[Span(1, 3, "C")]] * 2
+    rarity = rarity_of_old_types(train, found, HISTORY, ["D"], evidence=2.0)
+    assert rarity == pytest.approx(math.log((8 + 2) / (50 + 2)))
+
+
+def test_an_old_mention_that_another_strategy_wrote_into_the_sentence_counts() -> None:
+    labelled = [Sentence(("word",) * 10, (Span(4, 5, "A"),), frozenset({"A", "D"}))] * 10
+    plain = [Sentence(("word",) * 10, (), frozenset({"D"}))] * 10
+    found = [[Span(4, 5, "A")]] * 10
+    assert rarity_of_old_types(labelled, found, HISTORY, ["D"], evidence=2.0) == rarity_of_old_types(
+        plain, found, HISTORY, ["D"], evidence=2.0
+    )
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 1, "types": ["A"]}], [{"mentions": {"A": 0}, "words": {"A": 0}}]])
+def test_a_history_without_rates_says_nothing(history: list[dict[str, object]]) -> None:
+    train = [Sentence(("word",) * 10, (), frozenset({"D"}))] * 10
+    assert rarity_of_old_types(train, [[Span(0, 1, "A")]] * 10, history, ["D"], evidence=2.0) == 0
+    assert rarity_of_old_types(train, [[]] * 10, history, ["D"], evidence=2.0) == 0
+
+
+@given(met=st.integers(0, 300), evidence=st.floats(0.1, 100))
+def test_a_new_type_is_never_lifted_and_the_less_met_the_lower(met: int, evidence: float) -> None:
+    train = [Sentence(("word",) * 300, (), frozenset({"D"}))]
+    few, more = (
+        rarity_of_old_types(train, [[Span(n, n + 1, "A") for n in range(count)]], HISTORY[:1], ["D"], evidence=evidence)
+        for count in (met, min(300, met + 10))
+    )
+    assert few <= more <= 0
+    assert (few == 0) == (met >= 120)
+
+
+@BOTH
+def test_sentences_without_old_types_lower_the_new_one(folder: Path, head: str) -> None:
+    """PER was taught by sentences full of it; those of the next step are not, so LOC and ORG are as rare elsewhere."""
+
+    first, second = (
+        Step(number, types, tuple(s.restrict(set(types)) for s in toy_sentences(40, seed=number, types=types)), ())
+        for number, types in enumerate((("PER",), ("LOC", "ORG")), start=1)
+    )
+
+    def after(*strategies: object) -> tuple[dict[str, torch.Tensor], float]:
+        learner = Learner(tiny_model(folder, head), parse_strategies(["distill", *strategies]), SHORT_TRAINING)
+        list(learner.learn_step(first))
+        history = [history_record(learner, first, before={}, after={})]
+        learner.model.history = history
+        found = learner.predict(second.train)
+        list(learner.learn_step(second))
+        rarity = rarity_of_old_types(second.train, found, history, second.types, evidence=5.0)
+        return weights_of(learner.model), rarity
+
+    plain, _ = after()
+    adjusted, rarity = after({"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0, "prior": "old_types"})
+    name = "head.blocks.1.bias"
+    moved = adjusted.pop(name) - plain.pop(name)
+    assert same_weights(adjusted, plain)
+    assert (moved[:-4] == 0).all()
+    assert rarity < -0.2
+    torch.testing.assert_close(moved[-4:], torch.full((4,), 0.8 * rarity), atol=1e-6, rtol=0)
 
 
 def learned(folder: Path, head: str, *strategies: object, dev: tuple[Sentence, ...]) -> Learner:
