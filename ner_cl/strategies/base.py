@@ -117,6 +117,7 @@ class Strategy(ABC):
         keeps: whether it acts by what it kept of earlier steps: a model that was learned without it has nothing for it.
         acts_at_once: whether it does something all the same where nothing was kept.
         replaces_optimizer: whether it makes updates of gradients itself.
+        settles_last: whether it settles by what the model predicts, so that others' weights have to be there before.
         isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
         needs_earlier_data: whether it breaks the rules on purpose and reads the data of earlier steps.
         excludes: names of strategies it cannot be combined with, each with the reason.
@@ -128,6 +129,7 @@ class Strategy(ABC):
     keeps: ClassVar[bool] = False
     acts_at_once: ClassVar[bool] = False
     replaces_optimizer: ClassVar[bool] = False
+    settles_last: ClassVar[bool] = False
     isolates: ClassVar[bool] = False
     needs_earlier_data: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}

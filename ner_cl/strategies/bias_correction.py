@@ -50,6 +50,7 @@ class BiasCorrection(Strategy):
 
     options_class = BiasCorrectionOptions
     options: BiasCorrectionOptions
+    settles_last = True
     excludes: ClassVar[Mapping[str, str]] = {
         "joint": "joint learns all types anew, from sentences of all steps",
         **dict.fromkeys(

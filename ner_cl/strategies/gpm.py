@@ -117,8 +117,8 @@ class Gpm(Strategy):
         return dict(self._bases)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the bases back."""
-        self._bases = dict(state)
+        """Takes the bases back, unless the strategy is turned off: then they would miss this step for good."""
+        self._bases = dict(state) if self.options.threshold else {}
 
     def _freeze(self, context: StepContext, free: Collection[str]) -> None:
         """Turns off everything in the encoder, and if asked in old head blocks, that no basis leaves room to."""

@@ -101,10 +101,10 @@ class Ogd(Strategy):
         return dict(self._directions)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the directions back."""
+        """Takes the directions back, unless the strategy is turned off."""
         # Copied, because a tensor read from a file lies where it lies there, and what the last bits of a product are
         # depends on how its factors are aligned in memory.
-        self._directions = {name: part.clone() for name, part in state.items()}
+        self._directions = {name: part.clone() for name, part in state.items()} if self.options.per_step else {}
 
     def _rows(self, context: StepContext) -> list[int]:
         """Rows of the step's own sentences that mention its types, drawn at random."""

@@ -107,7 +107,10 @@ class Replay(Strategy):
         super().__init__(options)
         self.memory = Memory(options)
         self._logits: dict[str, Tensor] = {}
-        self._origins: dict[Sentence, tuple[int, Sentence]] = {}
+        # What is shown of each remembered sentence, and by its identity where that is from: of two steps' sentences,
+        # the same may be shown.
+        self._shown: list[Sentence] = []
+        self._origins: dict[int, tuple[int, Sentence]] = {}
         self._targets: _Stored | None = None
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
@@ -120,7 +123,8 @@ class Replay(Strategy):
             shown = [
                 with_old_types(sentence, spans, context.old_types) for sentence, spans in zip(shown, found, strict=True)
             ]
-        self._origins, self._targets = dict(zip(shown, kept, strict=True)), None
+        self._shown, self._targets = shown, None
+        self._origins = dict(zip(map(id, shown), kept, strict=True))
         return [*train, *shown] if shown else train
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
@@ -168,7 +172,7 @@ class Replay(Strategy):
 
     def release(self) -> None:
         """Lets go of what stood for the sentences of this step."""
-        self._origins, self._targets = {}, None
+        self._shown, self._origins, self._targets = [], {}, None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Under `der`, the logits of every remembered sentence at the end of its step."""
@@ -203,7 +207,7 @@ class Replay(Strategy):
         for row in kept:
             index = encoded.windows[row].sentence
             # Another strategy may have remembered some too: they count as a step of their own.
-            step, _ = self._origins.get(encoded.sentences[index], (0, None))
+            step, _ = self._origins.get(id(encoded.sentences[index]), (0, None))
             rows_of.setdefault(step, {}).setdefault(index, []).append(row)
         drawn = []
         for _, rows in sorted(rows_of.items()):
@@ -231,8 +235,8 @@ class Replay(Strategy):
         start = rows = 0
         for sentence in encoded.sentences:
             end = start + len(sentence.words)
-            if sentence in self._origins:
-                logits = self._logits.get(_key(self._origins[sentence][1]))
+            if id(sentence) in self._origins:
+                logits = self._logits.get(_key(self._origins[id(sentence)][1]))
                 if logits is not None:
                     places[start:end] = torch.arange(rows, rows + len(logits))
                     found.append(logits)

@@ -42,6 +42,7 @@ class Units:
                 f"strategy das does not know the layers of a {kind} encoder; "
                 "use a BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 encoder, or leave das out"
             )
+        self._encoder = model.encoder
         self._modules = modules
         self._parameters = dict(model.named_parameters())
         first = self.layers[0]
@@ -65,9 +66,12 @@ class Units:
 
         A head's gate multiplies what the head gives to the attention's output, which equals gating its attention
         probabilities. The gate of an intermediate unit acts before the activation, that of an output unit before
-        dropout and residual, as in the authors' code.
+        dropout and residual, as in the authors' code. All layers are run, frozen ones too: what is known of those was
+        computed without gates.
         """
         with ExitStack() as hooks:
+            hooks.callback(setattr, self._encoder, "shortcut", self._encoder.shortcut)
+            self._encoder.shortcut = None
             for number, layer in enumerate(self.layers):
                 heads = gates["heads"][number].repeat_interleave(self._per_head(layer))
                 joined = self._modules[layer.joined].register_forward_pre_hook(gate_input(heads))

@@ -188,7 +188,7 @@ class Learner:
     def _finish(self, context: StepContext) -> None:
         """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""
         self.model.encoder.shortcut = None  # whoever measures now sees the whole encoder run
-        for strategy in self.strategies:
+        for strategy in sorted(self.strategies, key=lambda strategy: strategy.settles_last):
             strategy.settle(context)
         for strategy in self.strategies:
             strategy.end_step(context)

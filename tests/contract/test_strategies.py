@@ -249,9 +249,19 @@ def test_t13_what_it_keeps_survives_saving_and_loading(home: Path, runs: Mapping
 
 
 @every_pair
-def test_bf16_trains(learned: Callable[..., Learned], pair: Pair) -> None:
+def test_bf16_trains(learned: Callable[..., Learned], monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
     name, head = pair
+    computed: set[torch.dtype] = set()
+    real = torch.nn.Linear.forward
+
+    def forward(self: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
+        result = real(self, values)
+        computed.add(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     model = learned([name], head, SHORT_TRAINING.model_copy(update={"precision": "bf16", "epochs": 1})).second
+    assert torch.bfloat16 in computed
     floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     assert all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in floating)
 
@@ -327,6 +337,20 @@ def test_t10_without_strength_it_is_what_it_stands_on(learned: Callable[..., Lea
     off, without = learned([{"name": name, **POWERLESS[name]}], head), learned([ground], head)
     assert same_weights(off.first, without.first)
     assert same_weights(off.second, without.second)
+
+
+@pairs_of({name for name in POWERLESS if strategies[name].keeps})
+def test_t10_turned_off_after_a_step_it_lets_go_of_what_it_keeps(
+    learned: Callable[..., Learned], stream: Stream, pair: Pair
+) -> None:
+    """T10 in step 2, on a model whose step 1 was learned with the strategy at work."""
+    name, head = pair
+    first = learned([name], head).first
+    assert name in {*first.strategy_state, *first.kept_sentences}
+    off, without = learner_after(first, [{"name": name, **POWERLESS[name]}]), learner_after(first, [ground_of(name)])
+    for learner in (off, without):
+        learn_step(learner, stream, 2)
+    assert same_weights(off.model, without.model)
 
 
 @pairs_of(POWERLESS_WITHOUT_STATE)

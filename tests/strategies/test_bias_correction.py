@@ -66,6 +66,16 @@ def test_old_types_are_found_as_often_as_before(models: dict[str, NerModel], hea
 
 
 @BOTH
+def test_it_corrects_the_averaged_weights_where_weights_are_averaged(models: dict[str, NerModel], head: str) -> None:
+    before, both = taught(models[head], "finetune", WHOLE, "weight_average")
+    _, averaged = taught(models[head], "finetune", "weight_average")
+    assert set(moved(weights_of(averaged.model), weights_of(both.model))) <= {
+        name for name in weights_of(both.model) if name.startswith("head.blocks.") and name.endswith("bias")
+    }
+    assert old_found(both) >= before
+
+
+@BOTH
 def test_one_number_on_the_biases_of_old_types_is_all(models: dict[str, NerModel], head: str) -> None:
     _, plain = taught(models[head], "finetune")
     _, corrected = taught(models[head], "finetune", WHOLE)

@@ -17,11 +17,13 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError, ModelError, TrainingError
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.subnetworks.trunk import top_layers
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.das import Das, DasOptions, contrast_loss, proxy_loss
 from ner_cl.strategies.finetune import Finetune, FinetuneOptions
 from ner_cl.strategies.masked_words import MaskedWords, raw_text
+from ner_cl.strategies.read_once import read_once
 from ner_cl.strategies.units import Units
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.events import UpdateDone
@@ -379,6 +381,35 @@ def test_d3_importance_never_falls(folder: Path, head: str) -> None:
     for old, new in pairwise(states):
         assert all((new[family] >= old[family]).all() for family in FAMILIES)
         assert any((new[family] > old[family]).any() for family in FAMILIES)
+
+
+def test_d3_importance_is_the_largest_of_any_step() -> None:
+    das, generator = Das(DasOptions()), torch.Generator().manual_seed(0)
+    first, second = ({family: torch.rand(2, 5, generator=generator) for family in FAMILIES} for _ in range(2))
+    das._keep(first)
+    das._keep(second)
+    for family, found in das.state_dict().items():
+        assert torch.equal(found, torch.maximum(first[family], second[family]))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_gates_act_on_frozen_layers_too(folder: Path, cache: bool) -> None:
+    """What a cache knows of frozen layers was computed without gates."""
+    model = no_dropout(tiny_model(folder, steps=[["PER"]]))
+    units, generator = Units(model), torch.Generator().manual_seed(0)
+    gates = {family: torch.rand(len(units.layers), size, generator=generator) for family, size in units.sizes.items()}
+    context = toy_context(model, ["LOC"])
+    batch = next(context.batches())
+    if cache:
+        read_once(context, top_layers(model.encoder, 1))
+        assert model.encoder.shortcut is not None
+    shortcut = model.encoder.shortcut
+    with torch.no_grad(), units.gated(gates):
+        found = model.encoder(batch)
+    assert model.encoder.shortcut is shortcut
+    model.encoder.shortcut = None
+    with torch.no_grad(), units.gated(gates):
+        torch.testing.assert_close(found, model.encoder(batch), rtol=0, atol=0)
 
 
 @BOTH

@@ -12,6 +12,7 @@ from ner_cl.config import check_composition, parse_strategies
 from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
+from ner_cl.strategies import gpm as gpm_module
 from ner_cl.strategies.constraints import InputSubspace
 from ner_cl.strategies.gpm import Gpm, GpmOptions, extend_basis
 from ner_cl.train.learner import Learner
@@ -213,6 +214,21 @@ def test_the_constraint_is_the_same_object_at_every_update(folder: Path) -> None
     [one], [other] = strategy.constraints(context), strategy.constraints(context)
     assert one is other
     assert one.bases[f"{ATTENTION}.query.weight"] is one.bases[f"{ATTENTION}.value.weight"]
+
+
+def test_later_steps_ask_for_a_larger_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def recorded(basis: Tensor, products: Tensor, *, share: float) -> Tensor:
+        shares.append(share)
+        return extend_basis(basis, products, share=share)
+
+    monkeypatch.setattr(gpm_module, "extend_basis", recorded)
+    learner = learner_of(folder, ["distill", {"name": "gpm", "threshold": 0.9, "increase": 0.07}])
+    for number, step in enumerate(toy_stream(steps=(("PER",), ("LOC",), ("ORG",)), train=60).steps):
+        list(learner.learn_step(step))
+        assert sorted(set(shares)) == pytest.approx([min(1.0, 0.9 + 0.07 * number)])
+        shares.clear()
 
 
 def test_layers_that_were_not_held_from_the_start_stay_frozen(folder: Path) -> None:

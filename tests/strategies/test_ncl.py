@@ -1,5 +1,6 @@
 """NCL: its steps against dense matrices and the paper's own order of operations; what it holds and what it learns."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies import ncl as ncl_module
 from ner_cl.strategies.base import StepContext
-from ner_cl.strategies.kronecker import Diagonal, Kronecker, kronecker_sum, scaled_identity
+from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
 from ner_cl.strategies.ncl import Ncl, NclOptions, Part, joined, parted
 from ner_cl.train.learner import Learner
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
@@ -265,6 +267,35 @@ def test_n5_knowledge_grows_with_steps_and_leaves_no_trace_in_the_model(folder: 
             assert factor.trace() > first[name].trace()
     assert all(parameter.requires_grad and parameter.grad is None for parameter in learner.model.parameters())
     assert not learner.model.training
+
+
+def test_n5_what_is_known_after_a_step_is_what_was_known_and_what_it_adds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N5: Λ_k = Λ_(k-1) + F_k, factor by factor as `kronecker_sum` says."""
+    measured: list[Mapping[str, Kronecker | Diagonal]] = []
+
+    def recorded(*args: Any, **options: Any) -> Mapping[str, Kronecker | Diagonal]:
+        measured.append(fisher(*args, **options))
+        return measured[-1]
+
+    monkeypatch.setattr(ncl_module, "fisher", recorded)
+    learner = learner_of(folder, ["distill", "ncl"])
+    list(learner.learn_step(STREAM.steps[0]))
+    first = learner.model.strategy_state["ncl"]
+    list(learner.learn_step(STREAM.steps[1]))
+    second = learner.model.strategy_state["ncl"]
+    compared = 0
+    for name, new in measured[1].items():
+        if isinstance(new, Diagonal) and f"{name}/diagonal" in first:
+            assert torch.equal(second[f"{name}/diagonal"], first[f"{name}/diagonal"] + new.values)
+        elif isinstance(new, Kronecker) and f"{name}/inputs" in first:
+            old = Kronecker(first[f"{name}/inputs"], first[f"{name}/outputs"])
+            summed = kronecker_sum(old, new, how=NclOptions().kronecker_sum)
+            assert torch.equal(second[f"{name}/inputs"], summed.inputs)
+            assert torch.equal(second[f"{name}/outputs"], summed.outputs)
+            compared += 1
+    assert compared > 2
 
 
 def test_measuring_changes_nothing_but_the_state(folder: Path) -> None:

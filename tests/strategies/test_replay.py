@@ -15,11 +15,13 @@ from torch import Tensor
 import ner_cl
 from ner_cl.config import parse_strategies
 from ner_cl.data.batching import Batch, rows_from
+from ner_cl.data.stream import build_stream
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
+from ner_cl.model.store import load_model
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
@@ -27,7 +29,7 @@ from ner_cl.strategies.replay import Replay, ReplayOptions, _key
 from ner_cl.strategies.self_training import SelfTraining, SelfTrainingOptions
 from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence, Span
-from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
+from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_context, toy_corpus, toy_sentences, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, same_weights
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
@@ -460,6 +462,40 @@ def test_rehearsal_draws_as_often_from_every_earlier_step(folder: Path) -> None:
     assert plan_of(strategy, context, seed=2) != plan
 
 
+@pytest.mark.parametrize("options", [{"rehearsal": 12}, {"mixing": "der"}])
+def test_a_sentence_that_two_steps_remember_counts_for_both_and_after_a_reload(
+    folder: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """Relabelled for all old types, both copies say the same; only before a reload do they differ by their source."""
+    corpus = toy_corpus(train=80, types=("PER", "LOC", "ORG"))
+    stream = build_stream(corpus, [["PER"], ["LOC"], ["ORG"]], protocol="overlap")
+    parsed = parse_strategies([{"name": "replay", "budget": 0.9, "labels": "relabel", **options}])
+    learner = Learner(tiny_model(folder), parsed, SHORT_TRAINING)
+    for step in stream.steps[:2]:
+        list(learner.learn_step(step))
+    texts = [sentence.words for sentence in learner.model.kept_sentences["replay"]]
+    assert len(set(texts)) < len(texts)  # some are remembered twice
+    learner.model.save(tmp_path / "two")
+    resumed = Learner(load_model(tmp_path / "two"), parsed, SHORT_TRAINING)
+    for one in (learner, resumed):
+        list(one.learn_step(stream.steps[2]))
+    assert same_weights(learner.model, resumed.model)
+
+
+def test_rehearsal_of_sentences_shown_alike_still_draws_from_every_step(folder: Path) -> None:
+    model = tiny_model(folder, steps=OLD)
+    strategy = Replay(ReplayOptions(rehearsal=20, labels="relabel"))
+    texts = [sentence.words for sentence in toy_sentences(6, seed=1)]
+    strategy.load_sentences([Sentence(words, (), frozenset({type_})) for type_ in ("PER", "LOC") for words in texts])
+    context = toy_context(model, ["ORG"], grown=False)
+    context.predict = lambda sentences: [[] for _ in sentences]
+    sentences = strategy.sentences(context, [Sentence(("the", "report"), (), frozenset({"ORG"}))] * 30)
+    model.grow(["ORG"])
+    context.encoded = model.encode(sentences)
+    rows = list(itertools.chain(*plan_of(strategy, context)))
+    assert sum(context.encoded.origins[row] == "remembered" for row in rows) == 40
+
+
 def test_one_percent_of_the_new_for_every_earlier_step_is_a_good_quarter_of_the_mix(folder: Path) -> None:
     """A.14: 38 earlier data sets, 1000 of each to 100 000 new: 38 000 / 138 000 = 27.54 % (here in hundreds)."""
     types = [f"T{number}" for number in range(38)]
@@ -522,8 +558,6 @@ def test_sentences_to_replay_must_be_about_old_types(folder: Path) -> None:
 
 @BOTH
 def test_a_model_whose_sentences_were_deleted_predicts_the_same_and_learns_on(folder: Path, head: str) -> None:
-    from ner_cl.model.store import load_model
-
     stream = toy_stream(train=40)
     options = parse_strategies([{"name": "replay", "budget": 6, "mixing": "der"}])
     learner = Learner(tiny_model(folder, head), options, SHORT_TRAINING)
@@ -545,8 +579,6 @@ def test_a_model_whose_sentences_were_deleted_predicts_the_same_and_learns_on(fo
 
 
 def test_the_memory_survives_the_model_folder(folder: Path, tmp_path: Path) -> None:
-    from ner_cl.model.store import load_model
-
     options = parse_strategies([{"name": "replay", "budget": 6}])
     stream = toy_stream(train=40)
     learner = Learner(tiny_model(folder), options, SHORT_TRAINING)
