@@ -29,7 +29,8 @@ head:
 strategies:                # how old types are held; `ner-cl info` lists the names
   - {{name: distill, temperature: 2.0, alpha: 1.0, beta: 1.0}}
   - {{name: frozen_trunk, layers: auto}}   # embeddings and the lowest layers stay as they are
-{adjusted}training:
+
+training:
   epochs: auto             # a step: at most 10, more where sentences are few
   batch_tokens: 512        # word pieces of a batch, padding included
   optimizer: {{name: adamw, lr: 1.5e-4, head_lr: 1.0e-3}}
@@ -40,11 +41,6 @@ gate:
   max_drop: null           # 0.05 stops when F1 of an old type falls by more than 5 points in a step
 
 output: runs/{name}
-"""
-
-_ADJUSTED = """\
-  - {name: logit_adjustment, strength: 0.5}   # a new type less often than in sentences collected for it
-
 """
 
 _OWN_STREAM = """\
@@ -76,18 +72,15 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there already.")] = False,
 ) -> None:
     """Write a commented configuration to start from."""
-    from ner_cl.config import default_strategies
     from ner_cl.registry import heads
 
     heads[head]  # refuses an unknown name
-    names = {options.name for options in default_strategies({"name": head})}
     file = None if stream is None else _stream_file(stream)
     if config.exists() and not force:
         raise ConfigError(f"{config}: exists already; use --force to replace it, or name another file")
     section = _OWN_STREAM if file is None else _PINNED_STREAM.format(file=file)
     name = file.stem if file else config.stem
-    adjusted = _ADJUSTED if "logit_adjustment" in names else "\n"
-    text = _TEMPLATE.format(path=config, head=head, stream=section, adjusted=adjusted, name=name)
+    text = _TEMPLATE.format(path=config, head=head, stream=section, name=name)
     with replace_file(config) as output:
         output.write(text.encode())
     say(f"{config} is written; look at it, then: ner-cl train {config} --dry-run")

@@ -12,7 +12,7 @@ from ner_cl.config.composition import (
     check_composition,
     check_head,
     check_optimizer,
-    default_strategies,
+    or_default,
     parse_strategies,
 )
 from ner_cl.config.reading import assign, load_config, parse_config, with_values
@@ -47,8 +47,8 @@ __all__ = [
     "check_composition",
     "check_head",
     "check_optimizer",
-    "default_strategies",
     "load_config",
+    "or_default",
     "parse_config",
     "parse_strategies",
     "validate",

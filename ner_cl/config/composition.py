@@ -17,9 +17,9 @@ __all__ = [
     "check_composition",
     "check_head",
     "check_optimizer",
-    "default_strategies",
     "isolating",
     "known_name",
+    "or_default",
     "parse_strategies",
     "parsed_or_none",
 ]
@@ -69,23 +69,13 @@ class HeadOptions(Options):
         return self
 
 
-DEFAULT_STRATEGIES = ("distill", "frozen_trunk", "logit_adjustment")
+DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
 """What an empty list of strategies means; see docs/results.md, "What the defaults rest on"."""
 
 
-def default_strategies(head: Any) -> tuple[StrategyOptions, ...]:
-    """What an empty list stands for: of the default strategies, those that can teach the head.
-
-    Args:
-        head: its options, or their values; wrong ones, of which somebody else will tell, count as none.
-    """
-    try:
-        options = HeadOptions.model_validate(head)
-    except ValidationError:
-        options = HeadOptions()
-    return tuple(
-        item for item in parse_strategies(DEFAULT_STRATEGIES) if not strategies[item.name](item).refuses_head(options)
-    )
+def or_default(options: Sequence[StrategyOptions]) -> Sequence[StrategyOptions]:
+    """The list, or what an empty one stands for."""
+    return options or parse_strategies(DEFAULT_STRATEGIES)
 
 
 def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:

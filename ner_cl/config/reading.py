@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from ner_cl.config.composition import default_strategies
 from ner_cl.config.sections import Config
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
@@ -66,8 +65,6 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         ConfigError: if a path leads nowhere or a value is wrong.
     """
     plain = config.model_dump(mode="json")
-    if "head.name" in values and config.strategies == default_strategies(config.head):
-        plain["strategies"] = []  # what is the default for one head is not for another
     for key, value in values.items():
         _put(plain, key.split("."), value, key)
     return validate(Config, plain, "config")

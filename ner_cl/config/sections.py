@@ -12,8 +12,8 @@ from ner_cl.config.composition import (
     check_composition,
     check_head,
     check_optimizer,
-    default_strategies,
     isolating,
+    or_default,
     parse_strategies,
     parsed_or_none,
 )
@@ -215,13 +215,9 @@ class Config(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _head_and_strategies(cls, values: Any) -> Any:
-        """Where no head is named, the one that the strategies ask for; where no strategies are, those of the head."""
-        if not isinstance(values, Mapping):
-            return values
-        if not values.get("strategies"):
-            return {**values, "strategies": default_strategies(values.get("head", {}))}
-        if "head" not in values and isolating(parsed_or_none(values["strategies"])):
+    def _head_for_strategies(cls, values: Any) -> Any:
+        """Where no head is named, the one that the strategies ask for."""
+        if isinstance(values, Mapping) and "head" not in values and isolating(parsed_or_none(values.get("strategies"))):
             return {**values, "head": {"name": "addner"}}
         return values
 
@@ -237,7 +233,7 @@ class Config(Options):
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, value: Any) -> Any:
-        return parse_strategies(value)
+        return or_default(parse_strategies(value))
 
     @field_validator("strategies")
     @classmethod

@@ -2,23 +2,22 @@
 
 from collections.abc import Sequence
 
-from ner_cl.config import HeadOptions, StrategyOptions, check_composition, default_strategies, parse_strategies
+from ner_cl.config import StrategyOptions, check_composition, or_default, parse_strategies
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import Strategy
 
 __all__ = ["build_strategies"]
 
 
-def build_strategies(options: Sequence[StrategyOptions], head: HeadOptions | None = None) -> list[Strategy]:
+def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
     """The strategies of a list of options, in an order of their own.
 
-    An empty list is the default of the head; to one of which none says how old types are held, what it stands on is
-    added.
+    An empty list is the default; to a list of which none says how old types are held, what it stands on is added.
 
     Raises:
         ConfigError: if some of them cannot be combined.
     """
-    options = options or default_strategies(head or HeadOptions())
+    options = or_default(options)
     check_composition(options)
     classes: list[type[Strategy]] = [strategies[item.name] for item in options]
     if not any(class_.holds_old_types for class_ in classes):

@@ -22,14 +22,14 @@ class LogitAdjustmentOptions(StrategyOptions):
     Attributes:
         strength: share of the logarithm that is added (τ); 0 leaves the logits alone, 1 is the whole correction.
         evidence: mentions that the assumption "as often as training sentences" counts as.
-        prior: a new type is taken to be as much rarer elsewhere, as `old_types` are in the step's sentences than in
-            those that taught them; or `dev` sentences tell how often it is met.
+        prior: how often a new type is met is told by `dev` sentences; or it is taken to be as much rarer elsewhere, as
+            `old_types` are in the step's sentences than in those that taught them.
     """
 
     name: Literal["logit_adjustment"] = "logit_adjustment"
     strength: float = Field(0.5, ge=0, le=1)
     evidence: float = Field(10.0, gt=0)
-    prior: Literal["old_types", "dev"] = "old_types"
+    prior: Literal["dev", "old_types"] = "dev"
 
 
 @strategies.register("logit_adjustment")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ner_cl.config import StrategyOptions, TrainingOptions, default_strategies, parse_strategies, validate
+from ner_cl.config import StrategyOptions, TrainingOptions, or_default, parse_strategies, validate
 from ner_cl.config.composition import isolating
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
@@ -86,7 +86,7 @@ def learn(
     student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
     parsed = parsed or _begun(model)
     if not isolate and model.subnetworks is None:
-        parsed = parsed or default_strategies(model.head.options)  # what is added below is added to them
+        parsed = tuple(or_default(parsed))  # what is added below is added to them
     if replay is not None:
         kept = _read(replay, {**reading, "explicit_types": True})
         _check_replay(kept, old_types, types)

@@ -69,7 +69,7 @@ class Learner:
         self.model = model.to(self.engine.device)
         if not strategies and model.subnetworks is not None:
             strategies = parse_strategies([model.subnetworks.options.name])
-        self.strategies = build_strategies(strategies, model.head.options)
+        self.strategies = build_strategies(strategies)
         self.seed = seed
         self.checkpoint = checkpoint or Checkpoint(None)
         self.isolation: Fingerprints | None = None

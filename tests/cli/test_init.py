@@ -17,8 +17,7 @@ def test_the_file_says_the_defaults(head: str, tmp_path: Path) -> None:
     config = load_config(path, environment={})
     bare = Config.model_validate({"stream": config.stream, "head": {"name": head}, "output": "runs/mine"})
     assert config == bare
-    known = [name for name in DEFAULT_STRATEGIES if head != "spankl" or name != "logit_adjustment"]
-    assert [options.name for options in config.strategies] == known
+    assert [options.name for options in config.strategies] == list(DEFAULT_STRATEGIES)
 
 
 def test_the_file_can_be_trained_from(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,7 @@ from typing import Any
 import pytest
 
 from ner_cl.cli.options import training_options
-from ner_cl.config import (
-    Config,
-    OptimizerOptions,
-    check_composition,
-    load_config,
-    parse_config,
-    parse_strategies,
-    validate,
-    with_values,
-)
+from ner_cl.config import OptimizerOptions, check_composition, load_config, parse_config, parse_strategies, validate
 from ner_cl.errors import ConfigError
 
 CONFIG = """\
@@ -129,14 +120,3 @@ def test_a_pinned_stream_may_leave_its_corpus_empty(tmp_path: Path) -> None:
     (tmp_path / "pinned.yaml").write_text("corpus:\nsteps: [[PER]]\n")
     (tmp_path / "x.yaml").write_text("output: x\nstream: {file: pinned.yaml, corpus: {train: a, test: a}}\n")
     assert load_config(tmp_path / "x.yaml", environment={}).stream.corpus.train == "a"
-
-
-def test_another_head_has_its_own_default_strategies() -> None:
-    config = Config.model_validate({"stream": {"corpus": {"train": "a.jsonl", "test": "b.jsonl"}}})
-    assert [item.name for item in config.strategies] == ["distill", "frozen_trunk", "logit_adjustment"]
-    other = with_values(config, {"head.name": "spankl"})
-    assert [item.name for item in other.strategies] == ["distill", "frozen_trunk"]
-    assert [item.name for item in with_values(other, {"head.name": "addner"}).strategies][2:] == ["logit_adjustment"]
-    named = with_values(config, {"strategies": ["distill", "logit_adjustment"]})
-    with pytest.raises(ConfigError, match="logit_adjustment head spankl has no logit of a type to add to"):
-        with_values(named, {"head.name": "spankl"})

@@ -77,6 +77,7 @@ ALWAYS_AT_WORK = {
 PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {
     "das": {"general_sentences": 0},
     "frozen_trunk": {"since": 2},
+    "logit_adjustment": {"strength": 0.0},
 }
 # Strategies whose step 1 is more than plain training (T11), and why.
 NEVER_PLAIN = {

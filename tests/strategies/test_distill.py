@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ner_cl.config import HeadOptions, parse_strategies
+from ner_cl.config import parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ConfigError
 from ner_cl.model.heads.emissions import Emissions
@@ -207,11 +207,8 @@ def test_distill_is_added_where_no_strategy_holds_old_types() -> None:
     assert second.options.name == "spg"
 
 
-@pytest.mark.parametrize("head", ["extendner", "addner", "spankl"])
-def test_an_empty_list_is_the_default_of_the_head(head: str) -> None:
-    adjusted = [] if head == "spankl" else ["logit_adjustment"]
-    names = [strategy.options.name for strategy in build_strategies([], HeadOptions(name=head))]
-    assert names == ["distill", "frozen_trunk", *adjusted]
+def test_an_empty_list_is_the_default() -> None:
+    assert [strategy.options.name for strategy in build_strategies([])] == ["distill", "frozen_trunk"]
 
 
 def test_two_ways_to_hold_old_types_are_refused() -> None:

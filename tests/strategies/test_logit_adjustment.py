@@ -20,7 +20,6 @@ from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_sentences
 from tests.train.toy_runs import SHORT_TRAINING, same_weights, weights_of
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
-BY_DEV = {"name": "logit_adjustment", "prior": "dev"}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_sentences_without_old_types_lower_the_new_one(folder: Path, head: str) 
         return weights_of(learner.model), rarity
 
     plain, _ = after()
-    adjusted, rarity = after({"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0})
+    adjusted, rarity = after({"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0, "prior": "old_types"})
     name = "head.blocks.1.bias"
     moved = adjusted.pop(name) - plain.pop(name)
     assert same_weights(adjusted, plain)
@@ -146,7 +145,7 @@ def test_only_the_biases_of_new_types_move_and_by_the_ratio(folder: Path, head: 
     mentions = toy_sentences(60, seed=2, types=("PER", "PER", "PER", "LOC"))
     dev = tuple(s.with_spans(s.restrict({"LOC"}).spans, {"LOC", "ORG"}) for s in mentions)
     plain = weights_of(learned(folder, head, dev=dev).model)
-    options = {"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0, "prior": "dev"}
+    options = {"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0}
     adjusted = weights_of(learned(folder, head, options, dev=dev).model)
     train = toy_sentences(40, seed=1, types=("LOC", "LOC", "ORG"))
     ratios = log_ratios(train, dev, ["LOC", "ORG"], evidence=5.0)
@@ -164,7 +163,9 @@ def test_without_other_frequencies_nothing_moves(folder: Path, head: str, dev: o
     """None are known without dev sentences, and none differ if they are the training sentences."""
     train = toy_sentences(40, seed=1, types=("LOC", "LOC", "ORG"))
     known = tuple(s.restrict({"LOC", "ORG"}) for s in train) if dev else ()
-    plain, adjusted = (weights_of(learned(folder, head, *more, dev=known).model) for more in ((), (BY_DEV,)))
+    plain, adjusted = (
+        weights_of(learned(folder, head, *more, dev=known).model) for more in ((), ("logit_adjustment",))
+    )
     for name, tensor in plain.items():
         torch.testing.assert_close(adjusted[name], tensor, atol=1e-7, rtol=0)
 
@@ -177,7 +178,7 @@ def test_a_type_is_found_less_where_it_is_rarer(folder: Path, head: str) -> None
     dev = tuple(s.with_spans([x for x in s.spans if x.type == "LOC"], {"LOC"}) for s in rare)
     there = sum(len(sentence.spans) for sentence in dev)
     found = []
-    for strategies in (["finetune"], ["finetune", BY_DEV]):
+    for strategies in (["finetune"], ["finetune", "logit_adjustment"]):
         training = TOY_TRAINING.model_copy(update={"epochs": 2})
         learner = Learner(tiny_model(folder, head), parse_strategies(strategies), training)
         list(learner.learn_step(Step(1, ("LOC",), train, dev)))
@@ -187,7 +188,7 @@ def test_a_type_is_found_less_where_it_is_rarer(folder: Path, head: str) -> None
 
 @pytest.mark.parametrize("ground", ["modules", "hat", "packnet"])
 def test_old_blocks_stay_as_they_are_where_that_is_promised(folder: Path, ground: str) -> None:
-    learner = Learner(tiny_model(folder, "addner"), parse_strategies([ground, BY_DEV]), SHORT_TRAINING)
+    learner = Learner(tiny_model(folder, "addner"), parse_strategies([ground, "logit_adjustment"]), SHORT_TRAINING)
     dev = toy_sentences(40, seed=2, types=("PER", "LOC", "ORG"))
     biases = []
     for number, type_ in enumerate(("PER", "LOC"), start=1):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import ner_cl
-from ner_cl.config import DEFAULT_STRATEGIES, HeadOptions, OptimizerOptions, TrainingOptions
+from ner_cl.config import HeadOptions, OptimizerOptions, TrainingOptions
 from ner_cl.errors import DataError, ModelError
 from ner_cl.model.card import model_card
 from ner_cl.model.ner_model import NerModel
@@ -73,7 +73,7 @@ def test_the_compact_model_can_be_taught_in_any_way(
     assert taught.model.types == ("PER", "LOC", "ORG")
     assert "distilled into one encoder" in model_card(taught.model)
     by_default = ner_cl.learn(model, org, types=["ORG"], training=SHORT_TRAINING).model  # and not by modules again
-    assert [options["name"] for options in by_default.history[-1]["strategies"]] == list(DEFAULT_STRATEGIES)
+    assert [options["name"] for options in by_default.history[-1]["strategies"]] == ["distill", "frozen_trunk"]
 
 
 def test_what_cannot_be_made_compact_is_refused(isolated: NerModel, tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from ner_cl.model.predict import predict_sentences
 from ner_cl.train.changes import LearnResult, TypeChange
 from ner_cl.train.events import StepStarted
 from ner_cl.train.learn import _hold_back, _prepare
-from ner_cl.train.record import history_record
 from ner_cl.types import Sentence
 from tests.tiny import toy_sentences
 from tests.train.toy_runs import (
     GOOD_TRAINING,
     SHORT_TRAINING,
+    learn_all,
     learner_of,
     same_weights,
     toy_encoder,
@@ -209,9 +209,7 @@ def test_two_steps_by_learn_are_two_steps_of_a_learner(encoder: Path) -> None:
 
     stream = toy_stream(train=60)
     learner = learner_of(encoder, DEFAULT_STRATEGIES)
-    for step in stream.steps:
-        list(learner.learn_step(step))
-        learner.model.history = [*learner.model.history, history_record(learner, step, before={}, after={})]
+    learn_all(learner, stream)
     model = tiny_model(encoder)
     for step in stream.steps:
         model = ner_cl.learn(model, step.train, types=step.types, dev=step.dev, training=SHORT_TRAINING).model
