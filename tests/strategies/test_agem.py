@@ -265,6 +265,7 @@ def test_references_agree_in_bf16_and_fp32_on_what_opposes_what(folder: Path) ->
         rows = torch.stack(found) - torch.stack(found).mean(dim=0)
         cosines = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).T
         products[precision] = cosines.flatten().tolist()
+    assert products["bf16"] != products["fp32"]  # or nothing was computed in bf16
     pairs = [(a, b) for a, b in zip(products["fp32"], products["bf16"], strict=True) if abs(a) > 0.05]
     assert min(a for a, _ in pairs) < 0 < max(a for a, _ in pairs)
     assert all((a > 0) == (b > 0) for a, b in pairs)
