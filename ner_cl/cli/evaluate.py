@@ -68,7 +68,7 @@ def evaluate(
     report = {"model": str(model), "data": data, "sentences": len(sentences)}
     report |= _report(sentences, predicted, scored, lenient=lenient)
     report["calibration"] = _calibration([sentence.restrict(scored) for sentence in sentences], found)
-    if tagger.head.apart and len(tagger.tagset.steps) > 1:
+    if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):
         _add_alone(report, sentences, [[item.span for item in items] for items in alone])
     if output is not None:
         with replace_file(output) as file:

@@ -139,6 +139,9 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
             say(f"note: {change.type} was not learned; give more sentences that mention it, or train for more epochs")
         if change.measured == "gold" and change.drop > NOTABLE_FALL:
             say(f"note: {change.type} fell by {100 * change.drop:.1f} points; use --max-drop to reject such a model")
+        if change.measured == "agreement" and change.drop > NOTABLE_FALL:
+            fell = f"{change.type} fell by {100 * change.drop:.1f} points of agreement"
+            say(f"note: {fell} with {change.mentions} mentions found before; give --dev sentences to measure on more")
 
 
 def _start(

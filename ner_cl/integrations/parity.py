@@ -26,7 +26,8 @@ class Parity:
 
     Attributes:
         sentences: how many were read by both.
-        agreement: micro F1, of 1, of the exported model where the model's own answers are gold; None if it finds none.
+        agreement: micro F1, of 1, of the exported model where the model's own answers are gold; None if
+            neither finds any.
         f1_before: micro F1 of the model; None without gold.
         f1_after: micro F1 of the exported model.
     """
@@ -38,8 +39,13 @@ class Parity:
 
     def check(self, format: str, *, int8: bool) -> None:  # noqa: A002  it is the word of the command line
         """CheckFailed if they differ by more than the format lets expect; 8-bit integers may differ, but not in F1."""
+        if self.agreement is None:
+            raise CheckFailed(
+                f"neither the model nor the exported one finds anything in {self.sentences} sentences, so nothing is "
+                "checked; give sentences that mention its types with --data"
+            )
         least = LEAST_AGREEMENT[format]
-        if not int8 and self.agreement is not None and self.agreement < least:
+        if not int8 and self.agreement < least:
             raise CheckFailed(
                 f"the exported model agrees with the model in {100 * self.agreement:.2f} % of what they find, less "
                 f"than {100 * least:.1f} %"
@@ -73,7 +79,7 @@ def check_export(
     has_gold = any(sentence.spans for sentence in gold)
     return Parity(
         sentences=len(sentences),
-        agreement=_f1(told, theirs, model.types),
+        agreement=0.0 if any(theirs) and not any(ours) else _f1(told, theirs, model.types),
         f1_before=_f1(gold, ours, model.types) if has_gold else None,
         f1_after=_f1(gold, theirs, model.types) if has_gold else None,
     )

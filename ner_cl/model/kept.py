@@ -124,4 +124,6 @@ def _read_sentences(path: Path) -> tuple[Sentence, ...]:
     """The sentences of a file whose lines somebody may have deleted, all of them even."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; the model folder was changed after it was loaded")
-    return tuple(read_sentences(path, format="jsonl", explicit_types=True)) if path.read_bytes().strip() else ()
+    if not path.read_bytes().strip():
+        return ()
+    return tuple(read_sentences(path, format="jsonl", explicit_types=True, on_overlap="keep"))

@@ -23,12 +23,14 @@ class TypeChange:
         measured: `gold` (dev annotation), or `agreement`: no dev sentence is annotated for this type, so the model
             after the step is compared with the model before it, and `before` is 1; or `nothing`, if that model found no
             mention either.
+        mentions: how many F1 is measured on.
     """
 
     type: str
     before: float | None
     after: float | None
     measured: str
+    mentions: int = 0
 
     @property
     def drop(self) -> float:
@@ -97,8 +99,8 @@ class LearnResult:
             )
         if worst is not None and worst.drop > max_drop:
             raise CheckFailed(
-                f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}), more than the "
-                f"{100 * max_drop:.1f} allowed; the model is not published"
+                f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}, on "
+                f"{worst.mentions} mentions), more than the {100 * max_drop:.1f} allowed; the model is not published"
             )
 
 
@@ -125,11 +127,11 @@ def changes_of(
 
 def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | None) -> TypeChange:
     if before is None or agreed is None:
-        return TypeChange(type_, None, after.f1, "gold" if after.gold else "nothing")
+        return TypeChange(type_, None, after.f1, "gold" if after.gold else "nothing", after.gold)
     if before.gold:
-        return TypeChange(type_, before.f1, after.f1, "gold")
+        return TypeChange(type_, before.f1, after.f1, "gold", before.gold)
     if agreed.gold:
-        return TypeChange(type_, 1.0, agreed.f1, "agreement")
+        return TypeChange(type_, 1.0, agreed.f1, "agreement", agreed.gold)
     return TypeChange(type_, None, None, "nothing")
 
 

@@ -1,5 +1,6 @@
 """The everyday verb: one new step on an existing model."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from ner_cl.config.composition import isolating
 from ner_cl.data.protocols import generator
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
+from ner_cl.data.tally import tally
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
@@ -29,6 +31,7 @@ Data = str | Path | Sequence[Sentence]
 # Without dev sentences a tenth of the training sentences is held back, but no fewer than this many: a handful would
 # tell nothing. Where that would be more than a quarter of them, none can be spared.
 _FEWEST_HELD_BACK = 10
+_FEWEST_TAUGHT = 2  # mentions of a type that are never held back
 
 
 def learn(
@@ -84,6 +87,7 @@ def learn(
     parsed = _parse(strategies)
     old_types, student = model.types, model.copy()
     student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
+    student.history = list(model.history)
     parsed = parsed or _begun(model)
     if not isolate and model.subnetworks is None:
         parsed = tuple(or_default(parsed))  # what is added below is added to them
@@ -153,9 +157,16 @@ def _hold_back(sentences: list[Sentence], seed: int) -> tuple[list[Sentence], li
     share = max(0.1, _FEWEST_HELD_BACK / len(sentences))
     draw = generator(seed, "held back")
     held_back: set[int] = set()
+    left, _ = tally(sentences)
     for mentions in (True, False):
         group = [index for index, sentence in enumerate(sentences) if bool(sentence.spans) == mentions]
-        held_back |= set(draw.permutation(group)[: round(share * len(group))].tolist())
+        wanted = round(share * len(group))
+        for index in draw.permutation(group).tolist():
+            mentioned = Counter(span.type for span in sentences[index].spans)
+            if wanted and all(left[type_] - count >= _FEWEST_TAUGHT for type_, count in mentioned.items()):
+                left -= mentioned
+                held_back.add(index)
+                wanted -= 1
     parts = [[s for index, s in enumerate(sentences) if (index in held_back) == held] for held in (False, True)]
     return parts[0], parts[1]
 
@@ -201,7 +212,13 @@ def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tupl
 
 
 def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
-    return read_sentences(data, **reading) if isinstance(data, str | Path) else list(data)
+    if isinstance(data, str | Path):
+        return read_sentences(data, **reading)
+    sentences = list(data)
+    for number, item in enumerate(sentences, start=1):
+        if not isinstance(item, Sentence):
+            raise DataError(f"item {number} is a {type(item).__name__}; give each as a ner_cl.Sentence, or name a file")
+    return sentences
 
 
 def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None:

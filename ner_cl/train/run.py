@@ -122,8 +122,9 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
             predicted.save(predictions_file(folder, step.number))
             matrix.save(folder)
         _check_drop(matrix, step, config)
+        _remember(learner, step, matrix)
         if engine.is_main:
-            _publish(learner, step, matrix, folder)
+            learner.model.save(folder / "steps" / f"{step.number:02d}")
         engine.wait()
         if learner.isolation is not None and learner.isolation.steps:
             yield Note(step=step.number, text=str(learner.isolation))
@@ -285,8 +286,8 @@ def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
         )
 
 
-def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path) -> None:
-    """The step's model folder, with the row of the matrix that it has earned."""
+def _remember(learner: Learner, step: Step, matrix: Matrix) -> None:
+    """The step in the model's history, which strategies of later steps may ask, and the row of the matrix it earned."""
     model = learner.model
     before, after = _before_and_after(matrix)
     record = history_record(learner, step, before=before, after=after)
@@ -296,7 +297,6 @@ def _publish(learner: Learner, step: Step, matrix: Matrix, folder: Path) -> None
         "micro_f1": matrix.micro_f1[-1],
         "macro_f1": matrix.macro_f1[-1],
     }
-    model.save(folder / "steps" / f"{step.number:02d}")
 
 
 def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> StepDone:
