@@ -1,5 +1,6 @@
 """Telling what is wrong with a configuration in one line."""
 
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -9,6 +10,8 @@ from ner_cl.errors import ConfigError
 __all__ = ["first_problem", "validate"]
 
 Section = TypeVar("Section", bound=BaseModel)
+
+_CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[)")  # pydantic's names of what a value may be; no keys
 
 
 def validate(model: type[Section], values: Any, source: str) -> Section:
@@ -22,7 +25,7 @@ def validate(model: type[Section], values: Any, source: str) -> Section:
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints, with the key it is about, and how many more there are."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(str(part) for part in problem["loc"] if not _CHOICE.match(str(part)))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         message = "this key is required"

@@ -32,15 +32,16 @@ def sentences_of(
 ) -> AnnotatedSentences:
     """The sentences of documents, or of the reference documents of examples, read as from a `.spacy` file.
 
-    A sentence with a token whose entity is unset (`ent_iob == 0`) is left out, because nothing can be said about the
-    mentions that it may hide.
+    A sentence with a token whose entity is unset (`ent_iob == 0`) is no example of anything, because nothing can be
+    said about the mentions that it may hide.
 
     Args:
         examples: annotated documents. One that names its `annotated_types` in `user_data`, as those that ner_cl
             writes do, is believed; of the others each is taken to be annotated for `types` and for all types that
             occur in any of them.
         types: what is to be learned.
-        all_types: leave out a document that says it is not annotated for all of `types`.
+        all_types: leave out a document that says it is not annotated for all of `types`; else keep it, and keep
+            sentences with unset tokens too, as annotated for nothing.
 
     Raises:
         ConfigError: if something else than documents or examples is given.
@@ -56,8 +57,10 @@ def sentences_of(
     sentences = []
     for draft in drafts:
         annotated = occurring if draft.annotated_types is None else draft.annotated_types
-        if draft.incomplete or (all_types and not annotated.issuperset(types)):
+        if all_types and (draft.incomplete or not annotated.issuperset(types)):
             continue
+        if draft.incomplete:
+            annotated = frozenset()
         spans = tuple({span for span in draft.spans if span.type in annotated})
         sentences.append(Sentence(draft.words, spans, annotated, source=f"document {draft.line}"))
     return AnnotatedSentences(tuple(sentences), len(drafts) - len(sentences))

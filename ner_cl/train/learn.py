@@ -104,9 +104,10 @@ def learn(
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
     if raw and not any(strategy.reads_unlabeled for strategy in learner.strategies):
-        raise ConfigError(
-            "strategies: none of them reads unlabeled text; distill does, and das with pretrain_epochs: 1"
-        )
+        advice = "distill does, and das with pretrain_epochs: 1"
+        if any(strategy.isolates for strategy in learner.strategies):
+            advice = "nothing does where steps are kept apart; leave it out"
+        raise ConfigError(f"strategies: none of them reads unlabeled text; {advice}")
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if old_types else [[] for _ in dev_sentences]
     for event in learner.learn_step(step, unlabeled=raw):

@@ -120,3 +120,8 @@ def test_a_pinned_stream_may_leave_its_corpus_empty(tmp_path: Path) -> None:
     (tmp_path / "pinned.yaml").write_text("corpus:\nsteps: [[PER]]\n")
     (tmp_path / "x.yaml").write_text("output: x\nstream: {file: pinned.yaml, corpus: {train: a, test: a}}\n")
     assert load_config(tmp_path / "x.yaml", environment={}).stream.corpus.train == "a"
+
+
+def test_a_problem_is_told_by_its_key_alone() -> None:
+    with pytest.raises(ConfigError, match=r"training\.epochs: Input should be greater than or equal to 1"):
+        parse_config({"stream": {"corpus": {"train": "a", "test": "b"}}, "training": {"epochs": 0}})

@@ -89,6 +89,15 @@ def test_a_token_without_a_decision_makes_its_sentence_unknown() -> None:
     assert data.sentences[0].annotated_types == {"PER", "LOC"}
 
 
+def test_dev_documents_without_annotation_are_kept_for_what_the_model_finds_in_them() -> None:
+    raw = spacy.blank("en")("Ada went to Oslo")
+    assert sentences_of([raw], ["LOC"]).sentences == ()
+    (sentence,) = sentences_of([raw], ["LOC"], all_types=False).sentences
+    assert sentence.words == ("Ada", "went", "to", "Oslo")
+    assert not sentence.spans
+    assert not sentence.annotated_types
+
+
 def test_the_reference_is_what_is_learned_from() -> None:
     nlp = spacy.blank("en")
     example = Example.from_dict(
