@@ -398,7 +398,7 @@ def test_gates_act_on_frozen_layers_too(folder: Path, cache: bool) -> None:
     model = no_dropout(tiny_model(folder, steps=[["PER"]]))
     units, generator = Units(model), torch.Generator().manual_seed(0)
     gates = {family: torch.rand(len(units.layers), size, generator=generator) for family, size in units.sizes.items()}
-    context = toy_context(model, ["LOC"])
+    _, context = ready(model)
     batch = next(context.batches())
     if cache:
         read_once(context, top_layers(model.encoder, 1))
