@@ -159,8 +159,6 @@ class NerComponent:
         from ner_cl.train.changes import check_gate
         from ner_cl.train.learn import learn
 
-        if isinstance(types, str):
-            raise ConfigError(f"types: give a list of new types, such as ['DRUG'], not {types!r}")
         if max_drop is not None:
             check_gate(max_drop)
         if self.options.types is not None:

@@ -44,9 +44,11 @@ def sentences_of(
             sentences with unset tokens too, as annotated for nothing.
 
     Raises:
-        ConfigError: if something else than documents or examples is given.
+        ConfigError: if something else than documents or examples is given, or one type in place of a list.
         DataError: if an entity has no label, or covers whitespace only.
     """
+    if isinstance(types, str):
+        raise ConfigError(f"types: give a list of new types, such as ['DRUG'], not {types!r}")
     report = ReadReport("document")
     drafts = [
         draft

@@ -89,6 +89,11 @@ def test_a_token_without_a_decision_makes_its_sentence_unknown() -> None:
     assert data.sentences[0].annotated_types == {"PER", "LOC"}
 
 
+def test_one_type_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"types: give a list of new types, such as \['DRUG'\], not 'DATE'"):
+        sentences_of([], "DATE")
+
+
 def test_dev_documents_without_annotation_are_kept_for_what_the_model_finds_in_them() -> None:
     raw = spacy.blank("en")("Ada went to Oslo")
     assert sentences_of([raw], ["LOC"]).sentences == ()
