@@ -16,7 +16,8 @@ from pathlib import Path
 from ner_cl.evaluate.matrix import Matrix, render_side_by_side
 
 RUNS = Path("runs/demo")
-STREAM = ("configs/quickstart.yaml", "--set", "stream.steps=[[PERSON],[LOCATION],[DATE]]")
+SHORT = ("--set", "training.epochs=4")
+STREAM = ("configs/quickstart.yaml", "--set", "stream.steps=[[PERSON],[LOCATION],[DATE]]", *SHORT)
 TEXTS = (
     "Priya Raman flew from Lisbon to Oslo on Friday.\n"
     "The pharmacist at Hallworth Clinic told Tom to stop ibuprofen before starting warfarin in March.\n"
@@ -44,8 +45,8 @@ def main() -> None:
     model, grown = RUNS / "ner_cl" / "steps" / "03", RUNS / "with-medication"
     data = ["data/quickstart/train.jsonl", "--dev", "data/quickstart/dev.jsonl"]
     print("\nA fourth type arrives. Old types are measured before and after, on the dev sentences:\n")
-    short = ["--set", "training.epochs=2"]
-    _run(["learn", *data, "--model", str(model), "--types", "MEDICATION", *short, "--output", str(grown)])
+    shorter = ["--set", "training.epochs=2"]
+    _run(["learn", *data, "--model", str(model), "--types", "MEDICATION", *shorter, "--output", str(grown)])
     print("\nAll four types are found by one model:\n")
     _run(["predict", str(grown), "-"], text=TEXTS)
     print(f"\nThe runs and the model are in {RUNS}/. Done in {time.monotonic() - started:.0f} seconds.")

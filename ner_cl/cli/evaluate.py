@@ -48,7 +48,7 @@ def evaluate(
     The expected calibration error is the mean distance between a score and how often spans of such a score are right.
     """
     from ner_cl.data.readers import read_sentences
-    from ner_cl.model.predict import score_merged_and_nested
+    from ner_cl.model.predict import score_merged_and_nested, score_sentences
     from ner_cl.model.store import load_model
 
     tagger = load_model(model, device="auto")
@@ -62,13 +62,16 @@ def evaluate(
     sentences = read_sentences(data, format=format_, alignment=alignment, on_overlap=on_overlap)
     scored = _scored_types(tagger, asked, sentences, data)
     say(f"{len(sentences)} sentences")
-    merged, alone = score_merged_and_nested(tagger, sentences)  # the same where the head has no blocks of its own
+    if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):
+        merged, alone = score_merged_and_nested(tagger, sentences)
+    else:  # nothing competes that could be looked at by itself
+        merged, alone = score_sentences(tagger, sentences), None
     found = [[(item.span, item.score) for item in items] for items in merged]
     predicted = [[span for span, _ in items] for items in found]
     report = {"model": str(model), "data": data, "sentences": len(sentences)}
     report |= _report(sentences, predicted, scored, lenient=lenient)
     report["calibration"] = _calibration([sentence.restrict(scored) for sentence in sentences], found)
-    if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):
+    if alone is not None:
         _add_alone(report, sentences, [[item.span for item in items] for items in alone])
     if output is not None:
         with replace_file(output) as file:

@@ -185,6 +185,8 @@ def _strategies(text: str | None) -> list[Any]:
     if text is None:
         return []
     value = parse_yaml(text, "--strategies")
+    if value is None:
+        raise ConfigError(f"--strategies {text!r}: name one or more, or leave it out for the default")
     if isinstance(value, str):
         return list(names(value, "--strategies") or ())
     return value if isinstance(value, list) else [value]

@@ -87,11 +87,18 @@ class NerModel(nn.Module):
         """A model that knows no type yet, on an encoder at hand."""
         return cls(encoder, heads[head_options.name](encoder.hidden, head_options))
 
-    def copy(self) -> "NerModel":
-        """All weights once more, without history and without what strategies keep."""
+    def copy(self, *, memory: bool = False) -> "NerModel":
+        """All weights once more.
+
+        Args:
+            memory: also history and what strategies keep, which whoever is to learn more needs.
+        """
         with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
             other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
             other.subnetworks, other.runtime = copy.deepcopy(self.subnetworks), self.runtime
+        if memory:
+            other.history = list(self.history)
+            other.strategy_state, other.kept_sentences = dict(self.strategy_state), dict(self.kept_sentences)
         return other
 
     @property

@@ -150,6 +150,11 @@ class Strategy(ABC):
         """Whether raw text of the step's domain would be used, with these options."""
         return False
 
+    @property
+    def reads_dev(self) -> bool:
+        """Whether it measures on the step's dev sentences, and does nothing without them, with these options."""
+        return False
+
     def begin_step(self, context: StepContext) -> None:  # noqa: B027
         """Before anything else: keep a teacher, allocate state, add modules."""
 

@@ -63,6 +63,11 @@ class BiasCorrection(Strategy):
         """Refuses a head whose columns are no logits of tags."""
         return tag_logits(head)
 
+    @property
+    def reads_dev(self) -> bool:
+        """Always, but at a strength of 0."""
+        return self.options.strength > 0
+
     def begin_step(self, context: StepContext) -> None:
         """Counts what the model finds of old types in the dev sentences, apart from the new types' mentions."""
         self._sentences: list[Sentence] = []

@@ -50,6 +50,11 @@ class LogitAdjustment(Strategy):
         """Refuses a head whose columns are no logits of tags."""
         return tag_logits(head)
 
+    @property
+    def reads_dev(self) -> bool:
+        """Where they tell the prior."""
+        return self.options.prior == "dev" and self.options.strength > 0
+
     def begin_step(self, context: StepContext) -> None:
         """Nothing is known yet of old types in the step's sentences."""
         self._rarity = 0.0

@@ -23,7 +23,7 @@ from ner_cl.train.changes import LearnResult, TypeChange, changes_of
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event
-from ner_cl.train.loop import StepTraining, plan_epochs
+from ner_cl.train.loop import StepTraining, epochs_between_scores, plan_epochs
 from ner_cl.types import Sentence, Span
 
 __all__ = ["compact"]
@@ -102,7 +102,7 @@ def compact(
     def agreement() -> float | None:
         return micro_f1(count_spans(reference, find(student, held_back), student.types))
 
-    for event in _imitation(teacher, student, train, agreement, options, engine, seed):
+    for event in _imitation(teacher, student, train, held_back, agreement, options, engine, seed):
         on_event(event)
     measured = list(dev) or held_back
     before, after = find(teacher, measured), find(student, measured)
@@ -138,6 +138,7 @@ def _imitation(
     teacher: NerModel,
     student: NerModel,
     train: Sequence[Sentence],
+    held_back: Sequence[Sentence],
     agreement: Callable[[], float | None],
     options: TrainingOptions,
     engine: Engine,
@@ -152,7 +153,7 @@ def _imitation(
         options=options,
         epochs=epochs,
         patience=times * options.early_stopping.patience,
-        every=1,
+        every=epochs_between_scores(options, context, held_back),
         engine=engine,
         dev_score=agreement,
         seed=int(context.generator("dropout").integers(2**62)),

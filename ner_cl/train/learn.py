@@ -85,9 +85,7 @@ def learn(
     step, dev_sentences = _prepare(model, train, types, dev, reading, seed)
     options = validate(TrainingOptions, training or {}, "training")
     parsed = _parse(strategies)
-    old_types, student = model.types, model.copy()
-    student.strategy_state, student.kept_sentences = model.strategy_state, model.kept_sentences
-    student.history = list(model.history)
+    old_types, student = model.types, model.copy(memory=True)
     parsed = parsed or _begun(model)
     if not isolate and model.subnetworks is None:
         parsed = tuple(or_default(parsed))  # what is added below is added to them

@@ -24,6 +24,9 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
         if context.old_types and strategy.keeps and name not in kept:
             until = "" if strategy.acts_at_once else "; it begins to act in the next step"
             yield Note(step=context.number, text=f"{name} has kept nothing of earlier steps{until}")
+        if context.old_types and strategy.reads_dev and not context.dev:
+            text = f"{name} measures on dev sentences and there are none: it does nothing in this step"
+            yield Note(step=context.number, text=text)
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
         advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
         yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")

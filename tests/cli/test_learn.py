@@ -104,6 +104,7 @@ def test_a_new_model_starts_on_an_encoder(
         (["--model", "MODEL", "--set", "training.optimizer=3", "--set", "training.optimizer.lr=3"], "optimizer"),
         (["--model", "MODEL", "--strategies", "destill"], "did you mean 'distill'"),
         (["--model", "MODEL", "--strategies", "joint"], "earlier steps"),
+        (["--model", "MODEL", "--strategies", ""], "name one or more"),
         (["--model", "MODEL", "--strategies", "[finetune, distill]"], "both say how old types are held"),
         (["--model", "MODEL", "--output", "DATA"], "exists and is not empty"),
         (["--model", "MODEL", "--output", "MODEL"], "holds a model already"),

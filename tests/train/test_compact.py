@@ -10,6 +10,7 @@ from ner_cl.errors import DataError, ModelError
 from ner_cl.model.card import model_card
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.modules import ModuleOptions
+from ner_cl.train.events import EpochDone, Event
 from tests.tiny import tiny_model, toy_sentences
 from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, same_weights
 
@@ -53,6 +54,14 @@ def test_without_gold_the_loss_is_told_by_agreement(isolated: NerModel) -> None:
     assert {(change.before, change.measured) for change in result.changes} == {(1.0, "agreement")}
     again = ner_cl.compact(isolated, RAW, training=TRAINING)
     assert same_weights(result.model, again.model)
+
+
+def test_the_sentences_held_back_are_looked_at_as_often_as_asked(isolated: NerModel) -> None:
+    stopping = TRAINING.early_stopping.model_copy(update={"every": 2, "patience": 0})
+    events: list[Event] = []
+    training = TRAINING.model_copy(update={"epochs": 3, "early_stopping": stopping})
+    ner_cl.compact(isolated, RAW, training=training, on_event=events.append)
+    assert [event.score is not None for event in events if isinstance(event, EpochDone)] == [False, True, True]
 
 
 def test_the_compact_model_can_be_taught_in_any_way(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ def notes(events: Sequence[Event]) -> list[str]:
 def test_what_is_not_in_the_list_is_dropped_with_a_note(encoder: Path, stream: Stream, tmp_path: Path) -> None:
     model = first_step(encoder, stream, ["gpm", "replay"])
     assert (model.strategy_state.keys(), model.kept_sentences.keys()) == ({"gpm"}, {"replay"})
-    old = model.copy()
-    old.strategy_state, old.kept_sentences = model.strategy_state, model.kept_sentences
+    old = model.copy(memory=True)
     events = next_step(model, stream, [])
     assert notes(events) == [
         "what gpm and replay kept of earlier steps is dropped, because they are not in the list of strategies; "
@@ -106,6 +106,26 @@ def test_mentions_longer_than_the_head_can_find_are_counted(encoder: Path, strea
     ):
         model = tiny_model(encoder, HeadOptions(name="spankl", max_words=limit))
         assert notes(next_step(model, stream, [])) == said
+
+
+@pytest.mark.parametrize(
+    ("options", "needs"),
+    [
+        ("bias_correction", True),
+        ("logit_adjustment", True),
+        ({"name": "logit_adjustment", "prior": "old_types"}, False),
+        ({"name": "logit_adjustment", "strength": 0}, False),
+        ("distill", False),
+    ],
+)
+def test_what_measures_on_dev_sentences_says_that_there_are_none(
+    options: Any, needs: bool, encoder: Path, stream: Stream
+) -> None:
+    without = replace(stream, steps=tuple(replace(step, dev=()) for step in stream.steps))
+    name = options if isinstance(options, str) else options["name"]
+    said = [f"{name} measures on dev sentences and there are none: it does nothing in this step"] if needs else []
+    assert notes(next_step(first_step(encoder, without, ["distill"]), without, [options])) == said
+    assert notes(next_step(first_step(encoder, stream, ["distill"]), stream, [options])) == []
 
 
 def test_those_that_keep_something_are_known() -> None:

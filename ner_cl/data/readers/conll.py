@@ -143,7 +143,8 @@ def _add(block: _Block, number: int, line: str, columns: Sequence[str], shape: _
     elif len(columns) == 1:
         fault = f"has no tag after the word {word!r}; add it (O outside every entity)"
     elif len(columns) != shape.columns:
-        fault = f"has {len(columns)} columns where the file has {shape.columns}; make it {shape.columns}"
+        expected = f"{shape.columns}; make it {shape.columns}, a word a line with its tag last"
+        fault = f"has {len(columns)} columns where the file has {expected}"
     elif not word.strip(" ") and tag != "O":
         fault = f"has the tag {tag!r} but no word; move the tag to its word"
     if fault:
