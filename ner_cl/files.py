@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import glob
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO
 
 from ner_cl.errors import DataError
 
-__all__ = ["new_folder", "publish_folder", "recover_folders", "replace_file", "replace_text", "write_json"]
+__all__ = ["new_folder", "publish_folder", "recover_folders", "replace_file", "replace_text", "set_aside", "write_json"]
 
 
 @contextmanager
@@ -65,10 +66,10 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary folder, then puts it in place by renaming: readers see it whole or not at all.
 
     Args:
-        folder: where the result goes; an existing folder is replaced.
+        folder: where the result goes; an existing folder is replaced, and a link goes on pointing at its folder.
         write: fills the folder it is given.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
     replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
@@ -90,6 +91,12 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
             replaced.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """What was at `folder` when a process that was killed inside `publish_folder` had set it aside; None if nothing."""
+    folder = folder.resolve()
+    return next(iter(sorted(folder.parent.glob(f".{glob.escape(folder.name)}.replaced-*"))), None)
 
 
 def recover_folders(parent: Path) -> None:

@@ -1,6 +1,7 @@
 """Named tables of exchangeable parts (strategies, heads, readers …), open to third parties by entry points."""
 
 import difflib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -27,13 +28,14 @@ class Registry(Generic[T]):
         self._modules = modules
         self._group = group
         self._parts: dict[str, T] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that files a part under `name`; ConfigError if the name is taken by another part."""
 
         def add(part: T) -> T:
-            if name in self._parts:
+            if name in self._parts and _place(part) != _place(self._parts[name]):  # a module may be imported anew
                 raise ConfigError(f"{self.kind} {name!r} is registered twice; choose another name")
             self._parts[name] = part
             return part
@@ -60,13 +62,33 @@ class Registry(Generic[T]):
         return iter(sorted(self._parts))
 
     def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        for module in self._modules:
-            import_module(module)
-        for entry in entry_points(group=self._group):
-            entry.load()
+        """Imports all parts; of several threads that ask at once, the others wait.
+
+        What fails to be imported fails again at the next look-up.
+        """
+        with self._lock:
+            if self._loaded or self._loading:  # a part that looks up another while it is imported finds what is there
+                return
+            self._loading = True
+            try:
+                for module in self._modules:
+                    import_module(module)
+                for entry in entry_points(group=self._group):
+                    try:
+                        entry.load()
+                    except Exception as error:
+                        raise ConfigError(
+                            f"{self.kind} {entry.name!r} of {entry.value} cannot be imported ({error}); update or "
+                            "uninstall the package it is from"
+                        ) from error
+                self._loaded = True
+            finally:
+                self._loading = False
+
+
+def _place(part: object) -> tuple[str, str]:
+    """Where a part is defined."""
+    return getattr(part, "__module__", ""), getattr(part, "__qualname__", repr(part))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ner_cl.files import replace_file, replace_text
+from ner_cl.files import publish_folder, replace_file, replace_text, set_aside
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -54,3 +54,21 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     reader.join(timeout=30)
     assert read == ["through"]
     assert pipe.is_fifo()
+
+
+def test_a_link_goes_on_pointing_at_its_folder(tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "current"
+    link.symlink_to("v1")
+    publish_folder(link, lambda draft: (draft / "x.txt").write_text("new") and None)
+    assert link.is_symlink()
+    assert (tmp_path / "v1" / "x.txt").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "v1", "v2"]
+
+
+def test_what_a_killed_process_set_aside_is_found(tmp_path: Path) -> None:
+    for name in (".model.replaced-12", ".model2.replaced-13"):
+        (tmp_path / name).mkdir()
+    assert set_aside(tmp_path / "model") == tmp_path / ".model.replaced-12"
+    assert set_aside(tmp_path / "mod*") is None

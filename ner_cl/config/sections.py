@@ -38,12 +38,20 @@ class EncoderOptions(Options):
     Attributes:
         name: alias (`minilm-l6`), Hugging Face id, or folder.
         max_pieces: longest row in word pieces, special ones included; longer sentences are read in windows.
-        window_overlap: word pieces that neighbouring windows share.
+        window_overlap: word pieces that neighbouring windows share; by default 64, or a quarter of a shorter row.
     """
 
     name: str = "minilm-l6"
     max_pieces: int = Field(256, ge=8)
     window_overlap: int = Field(64, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_words(cls, values: Any) -> Any:
+        """Short rows share less, unless it is said how much."""
+        if isinstance(values, Mapping) and "window_overlap" not in values and isinstance(values.get("max_pieces"), int):
+            return {**values, "window_overlap": max(0, min(64, values["max_pieces"] // 4))}
+        return values
 
 
 class CorpusOptions(Options):

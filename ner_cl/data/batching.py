@@ -259,6 +259,8 @@ def _origin(sentence: Sentence, newest: set[str]) -> Origin:
 
 def _targets(sentence: Sentence, tagset: Tagset, *, nested: bool) -> list[int]:
     spans: Sequence[Span] = sentence.spans
+    if not spans:
+        return [0] * len(sentence.words)
     if nested:
         spans = longest_spans(span for span in spans if span.type in tagset.types)
     try:

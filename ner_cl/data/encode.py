@@ -9,7 +9,7 @@ from ner_cl.errors import ModelError
 
 __all__ = ["PieceEncoder", "Window"]
 
-_MOST_CHARACTERS = 1 << 22  # of words whose pieces are remembered
+_MOST_CHARACTERS = 1 << 19  # of words whose pieces are remembered: some 70,000 words, 25 MB
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,8 @@ def span_log_probability(
     Returns:
         One value ≤ 0 per span, in fp64 (fp32 on devices without it); `-inf` for a span that reaches into the padding.
     """
+    if not len(spans):
+        return _emissions(log_probs[:0], mask[:0]).new_zeros(0)
     rows, row = torch.unique(spans[:, 0], return_inverse=True)  # in most rows there is nothing
     spans = torch.cat([row[:, None], spans[:, 1:]], dim=1)
     emissions = _emissions(log_probs[rows], mask[rows])

@@ -180,9 +180,13 @@ def _words(emissions: Emissions, row: int) -> int:
 
 @contextmanager
 def _evaluating(model: NerModel) -> Iterator[None]:
-    was_training = model.training
+    if not model.training:  # walking through all modules takes as long as a short text's tenth
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode

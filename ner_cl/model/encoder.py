@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.options = options
         self.shortcut: Callable[[Batch], Tensor] | None = None
         self.config: Any = backbone.config
-        longest = _longest_input(self.config, tokenizer)
+        longest = _longest_input(backbone, tokenizer)
         self.pieces = PieceEncoder(
             tokenizer, max_pieces=min(options.max_pieces, longest), overlap=min(options.window_overlap, longest // 4)
         )
@@ -129,12 +129,14 @@ def locate_encoder(name: str) -> str:
     return str(folder)
 
 
-def _longest_input(config: Any, tokenizer: Any) -> int:
+def _longest_input(backbone: nn.Module, tokenizer: Any) -> int:
     """Word pieces the backbone can read, special ones included."""
+    config: Any = backbone.config
     positions = getattr(config, "max_position_embeddings", None) or 512
     if positions < 0:  # XLNet's "no limit"
         positions = 512
-    # RoBERTa-like models spend positions up to the padding index before the first piece.
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer"):
-        positions -= (config.pad_token_id or 0) + 1
+    # RoBERTa and its kind count positions from the padding index on.
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions = module.num_embeddings - module.padding_idx - 1
     return int(min(positions, max(tokenizer.model_max_length, 8)))

@@ -105,15 +105,20 @@ def forget_sentences(folder: Path) -> int:
     return len(lines)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, *, in_place: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
+
+    Args:
+        path: the file.
+        in_place: leave them where they lie in it, for somebody who copies them. There they may lie unaligned, and
+            products of unaligned matrices differ in their last bits.
 
     Raises:
         ModelError: if it is missing or damaged.
     """
     try:
-        # Read in place, tensors may lie unaligned, and products of unaligned matrices differ in their last bits.
-        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
+        found = safetensors.torch.load_file(path)
+        return found if in_place else {name: tensor.clone() for name, tensor in found.items()}
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; the model folder is incomplete") from None
     except (OSError, safetensors.SafetensorError) as error:

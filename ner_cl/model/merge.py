@@ -183,12 +183,17 @@ def best_temperature(
 
 def golden_section(cost: Callable[[float], float], low: float, high: float, *, rounds: int) -> float:
     """Where a function with one valley is least, to `0.618 ** rounds` of the interval searched."""
-    for _ in range(rounds):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if cost(left) <= cost(right):
-            high = right
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    costs = cost(left), cost(right)
+    for _ in range(rounds):  # each keeps one of the two points, so that only the other is new
+        if costs[0] <= costs[1]:
+            high, right = right, left
+            left = high - _GOLDEN * (high - low)
+            costs = cost(left), costs[0]
         else:
-            low = left
+            low, left = left, right
+            right = low + _GOLDEN * (high - low)
+            costs = costs[1], cost(right)
     return (low + high) / 2
 
 

@@ -61,20 +61,20 @@ class NerModel(nn.Module):
 
     @classmethod
     def from_encoder(
-        cls, name: str = "minilm-l6", *, head: str | HeadOptions = "extendner", **options: Any
+        cls, name: str = "minilm-l6", *, head: str | Mapping[str, Any] | HeadOptions = "extendner", **options: Any
     ) -> "NerModel":
         """A model that knows no type yet, on a pre-trained encoder.
 
         Args:
             name: alias, Hugging Face id or folder of the encoder.
-            head: name or options of the head.
+            head: name or options of the head, or a mapping of them.
             **options: other `EncoderOptions`, such as `max_pieces`.
 
         Raises:
             ConfigError: if there is no such head or option.
             ModelError: if the encoder cannot be found or read.
         """
-        head_options = validate(HeadOptions, {"name": head}, "head") if isinstance(head, str) else head
+        head_options = validate(HeadOptions, {"name": head} if isinstance(head, str) else head, "head")
         return cls.from_options(validate(EncoderOptions, {"name": name, **options}, "encoder"), head_options)
 
     @classmethod
@@ -205,7 +205,9 @@ class NerModel(nn.Module):
 
         Args:
             texts: one text gives a list; many give an iterator of lists, in order, batched inside.
-            types: only these types; all by default.
+            types: only these types; all by default. A head with one softmax (extendner) decides among all and shows
+                these, one with a block a step (addner, spankl) asks the blocks of these alone, so that a word which
+                another type would have taken may be found.
             min_score: entities below this probability are left out.
             nested: what is found where nothing competes, so that entities may overlap: those of different steps, where
                 the head has a block a step, or any, where it scores spans. Otherwise no two entities overlap.

@@ -37,7 +37,8 @@ class Progress:
         best_score: best dev score so far.
         best_epoch: its epoch; 0 if there is none yet.
         bad_epochs: epochs since then.
-        train_seconds: time spent in updates.
+        train_seconds: time spent in updates, those of earlier stages too.
+        earlier_epochs: that earlier stages were trained for.
         finished: whether training is over and only the best weights matter.
     """
 
@@ -52,7 +53,18 @@ class Progress:
     best_epoch: int = 0
     bad_epochs: int = 0
     train_seconds: float = 0.0
+    earlier_epochs: int = 0
     finished: bool = False
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs that the step was trained for, in all stages."""
+        return self.earlier_epochs + self.epoch - 1
+
+    @property
+    def best_epoch_of_all(self) -> int:
+        """The best epoch of this stage, counted from the first of the step; 0 if there is none yet."""
+        return self.earlier_epochs + self.best_epoch if self.best_epoch else 0
 
 
 @final

@@ -91,7 +91,8 @@ def compact(
     held_back, train = raw[::_HELD_BACK], [s for number, s in enumerate(raw) if number % _HELD_BACK]
     # Imitation looks at no annotation, but the loop passes over what nobody annotated.
     train = [sentence.with_spans((), model.types) for sentence in train]
-    student = _single(model, seed).to(engine.device)
+    with engine.random_numbers_apart():
+        student = _single(model, seed).to(engine.device)
     teacher = model.copy().to(engine.device).eval()
 
     def find(tagger: NerModel, texts: Sequence[Sentence]) -> list[list[Span]]:
@@ -102,8 +103,9 @@ def compact(
     def agreement() -> float | None:
         return micro_f1(count_spans(reference, find(student, held_back), student.types))
 
-    for event in _imitation(teacher, student, train, held_back, agreement, options, engine, seed):
-        on_event(event)
+    with engine.random_numbers_apart():
+        for event in _imitation(teacher, student, train, held_back, agreement, options, engine, seed):
+            on_event(event)
     measured = list(dev) or held_back
     before, after = find(teacher, measured), find(student, measured)
     counts = count_spans(measured, after, student.types)

@@ -1,13 +1,14 @@
 """Where training runs: device, processes and precision, through `accelerate`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
 from ner_cl.errors import MissingExtra
@@ -34,30 +35,33 @@ class Engine:
         if tracker is not None and tracker not in map(str, get_available_trackers()):
             raise MissingExtra(f"tracker: {tracker} is not installed; run: pip install {tracker}")
         # Said outright, because `accelerate` would take processes without a GPU for strangers that each train alone.
-        cpu = not torch.accelerator.is_available()
-        places = ProjectConfiguration(logging_dir=None if logs is None else str(logs))
-        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", log_with=tracker, project_config=places)
-        self.device: torch.device = self._accelerator.device
+        # No more than this state, so that whoever uses an `Accelerator` beside us can give it any precision.
+        self._state = PartialState(cpu=not torch.accelerator.is_available())
+        self._tracker, self._logs = tracker, logs
+        self._tracking: GeneralTracker | None = None
+        self.device: torch.device = self._state.device
         self.precision: Precision = resolve_precision(precision, self.device)
 
     @property
     def rank(self) -> int:
         """Number of this process, from 0."""
-        return int(self._accelerator.process_index)
+        return int(self._state.process_index)
 
     @property
     def processes(self) -> int:
         """How many processes train together."""
-        return int(self._accelerator.num_processes)
+        return int(self._state.num_processes)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks."""
-        return bool(self._accelerator.is_main_process)
+        return bool(self._state.is_main_process)
 
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagates in this process."""
-        self._accelerator.backward(loss)
+    @contextmanager
+    def random_numbers_apart(self) -> Iterator[None]:
+        """Leaves the caller's random numbers as they were, whatever is drawn or seeded meanwhile."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            yield
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces each gradient by its mean over processes; a parameter without one in any process keeps none.
@@ -72,13 +76,13 @@ class Engine:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         has_one = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device)
-        somewhere = self._accelerator.reduce(has_one.float(), reduction="sum").tolist()
+        somewhere = reduce(has_one.float(), reduction="sum").tolist()
         used = [parameter for parameter, count in zip(trained, somewhere, strict=True) if count]
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in used if parameter.grad is not None]
-        mean = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+        mean = reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
         parts = mean.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [part.view_as(old) for part, old in zip(parts, gradients, strict=True)])
 
@@ -101,14 +105,14 @@ class Engine:
         if self.processes == 1:
             return dict(counts)
         table = torch.tensor([[c.tp, c.fp, c.fn] for c in counts.values()], device=self.device).reshape(-1, 3)
-        summed = self._accelerator.reduce(table, reduction="sum").tolist()
+        summed = reduce(table, reduction="sum").tolist()
         return {type_: Counts(*row) for type_, row in zip(counts, summed, strict=True)}
 
     def average(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Each tensor's mean over processes, all of which must ask for the same names in the same order."""
         if self.processes == 1:
             return tensors
-        return {name: self._accelerator.reduce(tensor, reduction="mean") for name, tensor in tensors.items()}
+        return {name: reduce(tensor, reduction="mean") for name, tensor in tensors.items()}
 
     def first(self, message: str) -> str:
         """The first message that any process has; "" if none has one."""
@@ -116,21 +120,27 @@ class Engine:
         return next((found for found in messages if found), "")
 
     def start_tracking(self, run: str, settings: Mapping[str, Any]) -> None:
-        """Begins a run of the project `ner_cl` in the tracker."""
+        """Begins a run of the project `ner_cl` in the tracker, where there is one."""
+        if self._tracker is None:
+            return
         names = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
-        options = {tracker: {key: run} for tracker, key in names.items()}
-        self._accelerator.init_trackers("ner_cl", config=dict(settings), init_kwargs=options)
+        made = LOGGER_TYPE_TO_CLASS[self._tracker]
+        places = [str(self._logs)] if made.requires_logging_directory else []
+        self._tracking = made("ner_cl", *places, **({names[self._tracker]: run} if self._tracker in names else {}))
+        self._tracking.start()
+        self._tracking.store_init_configuration(dict(settings))
 
     def track(self, values: Mapping[str, float], *, at: int) -> None:
         """Adds a point to curves of the tracker, where there is one."""
-        self._accelerator.log(dict(values), step=at)
+        if self._tracking is not None:
+            self._tracking.log(dict(values), step=at)
 
     def stop_tracking(self) -> None:
         """Ends the tracker's run; processes go on."""
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
-        self._accelerator.trackers.clear()
+        if self._tracking is not None:
+            self._tracking.finish()
+        self._tracking = None
 
     def wait(self) -> None:
         """Returns when every process has come here."""
-        self._accelerator.wait_for_everyone()
+        self._state.wait_for_everyone()

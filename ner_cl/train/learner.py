@@ -1,7 +1,7 @@
 """One step of learning, start to end."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -13,7 +13,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
-from ner_cl.errors import ConfigError, DataError, ModelError
+from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
@@ -27,6 +27,7 @@ from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event, Note
 from ner_cl.train.isolation import Fingerprints, emission_fingerprints
+from ner_cl.train.kept_state import kept_fingerprint, load_state
 from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
 from ner_cl.types import Sentence, Span
@@ -77,7 +78,7 @@ class Learner:
         _check_model(self.strategies, model)
         check_optimizer([strategy.options for strategy in self.strategies], training.optimizer)
         for strategy in self.strategies:
-            _load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
+            load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
             strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
 
     @property
@@ -110,7 +111,24 @@ class Learner:
             ModelError: if a type is known already.
             CheckFailed: if a strategy promises that old blocks do not change, and one did.
         """
-        old_steps = self.model.tagset.steps if old_steps is None else old_steps
+        with self.engine.random_numbers_apart():
+            yield from self._learn_step(
+                step,
+                self.model.tagset.steps if old_steps is None else old_steps,
+                earlier=earlier,
+                earlier_dev=earlier_dev,
+                unlabeled=unlabeled,
+            )
+
+    def _learn_step(
+        self,
+        step: Step,
+        old_steps: Sequence[Sequence[str]],
+        *,
+        earlier: Sequence[Sentence],
+        earlier_dev: Sequence[Sentence],
+        unlabeled: Sequence[Sentence],
+    ) -> Iterator[Event]:
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
         _check_data(step)
         for strategy in self.strategies:
@@ -159,7 +177,7 @@ class Learner:
         """All stages of the step, or those that a checkpoint leaves to be done."""
         first, times = plan_epochs(self.training, context, self.engine.processes)
         epochs = [first, *(times * count for s in self.strategies for count in s.stages(context))]
-        seconds = 0.0
+        seconds, earlier_epochs = 0.0, 0
         for stage in range(self.checkpoint.stage_of(context.number, fingerprint), len(epochs)):
             context.stage, context.epochs = stage, epochs[stage]
             for strategy in self.strategies:
@@ -181,9 +199,10 @@ class Learner:
                 checkpoint=self.checkpoint,
                 fingerprint=fingerprint,
                 seconds=seconds,
+                earlier_epochs=earlier_epochs,
             )
             yield from self.loop.run()
-            seconds = self.loop.progress.train_seconds
+            seconds, earlier_epochs = self.progress.train_seconds, self.progress.epochs_done
 
     def _finish(self, context: StepContext) -> None:
         """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""
@@ -285,7 +304,7 @@ class Learner:
         settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
         settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
         settings += [fingerprint(unlabeled)] if unlabeled else []
-        settings += [_kept_fingerprint(strategy) for strategy in self.strategies]
+        settings += [kept_fingerprint(strategy) for strategy in self.strategies]
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
 
 
@@ -302,32 +321,6 @@ def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
             f"strategies: each step of this model has a sub-network of its own ({name}), which only {name} can add to; "
             f"list {name}"
         )
-
-
-def _load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
-    """Gives a strategy what it kept.
-
-    Raises:
-        ModelError: if that was damaged.
-    """
-    name = strategy.options.name
-    where = f"strategies: what {name} kept of earlier steps is damaged"
-    advice = f"restore strategy/{name}.safetensors of the model folder, or delete it"
-    if wrong := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise ModelError(f"{where} ({wrong[0]} is not finite); {advice}")
-    try:
-        strategy.load_state_dict(state)
-    except (LookupError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{where} ({type(error).__name__}: {str(error).splitlines()[0]}); {advice}") from error
-
-
-def _kept_fingerprint(strategy: Strategy) -> str:
-    """Of what a strategy knows of earlier steps: sentences may have been deleted since a checkpoint was made."""
-    digest = hashlib.sha256(fingerprint(strategy.kept_sentences()).encode())
-    for key, tensor in sorted(strategy.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_data(step: Step) -> None:

@@ -48,6 +48,7 @@ class StepTraining:
         checkpoint: where to keep the state.
         fingerprint: of configuration and data.
         seconds: what earlier stages of the step took.
+        earlier_epochs: that they were trained for.
 
     Attributes:
         progress: how far it has come.
@@ -66,6 +67,7 @@ class StepTraining:
     checkpoint: Checkpoint
     fingerprint: str
     seconds: float = 0.0
+    earlier_epochs: int = 0
     progress: Progress = field(init=False)
     carried: float = field(init=False, default=0.0)
     _saved_at: float = field(init=False, default_factory=time.monotonic)
@@ -76,7 +78,8 @@ class StepTraining:
         encoded = context.encoded
         optimizer = self._optimizer()
         best: dict[str, Tensor] = {}
-        progress = Progress(context.number, self.fingerprint, stage=context.stage, train_seconds=self.seconds)
+        progress = Progress(context.number, self.fingerprint, stage=context.stage)
+        progress.train_seconds, progress.earlier_epochs = self.seconds, self.earlier_epochs
         self.progress = progress
         plan = self._plan(encoded, 1)
         yield StepStarted(
@@ -201,7 +204,7 @@ class StepTraining:
             if not torch.isfinite(loss):
                 problem = problem or self._not_finite(encoded, rows)
                 loss = loss * torch.nan  # no gradient is finite then, in any process: none updates, and all stop
-            engine.backward(loss * engine.processes)
+            (loss * engine.processes).backward()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach() * share
         engine.average_gradients(context.model.parameters())

@@ -301,11 +301,11 @@ def _remember(learner: Learner, step: Step, matrix: Matrix) -> None:
 
 def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> StepDone:
     progress = learner.progress
-    epochs = max(1, progress.epoch - 1)
+    epochs = max(1, progress.epochs_done)
     return StepDone(
         step=step.number,
         types=step.types,
-        best_epoch=progress.best_epoch,
+        best_epoch=progress.best_epoch_of_all,
         micro_f1=matrix.micro_f1[-1],
         macro_f1=matrix.macro_f1[-1],
         f1=matrix.f1[-1] or {},

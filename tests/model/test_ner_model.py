@@ -72,7 +72,9 @@ def test_head_and_encoder_by_name_or_by_options(folder: Path) -> None:
         EncoderOptions(name=str(folder), max_pieces=64, window_overlap=8), HeadOptions(name="addner")
     )
     third = NerModel.from_encoder(str(folder), head=HeadOptions(name="addner", new_rows="outside"))
+    fourth = NerModel.from_encoder(str(folder), head={"name": "addner", "new_rows": "outside"})
     assert one.head.options == other.head.options
+    assert fourth.head.options == third.head.options
     assert one.encoder.options == other.encoder.options
     assert (third.head.name, third.head.options.new_rows) == ("addner", "outside")
     with pytest.raises(ConfigError, match=r"^head: name: unknown head 'adner', did you mean 'addner'"):

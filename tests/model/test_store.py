@@ -257,6 +257,9 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         with pytest.raises(ModelError, match=f"{path}: no such model folder; train one with `ner-cl train`"):
             load_model(path)
+    (tmp_path / ".nothing.replaced-7").mkdir()
+    with pytest.raises(ModelError, match=r"a save that was killed left the model in .*replaced-7; rename that to"):
+        load_model(tmp_path / "nothing")
 
 
 def test_history_may_be_missing(copy: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,31 @@ def test_folders_without_a_join_are_read_as_separate(grown: Grown, tmp_path: Pat
     assert config["ner_cl"]["subnetworks"]["options"].pop("join") == "separate"
     path.write_text(json.dumps(config), "utf-8")
     assert same(emitted(load_model(tmp_path / "model"), 1, 2, 3), emitted(model, 1, 2, 3))
+
+
+@every_case
+def test_threads_share_a_model(kind: str, join: str, grown: Grown) -> None:
+    """Hooks that one pass hangs on the encoder's layers must not catch another's."""
+    model = grown(kind, join, 3)
+    texts = [" ".join(sentence.words) for sentence in SENTENCES]
+    alone = list(model.predict(texts))
+    found: list[object] = []
+
+    def work() -> None:
+        for _ in range(5):
+            try:
+                found.append(list(model.predict(texts)))
+            except Exception as error:
+                found.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [alone] * 15

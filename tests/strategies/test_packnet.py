@@ -445,6 +445,10 @@ def test_a_step_goes_on_to_the_last_bit(
     assert [event.stage for event in events if isinstance(event, StepStarted)] == list(range(stage, 2))
     assert [event.update for event in events if isinstance(event, Resumed)] == [1]
     assert same_weights(resumed.model, straight.model)
+    for learned in (straight, resumed):
+        record = history_record(learned, step_of(number), before={}, after={})
+        assert record["epochs"] == 1 + 2  # learning, and learning again
+        assert record["best_epoch"] in (2, 3)
 
 
 def test_a_model_that_learned_without_it_is_refused(folder: Path, taught: list[NerModel]) -> None:

@@ -1,8 +1,11 @@
 """The everyday verb: one more step on a model that exists."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ner_cl
 from ner_cl.config import DEFAULT_STRATEGIES, OptimizerOptions
@@ -302,3 +305,31 @@ def test_a_result_is_shown_by_its_table(learned: LearnResult) -> None:
 def test_a_gate_that_is_no_share_is_refused(learned: LearnResult, max_drop: float) -> None:
     with pytest.raises(ConfigError, match=r"max_drop: .* is more than all of F1"):
         learned.check(max_drop)
+
+
+def test_the_random_numbers_of_the_caller_are_left_alone(old_model: NerModel) -> None:
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        ner_cl.learn(old_model, NEW[:40], types=["LOC"], training=SHORT_TRAINING)
+        drawn.append(torch.rand(()).item())
+        torch.manual_seed(seed)
+        assert torch.rand(()).item() == drawn[-1]
+    assert drawn[0] != drawn[1]
+
+
+ACCELERATOR = """
+from accelerate import Accelerator
+from ner_cl.train.engine import Engine
+{0}
+{1}
+print(accelerator.mixed_precision, engine.device)
+"""
+LINES = ("engine = Engine()", 'accelerator = Accelerator(mixed_precision="bf16", cpu=True)')
+
+
+@pytest.mark.parametrize("lines", [LINES, LINES[::-1]], ids=["first", "second"])
+def test_an_accelerator_beside_it_has_a_precision_of_its_own(lines: tuple[str, str]) -> None:
+    command = [sys.executable, "-c", ACCELERATOR.format(*lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "bf16 cpu\n"), done.stderr

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from ner_cl.errors import ConfigError, MissingExtra
 from ner_cl.evaluate.matrix import Matrix
@@ -162,9 +162,12 @@ class Kept(GeneralTracker):
 
     name = "kept"
     requires_logging_directory = False
+    newest: ClassVar["Kept"]
 
-    def __init__(self) -> None:
+    def __init__(self, project: str) -> None:
         super().__init__()
+        Kept.newest = self
+        self.project = project
         self.points: list[tuple[dict[str, Any], int | None]] = []
         self.settings: dict[str, Any] = {}
         self.finished = False
@@ -186,10 +189,13 @@ class Kept(GeneralTracker):
         self.finished = True
 
 
-def test_undefined_scores_are_left_out() -> None:
-    engine, kept = Engine(), Kept()
-    engine._accelerator.log_with = [kept]
+def test_undefined_scores_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ner_cl.train.engine.get_available_trackers", lambda: ["kept"])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "kept", Kept)
+    engine = Engine(tracker="kept")
     engine.start_tracking("run", {"seed": 1})
+    kept = Kept.newest
+    assert kept.project == "ner_cl"
     told = Tracking(engine, epochs=7)
     told.write(EpochDone(step=1, epoch=1, losses={"ce": 0.5}, score=None, best=True, seconds=1.0, sentences=3))
     told.write(

@@ -145,9 +145,9 @@ def apply_layer(
         weights: by their names in the layer, in the place of its own; gradients reach what they were computed from.
     """
     rest, named = call
-    if weights is None:
-        return _tensor(layer(hidden, *rest, **named))
-    with ONE_PASS_AT_A_TIME:  # the layer holds them meanwhile
+    with ONE_PASS_AT_A_TIME:  # the layer holds the weights meanwhile; and another pass hangs hooks on it
+        if weights is None:
+            return _tensor(layer(hidden, *rest, **named))
         return _tensor(functional_call(layer, dict(weights), (hidden, *rest), named))
 
 

@@ -1,0 +1,39 @@
+"""What strategies kept of earlier steps: given back to them, and known again."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ner_cl.data.stream import fingerprint
+from ner_cl.errors import ModelError
+from ner_cl.strategies.base import Strategy
+
+__all__ = ["kept_fingerprint", "load_state"]
+
+
+def load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
+    """Gives a strategy what it kept.
+
+    Raises:
+        ModelError: if that was damaged.
+    """
+    name = strategy.options.name
+    where = f"strategies: what {name} kept of earlier steps is damaged"
+    advice = f"restore strategy/{name}.safetensors of the model folder, or delete it"
+    if wrong := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise ModelError(f"{where} ({wrong[0]} is not finite); {advice}")
+    try:
+        strategy.load_state_dict(state)
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{where} ({type(error).__name__}: {str(error).splitlines()[0]}); {advice}") from error
+
+
+def kept_fingerprint(strategy: Strategy) -> str:
+    """Of what a strategy knows of earlier steps: sentences may have been deleted since a checkpoint was made."""
+    digest = hashlib.sha256(fingerprint(strategy.kept_sentences()).encode())
+    for key, tensor in sorted(strategy.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
