@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import TCPStore
 
 from ner_cl.config import load_config
 
-__all__ = ["FORKS", "Pair", "run_without", "train", "train_together"]
+__all__ = ["FORKS", "Pair", "run_without", "train", "train_disturbed", "train_together"]
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.forks"])
@@ -69,6 +70,26 @@ def train_together(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return Pair("train", str(path), *flags, told=path.with_suffix(".told")).wait()
 
 
+def train_disturbed(path: Path, told: Path) -> None:
+    """Runs a configuration in two processes, the second of which computes a little otherwise at the end of each step.
+
+    Args:
+        path: of the configuration.
+        told: a new folder for the weights that each process has after each step, as `RANK-STEP.pt`.
+    """
+    told.mkdir()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [FORKS.Process(target=_disturbed, args=(rank, store.port, path, told)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0], codes
+
+
 def run_without(package: str, *words: str, told: Path) -> subprocess.CompletedProcess[str]:
     """Runs a command line in a process where a package is not installed.
 
@@ -83,11 +104,43 @@ def run_without(package: str, *words: str, told: Path) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(words, process.exitcode, *(_read(told, 0, name) for name in _STREAMS))
 
 
+def _disturbed(rank: int, port: int, path: Path, told: Path) -> None:
+    import torch
+
+    from ner_cl.config import load_config
+    from ner_cl.train.learner import Learner
+    from ner_cl.train.run import run_stream
+
+    finish, agree = Learner._finish, Learner._agree
+
+    def disturb(learner: Learner, context: Any) -> None:
+        finish(learner, context)
+        if rank == 1:
+            for tensor in learner.model.state_dict().values():
+                tensor.detach().add_(1e-3)
+            for strategy in learner.strategies:
+                strategy.load_state_dict({name: tensor + 1 for name, tensor in strategy.state_dict().items()})
+
+    def look(learner: Learner) -> None:
+        agree(learner)
+        kept = {f"{s.options.name}/{name}": t for s in learner.strategies for name, t in s.state_dict().items()}
+        torch.save({**learner.model.state_dict(), **kept}, told / f"{rank}-{len(learner.model.tagset.steps)}.pt")
+
+    Learner._finish, Learner._agree = disturb, look  # type: ignore[method-assign]
+    _place(rank, port)
+    run_stream(load_config(path, environment={}))
+
+
 def _meet(rank: int, port: int, words: tuple[str, ...], told: Path) -> None:
+    _place(rank, port)
+    _run(rank, words, told)
+
+
+def _place(rank: int, port: int) -> None:
+    """Tells this process where it stands among two, as a launcher does."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update(meeting, TOKENIZERS_PARALLELISM="false", **{name: str(value) for name, value in place.items()})
-    _run(rank, words, told)
 
 
 def _do_without(package: str, words: tuple[str, ...], told: Path) -> None:

@@ -106,8 +106,9 @@ class StepContext:
 class Strategy(ABC):
     """One idea of continual learning. A strategy knows neither files nor other strategies.
 
-    The hooks are called in the order in which they stand here; `losses` to `precondition` once for every batch or
-    update. Strategies are combined as a list whose order does not matter.
+    The hooks are called in the order in which they stand here: those from `begin_stage` on once for every stage of a
+    step, from `begin_epoch` on for every epoch, and `begin_update` to `precondition` for every update or batch of it.
+    Strategies are combined as a list whose order does not matter.
 
     Attributes:
         options_class: the options; its `name` is the name in configurations.
@@ -162,16 +163,6 @@ class Strategy(ABC):
         """The sentences to train on: mix some in, pseudo-label. The new block does not exist yet."""
         return train
 
-    def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
-        """The batches of an epoch, as row numbers of `context.encoded`: draw remembered or unlabeled rows into them.
-
-        Args:
-            context: of the step.
-            batches: every row that is annotated for something once, in random order.
-            generator: the epoch's own; the plan must depend on nothing else that changes.
-        """
-        return batches
-
     def stages(self, context: StepContext) -> Sequence[int]:
         """Epochs of further stages of the step, each with an optimizer, a schedule and best weights of its own."""
         return ()
@@ -181,6 +172,22 @@ class Strategy(ABC):
 
         A step that is resumed in a later stage comes by here with other weights, and is given the right ones after it.
         """
+
+    def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
+        """The batches of an epoch, as row numbers of `context.encoded`: draw remembered or unlabeled rows into them.
+
+        Asked for after `begin_epoch` in every epoch, and in each stage once before, to tell how many updates there are.
+
+        Args:
+            context: of the step.
+            batches: every row that is annotated for something once, in random order.
+            generator: the epoch's own; the plan must depend on nothing else that changes.
+        """
+        return batches
+
+    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
+        """Factors in [0, 1] on the *update* of parameters, by name; asked for once, before the first update."""
+        return {}
 
     def begin_epoch(self, context: StepContext) -> None:  # noqa: B027
         """Before each epoch: freeze or thaw parameters on a schedule."""
@@ -194,10 +201,6 @@ class Strategy(ABC):
         A term is a mean over the words of the batch. Rows that are not the step's own (`Batch.origins`) are the
         business of the strategy that brought them in; see `rows.on_rows`.
         """
-        return {}
-
-    def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Factors in [0, 1] on the *update* of parameters, by name; asked for once, before the first update."""
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[Constraint]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
 from ner_cl.errors import MissingExtra
@@ -16,6 +16,8 @@ from ner_cl.evaluate.counts import Counts
 from ner_cl.model.precision import Precision, resolve_precision
 
 __all__ = ["Engine"]
+
+T = TypeVar("T")
 
 
 @final
@@ -113,6 +115,19 @@ class Engine:
         if self.processes == 1:
             return tensors
         return {name: reduce(tensor, reduction="mean") for name, tensor in tensors.items()}
+
+    def as_in_main(self, tensors: Iterable[Tensor]) -> None:
+        """Gives tensors, the same ones in all processes, the values that they have in the main process."""
+        if self.processes > 1:
+            for tensor in tensors:
+                tensor.copy_(broadcast(tensor.to(self.device)))
+
+    def from_main(self, value: T) -> T:
+        """What the main process gives, whatever the others do."""
+        if self.processes == 1:
+            return value
+        told: list[T] = broadcast_object_list([value])
+        return told[0]
 
     def first(self, message: str) -> str:
         """The first message that any process has; "" if none has one."""

@@ -153,6 +153,7 @@ class Learner:
         yield from self._train(context, dev, self._fingerprint(step, unlabeled))
         self._finish(context)
         self.calibration = self._calibrate(step)
+        self._agree()
         self.isolation = before
         if before is not None:
             before.check(self._old_emissions(step))
@@ -221,6 +222,18 @@ class Learner:
         self.model.kept_sentences = {
             s.options.name: tuple(kept) for s in self.strategies if (kept := s.kept_sentences())
         }
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """All processes go on from what the main one has: sums in another order differ in their last bits."""
+        model, engine = self.model, self.engine
+        engine.as_in_main(model.state_dict().values())
+        measured = (model.head.temperatures, model.strategy_state, model.kept_sentences)
+        model.head.temperatures, model.strategy_state, model.kept_sentences = engine.from_main(measured)
+        if not engine.is_main:
+            for strategy in self.strategies:
+                load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
+                strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
 
     @property
     def progress(self) -> Progress:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import pytest
 import torch
@@ -124,6 +124,23 @@ def test_hooks_are_called_in_order_once_for_every_update(encoder: Path) -> None:
     assert [call for call in calls if call.startswith("begin_epoch")] == ["begin_epoch 1", "begin_epoch 2"]
     assert learner.sentences == len(step.train) - 5
     assert all(event.losses.keys() == {"ce", "diary"} for event in updates)
+
+
+def test_hooks_stand_in_the_order_in_which_they_are_called(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_of(encoder, ["diary"], training=SHORT_TRAINING)
+    diary = next(strategy for strategy in learner.strategies if isinstance(strategy, Diary))
+    named = list(vars(Strategy))
+    hooks = named[named.index("begin_step") : named.index("release") + 1]
+    called: list[str] = []
+    for hook in hooks:
+
+        def told(*given: object, hook: str = hook, plain: Any = getattr(diary, hook)) -> object:
+            called.append(hook)
+            return plain(*given)
+
+        monkeypatch.setattr(diary, hook, told)
+    list(learner.learn_step(toy_stream(train=60).steps[0]))
+    assert list(dict.fromkeys(called)) == hooks
 
 
 def test_the_state_of_a_strategy_survives_saving_and_acts_on_the_next_step(tmp_path: Path) -> None:
