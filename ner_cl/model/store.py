@@ -15,6 +15,7 @@ from ner_cl.errors import ConfigError, ModelError
 from ner_cl.files import publish_folder, set_aside, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
+from ner_cl.model.fetch import fetch, is_hub_id
 from ner_cl.model.heads.base import Head
 from ner_cl.model.kept import kept_in, read_tensors, write_kept
 from ner_cl.model.ner_model import NerModel
@@ -87,17 +88,20 @@ def _measured(model: NerModel) -> dict[str, torch.Tensor]:
     return {f"head.{name}": tensor for name, tensor in model.head.named_buffers()}
 
 
-def load_model(folder: str | Path, *, device: str | torch.device = "cpu") -> NerModel:
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None) -> NerModel:
     """Reads a model folder; nothing in it is ever unpickled.
 
     Args:
-        folder: written by `NerModel.save`.
+        folder: written by `NerModel.save`; or `owner/name` of one on the Hugging Face hub, if no folder is called so.
         device: where to put the model; `auto` is a GPU where there is one.
+        revision: of a model of the hub: branch, tag or commit.
 
     Raises:
         ModelError: if the folder is missing, incomplete, damaged, or written by a newer version.
     """
     folder = Path(folder)
+    if not folder.is_dir() and is_hub_id(folder):
+        folder = fetch(folder.as_posix(), revision)
     if not folder.is_dir():
         if aside := set_aside(folder):
             raise ModelError(f"{folder}: a save that was killed left the model in {aside}; rename that to {folder}")

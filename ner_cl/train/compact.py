@@ -109,7 +109,7 @@ def compact(
     measured = list(dev) or held_back
     before, after = find(teacher, measured), find(student, measured)
     counts = count_spans(measured, after, student.types)
-    student = student.cpu().eval()
+    student = student.to(model.device).eval()
     changes = changes_of(measured, before, after, model.types, counts)
     student.history = _history(model, changes)
     student.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
