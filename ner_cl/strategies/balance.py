@@ -7,10 +7,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.registry import heads
+from ner_cl.config import StrategyOptions
 
-__all__ = ["BalanceOptions", "one_softmax", "payers", "teacher_weight"]
+__all__ = ["BalanceOptions", "payers", "teacher_weight"]
 
 
 class BalanceOptions(StrategyOptions):
@@ -56,17 +55,3 @@ def payers(
     if options.reduction == "sum_then_mean":
         return paying.float()
     return paying * (own.sum() / paying.sum().clamp(min=1))
-
-
-def tag_logits(head: HeadOptions) -> str:
-    """Why a method cannot add to the logits of a type in a head; "" if it can."""
-    if heads[head.name].tags_words:  # type: ignore[attr-defined]
-        return ""
-    return f"head {head.name} has no logit of a type to add to; use extendner or addner, or leave it out"
-
-
-def one_softmax(head: HeadOptions) -> str:
-    """Why a head cannot be taught by a method that needs old and new types in one softmax; "" if it can."""
-    if head.name == "extendner":
-        return ""
-    return f"needs one softmax over old and new types, which head {head.name} does not have; use head extendner"

@@ -12,8 +12,8 @@ from torch import Tensor
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import tag_logits
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.heads_needed import tag_logits
 from ner_cl.types import Sentence
 
 __all__ = ["BiasCorrection", "BiasCorrectionOptions", "least_lift"]

@@ -15,8 +15,9 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean, unknown_as_outside
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.neighbours import Neighbours
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows

@@ -16,9 +16,10 @@ from ner_cl.model.attention import AttentionRecorder, pooled_distance
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.confidence import Lessons, lessons_of
+from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.step_words import StepWords

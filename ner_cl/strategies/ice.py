@@ -15,6 +15,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.read_once import freeze_encoder
 from ner_cl.strategies.rows import on_rows
@@ -59,9 +60,7 @@ class Ice(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """All columns are compared with one `O`."""
-        if head.name == "extendner":
-            return ""
-        return f"needs one O for the tags of all types, which head {head.name} has not; use head extendner"
+        return one_softmax(head)
 
     def begin_stage(self, context: StepContext) -> None:
         """Freezes what is to stay: old blocks, biases, the column of `O`, and after step 1 the encoder."""

@@ -16,6 +16,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import kd_full, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.prototypes import TagMeans
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.teacher import Teacher
@@ -70,9 +71,7 @@ class Is3(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Where blocks share no softmax, nothing new pulls at old columns."""
-        if head.name == "extendner":
-            return ""
-        return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
+        return one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps the model as it is now: in eval mode, without gradients."""

@@ -9,8 +9,8 @@ from pydantic import Field
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.tally import tally
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import tag_logits
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.heads_needed import tag_logits
 from ner_cl.types import Sentence, Span
 
 __all__ = ["LogitAdjustment", "LogitAdjustmentOptions", "log_ratios", "rarity_of_old_types"]

@@ -19,6 +19,7 @@ from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.duplets import Duplets, Erased, own_duplet
+from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.prototypes import TagMeans, distances_to, rectified
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.teacher import teacher_reads
@@ -82,9 +83,7 @@ class Rdp(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """A pseudo-label is one tag out of all old ones."""
-        if head.name == "extendner":
-            return ""
-        return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
+        return one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps the model as it is now, until it was asked."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ner_cl.config import HeadOptions
-from ner_cl.strategies.balance import BalanceOptions, one_softmax, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
+from ner_cl.strategies.heads_needed import one_softmax
 
 
 def options(**values: object) -> BalanceOptions:
@@ -36,4 +37,4 @@ def test_the_mean_over_all_words_gets_the_scale_of_the_reduction(pays: list[int]
 
 def test_heads_without_one_softmax_are_refused_with_a_way_out() -> None:
     assert one_softmax(HeadOptions(name="extendner")) == ""
-    assert "head addner does not have; use head extendner" in one_softmax(HeadOptions(name="addner"))
+    assert "head addner has not; use head extendner" in one_softmax(HeadOptions(name="addner"))

@@ -185,5 +185,7 @@ def test_what_protects_weights_is_refused_beside_it() -> None:
 
 
 def test_a_head_with_several_outsides_is_refused() -> None:
-    with pytest.raises(ConfigError, match="ice needs one O for the tags of all types, which head addner has not"):
+    with pytest.raises(
+        ConfigError, match="ice needs one softmax over the tags of all types, which head addner has not"
+    ):
         check_head(parse_strategies(["ice"]), HeadOptions(name="addner"))
