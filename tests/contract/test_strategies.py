@@ -384,10 +384,10 @@ def test_t14_a_gradient_that_is_not_finite_changes_nothing(
     learner = learner_after(load_model(runs[pair].folder / "steps" / "01"), [pair[0]])
     spoil = [False]
     optimizers: list[torch.optim.Optimizer] = []
-    backward = learner.engine.backward
+    average = learner.engine.average_gradients
 
-    def spoiled(loss: Tensor) -> None:
-        backward(loss)
+    def spoiled(parameters: Iterable[torch.nn.Parameter]) -> None:
+        average(parameters)
         if spoil[0]:
             gradient = next(p.grad for p in learner.model.head.parameters() if p.grad is not None)
             gradient.view(-1)[0] = torch.nan
@@ -396,7 +396,7 @@ def test_t14_a_gradient_that_is_not_finite_changes_nothing(
         optimizers.append(make_optimizer(*arguments))
         return optimizers[-1]
 
-    monkeypatch.setattr(learner.engine, "backward", spoiled)
+    monkeypatch.setattr(learner.engine, "average_gradients", spoiled)
     monkeypatch.setattr("ner_cl.train.loop.make_optimizer", remembered)
     step = stream.steps[1]
     events = learner.learn_step(
