@@ -54,7 +54,7 @@ __all__ = [
     "write_sentences",
 ]
 
-# Where the names live that stand on torch or pydantic. They are imported at first use, so that `ner-cl --help` and
+# Where names that need torch or pydantic are defined. They are imported on first use, so that `ner-cl --help` and
 # programs that only read data do not wait seconds for torch.
 _LATER = {
     "Config": "ner_cl.config:Config",
@@ -73,7 +73,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name that was not imported yet."""
+    """Imports a public name on first use."""
     if name not in _LATER:
         raise AttributeError(f"module 'ner_cl' has no attribute {name!r}")
     module, _, attribute = _LATER[name].partition(":")
@@ -82,5 +82,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, imported or not."""
+    """Lists all public names, whether imported yet or not."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`python -m ner_cl` is the command `ner-cl`."""
+"""Runs the `ner-cl` command as `python -m ner_cl`."""
 
 import sys
 

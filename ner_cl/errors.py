@@ -1,22 +1,22 @@
-"""Errors that `ner_cl` raises on purpose.
+"""Errors that `ner_cl` raises deliberately.
 
     NerClError
     ├── ConfigError      a configuration file, key or value is wrong
     ├── DataError        a corpus, a sentence or a stream is wrong
     ├── ModelError       a model folder, encoder or label set is wrong
-    ├── TrainingError    training cannot go on (a non-finite loss, a broken checkpoint)
-    ├── CheckFailed      a check asked for by the user failed (the forgetting gate)
+    ├── TrainingError    training cannot continue (a non-finite loss, a damaged checkpoint)
+    ├── CheckFailed      a check requested by the user failed (the forgetting gate)
     └── MissingExtra     an optional dependency is not installed
 
 Every message is one line that says what is wrong, where (file:line or key path) and what to do. The command line
-turns a `CheckFailed` into exit code 1 and every other one into exit code 2.
+exits with code 1 on `CheckFailed` and with code 2 on all others.
 """
 
 __all__ = ["CheckFailed", "ConfigError", "DataError", "MissingExtra", "ModelError", "NerClError", "TrainingError"]
 
 
 class NerClError(Exception):
-    """Base of all errors that `ner_cl` raises on purpose; catch it to catch them all."""
+    """Base class of all errors that `ner_cl` raises deliberately; catch it to catch them all."""
 
 
 class ConfigError(NerClError):
@@ -24,19 +24,19 @@ class ConfigError(NerClError):
 
 
 class DataError(NerClError):
-    """A corpus, a sentence or a stream is wrong; the message names file and line where there is one."""
+    """A corpus, a sentence or a stream is wrong; the message names file and line if known."""
 
 
 class ModelError(NerClError):
-    """A model folder, an encoder or a label set cannot be used as asked."""
+    """A model folder, an encoder or a label set cannot be used as requested."""
 
 
 class TrainingError(NerClError):
-    """Training cannot go on, for instance because a loss is not finite."""
+    """Training cannot continue, for instance because a loss is not finite."""
 
 
 class CheckFailed(NerClError):
-    """A check that the user asked for did not hold, such as the forgetting gate `--max-drop`."""
+    """A check requested by the user failed, such as the forgetting gate `--max-drop`."""
 
 
 class MissingExtra(NerClError):

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writing of files and folders: complete, or not at all."""
 
 import glob
 import json
@@ -16,10 +16,10 @@ __all__ = ["new_folder", "publish_folder", "recover_folders", "replace_file", "r
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end, if nothing went wrong.
+    """Yields a temporary file that replaces `path` on success.
 
-    The permissions of a file that was there stay, and a link goes on pointing at its file. What cannot be replaced, a
-    pipe or a device, is written to as it comes.
+    The permissions of an existing file are kept, and a symbolic link keeps pointing at its file. Pipes and devices
+    cannot be replaced and are written to directly.
     """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name a file in it")
@@ -41,14 +41,14 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts UTF-8 text with plain line ends at `path` in one move."""
+    """Writes UTF-8 text to `path` atomically, without translating line ends."""
     with replace_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` at the end, if nothing went wrong; DataError where there is one already."""
+    """Yields a temporary folder that becomes `path` on success; DataError if `path` exists and is not empty."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(f"{path}: exists already; choose another folder, or delete it first")
     path = path.absolute()
@@ -63,10 +63,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary folder, then puts it in place by renaming: readers see it whole or not at all.
+    """Lets `write` fill a temporary folder, then renames it to `folder`: readers see it complete or not at all.
 
     Args:
-        folder: where the result goes; an existing folder is replaced, and a link goes on pointing at its folder.
+        folder: destination; an existing folder is replaced, and a symbolic link keeps pointing at its folder.
         write: fills the folder it is given.
     """
     folder = folder.resolve()
@@ -80,29 +80,29 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(draft)
         for path in draft.rglob("*"):
             if path.is_file():
-                path.chmod(0o644)  # safetensors makes files that nobody else may read, a server's user for one
+                path.chmod(0o644)  # safetensors writes files that other users, such as a server's, cannot read
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         if folder.exists():
             folder.rename(replaced)
         draft.rename(folder)
     finally:
-        if replaced.exists() and not folder.exists():  # the second renaming failed: what was there stays there
+        if replaced.exists() and not folder.exists():  # the second rename failed: restore the old folder
             replaced.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
 def set_aside(folder: Path) -> Path | None:
-    """What was at `folder` when a process that was killed inside `publish_folder` had set it aside; None if nothing."""
+    """Returns the old contents of `folder` that a process killed inside `publish_folder` set aside; None if none."""
     folder = folder.resolve()
     return next(iter(sorted(folder.parent.glob(f".{glob.escape(folder.name)}.replaced-*"))), None)
 
 
 def recover_folders(parent: Path) -> None:
-    """Puts right what a process that was killed inside `publish_folder` left behind among the folders of `parent`.
+    """Cleans up after processes that were killed inside `publish_folder`, for all folders in `parent`.
 
-    A folder that was set aside and not yet replaced comes back; drafts are deleted. Nothing may be publishing there.
+    A folder that was set aside but not yet replaced is restored; drafts are deleted. Nothing may be publishing there.
     """
     for replaced in parent.glob(".*.replaced-*"):
         folder = parent / replaced.name[1:].rpartition(".replaced-")[0]
@@ -113,5 +113,5 @@ def recover_folders(parent: Path) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Indented UTF-8 JSON with a final newline."""
+    """Writes indented UTF-8 JSON with a final newline."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Named tables of exchangeable parts (strategies, heads, readers …), open to third parties by entry points."""
+"""Registries of interchangeable parts (strategies, heads, readers …), which third parties extend by entry points."""
 
 import difflib
 import threading
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps a name to a part; the built-in modules are imported at the first look-up, not at import time.
+    """Maps names to parts; the built-in modules are imported at the first look-up, not at import time.
 
     Args:
         kind: what the parts are, for messages ("strategy").
-        modules: modules whose import registers the built-in parts.
-        group: entry point group that third parties register under.
+        modules: modules that register the built-in parts when imported.
+        group: entry point group for third-party parts.
     """
 
     def __init__(self, kind: str, *, modules: tuple[str, ...], group: str) -> None:
@@ -32,10 +32,10 @@ class Registry(Generic[T]):
         self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a part under `name`; ConfigError if the name is taken by another part."""
+        """Returns a decorator that registers a part as `name`; ConfigError if another part has that name."""
 
         def add(part: T) -> T:
-            if name in self._parts and _place(part) != _place(self._parts[name]):  # a module may be imported anew
+            if name in self._parts and _place(part) != _place(self._parts[name]):  # a module may be imported again
                 raise ConfigError(f"{self.kind} {name!r} is registered twice; choose another name")
             self._parts[name] = part
             return part
@@ -43,7 +43,7 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        """The part called `name`; ConfigError with the nearest valid name otherwise."""
+        """Returns the part called `name`; ConfigError suggesting the closest valid name if there is none."""
         self._load()
         if name not in self._parts:
             raise ConfigError(
@@ -52,22 +52,22 @@ class Registry(Generic[T]):
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        """Whether a part of that name exists."""
+        """Whether a part with that name exists."""
         self._load()
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
-        """The names, sorted."""
+        """Iterates over the sorted names."""
         self._load()
         return iter(sorted(self._parts))
 
     def _load(self) -> None:
-        """Imports all parts; of several threads that ask at once, the others wait.
+        """Imports all parts once; concurrent threads wait for the first one.
 
-        What fails to be imported fails again at the next look-up.
+        A failed import is tried again at the next look-up.
         """
         with self._lock:
-            if self._loaded or self._loading:  # a part that looks up another while it is imported finds what is there
+            if self._loaded or self._loading:  # a look-up during loading sees the parts loaded so far
                 return
             self._loading = True
             try:
@@ -87,7 +87,7 @@ class Registry(Generic[T]):
 
 
 def _place(part: object) -> tuple[str, str]:
-    """Where a part is defined."""
+    """Module and qualified name of a part."""
     return getattr(part, "__module__", ""), getattr(part, "__qualname__", repr(part))
 
 

@@ -1,4 +1,4 @@
-"""The plain values that everything else passes around: spans, sentences, entities."""
+"""The basic value types used throughout: spans, sentences, entities."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ class Span:
 class Sentence:
     """Words, typed spans over them, and the types for which the annotation is complete.
 
-    `annotated_types` is the heart of the data model. A word outside every span is *not* an entity of these types; of
-    any other type nothing is known. `O` therefore means "none of these types", never "no entity".
+    `annotated_types` is the heart of the data model. A word outside every span is *not* an entity of these types; it
+    may be one of any other type. `O` therefore means "none of these types", never "no entity".
 
     Attributes:
         words: the words, in order.
         spans: sorted by position; spans of different types may overlap (nested annotation).
-        annotated_types: the types for which the absence of a span means "no".
-        text: the text the words were cut from, if it is known.
-        offsets: code-point offsets `(start, end)` of each word in `text`, if it is known.
+        annotated_types: the types for which the absence of a span means "no entity of this type".
+        text: the text the words come from, if known.
+        offsets: code-point offsets `(start, end)` of each word in `text`, if known.
         source: `file:line` the sentence was read from, or "".
     """
 
@@ -45,7 +45,7 @@ class Sentence:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Sort the spans and refuse those that do not fit the words or the annotated types."""
+        """Sorts the spans and rejects those that do not fit the words or the annotated types."""
         object.__setattr__(self, "spans", tuple(sorted(self.spans)))
         for span in self.spans:
             if not 0 <= span.start < span.end <= len(self.words):
@@ -61,11 +61,11 @@ class Sentence:
 
     @property
     def where(self) -> str:
-        """`"file:line: "` for error messages, or "" where the source is unknown."""
+        """`"file:line: "` for error messages, or "" if the source is unknown."""
         return f"{self.source}: " if self.source else ""
 
     def restrict(self, types: Collection[str]) -> "Sentence":
-        """The same words annotated for `types` only: other spans are hidden, and it is said that they are."""
+        """The same words annotated for `types` only; other types are removed from spans and `annotated_types`."""
         wanted = frozenset(types)
         return replace(
             self,

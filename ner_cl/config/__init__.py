@@ -1,7 +1,7 @@
-"""The configuration of a run: strict, frozen, and whole.
+"""The configuration of a run: strict, frozen and complete.
 
-Values come from, strongest first: the command line (`--set a.b=c`), the environment (`NER_CL__A__B=c`), the file, the
-defaults. Unknown keys are refused with the nearest valid one.
+Values come, in order of precedence, from the command line (`--set a.b=c`), the environment (`NER_CL__A__B=c`), the
+file and the defaults. An unknown key is an error that suggests the closest valid one.
 """
 
 from ner_cl.config.base import Options

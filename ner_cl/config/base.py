@@ -1,4 +1,4 @@
-"""What all sections of a configuration have in common."""
+"""The base class of all configuration sections."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Strategies and heads as a configuration names them, and which of them go together."""
+"""Options of strategies and heads, and checks of which can be combined."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class HeadOptions(Options):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "HeadOptions":
-        # Configurations are written out with all their defaults: those say nothing.
+        # A saved configuration lists all defaults, so a default value does not count as chosen.
         chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
         for name in chosen:
             if name in heads[self.name].without_effect:  # type: ignore[attr-defined]
@@ -70,16 +70,16 @@ class HeadOptions(Options):
 
 
 DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
-"""What an empty list of strategies means; see docs/results.md, "What the defaults rest on"."""
+"""The strategies used if the list is empty; see docs/results.md, "What the defaults rest on"."""
 
 
 def or_default(options: Sequence[StrategyOptions]) -> Sequence[StrategyOptions]:
-    """The list, or what an empty one stands for."""
+    """The strategies, or the default ones if the list is empty."""
     return options or parse_strategies(DEFAULT_STRATEGIES)
 
 
 def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
-    """Each item of a list (or one alone), a mapping with `name` or a name, as the options of the strategy it names."""
+    """Parses strategies, each a name or a mapping with `name`, into options; a single one need not be in a list."""
     if isinstance(items, str | Mapping):
         items = [items]
     if not isinstance(items, list | tuple):
@@ -105,7 +105,7 @@ def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
 
 
 def check_composition(options: Sequence[StrategyOptions]) -> None:
-    """Refuses a list of strategies that do not go together.
+    """Rejects strategies that cannot be combined.
 
     Raises:
         ConfigError: with the reason.
@@ -121,7 +121,7 @@ def check_composition(options: Sequence[StrategyOptions]) -> None:
 
 
 def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
-    """Refuses strategies that cannot teach a model with that head.
+    """Rejects strategies that cannot train a model with this head.
 
     Raises:
         ConfigError: with the reason.
@@ -137,10 +137,10 @@ def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
 
 
 def check_optimizer(options: Sequence[StrategyOptions], optimizer: Any) -> None:
-    """Refuses to have gates and constraints act on gradients of which a strategy makes updates of its own.
+    """Rejects `apply_to: gradient` together with a strategy that replaces the optimizer's update.
 
     Args:
-        options: of the strategies.
+        options: options of the strategies.
         optimizer: an `OptimizerOptions`.
 
     Raises:
@@ -155,12 +155,12 @@ def check_optimizer(options: Sequence[StrategyOptions], optimizer: Any) -> None:
 
 
 def isolating(options: Sequence[StrategyOptions]) -> str:
-    """The name of the first strategy that keeps steps apart; "" if there is none."""
+    """The name of the first strategy that isolates steps; "" if there is none."""
     return next((item.name for item in options if strategies[item.name].isolates), "")  # type: ignore[attr-defined]
 
 
 def parsed_or_none(items: Any) -> tuple[StrategyOptions, ...]:
-    """The strategies of a configuration; none where they are wrong, which is told elsewhere."""
+    """The strategies of a configuration; empty if they are invalid, which is reported elsewhere."""
     try:
         return parse_strategies(items or ())
     except ValueError:
@@ -168,7 +168,7 @@ def parsed_or_none(items: Any) -> tuple[StrategyOptions, ...]:
 
 
 def known_name(registry: Any, name: str) -> str:
-    """The name, if something is registered under it; else ValueError with the nearest one."""
+    """Returns `name` if it is registered; otherwise ValueError suggesting the closest name."""
     if name not in registry:
         raise ValueError(
             f"unknown {registry.kind} {name!r}{nearest(name, list(registry))}; known: {', '.join(registry)}"

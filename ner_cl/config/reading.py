@@ -1,4 +1,4 @@
-"""Reading a configuration: file, environment and command line, merged and checked."""
+"""Reads a configuration: file, environment and command line, merged and validated."""
 
 import os
 import re
@@ -16,7 +16,7 @@ __all__ = ["NOT_YAML", "assign", "find_file", "load_config", "parse_config", "wi
 
 ENVIRONMENT_PREFIX = "NER_CL__"
 NOT_YAML = (yaml.YAMLError, TypeError, ValueError)
-"""What PyYAML raises for a text that is none: it lets a date of month 13 and `{{ }}` through as errors of Python."""
+"""What PyYAML raises for invalid text: a date with month 13 or `{{ }}` gives a built-in Python error."""
 
 
 def load_config(
@@ -26,8 +26,8 @@ def load_config(
 
     Args:
         path: the file.
-        overrides: `a.b=value` strings, the value in YAML; a number in a path indexes a list.
-        environment: `NER_CL__A__B` variables; the process's own by default.
+        overrides: `a.b=value` strings, with the value in YAML; a number in a path indexes a list.
+        environment: environment variables, of which `NER_CL__A__B` are used; `os.environ` by default.
 
     Raises:
         ConfigError: naming file and line, or key path, and what to do.
@@ -46,7 +46,7 @@ def load_config(
 
 
 def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: Path = Path()) -> Config:
-    """A checked configuration from plain values; a pinned stream file is merged in and corpus paths are resolved.
+    """Builds a validated configuration from plain values, merging in a stream file and resolving corpus paths.
 
     Raises:
         ConfigError: naming the key path and what to do.
@@ -59,10 +59,10 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: P
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with other values at some key paths.
+    """Returns a copy of the configuration with new values at some key paths.
 
     Raises:
-        ConfigError: if a path leads nowhere or a value is wrong.
+        ConfigError: if a path does not exist or a value is invalid.
     """
     plain = config.model_dump(mode="json")
     for key, value in values.items():
@@ -87,7 +87,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where YAML would silently take the last."""
+    """Rejects a duplicate key in a mapping, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -104,10 +104,10 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) -> None:
-    """Puts a value that is written in YAML where the keys lead, making sections on the way.
+    """Parses a value written in YAML and sets it at a key path, creating missing sections.
 
     Raises:
-        ConfigError: naming the source, if they lead nowhere or the text is not YAML.
+        ConfigError: naming the source, if the path is invalid or the text is not YAML.
     """
     try:
         # YAML 1.1 reads 3e-4 as text; people mean the number.
@@ -118,7 +118,7 @@ def assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) 
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
-    """Puts a value where the keys lead, making sections on the way."""
+    """Sets the value at a key path, creating missing sections."""
     target: Any = values
     for key in keys[:-1]:
         if isinstance(target, list) and key.isdigit() and int(key) < len(target):
@@ -156,9 +156,9 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
 
 
 def find_file(name: str, folder: Path) -> Path | None:
-    """The first that exists among `$NER_CL_DATA/name`, `folder/name` and `name`; None if there is none.
+    """The first existing path among `$NER_CL_DATA/name`, `folder/name` and `name`; None if none exists.
 
-    It is a file, or a folder of `datasets`; `#split` at the end of a name is kept.
+    It is a file or a folder saved by `datasets`; a trailing `#split` is kept.
     """
     roots = [Path(os.environ["NER_CL_DATA"])] if os.environ.get("NER_CL_DATA") else []
     for root in (*roots, folder, Path()):

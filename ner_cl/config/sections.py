@@ -48,7 +48,7 @@ class EncoderOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _room_for_words(cls, values: Any) -> Any:
-        """Short rows share less, unless it is said how much."""
+        """Reduces the default `window_overlap` for short rows."""
         if isinstance(values, Mapping) and "window_overlap" not in values and isinstance(values.get("max_pieces"), int):
             return {**values, "window_overlap": max(0, min(64, values["max_pieces"] // 4))}
         return values
@@ -224,7 +224,7 @@ class Config(Options):
     @model_validator(mode="before")
     @classmethod
     def _head_for_strategies(cls, values: Any) -> Any:
-        """Where no head is named, the one that the strategies ask for."""
+        """Uses the head `addner` by default if a strategy isolates steps."""
         if isinstance(values, Mapping) and "head" not in values and isolating(parsed_or_none(values.get("strategies"))):
             return {**values, "head": {"name": "addner"}}
         return values

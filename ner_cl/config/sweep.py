@@ -1,4 +1,4 @@
-"""The section of a configuration that says what to search."""
+"""The configuration section of a hyperparameter sweep."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""Telling what is wrong with a configuration in one line."""
+"""One-line error messages for invalid configurations."""
 
 import re
 from typing import Any, TypeVar
@@ -11,11 +11,11 @@ __all__ = ["first_problem", "validate"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
-_CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[)")  # pydantic's names of what a value may be; no keys
+_CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[)")  # pydantic's names of type alternatives, not keys
 
 
 def validate(model: type[Section], values: Any, source: str) -> Section:
-    """`model.model_validate(values)`, with a ConfigError of one line in place of pydantic's."""
+    """Runs `model.model_validate(values)`, turning pydantic's error into a one-line ConfigError."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -23,7 +23,7 @@ def validate(model: type[Section], values: Any, source: str) -> Section:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, with the key it is about, and how many more there are."""
+    """The first of pydantic's errors with its key, and the number of further errors."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"] if not _CHOICE.match(str(part)))
     message = problem["msg"].removeprefix("Value error, ")

@@ -1,1 +1,1 @@
-"""Where ner_cl meets other programs; nothing else in ner_cl imports these modules."""
+"""Integrations with other programs; elsewhere in ner_cl, only the command line imports these modules."""

@@ -1,4 +1,4 @@
-"""Writing a model for other programs."""
+"""Exports a model for use in other programs."""
 
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,19 @@ def export_model(
     int8: bool = False,
     language: str = "en",
 ) -> None:
-    """Writes a model for other programs, whole or not at all.
+    """Exports a model atomically.
 
     Args:
-        model: what to export.
-        folder: where to; must be new or empty.
+        model: the model to export.
+        folder: destination; must be new or empty.
         format: `onnx`, a model folder whose graph ONNX Runtime runs; `spacy`, a pipeline folder; `hf`, a `transformers`
             token classifier.
-        int8: for `onnx`, weights as 8-bit integers.
-        language: for `spacy`, the code of its tokenizer's language.
+        int8: for `onnx`, store weights as 8-bit integers.
+        language: for `spacy`, the language code of its tokenizer.
 
     Raises:
-        ModelError: if the folder is not free, or the model cannot be written so.
-        MissingExtra: if what writes it is not installed.
+        ModelError: if the folder is not empty, or the model cannot be exported in this format.
+        MissingExtra: if a package that the export needs is not installed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder}: exists and is not an empty folder; choose another one")

@@ -1,4 +1,4 @@
-"""A model as a `transformers` token classifier, for whatever reads those."""
+"""Converts a model to a `transformers` token classifier."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,16 @@ __all__ = ["to_token_classifier"]
 
 
 def to_token_classifier(model: NerModel) -> Any:
-    """The model as an `AutoModelForTokenClassification` with one softmax over all tags.
+    """Converts the model to an `AutoModelForTokenClassification` with one softmax over all tags.
 
-    Exact for ExtendNER. AddNER's blocks become one layer by their log-odds against their own `O`, `W_t - W_O` and
-    `b_t - b_O` beside a zero row for `O`: the scores of `head.merge: viterbi` (`ner_cl.model.merge.exclusive_scores`).
-    What reads such a model takes the best tag of each word, or piece, without regard to the words around it, where
-    ner_cl decodes whole sentences, and knows no windows: texts longer than the encoder's input are cut off.
+    Exact for ExtendNER. AddNER's blocks become one layer of log-odds against each block's own `O`, `W_t - W_O` and
+    `b_t - b_O`, with a zero row for `O`: the scores of `head.merge: viterbi` (`ner_cl.model.merge.exclusive_scores`).
+    Programs that use the result take the best tag of each word or word piece on its own, whereas ner_cl decodes whole
+    sentences. They do not use windows: texts longer than the encoder's input are truncated.
 
     Raises:
-        ModelError: if the model's blocks read different word vectors, vote, or the encoder has no such classifier.
+        ModelError: if the model's blocks read different word vectors or vote, its head scores spans, it was exported
+            already, or `transformers` has no such classifier for its encoder.
     """
     model.check_types(None)
     if model.runtime is not None:

@@ -1,4 +1,4 @@
-"""A model that is read when it is first needed, and that travels between processes as a path or as bytes."""
+"""A lazily loaded model that is passed between processes as a path or as bytes."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from ner_cl.errors import ModelError
 
-if TYPE_CHECKING:  # transformers takes seconds to import, which a pipeline that is only described need not wait for
+if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does not run yet should not wait for it
     from ner_cl.model.ner_model import NerModel
 
 __all__ = ["ModelSource"]
@@ -23,16 +23,16 @@ _STRATEGY = "strategy"
 
 @final
 class ModelSource:
-    """A model folder, the files of one, or a model at hand: whichever of the three it is, the same questions.
+    """One interface to a model folder, the files of a model folder, or a loaded model.
 
-    Safe to use from several threads. In a worker process torch is limited to one thread: OpenMP cannot start threads
-    in a process forked from one that ran some, and workers that each take all cores slow one another down.
+    Thread-safe. In a worker process torch is limited to one thread: OpenMP cannot start threads in a process forked
+    from a multithreaded one, and workers that each use all cores slow one another down.
 
     Args:
-        folder: a model folder; it is not looked at before the model is needed.
+        folder: a model folder; it is not read before the model is needed.
         files: contents of the files of a model folder, by relative path.
-        model: a model at hand.
-        device: where the model computes, such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
+        model: a loaded model.
+        device: where the model runs, such as `cpu` or `cuda:0`; `auto` is a GPU if there is one.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class ModelSource:
 
     @contextmanager
     def borrow(self) -> Iterator["NerModel"]:
-        """The model, to one thread at a time: tokenizers refuse to be used by two while they set themselves up.
+        """Lends the model to one thread at a time, because tokenizers cannot be initialised by two at once.
 
-        The weights are read if they were not read in this process yet.
+        Reads the weights on the first call in this process.
 
         Raises:
             ModelError: if there is no model, or it cannot be read.
-            ConfigError: if there is no such device.
+            ConfigError: if the device does not exist.
         """
-        if self._process != os.getpid():  # forked; another thread may have held the lock at that moment
+        if self._process != os.getpid():  # forked, perhaps while another thread held the lock
             self._process, self._lock, self._placed = os.getpid(), threading.RLock(), False
             _limit_threads()
         with self._lock:
@@ -72,13 +72,13 @@ class ModelSource:
             if multiprocessing.parent_process() is not None:
                 _limit_threads()
             self._model = _to_device(self._model or self._read(), self.device)
-            self._files, self._placed = None, True  # a folder is kept: its path is what travels
+            self._files, self._placed = None, True  # the folder is kept, because pickling passes on its path
         assert self._model is not None
         return self._model
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types the model knows, without reading weights; none if there is no readable model."""
+        """The entity types of the model, without reading weights; empty if there is no readable model."""
         if self._model is not None:
             return self._model.types
         try:
@@ -93,7 +93,7 @@ class ModelSource:
             return ()
 
     def files(self) -> Mapping[str, bytes]:
-        """The contents of the files of the model folder, by relative path; see `write` for errors."""
+        """Returns the contents of the model folder's files, by relative path; see `write` for errors."""
         if self._files is not None:
             return self._files
         if self._folder is not None:
@@ -103,7 +103,7 @@ class ModelSource:
             return {_relative(path, copy): path.read_bytes() for path in _model_files(copy)}
 
     def write(self, folder: Path) -> None:
-        """Writes the model folder, whole or not at all; an existing folder is replaced.
+        """Writes the model folder atomically; an existing model folder is replaced.
 
         Raises:
             ModelError: if there is no model, or the folder holds something else or cannot be written.
@@ -135,7 +135,7 @@ class ModelSource:
         with TemporaryDirectory() as folder:
             _unpack(self._files, Path(folder))
             model = load_model(folder)
-            # Read when asked for, otherwise; this folder will be gone by then.
+            # These would be read lazily, but the temporary folder will be gone by then.
             model.strategy_state, model.kept_sentences = dict(model.strategy_state), dict(model.kept_sentences)
             return model
 
@@ -186,7 +186,7 @@ def _copy(paths: list[Path], origin: Path, folder: Path) -> None:
 def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         parts = PurePosixPath(name).parts
-        # The bytes may come from anywhere: they must not be able to write outside the folder.
+        # The files may come from an untrusted source, so their names must not lead outside the folder.
         if not (len(parts) == 1 or (len(parts) == 2 and parts[0] == _STRATEGY)) or parts[-1] in ("", "..", "/"):
             raise ModelError(f"a model holds no file {name!r}; the bytes are damaged or not of a model")
         target = folder / parts[0] / Path(*parts[1:])

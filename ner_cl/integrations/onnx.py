@@ -1,4 +1,4 @@
-"""A model as an ONNX graph, which ONNX Runtime computes without torch, if need be with 8-bit integers."""
+"""Converts a model to an ONNX graph, optionally with 8-bit weights, which ONNX Runtime runs without torch."""
 
 import copy
 import logging
@@ -28,18 +28,18 @@ _PROBE = (Sentence(("Ada", "lives", "in", "London", ".")), Sentence(("Aspirin", 
 
 
 def to_onnx(model: NerModel, *, int8: bool = False) -> NerModel:
-    """The model with its computation as an ONNX graph: it predicts as before, saves, loads and travels.
+    """Converts a model's computation to an ONNX graph; the result can predict, be saved and be loaded as before.
 
-    The graph takes rows of word pieces and gives the tag scores of every word; its inputs and output are described at
-    `OnnxRuntime`. Merging blocks and decoding stay outside.
+    The graph maps rows of word pieces to the tag scores of every word; `OnnxRuntime` describes its inputs and output.
+    Merging blocks and decoding are not part of the graph.
 
     Args:
         model: any model that knows a type and was not exported.
-        int8: weights as 8-bit integers, a scale for each output, and activations quantised as they come.
+        int8: store weights as 8-bit integers with one scale per output, and quantise activations dynamically.
 
     Raises:
         MissingExtra: if the libraries are not installed.
-        ModelError: if the model computes something that a graph cannot say.
+        ModelError: if the model cannot be expressed as one graph.
     """
     model.check_types(None)
     if model.runtime is not None:
@@ -71,7 +71,7 @@ def _graph(model: NerModel) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # of any kind: what was traced is anybody's code
+    except Exception as error:  # of any kind: the encoder traced may be third-party code
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
         raise ModelError(f"this encoder cannot be written as a graph ({reason}); use --format spacy") from error
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def _graph(model: NerModel) -> bytes:
 
 @final
 class _Scores(nn.Module):
-    """From the inputs of the graph to its output."""
+    """Maps the inputs of the graph to its output."""
 
     def __init__(self, model: NerModel) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Scores(nn.Module):
         piece_mask: Int[Tensor, "row piece"],
         word_pieces: Int[Tensor, "row word"],
     ) -> Float[Tensor, "row word column"]:
-        """All blocks side by side."""
+        """Returns the scores of all blocks, concatenated along the columns."""
         batch = Batch(
             piece_ids=piece_ids,
             piece_mask=piece_mask,
@@ -123,7 +123,7 @@ def _with_int8(graph: bytes) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the talk of the exporters, which is about their own inside."""
+    """Silences log messages and warnings of the exporters, which concern their internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

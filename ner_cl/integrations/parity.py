@@ -1,4 +1,4 @@
-"""Whether an exported model finds what the model finds that it came from."""
+"""Checks that an exported model finds the same mentions as its original."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from ner_cl.types import Sentence, Span
 __all__ = ["LEAST_AGREEMENT", "MOST_LOSS", "Parity", "check_export"]
 
 MOST_LOSS = 0.005
-"""Largest fall of micro F1, of 1, that a check lets pass."""
+"""Largest drop of micro F1 (0 to 1) that passes the check."""
 LEAST_AGREEMENT = {"onnx": 0.999, "spacy": 0.999, "hf": 0.95}
-"""Least F1 of what was exported, taking the model's own answers for gold; `hf` takes the best tag of every word."""
+"""Least F1 of the exported model against the original's predictions; `hf` picks the best tag of each word alone."""
 
 Finder = Callable[[Sequence[Sentence]], list[list[Span]]]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What an exported model finds beside the model that it came from.
+    """Comparison of an exported model with its original.
 
     Attributes:
-        sentences: how many were read by both.
-        agreement: micro F1, of 1, of the exported model where the model's own answers are gold; None if
-            neither finds any.
-        f1_before: micro F1 of the model; None without gold.
-        f1_after: micro F1 of the exported model.
+        sentences: how many sentences both models read.
+        agreement: micro F1 (0 to 1) of the exported model with the original's predictions as gold; None if neither
+            finds a mention.
+        f1_before: micro F1 of the original model; None without gold.
+        f1_after: micro F1 of the exported model; None without gold.
     """
 
     sentences: int
@@ -38,7 +38,7 @@ class Parity:
     f1_after: float | None
 
     def check(self, format: str, *, int8: bool) -> None:  # noqa: A002  it is the word of the command line
-        """CheckFailed if they differ by more than the format lets expect; 8-bit integers may differ, but not in F1."""
+        """Raises CheckFailed if they differ by more than `format` allows; with `int8` only the drop in F1 counts."""
         if self.agreement is None:
             raise CheckFailed(
                 f"neither the model nor the exported one finds anything in {self.sentences} sentences, so nothing is "
@@ -64,13 +64,13 @@ def check_export(
     *,
     format: str,  # noqa: A002
 ) -> Parity:
-    """Reads what was exported, as its users would, and compares what it finds with what the model finds.
+    """Loads an exported model as its users would and compares its predictions with the original model's.
 
     Args:
-        model: that was exported.
-        folder: where it was exported to.
-        sentences: what to read; those annotated for a type that the model knows are gold.
-        format: it was exported as.
+        model: the original model.
+        folder: the exported model.
+        sentences: the sentences to read; their annotation of types that the model knows is the gold.
+        format: the export format.
     """
     ours = predict_sentences(model, sentences, precision="fp32")
     theirs = {"onnx": _onnx_finder, "spacy": _spacy_finder, "hf": _hf_finder}[format](model, folder)(sentences)

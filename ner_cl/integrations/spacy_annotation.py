@@ -1,4 +1,4 @@
-"""What the component writes into a spaCy document."""
+"""Writes the component's predictions into a spaCy document."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _EXTENSIONS = ("score", "step")
 
 @dataclass(frozen=True)
 class Found:
-    """A span of tokens, its score, and the step that taught its type."""
+    """A predicted span of tokens, its score, and the step that taught its type."""
 
     span: Span
     score: float
@@ -24,7 +24,7 @@ class Found:
 
 
 def set_span_group(doc: Doc, found: Sequence[Found], key: str) -> None:
-    """Puts everything that was found in `doc.spans[key]`, with the scores in order and the step of each type."""
+    """Writes the predictions to `doc.spans[key]`, whose `attrs` hold each span's score and each type's step."""
     attrs = {
         "scores": [item.score for item in found],
         "steps": {item.span.label_: item.step for item in found},
@@ -34,18 +34,18 @@ def set_span_group(doc: Doc, found: Sequence[Found], key: str) -> None:
 
 
 def set_entities(doc: Doc, entities: Sequence[Found], *, overwrite: bool) -> None:
-    """Puts what was found beside the entities that are there; tokens that no entity covers become `O`."""
+    """Adds predictions to `doc.ents`, replacing overlapping entities if `overwrite`; other tokens become `O`."""
     _set_extensions(entities)
     found = [item.span for item in entities]
     present = list(doc.ents)
-    # "Blocked" in spaCy's words: an entity rule or a person said that no entity may be here.
+    # spaCy's "blocked" tokens: an entity rule or a person ruled out an entity here.
     iob, type_ = doc.to_array(["ENT_IOB", "ENT_TYPE"]).T
     blocked = [doc[token : token + 1] for token in ((iob == 3) & (type_ == 0)).nonzero()[0].tolist()]
     if overwrite:
         taken = _tokens(found)
         stay = [span for span in present if taken.isdisjoint(range(span.start, span.end))]
         for token in taken:
-            doc[token].ent_id = 0  # of the entity that gives way
+            doc[token].ent_id = 0  # it belongs to the entity being replaced
         doc.set_ents([*stay, *found], blocked=[span for span in blocked if span.start not in taken])
     else:
         taken = _tokens([*present, *blocked])
@@ -59,10 +59,10 @@ def _set_extensions(found: Iterable[Found]) -> None:
 
 
 def _key(name: str, span: Span) -> tuple[str, str, int, int]:
-    """Where a document keeps a value of a span of that type.
+    """Key in `doc.user_data` for a value of a span, distinct for each type.
 
-    spaCy keeps one value for all spans with the same borders. Its own form of key is kept, so that values go along when
-    documents are cut and joined.
+    spaCy itself stores one value for all spans with the same boundaries. The key has spaCy's own form, so that values
+    are carried along when documents are split and merged.
     """
     return ("._.", f"{name}:{span.label_}", span.start_char, span.end_char)
 
@@ -80,10 +80,10 @@ def _tokens(spans: Iterable[Span]) -> set[int]:
 
 
 def register_extensions() -> None:
-    """Makes `span._.score` and `span._.step` known to spaCy.
+    """Registers the extensions `span._.score` and `span._.step`.
 
     Raises:
-        ConfigError: if an extension of that name exists that cannot be set.
+        ConfigError: if another extension of that name exists and cannot be set.
     """
     for name in _EXTENSIONS:
         if not Span.has_extension(name):

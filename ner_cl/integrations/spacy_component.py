@@ -1,4 +1,4 @@
-"""The spaCy component `ner_cl`, found by its entry point.
+"""The spaCy component `ner_cl`, which spaCy finds by its entry point.
 
 >>> import spacy
 >>> nlp = spacy.blank("en")
@@ -27,7 +27,7 @@ from ner_cl.integrations.spacy_options import ComponentOptions
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
-if TYPE_CHECKING:  # transformers takes seconds to import, which a pipeline that is only described need not wait for
+if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does not run yet should not wait for it
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.predict import ScoredSpan
     from ner_cl.train.changes import LearnResult
@@ -37,26 +37,26 @@ __all__ = ["NerComponent", "make_ner_component"]
 ErrorHandler = Callable[[str, Any, list[Any], Exception], Any]
 
 _DISTRIBUTION = "ner-cl"
-# Documents are gathered until they have this many words: enough to sort by length, and little memory.
+# Documents are collected up to this many words: enough to sort by length, in little memory.
 _CHUNK_WORDS = 1 << 16
 
 
 @final
 class NerComponent:
-    """Sets `doc.ents`, `doc.spans["ner_cl"]`, and `_.score` and `_.step` of every span found.
+    """Sets `doc.ents`, `doc.spans["ner_cl"]`, and `_.score` and `_.step` of every predicted span.
 
-    Every token that is not whitespace gets a decision: spaCy's tokens are the words that the model reads, a document
-    at a time, in windows if it is long. The weights are read with the first document, once in each process.
+    Each non-whitespace spaCy token is one word for the model and gets a decision. The model reads a whole document at
+    a time, in windows if it is long. Each process reads the weights when its first document arrives.
 
     Args:
-        name: of the component in its pipeline.
+        name: the component's name in its pipeline.
         options: the settings.
 
     Raises:
         ConfigError: if another extension owns `span._.score` or `span._.step`.
     """
 
-    is_trainable = False  # `spacy train` then leaves it as it is; `learn` is how it learns
+    is_trainable = False  # so that `spacy train` leaves it unchanged; it learns by `learn`
 
     def __init__(self, name: str, options: ComponentOptions) -> None:
         self.name = name
@@ -67,38 +67,38 @@ class NerComponent:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The types that are looked for, in learning order; empty while there is no readable model."""
+        """The entity types to find, in learning order; empty while there is no readable model."""
         asked = self.options.types
         return tuple(type_ for type_ in self._source.types if asked is None or type_ in asked)
 
     @property
     def label_data(self) -> tuple[str, ...]:
-        """The same, under the name that `spacy init labels` asks for."""
+        """The same as `labels`, under the name that `spacy init labels` uses."""
         return self.labels
 
-    # Not a property, and not called `model`: spaCy reads that attribute of every component when a pipe is added.
+    # A method, and not called `model`: spaCy reads `model` of every component when it is added to a pipeline.
     def load(self) -> "NerModel":
-        """The model; call it to read the weights before the first document comes.
+        """Returns the model; call this to read the weights before the first document.
 
         Raises:
-            ModelError: if there is no model, it cannot be read, or it does not know a type that is asked for.
-            ConfigError: if there is a threshold for a type it does not know, or no such device.
+            ModelError: if there is no model, it cannot be read, or it does not know a requested type.
+            ConfigError: if there is a threshold for a type it does not know, or the device does not exist.
         """
         with self._source.borrow() as model:
             self._check(model)
             return model
 
     def __call__(self, doc: Doc) -> Doc:
-        """Finds the entities of one document; the same as `pipe` of one."""
+        """Finds the entities of one document, as `pipe` does."""
         self._annotate([doc])
         return doc
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = 256) -> Iterator[Doc]:
-        """Finds the entities of many documents, in order; those of like length are computed together.
+        """Finds the entities of many documents, batched by similar length, and yields them in their original order.
 
         Args:
             stream: the documents.
-            batch_size: how many are gathered at most before the first of them is handed on.
+            batch_size: how many documents to collect at most before yielding the first of them.
         """
         for docs in _chunks(stream, batch_size):
             try:
@@ -109,21 +109,21 @@ class NerComponent:
                 yield from docs
 
     def set_error_handler(self, error_handler: ErrorHandler) -> None:
-        """Called with name, component, documents and error where a batch fails; spaCy's own raises."""
+        """Sets the function called with name, component, documents and error if a batch fails; the default raises."""
         self._error_handler = error_handler
 
     def get_error_handler(self) -> ErrorHandler:
-        """What is called where a batch fails."""
+        """Returns the function called if a batch fails."""
         return self._error_handler
 
     def initialize(self, get_examples: Callable[[], Iterable[Example]], *, nlp: Language | None = None) -> None:
-        """Checks that there is a model that fits the options; see `load` for errors. Nothing is trained."""
+        """Checks that there is a model that fits the options, without training; see `load` for errors."""
         self.load()
 
     def score(self, examples: Iterable[Example], **options: Any) -> dict[str, Any]:
-        """Precision, recall and F1 of `doc.ents`, over all and by type, strictly by borders and type.
+        """Returns precision, recall and F1 of `doc.ents`, overall and per type, by exact boundaries and type.
 
-        What was found among tokens whose gold entity is unset is neither right nor wrong.
+        Predictions on tokens whose gold entity is unset are not counted.
         """
         return dict(get_ner_prf(examples, **options))
 
@@ -136,24 +136,23 @@ class NerComponent:
         max_drop: float | None = None,
         **options: Any,
     ) -> "LearnResult":
-        """Teaches the model new types from documents annotated for them; from then on it is the one that serves.
+        """Teaches the model new types from annotated documents; the component then uses the new model.
 
-        Only sentences that are annotated throughout are learned from: a token whose entity is unset
-        (`ent_iob == 0`) is unknown, not `O`. How many were left out stands in the step's record,
-        `result.model.history[-1]["left_out"]`.
+        Only fully annotated sentences are used: a token whose entity is unset (`ent_iob == 0`) is unknown, not `O`.
+        The number of sentences left out is recorded in `result.model.history[-1]["left_out"]`.
 
         Args:
-            examples: documents annotated for `types`; other annotation in them is not looked at.
+            examples: documents annotated for `types`; other annotation in them is ignored.
             types: the new types, in order.
-            dev: documents to select on and to measure with.
-            max_drop: largest fall of an old type's F1 (0 to 1); if one falls further the old model goes on serving.
-            **options: of `ner_cl.learn`, such as `strategies`, `training` or `seed`.
+            dev: documents for model selection and evaluation.
+            max_drop: largest allowed drop of an old type's F1 (0 to 1); if one drops more, the old model is kept.
+            **options: options of `ner_cl.learn`, such as `strategies`, `training` or `seed`.
 
         Raises:
-            ConfigError: if the component is set to look for some types only.
-            DataError: if no sentence is annotated throughout, or none mentions a type.
+            ConfigError: if the component's option `types` is set.
+            DataError: if no sentence is fully annotated, or none mentions a type.
             ModelError: if a type is known already.
-            CheckFailed: if a type falls by more than `max_drop`.
+            CheckFailed: if an old type's F1 drops by more than `max_drop`.
         """
         from ner_cl.integrations.spacy_examples import sentences_of
         from ner_cl.train.changes import check_gate
@@ -182,15 +181,15 @@ class NerComponent:
         return result
 
     def use(self, model: "NerModel") -> None:
-        """Has this model serve from now on."""
+        """Uses this model from now on."""
         self._source = ModelSource(model=model, device=self.options.device)
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Writes the model folder to `path`; `ner_cl.load` reads it too."""
+        """Writes the model folder to `path`; `ner_cl.load` can read it too."""
         self._source.write(Path(path))
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "NerComponent":
-        """Takes the model folder at `path`; the weights are read from there with the first document.
+        """Uses the model folder at `path`; the weights are read when the first document arrives.
 
         Raises:
             ModelError: if there is no model.
@@ -202,25 +201,25 @@ class NerComponent:
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """The files of the model folder; nothing is pickled."""
+        """Serialises the files of the model folder; nothing is pickled."""
         return bytes(srsly.msgpack_dumps({"files": dict(self._source.files())}))
 
     def from_bytes(self, data: bytes, *, exclude: Iterable[str] = ()) -> "NerComponent":
-        """Takes the model of `to_bytes`.
+        """Uses the model serialised by `to_bytes`.
 
         Raises:
-            ModelError: if the bytes are of something else.
+            ModelError: if the bytes are something else.
         """
         try:
             files = srsly.msgpack_loads(data)["files"]
-        except Exception as error:  # msgpack raises what it likes on foreign bytes
+        except Exception as error:  # msgpack raises various errors on foreign bytes
             raise ModelError("these bytes are not of a ner_cl component; make them with to_bytes") from error
         self._source = ModelSource(files=files, device=self.options.device)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        register_extensions()  # the process that unpickles may not have built a component of its own
+        register_extensions()  # the process that unpickles may not have created a component before
 
     def _check(self, model: "NerModel") -> None:
         model.check_types(self.options.types)
@@ -233,7 +232,7 @@ class NerComponent:
 
     def _annotate(self, docs: Sequence[Doc]) -> None:
         texts = [_texts(doc) for doc in docs]
-        # Not `token.is_space`, which a vocabulary without a language behind it does not know.
+        # Not `token.is_space`, which a vocabulary without a language does not provide.
         tokens = [[index for index, text in enumerate(own) if not text.isspace()] for own in texts]
         sentences = [Sentence(tuple(text[index] for index in own)) for text, own in zip(texts, tokens, strict=True)]
         with self._source.borrow() as model:
@@ -250,7 +249,7 @@ class NerComponent:
     def _find(
         self, model: "NerModel", sentences: Sequence[Sentence]
     ) -> "tuple[list[list[ScoredSpan]], list[list[ScoredSpan]]]":
-        """What goes into `doc.ents` and what into `doc.spans`."""
+        """Returns the predictions for `doc.ents` and those for `doc.spans`."""
         from ner_cl.model.predict import score_merged_and_nested, score_sentences
 
         options = self.options
@@ -263,7 +262,7 @@ class NerComponent:
     def _found(
         self, doc: Doc, tokens: Sequence[int], found: "Sequence[ScoredSpan]", steps: Mapping[str, int]
     ) -> list[Found]:
-        """What is probable enough, as spans of tokens."""
+        """Converts the predictions above the score thresholds to spans of tokens."""
         limits, limit = self.options.thresholds, self.options.min_score
         return [
             Found(
@@ -277,7 +276,7 @@ class NerComponent:
 
 
 def _texts(doc: Doc) -> list[str]:
-    """The text of every token, without making a Python object of each, which the document would keep."""
+    """The text of every token, read without creating `Token` objects, which the document would keep."""
     strings = doc.vocab.strings
     return [strings[orth] for orth in doc.to_array("ORTH").tolist()]
 
@@ -296,7 +295,7 @@ def _chunks(stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:
 
 
 def _require_this_package(nlp: Language) -> None:
-    """Writes ner_cl into the pipeline's requirements, which `spacy package` finds by itself for setuptools only."""
+    """Adds ner_cl to the pipeline's requirements, which `spacy package` detects by itself for setuptools only."""
     if ner_cl.__version__ == "0+unknown":  # a source tree that was never installed
         return
     others = [text for text in nlp.meta.get("requirements", []) if split_requirement(text)[0] != _DISTRIBUTION]
@@ -304,7 +303,7 @@ def _require_this_package(nlp: Language) -> None:
     nlp.meta["requirements"] = [*others, own]
 
 
-@no_type_check  # spaCy reads the signature, which the wrapper of a run-time type checker would hide
+@no_type_check  # spaCy inspects the signature, which a run-time type checker's wrapper would hide
 def make_ner_component(
     nlp: Language,
     name: str,
@@ -319,10 +318,10 @@ def make_ner_component(
     device: str,
     batch_tokens: int | None,
 ) -> NerComponent:
-    """The factory behind `nlp.add_pipe("ner_cl", config={...})`; for the settings see `ComponentOptions`.
+    """Creates the component for `nlp.add_pipe("ner_cl", config={...})`; see `ComponentOptions` for the settings.
 
     Raises:
-        ConfigError: naming the setting that is wrong.
+        ConfigError: naming the invalid setting.
     """
     values = {
         "model": model,

@@ -1,4 +1,4 @@
-"""The annotation of spaCy documents as sentences to learn from."""
+"""Converts annotated spaCy documents to training sentences."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ __all__ = ["AnnotatedSentences", "sentences_of"]
 
 @dataclass(frozen=True)
 class AnnotatedSentences:
-    """What can be learned from.
+    """The usable sentences of some documents.
 
     Attributes:
-        sentences: those of whose every word it is known whether it is an entity.
-        left_out: how many others there were.
+        sentences: the sentences that `sentences_of` kept.
+        left_out: how many sentences it left out.
     """
 
     sentences: tuple[Sentence, ...]
@@ -30,21 +30,21 @@ class AnnotatedSentences:
 def sentences_of(
     examples: Iterable[Example | Doc], types: Collection[str], *, all_types: bool = True
 ) -> AnnotatedSentences:
-    """The sentences of documents, or of the reference documents of examples, read as from a `.spacy` file.
+    """Converts documents, or the reference documents of examples, to sentences as if read from a `.spacy` file.
 
-    A sentence with a token whose entity is unset (`ent_iob == 0`) is no example of anything, because nothing can be
-    said about the mentions that it may hide.
+    A sentence with a token whose entity is unset (`ent_iob == 0`) cannot be learned from, because it may contain
+    mentions that are not annotated.
 
     Args:
-        examples: annotated documents. One that names its `annotated_types` in `user_data`, as those that ner_cl
-            writes do, is believed; of the others each is taken to be annotated for `types` and for all types that
-            occur in any of them.
-        types: what is to be learned.
-        all_types: leave out a document that says it is not annotated for all of `types`; else keep it, and keep
-            sentences with unset tokens too, as annotated for nothing.
+        examples: annotated documents. If a document lists its `annotated_types` in `user_data`, as those written by
+            ner_cl do, that list is used; all others are taken to be annotated for `types` and for every type that
+            occurs in any document.
+        types: the types to learn.
+        all_types: leave out documents declared as not annotated for all of `types`, and sentences with unset tokens;
+            if False, keep both, the latter as annotated for no type.
 
     Raises:
-        ConfigError: if something else than documents or examples is given, or one type in place of a list.
+        ConfigError: if `examples` holds anything but documents or examples, or `types` is a string.
         DataError: if an entity has no label, or covers whitespace only.
     """
     if isinstance(types, str):

@@ -1,4 +1,4 @@
-"""The settings of the spaCy component."""
+"""The options of the spaCy component."""
 
 from typing import Annotated, Literal
 

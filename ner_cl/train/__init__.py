@@ -1,1 +1,1 @@
-"""Learning: one step (`Learner`), one new step on a model (`learn`), a whole stream (`run_stream`)."""
+"""Training: one step (`Learner`), a new step on an existing model (`learn`), a whole stream (`run_stream`)."""

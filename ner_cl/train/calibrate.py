@@ -1,4 +1,4 @@
-"""The temperature of a step: what its scores are divided by so that they say how often they are right."""
+"""Temperature scaling of a step's scores, so that they tell how often a prediction is right."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from ner_cl.types import Sentence, Span
 __all__ = ["Calibration", "calibrate"]
 
 LEAST_SPANS = 20
-"""Fewer say too little about how often scores are right."""
+"""With fewer spans the temperature is not measured."""
 
 _LOWEST, _HIGHEST, _ROUNDS = 0.25, 10.0, 14
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on the dev sentences of a step.
+    """Calibration of a step, measured on its dev sentences.
 
     Attributes:
-        temperature: divides the logits of the step's block when scores are computed; tags stay what they are.
-        spans: how many were found.
-        error_before: expected calibration error without a temperature, of 1.
-        error_after: the same with it, on the same spans.
+        temperature: divides the logits of the step's block when scores are computed; tags do not change.
+        spans: how many predicted spans were judged.
+        error_before: expected calibration error (0 to 1) without a temperature.
+        error_after: the same with the temperature, on the same spans.
     """
 
     temperature: float
@@ -42,7 +42,7 @@ class Calibration:
     error_after: float
 
     def record(self) -> dict[str, Any]:
-        """As a line of `history.jsonl` tells it."""
+        """Returns the entry for `history.jsonl`."""
         return {
             "temperature": round(self.temperature, 4),
             "spans": self.spans,
@@ -58,21 +58,21 @@ def calibrate(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> Calibration | None:
-    """Gives the newest step the temperature under which the scores of what it finds fit the gold best.
+    """Sets the temperature of the newest step so that the scores of its predicted spans fit the gold best.
 
-    Minimises the negative log-likelihood that a found span is right, by golden-section search on the logarithm of the
-    temperature. Guo et al. (ICML 2017, section 4.2) do the same over all predictions; over all words, most of which are
-    an easy `O`, the temperature of a tagger comes out too low. Few spans must not make a tagger certain, so targets are
-    smoothed as by Platt (1999): `(n₊ + 1) / (n₊ + 2)` and `1 / (n₋ + 2)` in place of 1 and 0.
+    Minimises the negative log-likelihood of whether a predicted span is right, by golden-section search on the
+    logarithm of the temperature. Guo et al. (ICML 2017, section 4.2) do the same over all predictions; over all words,
+    most of which are an easy `O`, the temperature of a tagger comes out too low. So that few spans do not make a tagger
+    certain, targets are smoothed as by Platt (1999): `(n₊ + 1) / (n₊ + 2)` and `1 / (n₋ + 2)` instead of 1 and 0.
 
     Args:
-        model: at the end of a step.
+        model: the model at the end of a step; changed in place.
         dev: sentences annotated for types of the newest step.
-        batch_tokens: word pieces of one batch, padding included.
+        batch_tokens: word pieces per batch, padding included.
         precision: number format of the encoder.
 
     Returns:
-        What was measured; None, with nothing changed, where fewer than 20 spans are found or votes have temperatures.
+        The calibration; None, with nothing changed, if there are fewer than 20 judged spans or the blocks vote.
     """
     types = [type_ for type_ in model.tagset.steps[-1] if any(type_ in s.annotated_types for s in dev)]
     if not types or model.head.votes:
@@ -94,10 +94,10 @@ def calibrate(
 
 @final
 class _Found:
-    """The spans found on dev and judged by gold, in rows of tag scores from which probabilities can be computed anew.
+    """Spans predicted on dev and judged by the gold, with the emissions to recompute their probabilities from.
 
     Attributes:
-        right: `[span]`, whether gold has each.
+        right: `[span]`, whether each span is in the gold.
     """
 
     def __init__(
@@ -121,17 +121,17 @@ class _Found:
             for number, (row, start, end, type_) in enumerate(spans.tolist()):
                 place, first = places[row]
                 sentence, name = filled[place], model.types[type_]
-                if name in sentence.annotated_types:  # of others nobody knows whether they are right
+                if name in sentence.annotated_types:  # otherwise it is unknown whether it is right
                     judged.append(number)
                     right.append(Span(first + start, first + end, name) in sentence.spans)
             self.rows.append((emissions, spans[judged]))
         self.right = torch.tensor(right, dtype=torch.bool)
 
     def scores(self, temperature: float) -> Float[Tensor, " span"]:
-        """The probability of each span under a temperature of the newest step, on the CPU."""
+        """Probability of each span, on the CPU; sets the temperature of the newest step."""
         self.head.temperatures[-1] = temperature
         return torch.cat([self.head.span_scores(*row).float().cpu() for row in self.rows]).clamp(1e-6, 1 - 1e-6)
 
     def error(self, temperature: float) -> float:
-        """The expected calibration error under a temperature, which the head has from then on."""
+        """Expected calibration error; sets the temperature of the newest step."""
         return calibration_error(reliability(self.scores(temperature).tolist(), self.right.tolist())) or 0.0

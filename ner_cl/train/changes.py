@@ -1,4 +1,4 @@
-"""What learning did to every type: F1 before and after, and the forgetting gate."""
+"""F1 of every type before and after a step, and the forgetting gate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,11 @@ class TypeChange:
 
     Attributes:
         type: the type.
-        before: F1 (0 to 1) before the step; None for a new type, or when nothing was measured.
-        after: F1 after it.
-        measured: `gold` (dev annotation), or `agreement`: no dev sentence is annotated for this type, so the model
-            after the step is compared with the model before it, and `before` is 1; or `nothing`, if that model found no
-            mention either.
-        mentions: how many F1 is measured on.
+        before: F1 (0 to 1) before the step; None for a new type, or if nothing could be measured.
+        after: F1 after the step.
+        measured: `gold` (dev annotation); `agreement`, if the gold has no mention of an old type, so that the model is
+            compared with the model before the step and `before` is 1; or `nothing`, if neither gives a mention.
+        mentions: number of mentions that F1 is measured on.
     """
 
     type: str
@@ -34,18 +33,18 @@ class TypeChange:
 
     @property
     def drop(self) -> float:
-        """How far F1 fell, 0 to 1; negative if it rose, 0 for a new type."""
+        """The drop in F1, 0 to 1; negative if it rose, 0 for a new type."""
         return 0.0 if self.before is None else self.before - (self.after or 0.0)
 
 
 @dataclass(frozen=True)
 class LearnResult:
-    """A model that knows more, and what that did to the types it knew.
+    """The new model, and how F1 of each type changed.
 
     Attributes:
         model: the new model; the one given to `learn` is unchanged.
-        changes: a row for every type, in learning order.
-        isolation: what old blocks emit and was found unchanged to the last bit, where the steps are kept apart.
+        changes: one entry per type, in learning order.
+        isolation: fingerprints of the old blocks' emissions, verified as unchanged; None unless steps are isolated.
         new: the types that were taught; None for those of the model's last step.
     """
 
@@ -55,7 +54,7 @@ class LearnResult:
     new: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
-        """Short, where a notebook shows it: the table says what came of it, `model` is long."""
+        """The new types and the table; the `repr` of `model` would be too long for a notebook."""
         return f"LearnResult({', '.join(self._new)}; {len(self.model.types)} types)\n{self.table}"
 
     @property
@@ -78,15 +77,15 @@ class LearnResult:
 
     @property
     def largest_drop(self) -> TypeChange | None:
-        """The old type that fell most; None if the model knew nothing before."""
+        """The measured old type with the largest drop; None if there is none."""
         old = [change for change in self.changes if change.before is not None]
         return max(old, key=lambda change: change.drop, default=None)
 
     def check(self, max_drop: float) -> None:
-        """The forgetting gate.
+        """Applies the forgetting gate.
 
         Raises:
-            CheckFailed: if an old type fell by more than `max_drop` (0 to 1), or no old type could be measured.
+            CheckFailed: if an old type's F1 fell by more than `max_drop` (0 to 1), or no old type could be measured.
             ConfigError: if `max_drop` is more than 1.
         """
         check_gate(max_drop)
@@ -111,14 +110,14 @@ def changes_of(
     old_types: Sequence[str],
     counts: Mapping[str, Counts],
 ) -> tuple[TypeChange, ...]:
-    """A row for every type of `counts`.
+    """Returns one entry for every type in `counts`.
 
     Args:
-        dev: the sentences that were looked at.
-        before: spans found in each before the step.
+        dev: the evaluated sentences.
+        before: spans found in each sentence before the step.
         after: spans found after it.
         old_types: the types known before.
-        counts: of `after` by gold, for all types in learning order.
+        counts: counts of `after` against the gold, for all types in learning order.
     """
     reference = [sentence.with_spans(spans, old_types) for sentence, spans in zip(dev, before, strict=True)]
     gold_before, agreed = count_spans(dev, before, old_types), count_spans(reference, after, old_types)
@@ -140,6 +139,6 @@ def _percent(value: float | None, missing: str) -> str:
 
 
 def check_gate(max_drop: float) -> None:
-    """ConfigError for a gate that nothing can fail."""
-    if not max_drop <= 1:  # not a number, too
+    """Raises ConfigError for a gate that cannot fail."""
+    if not max_drop <= 1:  # refuses NaN too
         raise ConfigError(f"max_drop: {max_drop} is more than all of F1, which is 1; 0.05 is 5 points")

@@ -1,7 +1,7 @@
-"""Where a step stands, so that it can go on after a crash exactly as if nothing had happened.
+"""Checkpoints inside a step, so that training continues after a crash exactly as if it had not been interrupted.
 
-Every random draw is a function of seed, purpose and position, so no generator state has to be kept: weights, optimizer
-moments, the best weights so far and a handful of numbers are all. safetensors and JSON; nothing is ever unpickled.
+Every random draw is a function of seed, purpose and position, so no generator state is stored: only weights, optimizer
+moments, strategies' progress, the best weights so far and a few numbers, as safetensors and JSON. Nothing is unpickled.
 """
 
 import json
@@ -24,21 +24,21 @@ __all__ = ["Checkpoint", "Progress"]
 
 @dataclass
 class Progress:
-    """How far a step has come.
+    """Training progress of a step.
 
     Attributes:
-        step: its number.
-        stage: of the step, from 0.
-        fingerprint: of configuration and data; a checkpoint of another run is not taken.
+        step: number of the step.
+        stage: stage of the step, from 0.
+        fingerprint: hash of configuration and data; a checkpoint of another run is ignored.
         epoch: the epoch being trained, from 1.
-        update: updates made in it.
+        update: updates made in this epoch.
         losses: sums of the loss terms over these updates.
-        skipped: updates of this epoch that were skipped for a gradient that was not finite.
+        skipped: updates of this epoch that were skipped because the gradient was not finite.
         best_score: best dev score so far.
-        best_epoch: its epoch; 0 if there is none yet.
+        best_epoch: epoch of the best score; 0 if there is none yet.
         bad_epochs: epochs since then.
-        train_seconds: time spent in updates, those of earlier stages too.
-        earlier_epochs: that earlier stages were trained for.
+        train_seconds: time spent in updates, including earlier stages.
+        earlier_epochs: epochs trained in earlier stages.
         finished: whether training is over and only the best weights matter.
     """
 
@@ -58,21 +58,21 @@ class Progress:
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs that the step was trained for, in all stages."""
+        """Number of complete epochs trained in all stages of the step."""
         return self.earlier_epochs + self.epoch - 1
 
     @property
     def best_epoch_of_all(self) -> int:
-        """The best epoch of this stage, counted from the first of the step; 0 if there is none yet."""
+        """The best epoch of this stage, counted from the start of the step; 0 if there is none yet."""
         return self.earlier_epochs + self.best_epoch if self.best_epoch else 0
 
 
 @final
 class Checkpoint:
-    """A folder with the newest state of the step being trained; replaced whole, never half.
+    """A folder with the latest state of the step being trained, replaced atomically.
 
     Args:
-        folder: where it is; None keeps nothing.
+        folder: path of the checkpoint; None disables it.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -86,7 +86,7 @@ class Checkpoint:
         strategies: Sequence[Strategy],
         best: dict[str, Tensor],
     ) -> None:
-        """Writes everything needed to go on."""
+        """Writes everything needed to resume."""
         if self.folder is None:
             return
 
@@ -105,20 +105,20 @@ class Checkpoint:
         publish_folder(self.folder, write)
 
     def stage_of(self, step: int, fingerprint: str) -> int:
-        """The stage that a checkpoint of this step of this run stands in; 0 where there is none."""
+        """The stage of the checkpoint for this step of this run; 0 if there is none."""
         saved = self._progress()
         return saved.stage if saved and (saved.step, saved.fingerprint) == (step, fingerprint) else 0
 
     def load(
         self, progress: Progress, model: NerModel, optimizer: torch.optim.Optimizer, strategies: Sequence[Strategy]
     ) -> tuple[Progress, dict[str, Tensor]] | None:
-        """Puts model and optimizer where the checkpoint left them; None if there is none for this step of this run.
+        """Restores model, optimizer and strategies; None if there is no checkpoint for this stage of this run.
 
         Args:
-            progress: of a fresh start; step, stage and fingerprint must agree with the checkpoint's.
+            progress: progress of a fresh start, whose step, stage and fingerprint must match the checkpoint.
             model: the student, with its new block.
-            optimizer: fresh, over its parameters.
-            strategies: given back what they keep inside a step.
+            optimizer: a fresh optimizer over its parameters.
+            strategies: the strategies, whose progress inside the step is restored.
 
         Returns:
             The progress made and the best weights so far.
@@ -160,7 +160,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors under `index/name`; an optimizer without moments gives none."""
+    """The optimizer's state tensors, named `index/name`; empty if it has none."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
         f"{index}/{name}": value

@@ -1,9 +1,9 @@
-"""One place where gates, constraints and preconditioners of all strategies meet the optimizer.
+"""Combines the gates, constraints and preconditioners of all strategies with the optimizer.
 
-Soft masks and projections act on the *update*, not on the gradient: Adam divides a constant factor on the gradient out
-again, and decoupled weight decay moves a parameter whose gradient is zero. Under SGD they may act on the gradient, as
-in the papers. Both are combined in the gated metric, where projecting and masking agree; done one after the other they
-break the constraint.
+Soft masks and projections act on the *update*, not on the gradient: Adam cancels a constant factor on the gradient, and
+decoupled weight decay moves a parameter whose gradient is zero. Under SGD they may act on the gradient, as in the
+papers. Both are combined in the gated metric, in which projecting and masking agree; simply applying one after the
+other would break the constraint.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,18 +25,18 @@ Vector = Mapping[str, Tensor]
 
 @final
 class Updater:
-    """Makes one update from the gradients in `.grad`.
+    """Makes updates from the gradients in `.grad`.
 
     Args:
-        strategies: asked for gates now, for constraints and preconditioning at every update.
-        context: of the step.
-        optimizer: over the parameters of the student.
-        clip: largest gradient norm; 0 for none.
+        strategies: asked for gates once, at construction, and for constraints and preconditioning at every update.
+        context: the context of the step.
+        optimizer: the optimizer of the student's parameters.
+        clip: largest gradient norm; 0 for no clipping.
         apply_to: whether gates and constraints act on the update or on the gradient.
         average: averages the tensors of a reference gradient over processes.
 
     Raises:
-        ConfigError: if two strategies want to replace the optimizer's direction.
+        ConfigError: if two strategies replace the optimizer's direction.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Updater:
         self._before: dict[str, Tensor] = {}
 
     def update(self) -> bool:
-        """Clips, steps, projects and gates; False, with nothing changed, if the gradient is not finite."""
+        """Clips, steps, projects and gates; returns False and changes nothing if the gradient is not finite."""
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
@@ -76,7 +76,7 @@ class Updater:
         gated = self._gates.keys() & gradients.keys() if self._apply_to == "update" else set()
         asked = set().union(*(names_of(constraint) for constraint in constraints))
         touched = (gated | asked) & gradients.keys()
-        # In the model's order: sums over a set of names would differ from process to process in their last bits.
+        # In the model's order: the order of a set, and so the last bits of sums, would differ between processes.
         before = self._remember([name for name in self._parameters if name in touched])
         self._step(gradients)
         with torch.no_grad():
@@ -90,12 +90,12 @@ class Updater:
         return True
 
     def _keep(self, constraints: Sequence[Constraint], before: Vector, gated: Collection[str], slope: Tensor) -> None:
-        """Takes back what the optimizer did against constraints.
+        """Removes the part of the update that violates constraints.
 
         Args:
-            constraints: all of them.
-            before: the parameters they touch; overwritten, but for those in `gated`.
-            gated: parameters whose old values are needed afterwards.
+            constraints: the constraints of all strategies.
+            before: old values of the parameters they touch; overwritten, except for those in `gated`.
+            gated: parameters whose old values are still needed afterwards.
             slope: length of the gradient; see `_length`.
         """
         if not before:
@@ -109,7 +109,7 @@ class Updater:
             torch._foreach_sub_([self._parameters[name] for name in vector], list(vector.values()), alpha=weight)
 
     def _constraints(self) -> list[Constraint]:
-        """What strategies ask for, references averaged over processes."""
+        """The constraints of all strategies, with references averaged over processes."""
         return [
             replace(constraint, reference=self._average(constraint.reference))
             if isinstance(constraint, HalfSpace)
@@ -119,7 +119,7 @@ class Updater:
         ]
 
     def _shape_gradients(self, gradients: Vector, constraints: Sequence[Constraint]) -> None:
-        """The paper's way under SGD: project and mask the gradient, and leave the rest to the optimizer."""
+        """Projects and masks the gradient before the optimizer's step, as the papers do under SGD."""
         if constraints:
             touched = set().union(*(names_of(constraint) for constraint in constraints))
             descent = {name: -gradient for name, gradient in gradients.items() if name in touched}
@@ -130,18 +130,18 @@ class Updater:
                 gradients[name].mul_(gate)
 
     def _step(self, gradient: Vector) -> None:
-        """The optimizer's step, or a strategy's own direction where one gives it."""
+        """Makes the optimizer's step, except for parameters that a strategy gives its own update."""
         own = [found for s in self._strategies if (found := s.precondition(self._context, gradient)) is not None]
         if len(own) > 1:
             raise ConfigError("strategies: two of them replace the optimizer's direction; keep one")
         for name, change in (own[0] if own else {}).items():
             with torch.no_grad():
                 self._parameters[name].add_(change)
-            self._parameters[name].grad = None  # what has its own direction is not the optimizer's any more
+            self._parameters[name].grad = None  # the optimizer skips it
         self._optimizer.step()
 
     def _remember(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Copies of parameters, in buffers that are used again at the next update."""
+        """Copies parameters into buffers that are reused at every update."""
         for name in names:
             if name not in self._before:
                 self._before[name] = torch.empty_like(self._parameters[name], requires_grad=False)
@@ -152,17 +152,17 @@ class Updater:
 
 
 def _length(vector: Vector, constraints: Sequence[Constraint]) -> Tensor:
-    """Length of a vector in the parameters of half-spaces with a margin.
+    """Length of a vector over the parameters of half-spaces with a margin.
 
-    Margins count in lengths of the gradient. An optimizer makes an update of another length of it, and under an
-    adaptive one no learning rate says which, so the two are measured.
+    Margins are in units of the gradient's length. The update's length differs, and an adaptive optimizer's learning
+    rate does not determine it, so both lengths are measured.
     """
     names = set().union(*(names_of(c) for c in constraints if isinstance(c, HalfSpace) and c.margin))
     return nn.utils.get_total_norm([tensor for name, tensor in vector.items() if name in names])
 
 
 def combine_gates(gates: Sequence[Vector], parameters: Vector) -> dict[str, Tensor]:
-    """The product of all strategies' gates, by parameter name.
+    """Multiplies the gates of all strategies, by parameter name.
 
     Raises:
         TrainingError: if a gate names no parameter or lies outside [0, 1].
@@ -172,21 +172,21 @@ def combine_gates(gates: Sequence[Vector], parameters: Vector) -> dict[str, Tens
         for name, gate in declared.items():
             if name not in parameters:
                 raise TrainingError(f"a gate names {name}, which is no parameter of the model")
-            if not ((gate >= 0) & (gate <= 1)).all():  # so put, it refuses NaN too
+            if not ((gate >= 0) & (gate <= 1)).all():  # written so that it refuses NaN too
                 raise TrainingError(f"the gate of {name} leaves [0, 1]; a gate is one minus an importance in [0, 1]")
             combined[name] = combined[name] * gate if name in combined else gate
     return combined
 
 
 def hold_back(after: Sequence[Tensor], before: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
-    """`after ← before + gate · (after - before)` in place: the update times the gate.
+    """Multiplies the update by the gates in place: `after ← before + gate · (after - before)`.
 
-    Equal to `before` to the last bit at gate 0, and to `after` at gate 1, as `lerp` promises at both ends.
+    The result is bit for bit `before` at gate 0 and `after` at gate 1, because `lerp` is exact at both ends.
 
     Args:
         after: parameters after the update.
-        before: the same before it.
-        gates: factors in [0, 1], each of a shape that broadcasts to the parameter's.
+        before: parameters before the update.
+        gates: factors in [0, 1], each broadcastable to the shape of its parameter.
     """
     for new, old, gate in zip(after, before, gates, strict=True):
         torch.lerp(old, new, gate, out=new)

@@ -1,4 +1,4 @@
-"""Many sub-networks made into one: a single encoder learns to say what they say together."""
+"""Distils a model with many sub-networks into one with a single encoder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -28,9 +28,9 @@ from ner_cl.types import Sentence, Span
 
 __all__ = ["compact"]
 
-_HELD_BACK = 10  # one sentence in so many tells when to stop
+_HELD_BACK = 10  # one sentence in this many is held back for early stopping
 _FEWEST_SENTENCES = 20
-# What a record says of the teacher's blocks, and not of the student's.
+# Entries of a history record that hold for the teacher's blocks but not for the student's.
 _OF_BLOCKS = ("calibration", "free", "isolation")
 
 
@@ -40,7 +40,7 @@ class _ImitateOptions(StrategyOptions):
 
 @final
 class _Imitate(Strategy):
-    """Every block imitates the same block of a teacher, on every word (Hinton et al. 2015)."""
+    """Every block imitates the same block of the teacher, on every word (Hinton et al. 2015)."""
 
     options_class = _ImitateOptions
 
@@ -49,7 +49,7 @@ class _Imitate(Strategy):
         self._teacher = Teacher(teacher, cache=True)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """The sum of all blocks' KL, as `kd`; there is no gold."""
+        """Returns the summed KL divergence of all blocks as `kd`; there is no gold."""
         teacher = self._teacher.says(context, batch)
         return {"kd": context.model.head.distillation(emissions, batch, teacher, DistillOptions())["kd"]}
 
@@ -63,33 +63,33 @@ def compact(
     seed: int = 13,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> LearnResult:
-    """Distils a model with a sub-network a step into one with a single encoder, which costs one pass to run.
+    """Distils a model with one sub-network per step into one with a single encoder, which runs in one pass.
 
-    The student starts from the shared encoder and the blocks, and imitates the emissions of all blocks on raw text. It
-    gives up the promise that old blocks never change, and can be taught more in any way.
+    The student starts from the shared encoder and the blocks, and imitates the emissions of all blocks on raw text. Its
+    old blocks are no longer guaranteed not to change; in return, any strategy can teach it further types.
 
     Args:
-        model: the teacher; it stays as it is.
-        sentences: words of any text like that to be tagged; annotation is not looked at.
-        dev: annotated sentences to measure with. Types they are not annotated for are measured by agreement with the
-            teacher; without any, a tenth of `sentences` serves.
-        training: options of the loop.
-        seed: of everything random.
-        on_event: called with everything that happens.
+        model: the teacher; it is not changed.
+        sentences: text similar to what the model will tag; annotation is ignored.
+        dev: annotated sentences for evaluation; types they are not annotated for are measured by agreement with the
+            teacher. If empty, a tenth of `sentences` is used.
+        training: options of the training loop.
+        seed: seed of all random draws.
+        on_event: called with every event.
 
     Returns:
         The student, with F1 before and after for every type.
 
     Raises:
-        ModelError: if the model has no sub-networks, or blocks that know types of earlier steps too.
-        DataError: if there is too little text.
+        ModelError: if the model has no sub-networks, or has blocks that know types of earlier steps too.
+        DataError: if there are too few sentences.
     """
     _check(model, sentences)
     options = training or TrainingOptions()
     engine = Engine(options.precision)
     raw = [Sentence(sentence.words) for sentence in sentences]
     held_back, train = raw[::_HELD_BACK], [s for number, s in enumerate(raw) if number % _HELD_BACK]
-    # Imitation looks at no annotation, but the loop passes over what nobody annotated.
+    # Imitation ignores annotation, but the loop skips sentences that are annotated for no type.
     train = [sentence.with_spans((), model.types) for sentence in train]
     with engine.random_numbers_apart():
         student = _single(model, seed).to(engine.device)
@@ -117,7 +117,7 @@ def compact(
 
 
 def _history(teacher: NerModel, changes: Sequence[TypeChange]) -> list[dict[str, Any]]:
-    """The teacher's, without what was checked of its blocks alone, and with what became of its last step."""
+    """The teacher's history, without entries that hold for its blocks only, plus the changes made by distillation."""
     records = [{k: v for k, v in record.items() if k not in _OF_BLOCKS} for record in teacher.history]
     name = teacher.subnetworks.options.name if teacher.subnetworks is not None else ""
     if records:
@@ -146,7 +146,7 @@ def _imitation(
     engine: Engine,
     seed: int,
 ) -> Iterator[Event]:
-    """Trains the student, yielding what happens; afterwards it has the weights with which the two agreed best."""
+    """Trains the student, yielding events; it ends with the weights that agreed best with the teacher."""
     context = _context(student, train, options, engine, seed)
     epochs, times = plan_epochs(options, context, engine.processes)
     loop = StepTraining(
@@ -166,7 +166,7 @@ def _imitation(
 
 
 def _single(model: NerModel, seed: int) -> NerModel:
-    """A model with the same blocks and what was measured of their scores, all reading the shared encoder."""
+    """A model with the same blocks and score calibration, all on the shared encoder."""
     student = NerModel.from_parts(model.copy().encoder, model.head.options)
     draw = torch.Generator().manual_seed(int(generator(seed, "compact/blocks").integers(2**62)))
     for types, block in zip(model.tagset.steps, model.head.blocks, strict=True):
@@ -181,7 +181,7 @@ def _single(model: NerModel, seed: int) -> NerModel:
 def _context(
     student: NerModel, train: Sequence[Sentence], options: TrainingOptions, engine: Engine, seed: int
 ) -> StepContext:
-    """Of a step that teaches no type."""
+    """The context of a step that teaches no type."""
 
     def nothing(*_: object) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Where training runs: device, processes and precision, through `accelerate`."""
+"""Device, processes and precision of training, through `accelerate`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +26,8 @@ class Engine:
 
     Args:
         precision: number format of forward passes.
-        tracker: an experiment tracker that `accelerate` knows; None for none.
-        logs: where a tracker that writes files writes them.
+        tracker: an experiment tracker supported by `accelerate`; None for none.
+        logs: log folder of trackers that write files.
 
     Raises:
         MissingExtra: if the tracker is not installed.
@@ -36,8 +36,8 @@ class Engine:
     def __init__(self, precision: Precision = "auto", *, tracker: str | None = None, logs: Path | None = None) -> None:
         if tracker is not None and tracker not in map(str, get_available_trackers()):
             raise MissingExtra(f"tracker: {tracker} is not installed; run: pip install {tracker}")
-        # Said outright, because `accelerate` would take processes without a GPU for strangers that each train alone.
-        # No more than this state, so that whoever uses an `Accelerator` beside us can give it any precision.
+        # `cpu` is explicit, because `accelerate` would otherwise let processes without a GPU each train alone.
+        # Only a `PartialState`, so that an `Accelerator` in the same program can still choose its own precision.
         self._state = PartialState(cpu=not torch.accelerator.is_available())
         self._tracker, self._logs = tracker, logs
         self._tracking: GeneralTracker | None = None
@@ -46,33 +46,33 @@ class Engine:
 
     @property
     def rank(self) -> int:
-        """Number of this process, from 0."""
+        """Rank of this process, from 0."""
         return int(self._state.process_index)
 
     @property
     def processes(self) -> int:
-        """How many processes train together."""
+        """Number of processes that train together."""
         return int(self._state.num_processes)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process is the one that writes files and output."""
         return bool(self._state.is_main_process)
 
     @contextmanager
     def random_numbers_apart(self) -> Iterator[None]:
-        """Leaves the caller's random numbers as they were, whatever is drawn or seeded meanwhile."""
+        """Restores torch's random state on exit, whatever is drawn or seeded inside."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             yield
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces each gradient by its mean over processes; a parameter without one in any process keeps none.
+        """Replaces each gradient by its mean over processes; one that is None in all processes stays None.
 
-        Once an update, however many forward and backward passes made the gradients: unlike a wrapped model, this knows
-        nothing of which parameters a pass used.
+        Call it once per update, after all forward and backward passes. Unlike a wrapped model, it does not need to know
+        which parameters a pass used.
 
         Args:
-            parameters: the same ones in the same order in all processes.
+            parameters: the same parameters in the same order in all processes.
         """
         if self.processes == 1:
             return
@@ -93,7 +93,7 @@ class Engine:
         return items[self.rank :: self.processes]
 
     def gather(self, mine: Sequence[Any]) -> list[Any]:
-        """The items of all processes in the order of the sequence that `mine` shared out; the same in all of them."""
+        """Merges the items of all processes, in the order of the sequence split by `mine`; same result everywhere."""
         if self.processes == 1:
             return list(mine)
         shares = gather_object([list(mine)])
@@ -103,7 +103,7 @@ class Engine:
         return whole
 
     def sum_counts(self, counts: Mapping[str, Counts]) -> dict[str, Counts]:
-        """Counts added up over processes."""
+        """Sums counts over processes."""
         if self.processes == 1:
             return dict(counts)
         table = torch.tensor([[c.tp, c.fp, c.fn] for c in counts.values()], device=self.device).reshape(-1, 3)
@@ -111,31 +111,31 @@ class Engine:
         return {type_: Counts(*row) for type_, row in zip(counts, summed, strict=True)}
 
     def average(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Each tensor's mean over processes, all of which must ask for the same names in the same order."""
+        """Averages each tensor over processes, all of which must pass the same names in the same order."""
         if self.processes == 1:
             return tensors
         return {name: reduce(tensor, reduction="mean") for name, tensor in tensors.items()}
 
     def as_in_main(self, tensors: Iterable[Tensor]) -> None:
-        """Gives tensors, the same ones in all processes, the values that they have in the main process."""
+        """Overwrites tensors in place with the main process's values; all processes must pass the same ones."""
         if self.processes > 1:
             for tensor in tensors:
                 tensor.copy_(broadcast(tensor.to(self.device)))
 
     def from_main(self, value: T) -> T:
-        """What the main process gives, whatever the others do."""
+        """Returns the value passed by the main process, in every process."""
         if self.processes == 1:
             return value
         told: list[T] = broadcast_object_list([value])
         return told[0]
 
     def first(self, message: str) -> str:
-        """The first message that any process has; "" if none has one."""
+        """Returns the first non-empty message of any process; "" if there is none."""
         messages = gather_object([message]) if self.processes > 1 else [message]
         return next((found for found in messages if found), "")
 
     def start_tracking(self, run: str, settings: Mapping[str, Any]) -> None:
-        """Begins a run of the project `ner_cl` in the tracker, where there is one."""
+        """Starts a run in the tracker's project `ner_cl`, if there is a tracker."""
         if self._tracker is None:
             return
         names = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
@@ -146,16 +146,16 @@ class Engine:
         self._tracking.store_init_configuration(dict(settings))
 
     def track(self, values: Mapping[str, float], *, at: int) -> None:
-        """Adds a point to curves of the tracker, where there is one."""
+        """Logs values to the tracker, if there is one."""
         if self._tracking is not None:
             self._tracking.log(dict(values), step=at)
 
     def stop_tracking(self) -> None:
-        """Ends the tracker's run; processes go on."""
+        """Ends the tracker's run, if there is one."""
         if self._tracking is not None:
             self._tracking.finish()
         self._tracking = None
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
+        """Blocks until every process has called it."""
         self._state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""The machine and software that a run was made with."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ ENVIRONMENT_KEYS = ("python", "packages", "platform", "cpu", "cores", "threads",
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and source revision, for `env.json`."""
+    """Collects versions, machine and source revision for `env.json`."""
     return {
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in PACKAGES},
@@ -37,7 +37,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of the working directory's checkout, if it is one."""
+    """The Git revision of the working directory, if it is a checkout."""
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""What happens while learning, as values: the loop yields them, the command line shows them, a file keeps them."""
+"""Training events: the loop yields them, the command line shows them, and a log file keeps them."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ __all__ = ["EpochDone", "Event", "EventLog", "Note", "Resumed", "RunDone", "Step
 
 @dataclass(frozen=True, kw_only=True)
 class StepStarted:
-    """A stage of a step begins: `updates` an epoch, over `sentences` with `words` words; `strategies` by name."""
+    """A stage of a step begins, with `updates` per epoch over `sentences` of `words` words; `strategies` are names."""
 
     step: int
     types: tuple[str, ...]
@@ -26,7 +26,7 @@ class StepStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Something about a step that its user may not expect, in one line."""
+    """A one-line note on something in a step that the user may not expect."""
 
     step: int
     text: str
@@ -34,7 +34,7 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """Training goes on from a checkpoint, after `update` updates of `epoch`."""
+    """Training resumes from a checkpoint, after `update` updates of `epoch`."""
 
     step: int
     epoch: int
@@ -43,7 +43,7 @@ class Resumed:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateDone:
-    """The optimizer has made an update; `skipped` if the gradient was not finite and nothing was changed."""
+    """An update is done; `skipped` if the gradient was not finite and nothing was changed."""
 
     step: int
     epoch: int
@@ -54,7 +54,7 @@ class UpdateDone:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch is over: mean `losses` of its updates, dev `score` (F1, 0 to 1), `seconds` of training in the step."""
+    """An epoch is done: mean `losses` of its updates, dev `score` (F1, 0 to 1), training `seconds` in the step."""
 
     step: int
     epoch: int
@@ -68,11 +68,10 @@ class EpochDone:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """A step is learned and evaluated; F1 from 0 to 1, `peak_memory` in bytes of the main process or its GPU.
+    """A step is trained and evaluated; F1 from 0 to 1, `peak_memory` in bytes of the main process or its GPU.
 
-    `train_seconds` counts training only, and `seconds` everything; of a step that was interrupted, both hold the
-    training of earlier processes up to their last checkpoint. `falls` says how far F1 of old types fell in this step,
-    of those whose F1 did.
+    `train_seconds` counts training only, `seconds` everything; if the step was interrupted, both include the training
+    of earlier processes up to their last checkpoint. `falls` has the drop of each old type whose F1 fell in this step.
     """
 
     step: int
@@ -90,7 +89,7 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDone:
-    """All steps are learned; `seconds` of the process that did the last ones."""
+    """All steps are done; `seconds` counts only the process that did the last ones."""
 
     metrics: dict[str, float | None]
     seconds: float
@@ -101,10 +100,10 @@ Event = StepStarted | Note | Resumed | UpdateDone | EpochDone | StepDone | RunDo
 
 @dataclass
 class EventLog:
-    """Appends events to a JSONL file, a line each with the event's name and the time; updates are left to their epoch.
+    """Appends events to a JSONL file, one line each with the event's name and the time, except for `UpdateDone`.
 
     Args:
-        path: the file; None keeps nothing.
+        path: the file; None disables the log.
     """
 
     path: Path | None

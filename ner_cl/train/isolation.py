@@ -1,4 +1,4 @@
-"""The promise that old blocks compute what they did, checked to the last bit."""
+"""Bit-for-bit check that old blocks still compute what they did."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ __all__ = ["Fingerprints", "emission_fingerprints"]
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What the blocks of some steps emit on some text, in a form that one changed bit changes.
+    """Hashes of what the blocks of some steps emit on some text; a single changed bit changes them.
 
     Attributes:
-        sentences: how many were read.
-        words: of all of them.
-        steps: a SHA-256 of the emissions of each step's block.
+        sentences: number of sentences read.
+        words: number of words in them.
+        steps: SHA-256 of the emissions of each step's block.
     """
 
     sentences: int
@@ -31,10 +31,10 @@ class Fingerprints:
     steps: dict[int, str]
 
     def check(self, later: "Fingerprints") -> None:
-        """Compares with the same made later.
+        """Compares these with fingerprints made later.
 
         Raises:
-            CheckFailed: if a block emits otherwise, by as little as a bit of one score.
+            CheckFailed: if any block's emissions differ, even by one bit of one score.
         """
         if changed := [step for step, found in self.steps.items() if later.steps.get(step) != found]:
             names = ", ".join(map(str, changed))
@@ -44,21 +44,21 @@ class Fingerprints:
             )
 
     def __str__(self) -> str:
-        """In words."""
+        """The result of a successful check, in words."""
         return (
             f"the blocks of earlier steps emit what they did, to the last bit, on {self.sentences} sentences "
             f"({self.words} words)"
         )
 
     def record(self) -> dict[str, Any]:
-        """As a line of `history.jsonl` tells it."""
+        """Returns the entry for `history.jsonl`."""
         return {"sentences": self.sentences, "words": self.words, "unchanged": sorted(self.steps)}
 
 
 def emission_fingerprints(
     model: NerModel, sentences: Sequence[Sentence], steps: Sequence[int], *, batch_tokens: int, precision: Precision
 ) -> Fingerprints:
-    """What the blocks of `steps`, and their sub-networks alone, emit on words, and what makes scores of it."""
+    """Hashes the emissions and calibration of the blocks of `steps`, running only those steps' sub-networks."""
     digests = {step: hashlib.sha256() for step in steps}
     if not digests:
         return Fingerprints(len(sentences), sum(len(sentence.words) for sentence in sentences), {})

@@ -1,4 +1,4 @@
-"""What strategies kept of earlier steps: given back to them, and known again."""
+"""Loads and fingerprints what strategies kept of earlier steps."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ __all__ = ["kept_fingerprint", "load_state"]
 
 
 def load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
-    """Gives a strategy what it kept.
+    """Loads a strategy's kept state.
 
     Raises:
-        ModelError: if that was damaged.
+        ModelError: if the state is damaged.
     """
     name = strategy.options.name
     where = f"strategies: what {name} kept of earlier steps is damaged"
@@ -31,7 +31,7 @@ def load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
 
 
 def kept_fingerprint(strategy: Strategy) -> str:
-    """Of what a strategy knows of earlier steps: sentences may have been deleted since a checkpoint was made."""
+    """Hashes a strategy's kept sentences and state; sentences may have been deleted since a checkpoint was made."""
     digest = hashlib.sha256(fingerprint(strategy.kept_sentences()).encode())
     for key, tensor in sorted(strategy.state_dict().items()):
         digest.update(key.encode())

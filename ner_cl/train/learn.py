@@ -1,4 +1,4 @@
-"""The everyday verb: one new step on an existing model."""
+"""`learn`, the main entry point: trains one new step on an existing model."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +28,10 @@ __all__ = ["learn"]
 
 Data = str | Path | Sequence[Sentence]
 
-# Without dev sentences a tenth of the training sentences is held back, but no fewer than this many: a handful would
-# tell nothing. Where that would be more than a quarter of them, none can be spared.
+# Without dev sentences, a tenth of the training sentences is held back, but at least this many: fewer would show too
+# little. If that is more than a quarter of them, none are held back.
 _FEWEST_HELD_BACK = 10
-_FEWEST_TAUGHT = 2  # mentions of a type that are never held back
+_FEWEST_TAUGHT = 2  # mentions of each type that must stay in the training sentences
 
 
 def learn(
@@ -52,32 +52,32 @@ def learn(
     """Teaches a model new types without the old data.
 
     Args:
-        model: what is known so far; it stays as it is.
-        train: sentences annotated for the new types, or a file of them; other annotation in them is not looked at.
+        model: the current model; it is not changed.
+        train: sentences annotated for the new types, or a file of them; annotation of other types is ignored.
         types: the new types, in order.
-        dev: sentences to select on and to measure old types with; those it is not annotated for are measured by
-            agreement with the model before the step. Without it, a tenth of `train` is held back, or nothing of fewer
-            than 40 sentences: then all epochs are trained and nothing is measured.
-        replay: sentences annotated for old types, or a file of them: the memory of the strategy `replay`, in place of
-            what the model remembers. The strategy is added to the list where it is not in it.
-        unlabeled: raw texts of the domain, or a text file with one a line: `distill` holds old types in them too, and
-            `das` with `pretrain_epochs` pre-trains on them first.
+        dev: sentences for model selection and for measuring old types; old types without gold mentions there are
+            measured by agreement with the model before the step. Without `dev`, a tenth of `train` is held back; with
+            fewer than 40 sentences none is, so that all epochs are trained and nothing is measured.
+        replay: sentences annotated for old types, or a file of them: they replace the memory of the strategy `replay`,
+            which is added to the strategies if not listed.
+        unlabeled: raw texts of the domain, or a text file with one per line. `distill` also distils old types on them,
+            and `das` with `pretrain_epochs` pre-trains on them first.
         strategies: options or `{"name": …}` mappings; distillation on a frozen trunk by default.
-        isolate: learn without changing anything that old types are found with, and check that to the last bit: with
-            what gave the model its sub-networks, else with `modules`, unless the list names another way.
-        training: options of the loop, or a mapping of them.
-        seed: of everything random.
-        on_event: called with everything that happens.
-        **reading: options of `read_sentences`, such as `format` or `alignment`, where files are given.
+        isolate: change nothing that old types are found with, and verify this bit for bit. Uses the strategy that gave
+            the model its sub-networks, else `modules`, unless `strategies` lists another isolating one.
+        training: options of the training loop, or a mapping of them.
+        seed: seed of all random draws.
+        on_event: called with every event.
+        **reading: options of `read_sentences`, such as `format` or `alignment`, for data given as files.
 
     Returns:
-        The new model, where the old one is (it is taught on a GPU if there is one), with a row of F1 before and after
+        The new model, on the old one's device (training itself uses a GPU if there is one), with F1 before and after
         for every type.
 
     Raises:
-        DataError: if the data cannot be read or do not mention a type, or `replay` is not about old types.
+        DataError: if the data cannot be read or do not mention a type, or `replay` is not annotated for old types only.
         ModelError: if a type is known already.
-        CheckFailed: if old blocks were to be isolated, and one of them changed.
+        CheckFailed: if old blocks are isolated and one of them changed.
 
     Example:
         >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
@@ -89,7 +89,7 @@ def learn(
     old_types, student = model.types, model.copy(memory=True)
     parsed = parsed or _begun(model)
     if not isolate and model.subnetworks is None:
-        parsed = tuple(or_default(parsed))  # what is added below is added to them
+        parsed = tuple(or_default(parsed))  # strategies added below join the default ones
     if replay is not None:
         kept = _read(replay, {**reading, "explicit_types": True})
         _check_replay(kept, old_types, types)
@@ -117,7 +117,7 @@ def learn(
 def _result(
     learner: Learner, step: Step, old: NerModel, dev: Sequence[Sentence], before: Sequence[Sequence[Span]]
 ) -> LearnResult:
-    """What came of the step, and the model with a record of it."""
+    """Measures the changes and records the step in the new model's history."""
     after = learner.predict(dev)
     counts = count_spans(dev, after, learner.model.types)
     changes = changes_of(dev, before, after, old.types, counts)
@@ -134,7 +134,7 @@ def _result(
 def _prepare(
     model: NerModel, train: Data, types: Sequence[str], dev: Data | None, reading: dict[str, Any], seed: int
 ) -> tuple[Step, list[Sentence]]:
-    """The step with old and other types hidden, and the dev sentences with all their annotation."""
+    """Returns the step, with all types but the new ones hidden, and the dev sentences with all their annotation."""
     if isinstance(types, str) or not types:
         raise ConfigError(f"types: give a list of new types, such as ['DRUG'], not {types!r}")
     model.tagset.grow(types)
@@ -151,7 +151,7 @@ def _prepare(
 
 
 def _hold_back(sentences: list[Sentence], seed: int) -> tuple[list[Sentence], list[Sentence]]:
-    """What to learn from and what to select on, drawn alike from sentences that mention a type and from others."""
+    """Splits off dev sentences, taking the same share of sentences with mentions and of those without."""
     if len(sentences) < 4 * _FEWEST_HELD_BACK:
         return sentences, []
     share = max(0.1, _FEWEST_HELD_BACK / len(sentences))
@@ -179,14 +179,14 @@ def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:
 
 
 def _with(strategies: tuple[StrategyOptions, ...], needed: dict[str, Any]) -> tuple[StrategyOptions, ...]:
-    """The strategies with one more, unless it is among them."""
+    """Adds a strategy unless it is listed already."""
     if any(options.name == needed["name"] for options in strategies):
         return strategies
     return strategies + _parse([needed])
 
 
 def _begun(model: NerModel) -> tuple[StrategyOptions, ...]:
-    """How steps are to be kept apart, where the last one was taught so and only the next one needs it."""
+    """The isolating strategies of the model's last step, if the model has no sub-networks yet."""
     if model.subnetworks is not None or not model.history or "compacted" in model.history[-1]:
         return ()
     listed = _parse(model.history[-1].get("strategies", ()))
@@ -194,7 +194,7 @@ def _begun(model: NerModel) -> tuple[StrategyOptions, ...]:
 
 
 def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tuple[StrategyOptions, ...]:
-    """The strategies with one that keeps steps apart: what the model has already, else modules."""
+    """Adds an isolating strategy if none is listed: the one of the model's sub-networks, else `modules`."""
     if isolating(strategies):
         return strategies
     if strategies:

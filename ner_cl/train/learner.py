@@ -1,4 +1,4 @@
-"""One step of learning, start to end."""
+"""Trains one step from start to end."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -37,22 +37,22 @@ __all__ = ["Learner"]
 
 @final
 class Learner:
-    """Teaches a model one step after another; the same learner serves a whole stream.
+    """Trains a model step by step; one learner can train a whole stream.
 
     Args:
         model: the student; it is changed in place.
-        strategies: options of the strategies; without any, the project's default, or what gave the model sub-networks.
-        training: options of the loop.
+        strategies: options of the strategies; if empty, the one that gave the model sub-networks, or the default ones.
+        training: options of the training loop.
         engine: device, processes, precision.
-        seed: of everything random.
-        checkpoint: keeps the state inside a step.
+        seed: seed of all random draws.
+        checkpoint: stores the state inside a step.
 
     Attributes:
-        isolation: what was found unchanged to the last bit in the last step, where a strategy promises it.
-        calibration: of the scores of the last step, where its dev sentences say enough.
+        isolation: fingerprints verified as unchanged in the last step; None unless a strategy isolates steps.
+        calibration: calibration of the last step's scores; None if it was not measured.
 
     Raises:
-        ConfigError: if the strategies cannot be combined, or not with the model.
+        ConfigError: if the strategies cannot be combined with each other or with the model.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Learner:
 
     @property
     def needs_earlier_data(self) -> bool:
-        """Whether a strategy reads the data of earlier steps, which only an upper bound does."""
+        """Whether a strategy reads the data of earlier steps, as only an upper bound does."""
         return any(strategy.needs_earlier_data for strategy in self.strategies)
 
     def learn_step(
@@ -95,21 +95,21 @@ class Learner:
         earlier_dev: Sequence[Sentence] = (),
         unlabeled: Sequence[Sentence] = (),
     ) -> Iterator[Event]:
-        """Learns one step, yielding what happens. Afterwards `model` is the student with its best weights.
+        """Trains one step, yielding events; `model` ends with its best weights.
 
         Args:
-            step: new types and the sentences annotated for them.
-            old_steps: the types of each earlier step, where the model does not know them itself (an upper bound that
-                starts at the last step).
-            earlier: everything seen so far with all annotation; handed only to a strategy that needs it.
-            earlier_dev: the same of the dev sentences.
-            unlabeled: words of the step's domain without annotation, for strategies that can use them.
+            step: the new types and the sentences annotated for them.
+            old_steps: the types of each earlier step, if the model does not know them (an upper bound that starts at
+                the last step).
+            earlier: all sentences seen so far with all annotation; passed only to strategies that need it.
+            earlier_dev: the same for the dev sentences.
+            unlabeled: sentences of the step's domain without annotation, for strategies that can use them.
 
         Raises:
-            DataError: if there is no sentence, if one is annotated for other types than the step's, or if a remembered
-                one is for types that nobody knows.
+            DataError: if there are no sentences, one is annotated for types of other steps, or a remembered one is
+                annotated for unknown types.
             ModelError: if a type is known already.
-            CheckFailed: if a strategy promises that old blocks do not change, and one did.
+            CheckFailed: if a strategy isolates steps but an old block changed.
         """
         with self.engine.random_numbers_apart():
             yield from self._learn_step(
@@ -129,14 +129,14 @@ class Learner:
         earlier_dev: Sequence[Sentence],
         unlabeled: Sequence[Sentence],
     ) -> Iterator[Event]:
-        Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # refuses a type that is known already
+        Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # rejects a type that is known already
         _check_data(step)
         for strategy in self.strategies:
             check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
         context = self._context(step, old_steps, earlier)
         context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
-        self.model.encoder.shortcut = None  # of a step that was given up
+        self.model.encoder.shortcut = None  # left over from an aborted step
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             strategy.begin_step(context)
@@ -165,7 +165,7 @@ class Learner:
         return calibrate(self.model, step.dev, batch_tokens=batch_tokens, precision=precision)
 
     def _old_emissions(self, step: Step) -> Fingerprints:
-        """Of what old blocks emit on the step's dev sentences, or where there are none, on its training sentences."""
+        """Fingerprints of the old blocks' emissions on the step's dev sentences, else on its training sentences."""
         return emission_fingerprints(
             self.model,
             step.dev or step.train,
@@ -175,7 +175,7 @@ class Learner:
         )
 
     def _train(self, context: StepContext, dev: Sequence[Sentence], fingerprint: str) -> Iterator[Event]:
-        """All stages of the step, or those that a checkpoint leaves to be done."""
+        """Trains all stages of the step, starting from the checkpoint's stage if there is one."""
         first, times = plan_epochs(self.training, context, self.engine.processes)
         epochs = [first, *(times * count for s in self.strategies for count in s.stages(context))]
         seconds, earlier_epochs = 0.0, 0
@@ -206,8 +206,8 @@ class Learner:
             seconds, earlier_epochs = self.progress.train_seconds, self.progress.epochs_done
 
     def _finish(self, context: StepContext) -> None:
-        """The end of a step: weights settle, then strategies measure, then the model takes along what they keep."""
-        self.model.encoder.shortcut = None  # whoever measures now sees the whole encoder run
+        """Ends a step: strategies settle weights, then measure; then the model stores what they keep."""
+        self.model.encoder.shortcut = None  # measurements need the whole encoder to run
         for strategy in sorted(self.strategies, key=lambda strategy: strategy.settles_last):
             strategy.settle(context)
         for strategy in self.strategies:
@@ -225,7 +225,7 @@ class Learner:
 
     @torch.no_grad()
     def _agree(self) -> None:
-        """All processes go on from what the main one has: sums in another order differ in their last bits."""
+        """Copies the main process's state to all: another order of summation differs in the last bits."""
         model, engine = self.model, self.engine
         engine.as_in_main(model.state_dict().values())
         measured = (model.head.temperatures, model.strategy_state, model.kept_sentences)
@@ -237,11 +237,11 @@ class Learner:
 
     @property
     def progress(self) -> Progress:
-        """How the last step went."""
+        """Progress of the last step."""
         return self.loop.progress
 
     def predict(self, sentences: Sequence[Sentence], *, types: Sequence[str] | None = None) -> list[list[Span]]:
-        """The spans the model finds now, of some types or of all."""
+        """Predicts spans with the current model, of `types` or of all types."""
         return predict_sentences(
             self.model,
             sentences,
@@ -251,12 +251,12 @@ class Learner:
         )
 
     def count(self, sentences: Sequence[Sentence], types: Sequence[str], *, alone: bool = False) -> dict[str, Counts]:
-        """Exact counts per type over sentences, shared out over processes.
+        """Counts correct, wrong and missed spans per type, with the sentences split over processes.
 
         Args:
-            sentences: annotated for any types.
-            types: to count.
-            alone: look for these types only, so that no other can take a word from them.
+            sentences: sentences annotated for any types.
+            types: the types to count.
+            alone: predict these types only, so that no other type competes for a word.
         """
         mine = self.engine.mine(sentences)
         return self.engine.sum_counts(count_spans(mine, self.predict(mine, types=types if alone else None), types))
@@ -296,8 +296,8 @@ class Learner:
         self.model.grow(types, generator=torch.Generator().manual_seed(int(draw.integers(2**62))))
 
     def _dev(self, step: Step, context: StepContext) -> Sequence[Sentence]:
-        """The dev sentences to select on: gold for new types; for old ones, if asked for, what the model says now."""
-        alone = context.trained_steps is not None  # what earlier steps find does not change
+        """Dev sentences for model selection: gold for new types; if asked for, current predictions for old types."""
+        alone = context.trained_steps is not None  # predictions of earlier steps do not change
         if self.training.early_stopping.metric == "new" or not context.old_types or alone:
             return step.dev
         return [
@@ -306,13 +306,13 @@ class Learner:
         ]
 
     def _score(self, dev: Sequence[Sentence], context: StepContext) -> float | None:
-        """Micro F1 on dev sentences; of a new sub-network alone, since the others are as good as they were."""
+        """Micro F1 on dev sentences; with sub-networks, of the new types only, since old blocks do not change."""
         alone = context.trained_steps is not None
         types = context.types if alone else self.model.types
         return micro_f1(self.count(dev, types, alone=alone)) if dev else None
 
     def _fingerprint(self, step: Step, unlabeled: Sequence[Sentence]) -> str:
-        """Of everything that decides how a step goes, but for where files are and how often a checkpoint is made."""
+        """Hash of what determines the step's result: strategies, training options, seed, process count and data."""
         settings = [strategy.options.model_dump_json() for strategy in self.strategies]
         settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
         settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
@@ -326,7 +326,7 @@ def _trained(module: nn.Module) -> bool:
 
 
 def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
-    """Refuses strategies that cannot teach the model: what is apart must stay so, and what is shared is not apart."""
+    """Rejects strategies that cannot train the model: its head and its sub-networks limit the choice."""
     check_head([strategy.options for strategy in strategies], model.head.options)
     if model.subnetworks is not None and not any(strategy.isolates for strategy in strategies):
         name = model.subnetworks.options.name
@@ -337,7 +337,7 @@ def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
 
 
 def _check_data(step: Step) -> None:
-    """A step's sentences show nothing but its own types: old gold labels would make every comparison worthless."""
+    """Rejects training sentences annotated for types of other steps: old gold would invalidate every comparison."""
     names = ", ".join(step.types)
     if not step.train:
         raise DataError(f"step {step.number} has no training sentences; give data that mention {names}")

@@ -1,4 +1,4 @@
-"""The training loop of one step, to be read from top to bottom."""
+"""The training loop of one step; read it from top to bottom."""
 
 import math
 import time
@@ -24,35 +24,35 @@ from ner_cl.types import Sentence
 
 __all__ = ["StepTraining", "epochs_between_scores", "loss_terms", "plan_epochs"]
 
-# A pass forward and backward costs so many passes that only predict.
+# Cost of a forward and backward pass, in forward passes.
 _PASSES = 3
-# Of a step whose number of epochs nobody chose.
+# Defaults for `epochs: auto`.
 _EPOCHS = 10
 _FEWEST_UPDATES = 100
 
 
 @dataclass(kw_only=True)
 class StepTraining:
-    """Trains the student of one step and leaves its best weights in it.
+    """Trains one stage of a step and leaves the student with its best weights.
 
     Args:
-        context: of the step; `context.model` is the student, with its new block, `context.encoded` its sentences.
-        strategies: all of them.
+        context: context of the step; `model` is the student with its new block, `encoded` the sentences to train on.
+        strategies: all strategies.
         options: batches, optimizer, checkpoints.
-        epochs: at most.
-        patience: epochs without a better score; 0 trains all.
-        every: epochs from one look at the dev sentences to the next; see `epochs_between_scores`.
+        epochs: maximum number of epochs.
+        patience: epochs without a better score before stopping; 0 trains all.
+        every: epochs between two dev scores; see `epochs_between_scores`.
         engine: device, processes, precision.
         dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
-        seed: of this stage's dropout; other draws come from `context.generator`.
-        checkpoint: where to keep the state.
-        fingerprint: of configuration and data.
-        seconds: what earlier stages of the step took.
-        earlier_epochs: that they were trained for.
+        seed: seed of this stage's dropout; other draws come from `context.generator`.
+        checkpoint: stores the state.
+        fingerprint: hash of configuration and data.
+        seconds: training time of earlier stages of the step.
+        earlier_epochs: epochs trained in earlier stages.
 
     Attributes:
-        progress: how far it has come.
-        carried: seconds of training that earlier processes had put into the step.
+        progress: training progress.
+        carried: seconds of training that earlier processes put into the step; 0 if this stage was not resumed.
     """
 
     context: StepContext
@@ -73,7 +73,7 @@ class StepTraining:
     _saved_at: float = field(init=False, default_factory=time.monotonic)
 
     def run(self) -> Iterator[Event]:
-        """Trains, yielding what happens; the caller reports it."""
+        """Trains, yielding events for the caller to report."""
         context, options, model = self.context, self.options, self.context.model
         encoded = context.encoded
         optimizer = self._optimizer()
@@ -121,7 +121,7 @@ class StepTraining:
 
         if best:
             model.load_state_dict(best)
-        optimizer.zero_grad(set_to_none=True)  # a strategy that measures gradients at the end starts from none
+        optimizer.zero_grad(set_to_none=True)  # strategies that measure gradients afterwards start from None
         model.requires_grad_(True).eval()
 
     def _update(
@@ -131,7 +131,7 @@ class StepTraining:
         group: list[list[int]],
         updates: int,
     ) -> UpdateDone:
-        """One update on a group of batches; `updates` is how many an epoch has."""
+        """Makes one update on a group of batches; `updates` is the number of updates per epoch."""
         progress, options, encoded = self.progress, self.options, self.context.encoded
         started = time.perf_counter()
         done = (progress.epoch - 1) * updates + progress.update
@@ -141,7 +141,7 @@ class StepTraining:
         self.context.update, self.context.updates, self.context.rate = progress.update, updates, factor
         for strategy in self.strategies:
             strategy.begin_update(self.context)
-        # Dropout is a function of the update, so a resumed run draws what the uninterrupted one drew.
+        # Dropout depends only on the update's number and the rank, so a resumed run repeats the same draws.
         torch.manual_seed(self.seed + done * self.engine.processes + self.engine.rank)
         optimizer.zero_grad(set_to_none=True)
         losses, problem = self._backward(encoded, group)
@@ -158,16 +158,16 @@ class StepTraining:
         )
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Over what learns in this stage."""
+        """The optimizer of the parameters that train in this stage."""
         if not self.options.train_embeddings:
             self.context.model.encoder.embeddings.requires_grad_(False)
         return make_optimizer(self.context.model, self.options.optimizer)
 
     def _plan(self, encoded: EncodedSentences, epoch: int) -> list[list[list[int]]]:
-        """The updates of an epoch: each a list of batches, each a list of rows. The same for all processes."""
+        """The updates of an epoch, each a list of batches, each a list of rows; identical in all processes."""
         generator = self.context.generator(f"batches/{self._stage}{epoch}")
         batches = encoded.plan(encoded.annotated, batch_tokens=self.options.batch_tokens, generator=generator)
-        # Whoever brings raw text comes last: how much of it there is, is a share of all the rest.
+        # Strategies that add raw text come last, because its amount is a share of all other rows.
         for strategy in sorted(self.strategies, key=lambda strategy: strategy.reads_unlabeled):
             batches = strategy.plan(
                 self.context, batches, self.context.generator(f"plan/{self._stage}{epoch}/{strategy.options.name}")
@@ -177,14 +177,14 @@ class StepTraining:
 
     @property
     def _stage(self) -> str:
-        """What sets the draws of a later stage apart from those of the first."""
+        """Prefix that gives later stages random draws of their own; "" for the first."""
         return f"stage {self.context.stage}/" if self.context.stage else ""
 
     def _backward(self, encoded: EncodedSentences, group: list[list[int]]) -> tuple[dict[str, float], str]:
-        """Gradients of one update; the group's loss is the mean over its words, however it is cut into batches.
+        """Computes the gradients of one update; the loss is the mean over the group's words, however it is batched.
 
         Returns:
-            The mean loss terms over this process's words, and what is wrong if the loss is not finite, else "".
+            The mean loss terms over this process's words, and the error message if the loss is not finite, else "".
         """
         context, engine = self.context, self.engine
         words = [sum(len(encoded.windows[row].word_pieces) for row in rows) for rows in group]
@@ -198,12 +198,12 @@ class StepTraining:
                 emissions = context.model(batch, steps=context.trained_steps)  # blocks of [row, word, tag]
             terms = loss_terms(self.strategies, context, batch, emissions)
             if not terms:
-                continue  # rows of which no strategy has anything to say
+                continue  # no strategy has a loss for these rows
             share = count / sum(words)
             loss = torch.stack(list(terms.values())).sum() * share
             if not torch.isfinite(loss):
                 problem = problem or self._not_finite(encoded, rows)
-                loss = loss * torch.nan  # no gradient is finite then, in any process: none updates, and all stop
+                loss = loss * torch.nan  # spreads to all processes' gradients: none updates, and all stop
             (loss * engine.processes).backward()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach() * share
@@ -211,11 +211,11 @@ class StepTraining:
         return {name: float(value) / (own_share or 1.0) for name, value in totals.items()}, problem
 
     def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:
-        """Scores the epoch, keeps its weights if they are the best, and decides whether to go on."""
+        """Scores the epoch if due, keeps its weights if they are the best, and decides whether to continue."""
         progress = self.progress
         due = progress.epoch % self.every == 0 or progress.epoch == self.epochs
         score = self.dev_score() if due else None
-        # Until anything is found at all, the later epoch is the better one and patience does not run.
+        # As long as F1 is 0 or undefined, a later epoch counts as better and patience does not run.
         better = due and (score is None or not progress.best_score or score > progress.best_score)
         if better:
             progress.best_score, progress.best_epoch, progress.bad_epochs = score, progress.epoch, 0
@@ -238,10 +238,10 @@ class StepTraining:
         return event
 
     def _save_if_due(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
-        """Keeps the state if the last checkpoint is old enough."""
+        """Saves a checkpoint if the last one is old enough."""
         if time.monotonic() - self._saved_at < self.options.checkpoint_seconds:
             return
-        # No process waits here: clocks differ, so one might wait where another does not.
+        # No barrier here: clocks differ, so one process might wait while another does not.
         if self.engine.is_main:
             self.checkpoint.save(self.progress, self.context.model, optimizer, self.strategies, best)
         self._saved_at = time.monotonic()
@@ -258,7 +258,7 @@ class StepTraining:
 def loss_terms(
     strategies: Sequence[Strategy], context: StepContext, batch: Batch, emissions: Emissions
 ) -> dict[str, Float[Tensor, ""]]:
-    """The loss terms of all strategies on a batch; terms of the same name are added up."""
+    """The loss terms of all strategies on a batch; terms of the same name are summed."""
     terms: dict[str, Tensor] = {}
     for strategy in strategies:
         for name, term in strategy.losses(context, batch, emissions).items():
@@ -267,12 +267,12 @@ def loss_terms(
 
 
 def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) -> tuple[int, int]:
-    """How many epochs a step is trained for at most, and how many times the usual that is.
+    """Maximum number of epochs of a step, and the factor by which `epochs: auto` raised it (else 1).
 
     Args:
-        options: of the loop.
-        context: with the step's sentences encoded.
-        processes: that train together.
+        options: options of the training loop.
+        context: context with the step's sentences encoded.
+        processes: number of processes that train together.
     """
     if options.epochs != "auto":
         return options.epochs, 1
@@ -283,12 +283,12 @@ def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) 
 
 
 def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: Sequence[Sentence]) -> int:
-    """How many epochs lie between two looks at the dev sentences.
+    """Number of epochs between two dev scores.
 
     Args:
-        options: of the loop.
-        context: with the step's sentences encoded.
-        dev: what is looked at.
+        options: options of the training loop.
+        context: context with the step's sentences encoded.
+        dev: the dev sentences.
     """
     if options.early_stopping.every != "auto":
         return options.early_stopping.every
@@ -297,5 +297,5 @@ def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: S
 
 
 def _words(encoded: EncodedSentences) -> int:
-    """How many the annotated sentences have; how much raw text there is beside them says little of a step."""
+    """Number of words in the annotated sentences; raw text is not counted, as it says little about a step's size."""
     return sum(len(sentence.words) for sentence in encoded.sentences_from("own", "remembered"))

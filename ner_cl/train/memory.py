@@ -1,4 +1,4 @@
-"""How much memory a step took at its peak."""
+"""Peak memory of a step."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def reset_peak_memory() -> None:
-    """Lets the peak begin anew, where the system can do that: on a GPU, and for a process under Linux."""
+    """Resets the peak where the system allows it: on a GPU, and for a process under Linux."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -22,9 +22,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes in use since the last reset: of the GPU's memory where there is one, else of this process.
+    """Peak memory in bytes since the last reset, of the GPU if there is one, else of this process.
 
-    Where the peak cannot be reset it is that of the whole process so far; 0 where the system does not tell.
+    Where the peak cannot be reset, it is the peak since the process started; 0 where the system does not report it.
     """
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
@@ -37,7 +37,7 @@ def peak_memory() -> int:
 
 def _peak_of_process() -> int:
     try:
-        import resource  # which Windows has not
+        import resource  # not available on Windows
     except ModuleNotFoundError:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""What a list of strategies does to a model that its user may not expect."""
+"""Notes on effects of the listed strategies that the user may not expect."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ __all__ = ["notes"]
 
 
 def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext) -> Iterator[Note]:
-    """What is to be said at the beginning of a step."""
+    """Yields the notes to show at the start of a step."""
     state, sentences = model.strategy_state, model.kept_sentences
     kept = {name for name in (*state, *sentences) if state.get(name) or sentences.get(name)}
     if dropped := sorted(kept.difference(strategy.options.name for strategy in strategies)):

@@ -12,10 +12,10 @@ __all__ = ["make_optimizer", "rate_factor"]
 
 
 def make_optimizer(model: NerModel, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """A fresh optimizer over the trainable parameters of encoder, head and sub-networks.
+    """Creates an optimizer for the trainable parameters of encoder, head and sub-networks.
 
-    Weight decay spares biases and normalisation weights. AdamW is the fused one: the default costs several times more
-    for an encoder whose parameters are mostly word embeddings.
+    Biases and normalisation weights have no weight decay. AdamW is fused: the default implementation is several times
+    slower for an encoder whose parameters are mostly embeddings.
     """
     groups: list[dict[str, Any]] = []
     parts: list[tuple[nn.Module, float]] = [(model.encoder, options.lr), (model.head, options.head_lr)]

@@ -1,4 +1,4 @@
-"""The same stream with its steps in other orders."""
+"""Variants of a stream with its steps in other orders."""
 
 import math
 from typing import TypeAlias
@@ -15,26 +15,26 @@ Order: TypeAlias = tuple[tuple[str, ...], ...]
 
 
 def steps_of(options: StreamOptions, corpus: Corpus) -> Order:
-    """The types of each step: as the configuration lists them, or as it has them drawn from the corpus."""
+    """The types of each step, as listed in the configuration or else derived from the corpus."""
     return options.steps or order_types(
         corpus, order=options.order, increment=options.increment, first=options.first, seed=options.seed
     )
 
 
 def stream_steps(config: Config) -> Order:
-    """The same, where the corpus is read only if it must be."""
+    """The types of each step; reads the corpus only if the configuration does not list them."""
     options = config.stream
     return options.steps or steps_of(options, load_corpus(options.corpus, name=options.name))
 
 
 def with_orders(config: Config, count: int) -> list[Config]:
-    """The configuration once for each of `count` different orders of its steps; only `stream.steps` differs.
+    """Copies the configuration for each of `count` different orders of its steps; only `stream.steps` differs.
 
-    The first is its own order, then come the published ones it lists (`stream.orders`), then permutations of its steps
-    drawn by `stream.seed`; the first n of more orders are always the same.
+    The first is the configured order, followed by the published ones in `stream.orders`, then permutations drawn with
+    `stream.seed`. A larger `count` only appends orders.
 
     Raises:
-        ConfigError: if there are not so many orders.
+        ConfigError: if there are fewer than `count` orders.
     """
     own = stream_steps(config)
     if count > math.factorial(len(own)) and count > 1 + len(config.stream.orders):

@@ -1,4 +1,4 @@
-"""The update nearest to the optimizer's that keeps every constraint, in the metric of the gates."""
+"""Finds the update nearest to the optimizer's that satisfies every constraint, in the metric of the gates."""
 
 from collections.abc import Collection, Mapping, Sequence
 from math import inf, isfinite
@@ -14,11 +14,11 @@ from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, 
 __all__ = ["Projector", "names_of"]
 
 Vector = Mapping[str, Tensor]
-# Of directions' products, taken between directions of length 1: what lies below is rounding, or behind closed gates.
+# Smaller eigenvalues of the Gram matrix of unit directions are rounding errors, or directions behind closed gates.
 _SMALLEST_EIGENVALUE = 1e-7
-# Of the length of a vector, what is left of it when everything has been taken out.
+# Relative to a vector's length, what rounding leaves of it when all of it has been removed.
 _ROUNDING = 1e-5
-# Columns of directions that are multiplied in fp64 at a time.
+# Columns of directions multiplied in fp64 at a time.
 _CHUNK = 65_536
 _MOST_ROUNDS = 200
 
@@ -28,11 +28,11 @@ class Projector:
     """Projects updates, given the gates of a step.
 
     With `m` the gates and `d = -update`, it finds the `d` nearest in `⟨m·x, x⟩` for which `⟨m·d, r⟩ ≥ 0` for every
-    half-space and `⟨m·d, b⟩ = 0` for every direction of a subspace. That is done in this metric because projecting
-    first and masking afterwards breaks the constraint again. Masking is left to the caller.
+    half-space and `⟨m·d, b⟩ = 0` for every direction of a subspace. In the plain metric, masking after projecting would
+    break the constraint again. Masking is left to the caller.
 
-    What lies in the subspaces is taken out of the update and of the references first; what the half-spaces then add
-    cannot lead back into them.
+    The part in the subspaces is first removed from the update and from the references, so that what the half-spaces add
+    afterwards stays outside the subspaces.
 
     Args:
         gates: factors in [0, 1] on parameters, by name; 1 where absent.
@@ -40,15 +40,15 @@ class Projector:
 
     def __init__(self, gates: Mapping[str, Tensor]) -> None:
         self._gates = gates
-        # Subspaces live as long as a step, and so do gates: what is computed from both is computed once. The first
-        # part of a key is the subspace, which an entry keeps alive, so that its number means nothing else.
+        # Subspaces and gates last for a whole step, so results computed from both are cached. A key starts with the id
+        # of the subspace, which the entry keeps alive so that the id cannot be reused.
         self._inverses: dict[tuple[int, tuple[str, ...]], tuple[Subspace, Float[Tensor, "direction direction"]]] = {}
         self._rounds: dict[tuple[int, str], tuple[InputSubspace, int]] = {}
 
     def __call__(
         self, change: Vector, constraints: Sequence[Constraint], *, unit: Tensor | float = 1.0
     ) -> dict[str, Tensor]:
-        """The new change of those parameters that have to change otherwise than `change` says; see `excess`."""
+        """Returns the projected change, only for parameters whose change must be corrected; see `excess`."""
         found: dict[str, Tensor] = {}
         for weight, vector in self.excess(change, constraints, unit=unit):
             for name, part in vector.items():
@@ -58,18 +58,17 @@ class Projector:
     def excess(
         self, change: Vector, constraints: Sequence[Constraint], *, unit: Tensor | float = 1.0
     ) -> list[tuple[float, Vector]]:
-        """What to take out of a change: vectors, each with its weight; none if it keeps every constraint.
+        """Returns weighted vectors to subtract from a change; none if it satisfies every constraint.
 
-        A half-space whose reference is not finite is passed over: it says nothing, and would make the update say
-        nothing either.
+        A half-space whose reference is not finite is ignored, because it would make the update non-finite too.
 
         Args:
-            change: what the optimizer did to each parameter, or would do.
-            constraints: on these parameters; on others they say nothing.
-            unit: the length in `change` that margins of half-spaces count in.
+            change: actual or intended change of each parameter.
+            constraints: the constraints; their parts on parameters outside `change` are ignored.
+            unit: unit of length in `change` for the margins of half-spaces.
 
         Raises:
-            ConfigError: if two constraints keep subspaces of the same parameter.
+            ConfigError: if two constraints have subspaces of the same parameter.
         """
         subspaces = [c for c in constraints if not isinstance(c, HalfSpace)]
         half_spaces = [c for c in constraints if isinstance(c, HalfSpace)]
@@ -80,7 +79,7 @@ class Projector:
             return found
         whole = [{name: part for name, part in h.reference.items() if name in change} for h in half_spaces]
         references = [_without(r, self._inside(subspaces, r, change.keys())) for r in whole]
-        # What is left of a reference inside the subspaces is rounding, and no direction to push along.
+        # If a reference lies in the subspaces, its remainder is a rounding error, not a direction to push along.
         least = [_ROUNDING**2 * self._square(reference) for reference in whole] if subspaces else [0.0] * len(whole)
         weights = self._weights(half_spaces, references, _without(change, inside), [unit, *least])
         return [*found, *((w, r) for w, r in zip(weights, references, strict=True) if w > 0 and r)]
@@ -92,13 +91,13 @@ class Projector:
         change: Vector,
         numbers: Sequence[Tensor | float],
     ) -> list[float]:
-        """How much of each reference the change must lose; nothing of any if no half-space is violated.
+        """Returns how much of each reference to subtract from the change; all 0 if no half-space is violated.
 
         Args:
-            half_spaces: with margin and ridge.
-            references: of each, out of the subspaces.
-            change: out of the subspaces.
-            numbers: the unit of margins, and the least square of each reference.
+            half_spaces: the half-spaces, with margin and ridge.
+            references: reference of each, with the part in the subspaces removed.
+            change: the change, with the part in the subspaces removed.
+            numbers: the unit of margins, and the smallest valid squared length of each reference.
         """
         products, (unit, *least) = self._products([*references, change], numbers)
         weights = [0.0] * len(half_spaces)
@@ -115,11 +114,11 @@ class Projector:
     def _products(
         self, vectors: Sequence[Vector], numbers: Sequence[Tensor | float]
     ) -> tuple[list[list[float]], list[float]]:
-        """`⟨m·left, right⟩` of every pair, fp64 across parameters, and the numbers, in one look at the device."""
+        """Returns `⟨m·left, right⟩` of every pair, in fp64 across parameters, and the numbers, in one device sync."""
         last, size = vectors[-1], len(vectors)
         like = next(iter(last.values()))
         total = torch.zeros(size, size, dtype=torch.float64, device=like.device)
-        # By name in the order of the change: sums over a set of names would differ from process to process.
+        # In the order of `change`: the order of a set, and so the last bits of sums, would differ between processes.
         for name, part in last.items():
             if not any(name in vector for vector in vectors[:-1]):
                 continue
@@ -136,13 +135,12 @@ class Projector:
     def _inside(
         self, subspaces: Sequence[Subspace | InputSubspace], vector: Vector, names: Collection[str]
     ) -> dict[str, Tensor]:
-        """What lies in subspaces, of a vector.
+        """Returns the part of a vector that lies in the subspaces.
 
         Args:
-            subspaces: of parameters of their own each.
-            vector: 0 where a name is absent.
-            names: of parameters that change, in an order that fixes the order of sums; the subspaces say nothing of
-                others.
+            subspaces: subspaces without common parameters.
+            vector: the vector, 0 where a name is absent.
+            names: parameters that change, in an order that fixes the order of sums; subspaces ignore all others.
         """
         found: dict[str, Tensor] = {}
         for subspace in subspaces:
@@ -166,10 +164,10 @@ class Projector:
         return {name: (shares @ parts[name]).view(subspace.directions[name].shape[1:]) for name in names}
 
     def _inverse(self, subspace: Subspace, names: tuple[str, ...]) -> Float[Tensor, "direction direction"]:
-        """Inverse of the directions' products in the gated metric, on some of their parameters.
+        """Inverse Gram matrix of the directions in the gated metric, restricted to some parameters.
 
-        Combinations of directions that vanish there, for they lie behind closed gates or in parameters that do not
-        change, are out of reach of the update and are passed over.
+        Combinations of directions that vanish there, because of closed gates or parameters that do not change, are out
+        of the update's reach and ignored.
         """
         key = (id(subspace), names)
         if key not in self._inverses:
@@ -204,7 +202,7 @@ class Projector:
         return tensor * self._gates[name] if name in self._gates else tensor
 
     def _forget_all_but(self, subspaces: Sequence[Subspace | InputSubspace]) -> None:
-        """Checks that no two subspaces share a parameter, and lets go of what was computed for others."""
+        """Checks that no two subspaces share a parameter, and drops cached results of other subspaces."""
         taken: set[str] = set()
         for subspace in subspaces:
             names = names_of(subspace)
@@ -230,16 +228,16 @@ def in_inputs(
     *,
     rounds: int = _MOST_ROUNDS,
 ) -> Float[Tensor, "output input"]:
-    """The least, in the gated metric, without which a gated matrix gives 0 for every input of a basis.
+    """Returns the least part, in the gated metric, to remove so that the gated matrix maps every basis input to 0.
 
-    Without gates, or with one gate a row, that is `W M Mᵀ`. With other gates every row has a system of its own,
-    `Mᵀ diag(m) M c = Mᵀ (m·w)`, solved for all rows at once by conjugate gradients.
+    Without gates, or with one gate per row, that is `W M Mᵀ`. Otherwise every row has its own system,
+    `Mᵀ diag(m) M c = Mᵀ (m·w)`; conjugate gradients solve all of them at once.
 
     Args:
         weight: `W`.
         basis: orthonormal columns `M`.
         gate: factors in [0, 1] that broadcast to the weight.
-        rounds: of conjugate gradients.
+        rounds: iterations of conjugate gradients.
     """
     if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
         return (weight @ basis) @ basis.T
@@ -247,9 +245,9 @@ def in_inputs(
 
 
 def rounds_needed(basis: Float[Tensor, "input rank"], gate: Float[Tensor, "output input"]) -> int:
-    """Rounds of conjugate gradients that solve any row, found on a random weight, with a few to spare.
+    """Estimates, on a random weight and with a few to spare, the conjugate-gradient iterations that solve any row.
 
-    Found once a step, so that no update has to look at the device to know when to stop.
+    Done once per step, so that updates need no device sync to know when to stop.
     """
     weight = torch.randn(gate.shape, generator=torch.Generator().manual_seed(0)).to(gate)
     found = _solve_rows(weight, basis, gate, None)[1]
@@ -259,10 +257,10 @@ def rounds_needed(basis: Float[Tensor, "input rank"], gate: Float[Tensor, "outpu
 def _solve_rows(
     weight: Float[Tensor, "output input"], basis: Float[Tensor, "input rank"], gate: Tensor, rounds: int | None
 ) -> tuple[Float[Tensor, "output rank"], int]:
-    """The `c` of every row, and the rounds made: so many, or if None until every row is solved."""
+    """Returns `c` of every row and the iterations made: `rounds`, or if None, until every row is solved."""
     masked = gate * weight
     residual = masked @ basis
-    enough = 1e-13 * masked.square().sum(dim=-1, keepdim=True)  # below, a residual is rounding
+    enough = 1e-13 * masked.square().sum(dim=-1, keepdim=True)  # smaller residuals are rounding errors
     shares = torch.zeros_like(residual)
     direction, size = residual, residual.square().sum(dim=-1, keepdim=True)
     tiny = torch.finfo(size.dtype).tiny
@@ -285,16 +283,16 @@ def _solve_rows(
 def solve_dual(
     pairs: Sequence[Sequence[float]], slopes: Sequence[float], least: Sequence[float], *, sweeps: int = 10_000
 ) -> list[float]:
-    """`argmin ½ vᵀQv + qᵀv` over `v ≥ least` by coordinate descent, which a handful of references solves at once.
+    """Solves `argmin ½ vᵀQv + qᵀv` over `v ≥ least` by coordinate descent, which is fast for a few references.
 
     Args:
         pairs: `Q`, positive semidefinite.
         slopes: `q`.
         least: lower bounds.
-        sweeps: over all coordinates at most.
+        sweeps: maximum number of passes over all coordinates.
     """
     weights = list(least)
-    # What a weight moves the solution by, compared with what its reference alone would.
+    # Done when no weight moves the solution by more than 1e-10 of what the largest reference alone would.
     lengths = [row[i] ** 0.5 for i, row in enumerate(pairs)]
     enough = 1e-10 * max(
         (abs(q) / length for q, length in zip(slopes, lengths, strict=True) if length > 0), default=0.0
@@ -314,7 +312,7 @@ def solve_dual(
 
 
 def _without(vector: Vector, part: Vector) -> Vector:
-    """`vector - part`, each 0 where a name is absent."""
+    """Returns `vector - part`, either being 0 where a name is absent."""
     if not part:
         return vector
     return {**vector, **{name: vector[name] - inside if name in vector else -inside for name, inside in part.items()}}

@@ -1,4 +1,4 @@
-"""What a model remembers of how it was taught."""
+"""The training record of a step in the model's history."""
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -14,7 +14,7 @@ Scores = Mapping[str, float | None]
 
 
 def history_record(learner: Learner, step: Step, *, before: Scores, after: Scores) -> dict[str, Any]:
-    """One line of `history.jsonl`: the step's types and data, and F1 of every type before and after."""
+    """Builds one line of `history.jsonl`: the step's types, data and training, and F1 per type before and after."""
     mentions, words = tally(step.train)
     free = learner.model.subnetworks.free if learner.model.subnetworks is not None else None
     return {
@@ -39,14 +39,14 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
 
 
 def largest_drop(before: Scores, after: Scores) -> tuple[str, float]:
-    """The old type whose F1 fell most, and by how much (0 to 1; negative if all rose); `("", 0.0)` if there is none."""
+    """The old type whose F1 fell most, and its drop (0 to 1; negative if all rose); `("", 0.0)` if there is none."""
     found = drops(before, after)
     worst = max(found, key=lambda type_: found[type_], default="")
     return worst, found.get(worst, 0.0)
 
 
 def drops(before: Scores, after: Scores) -> dict[str, float]:
-    """How far F1 of each old type fell, 0 to 1; negative if it rose."""
+    """The drop in F1 of each old type, 0 to 1; negative if it rose."""
     return {
         type_: score - (after.get(type_) or 0.0)
         for type_, score in before.items()

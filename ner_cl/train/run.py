@@ -1,4 +1,4 @@
-"""A whole stream: learn every step, evaluate after each, keep everything in one run folder."""
+"""Trains a whole stream: learns every step, evaluates after each, and keeps everything in one run folder."""
 
 import shutil
 import time
@@ -44,7 +44,7 @@ class Run:
     Attributes:
         folder: the run folder.
         matrix: exact counts of every type after every step.
-        config: what was run.
+        config: the configuration of the run.
     """
 
     folder: Path
@@ -53,17 +53,17 @@ class Run:
 
 
 def run_stream(config: Config, *, resume: bool = False, on_event: Callable[[Event], None] = lambda event: None) -> Run:
-    """Learns a stream step by step and returns its matrix; everything is kept under `config.output`.
+    """Trains on a stream step by step and returns the run; everything is stored in `config.output`.
 
     Args:
-        config: a whole configuration.
-        resume: go on with the run in the output folder; the result is the one an uninterrupted run would have had.
-        on_event: called with everything that happens.
+        config: a complete configuration.
+        resume: continue the run in the output folder; the result is that of an uninterrupted run.
+        on_event: called with every event.
 
     Raises:
-        ConfigError: if the output folder holds another run.
+        ConfigError: if the output folder holds another run, or this one and `resume` is false.
         DataError: if the corpus cannot be read.
-        CheckFailed: if the forgetting gate does not let a step pass; that step is not published.
+        CheckFailed: if a step fails the forgetting gate; that step is not published.
     """
     for event in stream_events(config, resume=resume):
         on_event(event)
@@ -71,7 +71,7 @@ def run_stream(config: Config, *, resume: bool = False, on_event: Callable[[Even
 
 
 def open_stream(config: Config) -> Stream:
-    """The stream a configuration describes, with the corpus read and the slices drawn."""
+    """Builds the stream of a configuration: reads the corpus and draws the slices."""
     options = config.stream
     corpus = load_corpus(options.corpus, name=options.name)
     return build_stream(
@@ -80,7 +80,7 @@ def open_stream(config: Config) -> Stream:
 
 
 def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
-    """Learns a stream, yielding what happens; see `run_stream`."""
+    """Trains on a stream, yielding events; see `run_stream`."""
     started = time.perf_counter()
     stream = open_stream(config)
     folder = Path(config.output)
@@ -101,7 +101,7 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
     engine.wait()
     model, matrix = _start(config, stream, folder)
     if engine.is_main and matrix.counts:
-        matrix.save(folder)  # a run that was killed after a step was published and before its row was written
+        matrix.save(folder)  # in case a step was published but the run was killed before its row was saved
     learner = Learner(
         model,
         config.strategies,
@@ -133,7 +133,7 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
 
 
 def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
-    """One step of a stream; a strategy that reads earlier data is given them."""
+    """Trains one step of a stream, with the earlier data if a strategy needs them."""
     if not learner.needs_earlier_data:
         return learner.learn_step(step, unlabeled=stream.unlabeled)
     return learner.learn_step(
@@ -145,7 +145,7 @@ def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
 
 
 def _found(learner: Learner, sentences: Sequence[Sentence]) -> list[list[ScoredSpan]]:
-    """The spans the model finds now with the probability of each; the work is shared out over processes."""
+    """Predicts spans with their probabilities, splitting the sentences over processes."""
     engine = learner.engine
     mine = score_sentences(
         learner.model,
@@ -157,17 +157,17 @@ def _found(learner: Learner, sentences: Sequence[Sentence]) -> list[list[ScoredS
 
 
 def _skipped(config: Config, step: Step, stream: Stream) -> bool:
-    """Whether the joint upper bound is asked for at the last step only, and this is not it."""
+    """Whether the joint upper bound is trained at the last step only, and this is an earlier one."""
     last_only = any(isinstance(options, JointOptions) and options.last_only for options in config.strategies)
     return last_only and step.number < len(stream.steps)
 
 
-# What may stand in the folder of a run that was killed before it wrote its configuration.
+# Possible contents of the folder of a run that was killed before it wrote its configuration.
 _FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "predictions", "steps", "tracker"}
 
 
 def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Refuses the folder of another run, or of this one if it is not to be resumed."""
+    """Rejects a folder that holds another run, or holds this one if it is not to be resumed."""
     resolved = folder / "config.resolved.yaml"
     if resolved.exists():
         if not resume:
@@ -185,7 +185,7 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; a run that fails before its first event (no encoder, say) leaves no folder."""
+    """Holds the folder's lock, and removes a new folder if the run fails before its first event (no encoder, say)."""
     with _lock(folder):
         was_there = folder.exists()
         try:
@@ -197,10 +197,10 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder; a lock falls with the process that holds it, however that ends.
+    """Locks the folder against a second run; the lock is released however the process ends.
 
     Raises:
-        ConfigError: if another run is writing there, or nothing can be written there.
+        ConfigError: if another run is writing to the folder, or it is not writable.
     """
     folder = folder.absolute()
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
@@ -219,12 +219,12 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _may_be_first(path: Path) -> bool:
-    """Whether a run that was killed before it wrote its configuration may have left this."""
+    """Whether a run killed before it wrote its configuration may have left this file or folder."""
     return path.name in _FIRST_FILES or path.name.startswith(".config.resolved.yaml.")
 
 
 def _open_folder(folder: Path, config: Config) -> None:
-    """Makes the run folder, or puts right what a killed process left behind in the one there."""
+    """Creates the run folder, or cleans up what a killed process left in an existing one."""
     for part in ("steps", "checkpoints"):
         recover_folders(folder / part)
     resolved = folder / "config.resolved.yaml"
@@ -236,7 +236,7 @@ def _open_folder(folder: Path, config: Config) -> None:
 
 
 def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a configuration with the keys that this version knows and an earlier one did not."""
+    """Adds defaults for keys that an earlier version did not know, if the values are still valid."""
     try:
         return validate(Config, values, "config.resolved.yaml").model_dump(mode="json")
     except ConfigError:
@@ -244,7 +244,7 @@ def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_output(values: dict[str, Any]) -> dict[str, Any]:
-    """What must agree for a run to be the same run: not where it is, how often it is saved, nor who is told of it."""
+    """The values that identify a run: all but its folder, tracker, sweep section and checkpoint interval."""
     training = {key: value for key, value in values["training"].items() if key != "checkpoint_seconds"}
     return {
         **{key: value for key, value in values.items() if key not in ("output", "tracker", "sweep")},
@@ -253,7 +253,7 @@ def _without_output(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
-    """The model to go on with and the rows there are already: those of published steps and of steps left out."""
+    """The model to continue with and the matrix rows so far, of published and of skipped steps."""
     matrix = Matrix.start([step.types for step in stream.steps])
     model: NerModel | None = None
     for step in stream.steps:
@@ -276,7 +276,7 @@ def _before_and_after(matrix: Matrix) -> tuple[Scores, Scores]:
 
 
 def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
-    """The forgetting gate."""
+    """Applies the forgetting gate."""
     type_, drop = largest_drop(*_before_and_after(matrix))
     limit = config.gate.max_drop
     if limit is not None and drop > limit:
@@ -287,7 +287,7 @@ def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
 
 
 def _remember(learner: Learner, step: Step, matrix: Matrix) -> None:
-    """The step in the model's history, which strategies of later steps may ask, and the row of the matrix it earned."""
+    """Adds the step to the model's history, which later strategies may read, and its matrix row to the metrics."""
     model = learner.model
     before, after = _before_and_after(matrix)
     record = history_record(learner, step, before=before, after=after)

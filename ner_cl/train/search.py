@@ -1,4 +1,4 @@
-"""What a sweep may change: one dimension for each key of the configuration that is searched."""
+"""The search space of a sweep: one dimension per configuration key."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ _RANGE = re.compile(r"\s*(?P<low>\S+?)\s*\.\.\s*(?P<high>[^\s:]+)\s*(?P<log>:\s*
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """The values that one key may take: a range of numbers, or a list.
+    """The possible values of one key: a range of numbers, or a list.
 
     Attributes:
-        key: path in the configuration, such as `training.optimizer.lr`.
+        key: key path in the configuration, such as `training.optimizer.lr`.
         low: smallest value of a range.
         high: largest value of a range.
-        log: whether a range is searched evenly on a logarithmic scale.
+        log: whether a range is searched on a logarithmic scale.
         choices: the values of a list; empty for a range.
     """
 
@@ -36,15 +36,15 @@ class Dimension:
 
     @property
     def whole(self) -> bool:
-        """Whether a range has whole numbers only."""
+        """Whether a range consists of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 def read_search(items: Sequence[str]) -> dict[str, Any]:
-    """`key=low..high`, `key=low..high:log` and `key=[a, b]` as they are written in a configuration.
+    """Converts `key=low..high`, `key=low..high:log` and `key=[a, b]` to the form used in a configuration.
 
     Raises:
-        ConfigError: if an item has no `=`.
+        ConfigError: if an item has no `=`, or its values are not valid YAML.
     """
     search = {}
     for item in items:
@@ -56,7 +56,7 @@ def read_search(items: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_search(search: Mapping[str, Any]) -> list[Dimension]:
-    """Checked dimensions, in the order given.
+    """Parses and checks the dimensions, in the order given.
 
     Raises:
         ConfigError: naming the key and how to write its values.
@@ -94,7 +94,7 @@ def _number(text: str, key: str) -> int | float:
 
 
 def _yaml(text: str, item: str) -> Any:
-    """A list as such; a range as the text it is."""
+    """Parses YAML, so that a list becomes a list and a range stays text."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

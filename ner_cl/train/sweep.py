@@ -1,8 +1,8 @@
-"""Searching for options on the first steps of a stream, by development sentences; later steps and the test set rest.
+"""Hyperparameter search on the dev sentences of a stream's first steps; later steps and the test set stay unseen.
 
-Tuning on a whole stream would be cheating: when the first types arrive, nobody has seen the later ones. So a sweep
-trains and scores on the first steps only, as Chaudhry et al. 2019 ("Efficient Lifelong Learning with A-GEM", section 3)
-do, and what it finds is then used for all of them.
+Tuning on a whole stream would be cheating: when the first types arrive, the later ones are unknown. So a sweep trains
+and scores on the first steps only, as Chaudhry et al. 2019 ("Efficient Lifelong Learning with A-GEM", section 3) do,
+and the options found are then used for all steps.
 """
 
 import json
@@ -39,13 +39,13 @@ _SETTING = "setting"
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of values.
+    """A trial of one set of values.
 
     Attributes:
-        number: from 1.
-        values: by key.
-        score: mean F1 (0 to 1) over the first steps on their dev sentences; None where training failed.
-        seconds: how long it took.
+        number: the trial, from 1.
+        values: the values by key path.
+        score: mean F1 (0 to 1) over the first steps on their dev sentences; None if training failed.
+        seconds: how long the trial took.
     """
 
     number: int
@@ -56,13 +56,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        folder: where its database is, and `best.yaml`, the whole configuration with the best values.
-        steps: how many steps of the stream counted.
-        trials: all that are done, in order.
-        best: the best one.
+        folder: holds its database and `best.yaml`, the complete configuration with the best values.
+        steps: number of first steps that were trained and scored.
+        trials: all finished trials, in order.
+        best: the best trial.
     """
 
     folder: Path
@@ -72,15 +72,15 @@ class Sweep:
 
 
 def run_sweep(config: Config, *, on_trial: Callable[[Trial], None] = lambda trial: None) -> Sweep:
-    """Makes as many trials as `config.sweep` asks for, counting those that earlier calls made in the same folder.
+    """Runs trials until there are `config.sweep.trials`, including those of earlier calls with the same folder.
 
     Args:
-        config: what to start from; `sweep` says what to search, on how many steps, and how often.
+        config: base configuration; `sweep` gives the search space and the numbers of steps and trials.
         on_trial: called after every trial.
 
     Raises:
-        ConfigError: if the search is wrong, counts all steps of the stream, or the folder holds another sweep.
-        DataError: if one of the steps has no development sentences with its types.
+        ConfigError: if the search space is invalid, all steps of the stream count, or the folder holds another sweep.
+        DataError: if one of the steps has no dev sentences with its types.
         TrainingError: if no trial succeeded.
     """
     dimensions = parse_search(config.sweep.search)
@@ -94,9 +94,9 @@ def run_sweep(config: Config, *, on_trial: Callable[[Trial], None] = lambda tria
         values = {dimension.key: _suggested(trial, dimension) for dimension in dimensions}
         return dev_score(with_values(config, values), stream, steps, engine)
 
-    with_values(config, {dimension.key: _first(dimension) for dimension in dimensions})  # refuses a wrong key at once
+    with_values(config, {dimension.key: _first(dimension) for dimension in dimensions})  # rejects a wrong key early
     while len(_done(study)) < config.sweep.trials:
-        # Told the number of trials, or else a sweep that is resumed would draw what it has drawn before.
+        # The seed depends on the number of trials, or a resumed sweep would repeat its earlier draws.
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
         study.optimize(objective, n_trials=1, catch=(TrainingError,))
         on_trial(_done(study)[-1])
@@ -109,10 +109,10 @@ def run_sweep(config: Config, *, on_trial: Callable[[Trial], None] = lambda tria
 
 
 def dev_score(config: Config, stream: Stream, steps: int, engine: Engine) -> float:
-    """Learns the first steps and scores what is left of them: mean over steps of F1 of a step's types on its dev data.
+    """Trains the first steps and returns the mean over them of the final model's micro F1 on their dev sentences.
 
-    Neither the test set nor anything of later steps is looked at, and each step's dev sentences serve for its own types
-    only, as they are annotated.
+    Neither the test set nor later steps are used. Each step's dev sentences count only for its own types, for which
+    they are annotated.
     """
     model = NerModel.from_options(config.encoder, config.head)
     learner = Learner(model, config.strategies, config.training, engine=engine, seed=config.seed)
@@ -136,7 +136,7 @@ def _checked_steps(stream: Stream, steps: int) -> int:
 
 
 def _study(folder: Path, config: Config, stream: Stream) -> "optuna.Study":
-    """The study in the folder, or a new one."""
+    """Opens the study in the folder, or creates one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -167,7 +167,7 @@ def _first(dimension: Dimension) -> Any:
 
 
 def _done(study: "optuna.Study") -> list[Trial]:
-    """Trials that came to an end, also those whose training failed; numbered by themselves."""
+    """All finished trials, failed ones included, numbered from 1."""
     ended = [trial for trial in study.trials if trial.state.is_finished()]
     return [
         Trial(number, dict(trial.params), trial.value, trial.duration.total_seconds() if trial.duration else 0.0)

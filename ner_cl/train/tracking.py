@@ -1,4 +1,4 @@
-"""Training as experiment trackers show it: events as numbers along the epochs of the whole run."""
+"""Reports training events to an experiment tracker, as numbers along the epochs of the whole run."""
 
 import json
 import re
@@ -17,11 +17,11 @@ __all__ = ["Tracking", "tracking"]
 
 @final
 class Tracking:
-    """Hands on to a tracker what is worth a curve.
+    """Sends the numbers of events to a tracker.
 
     Args:
-        engine: whose tracker was started; without one nothing happens.
-        epochs: already done, by earlier processes of the same run.
+        engine: the engine whose tracker was started; without a tracker, nothing is sent.
+        epochs: epochs already done by earlier processes of the same run.
     """
 
     def __init__(self, engine: Engine, *, epochs: int = 0) -> None:
@@ -29,7 +29,7 @@ class Tracking:
         self._epochs = epochs
 
     def write(self, event: Event) -> None:
-        """Hands on one event."""
+        """Sends the numbers of one event."""
         if isinstance(event, EpochDone):
             self._epochs += 1
         if values := _values(event):
@@ -38,10 +38,10 @@ class Tracking:
 
 @contextmanager
 def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]:
-    """The configured tracker, told of the run's settings; closed at the end, however that comes.
+    """Starts the configured tracker with the run's settings, and stops it on exit.
 
     Raises:
-        ConfigError: if it cannot be started, for want of a login or a server.
+        ConfigError: if the tracker cannot be started, for instance without a login or a server.
     """
     if config.tracker is None:
         yield Tracking(engine)
@@ -50,7 +50,7 @@ def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]
     lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
     try:
         engine.start_tracking(folder.name, _flat(config.model_dump(mode="json")))
-    except Exception as error:  # each tracker has errors of its own
+    except Exception as error:  # each tracker has its own errors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
             f"tracker: {config.tracker} cannot be started ({reason}); set it up as its documentation says, or leave "
@@ -63,7 +63,7 @@ def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]
 
 
 def _values(event: Event) -> dict[str, float]:
-    """The numbers of an event under the names of their curves; undefined ones are left out."""
+    """The numbers of an event by curve name; undefined ones are left out."""
     found: dict[str, float | None] = {}
     match event:
         case EpochDone():
@@ -79,12 +79,12 @@ def _values(event: Event) -> dict[str, float]:
 
 
 def _plain(type_: str) -> str:
-    """A type's name in the characters that all trackers take (MLflow takes the fewest)."""
+    """A type's name in characters that all trackers accept (MLflow accepts the fewest)."""
     return re.sub(r"[^\w./: -]", "_", type_)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings under their key paths; what is no single value is written as JSON."""
+    """Flattens settings to key paths; values that are not scalars are written as JSON, and None is left out."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
