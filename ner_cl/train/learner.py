@@ -178,7 +178,7 @@ class Learner:
         """Trains all stages of the step, starting from the checkpoint's stage if there is one."""
         first, times = plan_epochs(self.training, context, self.engine.processes)
         epochs = [first, *(times * count for s in self.strategies for count in s.stages(context))]
-        seconds, earlier_epochs = 0.0, 0
+        seconds, earlier_epochs, self.carried = 0.0, 0, 0.0
         for stage in range(self.checkpoint.stage_of(context.number, fingerprint), len(epochs)):
             context.stage, context.epochs = stage, epochs[stage]
             for strategy in self.strategies:
@@ -203,6 +203,7 @@ class Learner:
                 earlier_epochs=earlier_epochs,
             )
             yield from self.loop.run()
+            self.carried += self.loop.carried
             seconds, earlier_epochs = self.progress.train_seconds, self.progress.epochs_done
 
     def _finish(self, context: StepContext) -> None:

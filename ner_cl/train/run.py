@@ -310,7 +310,7 @@ def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> 
         macro_f1=matrix.macro_f1[-1],
         f1=matrix.f1[-1] or {},
         train_seconds=progress.train_seconds,
-        seconds=seconds + learner.loop.carried,
+        seconds=seconds + learner.carried,
         peak_memory=peak_memory(),
         sentences_per_second=learner.sentences * epochs / max(progress.train_seconds, 1e-9),
         falls={type_: drop for type_, drop in drops(*_before_and_after(matrix)).items() if drop > 0},

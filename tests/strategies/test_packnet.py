@@ -449,6 +449,7 @@ def test_a_step_goes_on_to_the_last_bit(
         record = history_record(learned, step_of(number), before={}, after={})
         assert record["epochs"] == 1 + 2  # learning, and learning again
         assert record["best_epoch"] in (2, 3)
+    assert 0 < resumed.carried < resumed.progress.train_seconds  # whichever stage was resumed
 
 
 def test_a_model_that_learned_without_it_is_refused(folder: Path, taught: list[NerModel]) -> None:
