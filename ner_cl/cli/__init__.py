@@ -1,1 +1,1 @@
-"""The command `ner-cl`, a module a verb: flags are read here, what they ask for is done elsewhere."""
+"""The command line `ner-cl`, one module per command: flags are parsed here, the work is done elsewhere."""

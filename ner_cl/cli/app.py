@@ -1,6 +1,6 @@
-"""The command `ner-cl`: its verbs, its exit codes, and how errors are told.
+"""The command `ner-cl`: its subcommands, exit codes and error messages.
 
-Exit codes: 0 done, 1 a check that was asked for failed, 2 wrong usage, configuration or data, 130 interrupted.
+Exit codes: 0 success, 1 a requested check failed, 2 wrong usage, configuration or data, 130 interrupted.
 """
 
 import os
@@ -32,10 +32,10 @@ __all__ = ["app", "main"]
 
 _CHECK_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 
-# Flags of the whole command, which people write behind the verb as often as before it.
+# Global flags, accepted before or after the subcommand.
 _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 
-# click's UsageError, whether typer brings its own click along or imports it.
+# click's UsageError, whether typer bundles click or imports it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -52,25 +52,25 @@ def settings(
 ) -> None:
     """Named entity recognition that keeps learning: new entity types without the old data.
 
-    --quiet and --debug may also stand behind the verb.
+    --quiet and --debug may also follow the command.
     """
     talk.quiet = quiet or not is_main_process()
     if not debug:
-        # Or else the libraries below talk at length. They read this when they are imported, which is later.
+        # Silence the underlying libraries, which read these variables when they are imported later.
         for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
             os.environ.setdefault(variable, "error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code; nothing is raised.
+    """Run one command line and return its exit code; only SystemExit and GeneratorExit are raised.
 
     Args:
-        arguments: without the program's name; those of the process by default.
+        arguments: arguments without the program name; those of the process by default.
     """
     words = _globals_first(list(sys.argv[1:] if arguments is None else arguments))
     use_utf8()
     try:
-        return _run([*words])  # click takes its list apart
+        return _run([*words])  # a copy, because click modifies its list
     except BrokenPipeError as error:
         _leave_pipe()
         return _outcome(error.__context__)[0] if isinstance(error.__context__, NerClError) else 0
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
         code, message = _outcome(error)
-        # Of several training processes one tells what all know; what nobody expected, each tells.
+        # Of several training processes only the main one prints expected errors; unexpected ones are always printed.
         if is_main_process() or message.startswith("unexpected"):
             if "--debug" in words:
                 traceback.print_exception(error)
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _globals_first(words: list[str]) -> list[str]:
-    """The flags of the whole command moved before the verb; nothing behind `--` is touched."""
+    """Move the global flags before the subcommand; arguments after `--` are left alone."""
     end = words.index("--") if "--" in words else len(words)
     moved = [word for word in words[:end] if word in _GLOBAL_FLAGS]
     rest = [word for word in words[:end] if word not in _GLOBAL_FLAGS]
@@ -97,7 +97,7 @@ def _globals_first(words: list[str]) -> list[str]:
 def _run(words: list[str]) -> int:
     command = get_command(app)
     try:
-        # Not `command.main`, which would turn interrupts and broken pipes into exit codes of its own.
+        # Not `command.main`, which has its own exit codes for interrupts and broken pipes.
         with command.make_context("ner-cl", words) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -107,7 +107,7 @@ def _run(words: list[str]) -> int:
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of an error."""
+    """Return the exit code and message for an error."""
     if isinstance(error, CheckFailed):
         return _CHECK_FAILED, str(error)
     if isinstance(error, NerClError):
@@ -123,12 +123,12 @@ def _outcome(error: BaseException) -> tuple[int, str]:
 
 
 def _usage(error: Any) -> str:
-    """What click says is wrong, and where to read more."""
+    """Return click's error message with a pointer to `--help`."""
     message = error.format_message().rstrip(".")
     command = error.ctx.command_path if error.ctx is not None else "ner-cl"
     return f"{message}{'' if message.endswith('?') else ';'} see {command} --help"
 
 
 def _leave_pipe() -> None:
-    """Whoever read our output has gone, as `head` does: leave without a word, and without one from the interpreter."""
+    """Redirect stdout to devnull after its reader (such as `head`) has closed, so that Python exits silently."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

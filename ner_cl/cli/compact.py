@@ -1,4 +1,4 @@
-"""`ner-cl compact`: many sub-networks made into one encoder."""
+"""`ner-cl compact`: distil a model's sub-networks into one encoder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +28,10 @@ def compact(
     on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
-    """Distil a model with a sub-network a step into one encoder, and show what that costs in F1.
+    """Distil a model with one sub-network per step into one encoder, and show the cost in F1.
 
-    The new model runs as fast as any other and can learn more in any way, but no longer promises that old
-    predictions do not move.
+    The new model is as fast as any other and can learn more in any way, but no longer guarantees that old predictions
+    stay the same.
     """
     from ner_cl.cli.learn import publish, result_to_dict
     from ner_cl.cli.progress import progress

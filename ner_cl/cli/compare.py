@@ -1,4 +1,4 @@
-"""`ner-cl compare`: methods side by side."""
+"""`ner-cl compare`: compare methods side by side."""
 
 import json
 from pathlib import Path
@@ -41,11 +41,11 @@ def compare(
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Draws of test sentences.")] = 2000,
     as_json: Json = False,
 ) -> None:
-    """Put methods side by side: means over seeds and orders, old and new types, and what is more than chance.
+    """Compare methods side by side: means over seeds and orders, old and new types, and significance.
 
-    Runs with the same seed and order of steps are paired. Differences of F1 come with a bootstrap over test sentences
-    and a permutation test over pairs of runs. Runs that differ in data, protocol, budget, selection or encoder are
-    refused. Markdown goes to stdout; the CSV has a line for each run.
+    Runs with the same seed and order of steps are paired. Differences in F1 are tested with a bootstrap over test
+    sentences and a permutation test over pairs of runs. Runs that differ in data, protocol, budget, selection or
+    encoder are refused, unless --allow-differences is given. Markdown goes to stdout; the CSV has one line per run.
     """
     from ner_cl.report.compare import compare as compare_runs
 
@@ -67,7 +67,7 @@ def compare(
 
 
 def _text(comparison: "Comparison", ending: str) -> str:
-    """The comparison in one of its forms."""
+    """Return the comparison in the format of a file name suffix."""
     from ner_cl.report.tables import to_csv, to_markdown
 
     if ending == ".json":

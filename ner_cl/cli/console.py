@@ -1,4 +1,4 @@
-"""Where the command line talks: stdout is data, stderr is talk."""
+"""Output of the command line: data on stdout, messages on stderr."""
 
 import io
 import json
@@ -16,43 +16,43 @@ talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_main_process() -> bool:
-    """Whether this is the one of several training processes that talks; true without `accelerate launch`."""
+    """Whether this is the training process that prints output; always true without `accelerate launch`."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:
-    """One line of talk on stderr; nothing under `--quiet`."""
+    """Print one message on stderr; nothing with `--quiet`."""
     talk.print(line, markup=False)
 
 
 def emit(text: str) -> None:
-    """Lines of data on stdout; nothing in any but the main process."""
+    """Write data on stdout; only in the main process."""
     if is_main_process():
         sys.stdout.write(f"{text}\n")
 
 
 def emit_json(values: Any) -> None:
-    """Data on stdout as indented JSON."""
+    """Write data on stdout as indented JSON."""
     emit(json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def use_utf8() -> None:
-    """Makes stdout UTF-8 whatever the locale says: data files are."""
+    """Set stdout to UTF-8, the encoding of data files, whatever the locale."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 NOTABLE_FALL = 0.01
-"""How far F1 of an old type falls in a step, 0 to 1, before anybody is told."""
+"""A drop in F1 (0 to 1) of an old type in one step is reported only above this."""
 
 
 def percent(score: float | None) -> str:
-    """A score from 0 to 1 times 100, or a hyphen where it is undefined."""
+    """Format a score from 0 to 1 times 100; a hyphen if it is undefined."""
     return "-" if score is None else f"{100 * score:.1f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, text_columns: int = 1) -> str:
-    """Plain text in columns: the first `text_columns` flush left, the others flush right."""
+    """Format rows as plain-text columns: the first `text_columns` left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = (

@@ -1,4 +1,4 @@
-"""`ner-cl data`: look at annotated sentences, convert them, cut them into steps, delete those a model keeps."""
+"""`ner-cl data`: check, convert and split annotated sentences, and delete those a model keeps."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ner_cl.cli.options import Alignment, Format, Json, Overlap, Types, names, p
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.files import new_folder
 
-if TYPE_CHECKING:  # not imported before a verb runs, so that `--help` is quick
+if TYPE_CHECKING:  # imported only when a command runs, so that `--help` is fast
     from ner_cl.data.check import CheckReport
     from ner_cl.data.stream import Corpus, Stream
     from ner_cl.types import Sentence
@@ -39,9 +39,9 @@ def check(
     on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
-    """Say what is in a corpus and what is wrong with it.
+    """Report the contents and problems of a corpus.
 
-    The exit code is 1 if it cannot be trained on as it stands.
+    The exit code is 1 if it cannot be trained on as it is.
     """
     from ner_cl.data.check import check as check_corpus
 
@@ -68,7 +68,7 @@ def convert(
     types: Types = None,
     alignment: Alignment = "error",
 ) -> None:
-    """Write annotated sentences in another format or tag scheme."""
+    """Convert annotated sentences to another format or tag scheme."""
     from ner_cl.data.readers import read_with_report
     from ner_cl.data.writers import write_sentences
     from ner_cl.registry import nearest
@@ -111,9 +111,9 @@ def split(
     format_: Format = "auto",
     on_overlap: Overlap = "error",
 ) -> None:
-    """Cut a corpus into the data of each step.
+    """Split a corpus into the data of each step.
 
-    Every step is annotated for its own types only, as a model meets them that learns step by step.
+    Each step is annotated for its own types only, as in continual learning.
     """
     from ner_cl.data.protocols import allocate, check_protocol
     from ner_cl.data.stream import build_stream, order_types
@@ -139,9 +139,9 @@ def split(
 def forget(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
 ) -> None:
-    """Delete the sentences that a model keeps to learn more with.
+    """Delete the sentences that a model keeps for later steps.
 
-    What it predicts does not change. Copies elsewhere, such as the folders of earlier steps, are not touched.
+    Its predictions do not change. Copies elsewhere, such as the folders of earlier steps, are not touched.
     """
     from ner_cl.model.kept import forget_sentences
 
@@ -152,7 +152,7 @@ def forget(
 
 
 def _named(paths: list[str]) -> dict[str, str]:
-    """Name of each part → its file."""
+    """Map the name of each part to its file."""
     if len(paths) == 1 and Path(paths[0]).is_dir():
         return _parts_of(Path(paths[0]))
     stems = [Path(path).stem for path in paths]
@@ -160,10 +160,10 @@ def _named(paths: list[str]) -> dict[str, str]:
 
 
 def _parts_of(folder: Path) -> dict[str, str]:
-    """The files called train, dev and test in a folder, or the splits of a data set that `datasets` saved there.
+    """Find the files called train, dev and test in a folder, or the splits of a dataset that `datasets` saved there.
 
     Raises:
-        DataError: if there are none, or two files for one part.
+        DataError: if there are none, or several files for one part.
     """
     if (folder / "dataset_info.json").is_file():
         return {folder.name: str(folder)}
@@ -212,14 +212,14 @@ def _text(report: "CheckReport") -> str:
 
 
 def _corpus(source: str, format_: str, on_overlap: str) -> "tuple[Corpus, Mapping[str, str]]":
-    """The corpus in a file or folder, and which files it has."""
+    """Load the corpus in a file or folder; also return its files by part."""
     from ner_cl.config import CorpusOptions, validate
     from ner_cl.data.corpus import load_corpus
 
     files = _parts_of(Path(source)) if Path(source).is_dir() else {"train": source}
     if "train" not in files:
         raise DataError(f"{source}: holds no file called train")
-    # Where there is no test file nothing is scored either; the training file stands in, and is not written.
+    # Without a test file nothing is scored: the training file replaces it here but is not written as a test set.
     values = {"format": format_, "on_overlap": on_overlap, "test": files["train"], **files}
     options = validate(CorpusOptions, values, "the corpus")
     return load_corpus(options, name=Path(source).stem), files
@@ -228,7 +228,7 @@ def _corpus(source: str, format_: str, on_overlap: str) -> "tuple[Corpus, Mappin
 def _write_stream(
     target: Path, stream: "Stream", files: Mapping[str, str], reading: Mapping[str, str], seed: int
 ) -> None:
-    """A folder for each step, the test set, and the stream file that `stream.file` reads."""
+    """Write a folder per step, the test set, and the stream file that `stream.file` reads."""
     import yaml
 
     from ner_cl.data.writers import write_sentences
@@ -255,5 +255,5 @@ def _write_stream(
 
 
 def _findable(path: str) -> str:
-    """A path that leads to the same place from everywhere; the name of a data set on a hub stays as it is."""
+    """Make an existing path absolute; the name of a dataset on the Hub stays as it is."""
     return str(Path(path).absolute()) if Path(path.partition("#")[0]).exists() else path

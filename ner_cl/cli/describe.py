@@ -1,4 +1,4 @@
-"""What a configuration would do: `ner-cl train --dry-run`."""
+"""Describe what a configuration would do, for `ner-cl train --dry-run`."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ __all__ = ["RunDescription", "StepDescription", "describe_run"]
 
 @dataclass(frozen=True)
 class StepDescription:
-    """One step: its types, how many sentences it trains and selects on, and training mentions of each type."""
+    """One step: its types, the sizes of its training and dev data, and training mentions of each type."""
 
     step: int
     types: tuple[str, ...]
@@ -27,7 +27,7 @@ class StepDescription:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """A whole run before it is made."""
+    """A planned run."""
 
     stream: str
     protocol: str
@@ -40,7 +40,7 @@ class RunDescription:
     steps: tuple[StepDescription, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The description in the types of JSON."""
+        """Return the description as JSON-compatible values."""
         return asdict(self)
 
     @property
@@ -72,10 +72,10 @@ class RunDescription:
 
 
 def describe_run(config: Config) -> RunDescription:
-    """Reads the corpus, draws the slices and checks the strategies, and writes nothing.
+    """Read the corpus, draw the slices and check the strategies, without writing anything.
 
     Raises:
-        ConfigError: if strategies contradict each other or a type does not occur.
+        ConfigError: if strategies are incompatible or a type never occurs.
         DataError: if the corpus cannot be read.
     """
     strategies = build_strategies(config.strategies)

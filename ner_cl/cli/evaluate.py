@@ -40,12 +40,13 @@ def evaluate(
 ) -> None:
     """Score a model on annotated sentences.
 
-    Strict: a span counts when start, end and type all agree. A sentence counts for the types it is annotated for only.
+    Scoring is strict: a span counts if start, end and type all agree. A sentence counts only for the types it is
+    annotated for.
 
-    Where each step has a block of its own (head addner), `alone` is F1 of the block without the others, and `merging`
-    what the merging of blocks adds to it or takes from it.
+    If each step has its own block (head addner), `alone` is F1 of a block by itself, and `merging` is the gain or loss
+    from merging the blocks.
 
-    The expected calibration error is the mean distance between a score and how often spans of such a score are right.
+    The expected calibration error is the mean difference between a score and the share of spans with it that are right.
     """
     from ner_cl.data.readers import read_sentences
     from ner_cl.model.predict import score_merged_and_nested, score_sentences
@@ -64,7 +65,7 @@ def evaluate(
     say(f"{len(sentences)} sentences")
     if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):
         merged, alone = score_merged_and_nested(tagger, sentences)
-    else:  # nothing competes that could be looked at by itself
+    else:  # there are no competing blocks to score separately
         merged, alone = score_sentences(tagger, sentences), None
     found = [[(item.span, item.score) for item in items] for items in merged]
     predicted = [[span for span, _ in items] for items in found]
@@ -82,7 +83,7 @@ def evaluate(
 def _scored_types(
     model: "NerModel", asked: Sequence[str] | None, sentences: "Sequence[Sentence]", data: str
 ) -> list[str]:
-    """The types to score, in learning order: those the data are annotated for, unless types are asked for."""
+    """Return the types to score, in learning order: those given, else those the data are annotated for."""
     annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
     scored = [type_ for type_ in model.types if type_ in (annotated if asked is None else asked)]
     if not annotated.intersection(scored):
@@ -126,7 +127,7 @@ def _report(
 
 
 def _calibration(gold: "Sequence[Sentence]", found: "Sequence[Sequence[tuple[Span, float]]]") -> dict[str, Any]:
-    """Whether scores are the shares of what was found that is right."""
+    """Compare the scores of predicted spans with the share that is right."""
     from ner_cl.evaluate.reliability import calibration_error, judge, reliability
 
     scores, right = judge(gold, found)
@@ -135,7 +136,7 @@ def _calibration(gold: "Sequence[Sentence]", found: "Sequence[Sequence[tuple[Spa
 
 
 def _add_alone(report: dict[str, Any], sentences: "Sequence[Sentence]", alone: "Sequence[Sequence[Span]]") -> None:
-    """Adds F1 of every type's block by itself, and what merging does to it."""
+    """Add to the report, for each type, F1 of its block alone and the change due to merging."""
     from ner_cl.evaluate.counts import Counts, count_spans
 
     counts = count_spans(sentences, alone, list(report["types"]))
@@ -155,7 +156,7 @@ def _cell(counts: Any) -> dict[str, Any]:
 
 
 def _text(report: dict[str, Any]) -> str:
-    """The report as a table, scores times 100."""
+    """Format the report as a table, with scores times 100."""
     calibration = report["calibration"]
     error = "-" if calibration["expected_error"] is None else f"{100 * calibration['expected_error']:.1f}"
     return f"{_table(report)}\nexpected calibration error of the scores, {calibration['spans']} spans found: {error}"

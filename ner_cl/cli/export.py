@@ -1,4 +1,4 @@
-"""`ner-cl export`: a model for other programs."""
+"""`ner-cl export`: write a model for other programs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 
 __all__ = ["export"]
 
-# Plain English to compare on where no data are given: names, numbers, an odd word, and a sentence longer than a window.
+# Default texts for the comparison if no data are given: names, numbers, odd words, a sentence longer than a window.
 _TEXTS = (
     "Ada Lovelace met Charles Babbage in London on 5 June 1833 .",
     "Acme Ltd. paid $ 3.2 million for Globex , said the B.B.C. , and moved from Oslo to Kyoto .",
@@ -45,7 +45,7 @@ def export(
 ) -> None:
     """Write a model for ONNX Runtime, spaCy or transformers.
 
-    What --format onnx writes is a model folder like any other, for everything but learning.
+    The output of --format onnx is a model folder that works everywhere except for learning.
     """
     from ner_cl.data.readers import read_sentences
     from ner_cl.integrations.export import FORMATS, export_model

@@ -1,4 +1,4 @@
-"""`ner-cl info`: what is installed, what a model knows, what came of a run."""
+"""`ner-cl info`: describe the installation, a model or a run."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def info(
 ) -> None:
     """Describe this installation, a model or a run.
 
-    Of a model: types by step, F1 after each, sizes, what strategies keep. Of a run folder: its matrix.
+    For a model: types by step, F1 after each step, sizes, and what strategies keep. For a run folder: its matrix.
     """
     if folder is None:
         values = _installation()
@@ -56,7 +56,7 @@ def _installation() -> dict[str, Any]:
 
 
 def _lines(values: dict[str, Any]) -> str:
-    """One line a key; nested values on their own lines."""
+    """Format one line per key; nested values get lines of their own."""
     flat: list[tuple[str, object]] = []
     for key, value in values.items():
         if isinstance(value, dict):
@@ -135,7 +135,7 @@ def _score(step: dict[str, Any], type_: str) -> str:
 
 
 def _subnetworks(model: "NerModel") -> dict[str, Any] | None:
-    """What gives steps word vectors of their own; None where nothing does."""
+    """Describe the sub-networks that give steps their own word vectors; None if there are none."""
     found = model.subnetworks
     if found is None:
         return None
@@ -144,7 +144,7 @@ def _subnetworks(model: "NerModel") -> dict[str, Any] | None:
 
 
 def _kept(model: "NerModel", folder: Path) -> list[dict[str, Any]]:
-    """What each strategy keeps for later steps, in files of its own name."""
+    """Describe what each strategy keeps for later steps, in files named after it."""
     parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
     rows = []
     for name in sorted({*model.strategy_state, *model.kept_sentences}):
@@ -155,7 +155,7 @@ def _kept(model: "NerModel", folder: Path) -> list[dict[str, Any]]:
 
 
 def _of_history(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
-    """What the model's history says of a step."""
+    """Return what the model's history records about a step."""
     for record in history:
         if record.get("step") == step:
             return {

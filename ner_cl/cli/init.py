@@ -1,4 +1,4 @@
-"""`ner-cl init`: a configuration to start from."""
+"""`ner-cl init`: write a configuration to start from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +74,7 @@ def init(
     """Write a commented configuration to start from."""
     from ner_cl.registry import heads
 
-    heads[head]  # refuses an unknown name
+    heads[head]  # raises ConfigError for an unknown name
     file = None if stream is None else _stream_file(stream)
     if config.exists() and not force:
         raise ConfigError(f"{config}: exists already; use --force to replace it, or name another file")
@@ -87,7 +87,7 @@ def init(
 
 
 def _stream_file(name: str) -> Path:
-    """The stream file of that name or path; ConfigError with the nearest name if there is none."""
+    """Find the stream file of that name or path; ConfigError with the nearest name if there is none."""
     from ner_cl.registry import nearest
 
     if Path(name).is_file():

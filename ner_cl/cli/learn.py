@@ -1,4 +1,4 @@
-"""`ner-cl learn`: one new step on an existing model, the everyday verb."""
+"""`ner-cl learn`: teach a model one new step; the everyday command."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,19 +111,19 @@ def learn(
 
 
 def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: Callable[[], None]) -> None:
-    """Saves the model unless the gate is shut, and shows what came of it either way."""
+    """Save the model unless it fails the forgetting gate (`max_drop`); show the result either way."""
     try:
         if max_drop is not None:
             result.check(max_drop)
         if is_main_process():
-            result.model.save(folder)  # before anything is printed: whoever reads may be gone
+            result.model.save(folder)  # before printing, because the reader of the output may be gone
     finally:
         show()
     say(f"the model is in {folder}")
 
 
 def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
-    """The table, and what its reader should know besides."""
+    """Print the result and notes about it."""
     if as_json:
         emit_json(result_to_dict(result, folder))
     else:
@@ -147,9 +147,10 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
 def _start(
     model: Path | None, encoder: str | None, head: str | None, output: Path | None, *, apart: bool
 ) -> "tuple[NerModel, Path]":
-    """The model to teach, and where the result goes; all that can be wrong with either is found here.
+    """Return the model to teach and the output folder, after checking both.
 
-    A new model whose steps are to be kept apart gets the head for it, as a configuration that names none does.
+    A new model whose steps must stay isolated (`apart`) gets the head addner by default, as with a configuration that
+    names no head.
     """
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.store import load_model
@@ -181,7 +182,7 @@ def _head(name: str | None) -> Any:
 
 
 def _strategies(text: str | None) -> list[Any]:
-    """`distill`, `distill,spg` or a list of mappings."""
+    """Parse `distill`, `distill,spg` or a list of mappings."""
     if text is None:
         return []
     value = parse_yaml(text, "--strategies")
@@ -193,7 +194,7 @@ def _strategies(text: str | None) -> list[Any]:
 
 
 def result_to_dict(result: "LearnResult", folder: Path) -> dict[str, Any]:
-    """What `--json` prints: the model, its step, and a row for every type."""
+    """Return what `--json` prints: the model, its step, and an entry per type."""
     changes = [
         {"type": change.type, "before": change.before, "after": change.after, "measured": change.measured}
         for change in result.changes

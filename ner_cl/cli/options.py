@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and how their values are read."""
+"""Flags shared by several commands, and how their values are parsed."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from ner_cl.errors import ConfigError, ModelError
 
-if TYPE_CHECKING:  # what imports torch must not be waited for by `--help`
+if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.config import TrainingOptions
 
 __all__ = [
@@ -49,7 +49,7 @@ Overlap: TypeAlias = Annotated[
 
 
 def names(text: str | None, flag: str = "--types") -> list[str] | None:
-    """`"A, B"` as `["A", "B"]`; None stays None."""
+    """Parse `"A, B"` as `["A", "B"]`; None stays None."""
     if text is None:
         return None
     found = [name.strip() for name in text.split(",")]
@@ -59,7 +59,7 @@ def names(text: str | None, flag: str = "--types") -> list[str] | None:
 
 
 def integers(text: str | None, flag: str) -> list[int]:
-    """`"1,2"` as `[1, 2]`, each once and none negative."""
+    """Parse `"1,2"` as `[1, 2]`; numbers must be distinct and not negative."""
     values = names(text, flag) or []
     if not all(value.isdecimal() for value in values) or len(set(map(int, values))) < len(values):
         raise ConfigError(f"{flag} {text!r}: write different whole numbers from 0 upward, such as 1,2,3")
@@ -67,7 +67,7 @@ def integers(text: str | None, flag: str) -> list[int]:
 
 
 def parse_yaml(text: str, flag: str) -> Any:
-    """A value written in YAML (so also in JSON)."""
+    """Parse a value written in YAML or JSON."""
     import yaml
 
     from ner_cl.config.reading import NOT_YAML
@@ -79,10 +79,10 @@ def parse_yaml(text: str, flag: str) -> Any:
 
 
 def check_model_output(folder: Path) -> None:
-    """Refuses, before any work is done, a place where a model could not be saved.
+    """Check before any work is done that a model can be saved in a folder.
 
     Raises:
-        ModelError: if it is taken, or cannot be written.
+        ModelError: if the folder is in use or cannot be written.
     """
     if (folder / "labels.json").is_file():
         raise ModelError(f"--output {folder}: holds a model already; choose another folder, or delete that one first")
@@ -94,7 +94,7 @@ def check_model_output(folder: Path) -> None:
 
 
 def training_options(settings: list[str]) -> "TrainingOptions":
-    """The options that `--set training.…` gives."""
+    """Return the training options set with `--set training.…`."""
     from ner_cl.config import TrainingOptions, assign, validate
 
     values: dict[str, Any] = {}

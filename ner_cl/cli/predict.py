@@ -1,4 +1,4 @@
-"""`ner-cl predict`: entities in text."""
+"""`ner-cl predict`: find entities in text."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,9 +42,9 @@ def predict(
 ) -> None:
     """Find entities in text.
 
-    A document a line comes in, blank lines too, and one record for each goes out.
+    Each input line is a document, blank lines included, and gives one output record.
 
-    JSONL records hold text and spans (start and end in code points, label, score, step), and id and meta of the input.
+    JSONL records hold text, spans (start and end in code points, label, score, step), and id and meta of the input.
     """
     from ner_cl.model.store import load_model
     from ner_cl.registry import nearest
@@ -88,7 +88,7 @@ def _opened(output: Path | None) -> "Iterator[BinaryIO]":
 
 
 def _sentence(document: Document, entities: "Sequence[Entity]", annotated: frozenset[str]) -> "Sentence":
-    """The document cut into words, with its entities as spans of words."""
+    """Split a document into words and convert its entities to word spans."""
     from ner_cl.data.words import split_words
     from ner_cl.types import Sentence, Span
 

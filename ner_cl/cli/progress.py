@@ -1,4 +1,4 @@
-"""What training says while it runs: bars on a terminal, quiet lines elsewhere."""
+"""Training progress: bars on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ __all__ = ["line_of", "progress"]
 
 @contextmanager
 def progress(steps: int | None = None) -> Iterator[Callable[[Event], None]]:
-    """A receiver of events that shows them on stderr.
+    """Context manager that yields an event handler which shows training events on stderr.
 
     Args:
-        steps: how many steps there will be, if that is known.
+        steps: number of steps, if known.
     """
     if talk.is_terminal and not talk.quiet:
         with _bars() as bars:
@@ -27,7 +27,7 @@ def progress(steps: int | None = None) -> Iterator[Callable[[Event], None]]:
 
 
 def line_of(event: Event) -> str | None:
-    """The event in one line; None where it is not worth one."""
+    """Describe an event in one line; None for an event that is not shown."""
     match event:
         case StepStarted():
             return (
@@ -66,7 +66,7 @@ def _losses(losses: dict[str, float]) -> str:
 
 
 def _falls(falls: dict[str, float]) -> str:
-    """Those that are worth a word, the largest first."""
+    """Describe the drops in F1 above `NOTABLE_FALL`, largest first."""
     worst_first = sorted(falls.items(), key=lambda item: -item[1])
     told = [f"{type_} {percent(fall)}" for type_, fall in worst_first if fall > NOTABLE_FALL]
     return f"; fell by more than a point: {', '.join(told)}" if told else ""
@@ -86,7 +86,7 @@ def _bars() -> Progress:
 
 @final
 class _Bars:
-    """One bar for the steps and one for the updates of the step at hand; what is over stays as a line above."""
+    """One bar for the steps and one for the updates of the current step; event lines are printed above them."""
 
     def __init__(self, bars: Progress, steps: int | None) -> None:
         self.bars = bars
@@ -95,7 +95,7 @@ class _Bars:
         self.per_epoch, self.score = 0, ""
 
     def __call__(self, event: Event) -> None:
-        """Shows one event."""
+        """Show one event."""
         match event:
             case StepStarted():
                 self.per_epoch, self.score = event.updates, ""

@@ -1,4 +1,4 @@
-"""The same run with several seeds and orders of steps: what `ner-cl train --seeds --orders` makes."""
+"""Repeat a run with several seeds and step orders, for `ner-cl train --seeds --orders`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,13 +30,13 @@ def train_all(
     orders: int | None,
     as_json: bool,
 ) -> None:
-    """A run for each seed and order, then mean and standard deviation of what counts.
+    """Train one run per seed and order, then print mean and standard deviation of the main scores.
 
     Args:
-        config: what is repeated; runs go to `OUTPUT/seed-1`, `OUTPUT/order-1`, or `OUTPUT/order-1/seed-1`.
-        train_once: makes one run.
-        seeds: of the runs; none keeps the configuration's.
-        orders: how many; None keeps the configuration's own and makes no folder for it.
+        config: the configuration to repeat; runs go to `OUTPUT/seed-1`, `OUTPUT/order-1`, or `OUTPUT/order-1/seed-1`.
+        train_once: trains one run.
+        seeds: seeds of the runs; if empty, the seed of the configuration is used.
+        orders: number of step orders; None keeps that of the configuration, without a folder for it.
         as_json: print JSON instead of a table.
     """
     runs = {name: train_once(one).metrics for name, one in _configs(config, seeds, orders).items()}
@@ -58,7 +58,7 @@ def train_all(
 
 
 def _configs(config: "Config", seeds: Sequence[int], orders: int | None) -> "dict[str, Config]":
-    """Every run to make, by the name of its folder below the output."""
+    """Return the configuration of every run, by the name of its folder below the output."""
     from ner_cl.train.orders import with_orders
 
     ordered = {f"order-{n}": c for n, c in enumerate(with_orders(config, orders), 1)} if orders else {"": config}
@@ -79,6 +79,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _deviation(values: Sequence[float | None]) -> float | None:
-    """The sample standard deviation; None for a single value."""
+    """Return the sample standard deviation; None for a single value or if a value is missing."""
     known = [value for value in values if value is not None]
     return stdev(known) if len(known) == len(values) > 1 else None

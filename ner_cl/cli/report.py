@@ -28,14 +28,14 @@ def report(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what came of a run on one page that needs no network.
+    """Show the results of a run on one self-contained page.
 
-    F1 of every type over steps, forgetting and transfer, which words go astray, mentions lost and made up, calibration,
-    time and memory, and what exactly was run. Of several seeds, means. With --json all values go to stdout, and a page
-    is written only where --output asks for one.
+    The page shows F1 of every type over the steps, forgetting and transfer, confused words, lost and made-up mentions,
+    calibration, time and memory, and the exact configuration; for several seeds, means. With --json all values go to
+    stdout, and a page is written only with --output.
     """
     from ner_cl.report.collect import collect
-    from ner_cl.report.figures import draw_all  # before any work is done: is what the extra brings installed?
+    from ner_cl.report.figures import draw_all  # fails early if the extra `report` is not installed
     from ner_cl.report.page import report_page
 
     found = collect(run, predict=not no_predict, say=say)
@@ -58,7 +58,7 @@ def report(
 
 
 def _save(drawn: "list[Drawn]", folder: Path) -> None:
-    """Every figure in two formats."""
+    """Save every figure as PNG and SVG."""
     from ner_cl.report.drawing import save_figure
 
     for item in drawn:

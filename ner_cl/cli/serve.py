@@ -1,4 +1,4 @@
-"""`ner-cl serve`: the tagger as an HTTP service."""
+"""`ner-cl serve`: run the tagger as an HTTP service."""
 
 import os
 from ipaddress import ip_address
@@ -81,8 +81,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, with a page at /.
 
-    Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM what was accepted
-    is answered, and the exit code is 0.
+    Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM accepted requests
+    are still answered, and the exit code is 0.
     """
     root = model_root if model_root is not None else model.absolute().parent
     protected = _access(access, host, tokens)
@@ -111,7 +111,7 @@ def serve(
 
 
 def _service() -> Any:
-    """The module of settings, and the function that serves."""
+    """Import the settings module and the function that serves."""
     try:
         from ner_cl_serve import settings
         from ner_cl_serve.server import run
@@ -121,7 +121,7 @@ def _service() -> Any:
 
 
 def _access(given: str | None, host: str, tokens: Path | None) -> str:
-    """Who may ask; a service that others can reach is not open unless somebody says so."""
+    """Return the access mode; a service that others can reach is open only if that is asked for explicitly."""
     if given not in (None, *_ACCESS):
         raise ConfigError(f"--access {given!r}: is none of {', '.join(_ACCESS)}")
     access = given or ("local" if _is_loopback(host) else "token")
@@ -144,7 +144,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _prepare_torch(threads: int | None) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a service opens nothing but the folders it is given
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a service reads only the folders it is given
     if threads is not None:
         import torch
 

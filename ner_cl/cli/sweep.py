@@ -1,4 +1,4 @@
-"""`ner-cl sweep`: search for options on the first steps."""
+"""`ner-cl sweep`: search for good options on the first steps."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -31,10 +31,10 @@ def sweep(
     output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The folder of the sweep.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Search for options that learn and keep the types of the first steps.
+    """Search for the options that best learn and keep the types of the first steps.
 
-    Each trial learns the first steps and is scored on their dev sentences; later steps and the test set are not looked
-    at. The same command goes on with a sweep that was stopped. OUTPUT/best.yaml is the configuration to train with.
+    Each trial learns the first steps and is scored on their dev sentences; later steps and the test set are not used.
+    Repeat the command to continue a stopped sweep. OUTPUT/best.yaml is the configuration to train with.
     """
     from ner_cl.config import load_config
     from ner_cl.train.search import read_search
@@ -64,7 +64,7 @@ def _values(found: "Sweep") -> dict[str, Any]:
 
 
 def _text(found: "Sweep") -> str:
-    """All trials, best first."""
+    """Format all trials as a table, best first."""
     ranked = sorted(found.trials, key=lambda trial: -1.0 if trial.score is None else trial.score, reverse=True)
     keys = list(found.best.values)
     rows = [[t.number, *(_short(t.values[key]) for key in keys), percent(t.score), f"{t.seconds:.0f}"] for t in ranked]

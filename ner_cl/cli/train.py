@@ -1,4 +1,4 @@
-"""`ner-cl train`: a whole stream of steps."""
+"""`ner-cl train`: learn a whole stream of steps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a stream of steps, with F1 of every type after each."""
+    """Learn a stream of steps and show F1 of every type after each."""
     from ner_cl.config import load_config
 
     overrides = list(settings or ())
@@ -73,7 +73,7 @@ def train(
 
 
 def _train_once(config: "Config", *, resume: bool, show: bool) -> "Matrix":
-    """One run; its matrix is printed, also when the forgetting gate ends it."""
+    """Train one run; with `show`, print its matrix, even if the forgetting gate stops it."""
     from ner_cl.cli.progress import progress
     from ner_cl.evaluate.matrix import Matrix, render
     from ner_cl.train.run import run_stream
@@ -95,7 +95,7 @@ def _train_once(config: "Config", *, resume: bool, show: bool) -> "Matrix":
 
 @contextmanager
 def _how_to_go_on(folder: Path, display: "Callable[[Event], None]") -> "Iterator[Callable[[Event], None]]":
-    """Says how to go on with a run that was stopped after its first event."""
+    """Explain how to resume a run that is interrupted after its first event."""
     begun = False
 
     def receive(event: "Event") -> None:

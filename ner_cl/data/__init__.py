@@ -1,1 +1,1 @@
-"""Sentences: read and written, checked, cut into steps, and made into batches of word pieces."""
+"""Read, write and check sentences, split them into steps, and turn them into batches of word pieces."""

@@ -1,4 +1,4 @@
-"""Encoded sentences, token-budget batches, and the tensors of one batch."""
+"""Encoded sentences, batches within a word-piece budget, and the tensors of one batch."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +19,11 @@ from ner_cl.types import Sentence, Span
 __all__ = ["Batch", "EncodedSentences", "Origin", "plan_batches", "rows_from"]
 
 Origin: TypeAlias = Literal["own", "remembered", "unlabeled"]
-"""Where a row comes from, told by what it is annotated for: `own`, some of the newest step's types; `remembered` from
-an earlier step, other types only; `unlabeled`, none."""
+"""Origin of a row, derived from its annotation: `own` if it covers some of the newest step's types, `remembered` (from
+an earlier step) if it covers other types only, `unlabeled` if it covers none."""
 
-# Batches are cut from pools of this many batches' worth of rows sorted by length: long enough to waste little padding,
-# short enough that training order stays random.
+# Batches are cut from length-sorted pools of about this many batches: large enough to waste little padding, small
+# enough to keep the training order random.
 _POOL_BATCHES = 32
 
 _numbers = count()
@@ -31,21 +31,21 @@ _numbers = count()
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The tensors of one batch of windows. A "row" is a window, which nearly always is a whole sentence.
+    """The tensors of one batch of windows. A "row" is one window, nearly always a whole sentence.
 
     Attributes:
-        piece_ids: vocabulary ids, right padded.
-        piece_mask: 1 for a piece, 0 for padding.
+        piece_ids: vocabulary ids of the word pieces, right-padded.
+        piece_mask: 1 for a word piece, 0 for padding.
         word_pieces: position of the first piece of each word; 0 where padded.
-        word_mask: true for a word, false for padding; right padded.
+        word_mask: true for a word, false for padding; right-padded.
         targets: tag id of each word in the tagset of the step; 0 (`O`) where padded.
         annotated: whether the row's annotation is complete for each type of the tagset.
-        word_numbers: running number of each word in the whole set, for cached per-word values; 0 where padded.
-        spans: the mentions that lie whole in a row: row, first word, one past the last word, index of the type.
-        row_types: indices of the types each row is annotated for: the same, known without a look at the device.
-        source: the number of the `EncodedSentences` it is of; -1 if of none.
-        rows: number of each row in the whole set.
-        row_words: words of each row.
+        word_numbers: index of each word in the whole set, for cached per-word values; 0 where padded.
+        spans: mentions that lie entirely within a row: row, first word, one past the last word, type index.
+        row_types: `annotated` as type indices per row, available without a device transfer.
+        source: `number` of the `EncodedSentences` the batch is cut from; -1 if none.
+        rows: index of each row in the whole set.
+        row_words: number of words in each row.
         origins: where each row comes from.
     """
 
@@ -65,11 +65,11 @@ class Batch:
 
     @property
     def annotated_types(self) -> frozenset[int]:
-        """Indices of the types annotated in any row."""
+        """Indices of the types that any row is annotated for."""
         return frozenset().union(*self.row_types)
 
     def unannotated(self, types: Collection[int]) -> Bool[Tensor, "row type"] | None:
-        """Which of some types, by index, each row is not annotated for; None where every row is for all of them."""
+        """Mask the given type indices that each row is not annotated for; None if every row is annotated for all."""
         if all(known.issuperset(types) for known in self.row_types):
             return None
         asked = torch.zeros_like(self.annotated[0])
@@ -77,7 +77,7 @@ class Batch:
         return ~self.annotated & asked
 
     def select(self, rows: Sequence[int]) -> "Batch":
-        """Some of the rows, by their position in this batch."""
+        """Return a batch of the given rows, by position in this batch."""
         index = torch.tensor(rows, dtype=torch.long, device=self.piece_ids.device)
         place, span = (self.spans[:, 0] == index[:, None]).nonzero(as_tuple=True)
         return replace(
@@ -97,7 +97,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return this batch on another device."""
         if device.type == "cpu":
             return self
         return replace(
@@ -114,22 +114,21 @@ class Batch:
 
 
 class EncodedSentences:
-    """Sentences turned into windows once, from which batches are cut any number of times.
+    """Sentences encoded into windows once, from which batches can be cut repeatedly.
 
     Args:
-        sentences: what to encode.
-        pieces: the encoder's word-piece cutter.
+        sentences: the sentences to encode.
+        pieces: splits words into word pieces.
         tagset: gives the target ids; spans of types it does not know are left out.
-        nested: take spans that overlap; of those the tags show the longest.
+        nested: allow overlapping spans; the targets then use the longest of them.
 
     Attributes:
-        number: no other has the same, in this process.
+        number: unique within this process.
         rows_of: the windows of each sentence.
         origins: where each window comes from.
 
     Raises:
-        DataError: if two spans of known types overlap and `nested` does not allow it; the message names the sentence's
-            source.
+        DataError: if two spans of known types overlap and `nested` is false; names the source of the sentence.
     """
 
     def __init__(
@@ -166,25 +165,25 @@ class EncodedSentences:
 
     @property
     def words(self) -> int:
-        """Number of words over all sentences."""
+        """Number of words in all sentences."""
         return int(self._word_starts[-1])
 
     def sentences_from(self, *wanted: Origin) -> list[Sentence]:
-        """The sentences that come from one of some places, in order."""
+        """Return the sentences of the given origins, in order."""
         return [self.sentences[index] for index in rows_from(self._sentence_origins, *wanted)]
 
     @property
     def annotated(self) -> list[int]:
-        """The windows that are annotated for something: what a step is about, with what was remembered."""
+        """Indices of the windows annotated for any type: those of the step itself and the remembered ones."""
         return rows_from(self.origins, "own", "remembered")
 
     @property
     def targets(self) -> Int[Tensor, " word"]:
-        """Tag id of every word, by `Batch.word_numbers`."""
+        """Tag id of every word, indexed by `Batch.word_numbers`."""
         return torch.tensor([tag for tags in self._targets for tag in tags], dtype=torch.long)
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """The tensors of the given windows."""
+        """Return the tensors of the given windows."""
         windows = [self.windows[row] for row in rows]
         size = len(windows)
         pieces = np.full((size, max(len(w.piece_ids) for w in windows)), self._pad_id, dtype=np.int64)
@@ -229,11 +228,11 @@ class EncodedSentences:
     def in_length_order(
         self, batch_tokens: int, *, among: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Batch]]:
-        """Every window once, in batches of like length, with the windows' indices: for inference.
+        """Yield each window once, in batches of similar length with the window indices; for inference.
 
         Args:
             batch_tokens: see `plan_batches`.
-            among: these windows only.
+            among: only these windows; all by default.
         """
         for rows in self.plan(range(len(self)) if among is None else among, batch_tokens=batch_tokens):
             yield rows, self.batch(rows)
@@ -241,13 +240,13 @@ class EncodedSentences:
     def plan(
         self, rows: Sequence[int], *, batch_tokens: int, generator: np.random.Generator | None = None
     ) -> list[list[int]]:
-        """Some windows cut into batches, each window as often as it is given; see `plan_batches`."""
+        """Divide the given windows into batches, repeated ones included; see `plan_batches`."""
         plan = plan_batches([self.lengths[row] for row in rows], batch_tokens=batch_tokens, generator=generator)
         return [[rows[place] for place in batch] for batch in plan]
 
 
 def rows_from(origins: Sequence[Origin], *wanted: Origin) -> list[int]:
-    """The rows, by their position, that come from one of some places."""
+    """Return the positions of the rows with one of the given origins."""
     return [row for row, origin in enumerate(origins) if origin in wanted]
 
 
@@ -272,15 +271,15 @@ def _targets(sentence: Sentence, tagset: Tagset, *, nested: bool) -> list[int]:
 def plan_batches(
     lengths: Sequence[int], *, batch_tokens: int, generator: np.random.Generator | None = None
 ) -> list[list[int]]:
-    """Cuts rows into batches of at most `batch_tokens` pieces, padding included.
+    """Divide rows into batches of at most `batch_tokens` word pieces, padding included.
 
     Args:
-        lengths: pieces of each row.
-        batch_tokens: longest row × rows of a batch stays within this; a row longer than it stands alone.
-        generator: shuffles rows and batches; without one the rows come longest first.
+        lengths: number of word pieces in each row.
+        batch_tokens: limit for longest row × number of rows in a batch; a longer row gets a batch of its own.
+        generator: shuffles rows and batches; without one, the longest rows come first.
 
     Returns:
-        Row indices, a list for each batch; every row exactly once.
+        One list of row indices per batch; every row occurs exactly once.
     """
     if generator is None:
         return _cut_by_budget(sorted(range(len(lengths)), key=lambda row: -lengths[row]), lengths, batch_tokens)

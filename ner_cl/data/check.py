@@ -1,4 +1,4 @@
-"""Looking at a corpus before training: what is in it, what was repaired, what is wrong."""
+"""Check a corpus before training: what it contains, what was repaired, what is wrong."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,28 +13,28 @@ from ner_cl.types import Sentence
 __all__ = ["CheckReport", "SplitCheck", "check"]
 
 _LONG = 400
-"""Words above which a sentence is likely several whose separators are missing."""
+"""A sentence with more words than this is probably several sentences with missing separators."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitCheck:
-    """What one file holds.
+    """Contents of one file.
 
     Attributes:
         path: the file.
         format: the format it was read as.
         scheme: its tag scheme, or "".
-        sentences: sentences read (those that could not be read are not among them).
-        words: words in them.
-        mentions: type → number of spans, the most frequent first.
-        annotated_types: type → number of sentences annotated for it.
-        longest: words of the longest sentence.
-        longest_source: where that one is.
-        problems: kind ("broken", "misaligned", "overlap") → how many.
-        repairs: what was repaired or skipped → the lines.
-        duplicates: sentences that repeat an earlier one of the file word by word.
-        contradictions: those of them whose annotation differs from the earlier one's.
-        leaked: sentences that stand in the first split word by word (0 for the first split itself).
+        sentences: number of sentences that could be read.
+        words: number of words in these sentences.
+        mentions: entity type → number of spans, most frequent first.
+        annotated_types: entity type → number of sentences annotated for it.
+        longest: number of words in the longest sentence.
+        longest_source: `file:line` of the longest sentence.
+        problems: kind ("broken", "misaligned", "overlap") → number of problems.
+        repairs: what was repaired or skipped → the affected lines.
+        duplicates: number of sentences with the same words as an earlier one in the file.
+        contradictions: number of duplicates whose annotation differs from that of the first occurrence.
+        leaked: number of sentences whose words also occur in the first split (0 for the first split itself).
     """
 
     path: str
@@ -55,12 +55,12 @@ class SplitCheck:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
-        splits: name of the split → what it holds.
-        problems: one line each; a corpus with any of them cannot be trained on as it stands.
-        notes: one line each; worth knowing, nothing that stops training.
+        splits: name of the split → its contents.
+        problems: one line each; a corpus with any problem cannot be trained on as it is.
+        notes: one line each; worth knowing, but no obstacle to training.
     """
 
     splits: Mapping[str, SplitCheck]
@@ -69,11 +69,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
+        """Whether no problem was found."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """The report in the types of JSON; of each repair the number and the first lines."""
+        """Return the report as JSON-compatible values; each repair has its count and first lines."""
         splits: dict[str, Any] = {}
         for name, split in self.splits.items():
             values = {key: getattr(split, key) for key in SplitCheck.__slots__}
@@ -88,14 +88,14 @@ class CheckReport:
 
 @dataclass(slots=True)
 class _Findings:
-    """Problems and notes on the way, each list cut off after `listed` lines of one kind in one split."""
+    """Problems and notes collected so far, with at most `listed` entries per kind and split."""
 
     listed: int
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def places(self, lines: Sequence[str]) -> str:
-        """The first lines, and how many more there are."""
+        """List the first lines and say how many more there are."""
         more = len(lines) - self.listed
         return f"line {', '.join(lines[: self.listed])}" + (f" and {more} more" if more > 0 else "")
 
@@ -110,20 +110,20 @@ def check(
     alignment: str = "error",
     listed: int = 10,
 ) -> CheckReport:
-    """Read every split of a corpus to its end and say what is in it and what is wrong with it.
+    """Read every split of a corpus in full and report its contents and problems.
 
     Broken lines, spans that cut a word and overlapping spans are problems, unless `alignment` and `on_overlap` say how
-    to take them. Repairs, repeated sentences, sentences of the first split that come back in another one, and types
-    that the first split lacks are notes.
+    to handle the spans. Repairs, repeated sentences, sentences of the first split that recur in another one, and
+    entity types that the first split lacks are notes.
 
     Args:
         paths: name of each split → its file; the training split first.
         format, scheme, types, on_overlap, alignment: for every file, as in `read_sentences`.
-        listed: how many problems of one kind in one split are listed, the rest being counted.
+        listed: how many problems of one kind are listed per split; the rest are only counted.
 
     Raises:
-        ConfigError: if `paths` is empty, or for an unknown format, scheme or option. Nothing else: a file that cannot
-            be opened is a problem.
+        ConfigError: if `paths` is empty, or for an unknown format, scheme or option. A file that cannot be opened does
+            not raise; it is reported as a problem.
 
     Example:
         >>> import tempfile, pathlib
@@ -152,7 +152,7 @@ def check(
 
 
 def _read(path: str, found: _Findings, **options: Any) -> tuple[list[Sentence], ReadReport]:
-    """Read tolerantly; note every problem, up to the limit of each kind."""
+    """Read a file tolerantly and record its problems, up to the limit for each kind."""
     try:
         sentences, report = read_with_report(path, tolerant=True, **options)
     except DataError as error:
@@ -169,7 +169,7 @@ def _read(path: str, found: _Findings, **options: Any) -> tuple[list[Sentence], 
 def _repeated(
     sentences: Sequence[Sentence],
 ) -> tuple[dict[tuple[str, ...], Sentence], list[Sentence], list[tuple[Sentence, Sentence]]]:
-    """Sentences by their words, those that repeat an earlier one, and pairs of them that contradict each other."""
+    """Return the first sentence of each word sequence, the duplicates, and contradictory (first, duplicate) pairs."""
     seen: dict[tuple[str, ...], Sentence] = {}
     duplicates: list[Sentence] = []
     contradictions: list[tuple[Sentence, Sentence]] = []
@@ -215,7 +215,7 @@ def _notes(
     contradictions: Sequence[tuple[Sentence, Sentence]],
     found: _Findings,
 ) -> Iterator[str]:
-    """What there is to know about one split on its own."""
+    """Yield the notes about one split on its own."""
     for what, lines in sorted(split.repairs.items()):
         yield f"{name}: {what}: {len(lines)} ({found.places([str(line) for line in lines])})"
     if split.longest > _LONG:
@@ -238,7 +238,7 @@ def _notes_across(
     first: Mapping[tuple[str, ...], Sentence],
     found: _Findings,
 ) -> Iterator[str]:
-    """What there is to know about one split beside the first one."""
+    """Yield the notes about one split compared with the first one."""
     if leaked:
         places = found.places([f"{_line(sentence)} (as {_line(first[sentence.words])})" for sentence in leaked])
         yield f"{name}: {len(leaked)} sentences stand in {first_name} too, scores on them are too high: {places}"

@@ -1,4 +1,4 @@
-"""A corpus as a configuration names it: three files, read, with one set of types over all of them."""
+"""Load the corpus that a configuration names: its files, with one set of entity types for all of them."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ __all__ = ["load_corpus"]
 
 
 def load_corpus(options: CorpusOptions, *, name: str = "corpus") -> Corpus:
-    """Reads train, dev and test; every sentence is annotated for every type that any part mentions.
+    """Read train, dev and test; every sentence counts as annotated for every type that any part mentions.
 
-    A part that happens to lack a type was still annotated for it: the parts of a corpus share one scheme. A file that
-    says itself which types its sentences are annotated for (JSONL) is taken at its word. A sentence with words that
-    nobody annotated (DocBin) stays annotated for nothing.
+    The parts of a corpus share one annotation scheme, so a part that lacks a type was still annotated for it. Two
+    exceptions: a file that declares the annotated types of its sentences (JSONL) keeps them, and a sentence with
+    unannotated words (DocBin) stays annotated for no type.
 
     Raises:
-        DataError: if a file is missing or malformed, naming file and line, or is empty.
+        DataError: if a file is missing, empty or malformed; names the file and, where possible, the line.
     """
     files = {part: path for part in ("train", "dev", "test") if (path := getattr(options, part)) is not None}
     read = {part: _read(path, options) for part, path in files.items()}
@@ -38,7 +38,7 @@ def load_corpus(options: CorpusOptions, *, name: str = "corpus") -> Corpus:
 
 
 def _raw(options: CorpusOptions) -> tuple[Sentence, ...]:
-    """The words of the raw text, without any annotation."""
+    """Read the raw text as sentences without annotation."""
     if options.unlabeled is None:
         return ()
     _check_there(options.unlabeled, options)

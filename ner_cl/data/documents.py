@@ -1,4 +1,4 @@
-"""Texts without annotation, read line by line, so that a stream of any length fits into memory."""
+"""Texts without annotation, read line by line so that a stream of any length fits into memory."""
 
 import json
 import sys
@@ -21,14 +21,14 @@ _KEPT_KEYS = ("id", "meta")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, where it stood, and what its record says besides that is handed through."""
+    """A text, its source (`file:line`), and the fields of its record that are passed through (`id` and `meta`)."""
 
     text: str
     source: str
     kept: Mapping[str, Any] = field(default_factory=dict)
 
     def with_entities(self, entities: "Sequence[Entity]") -> bytes:
-        """The line of JSON that says what was found."""
+        """Return one JSON line with the text, the kept fields and the entities found."""
         spans = [
             {
                 "start": entity.start,
@@ -43,13 +43,13 @@ class Document:
 
 
 def read_documents(source: str) -> Iterator[Document]:
-    """The documents of a file, or of stdin for `-`: lines of text, or JSON objects with `text`.
+    """Yield the documents of a file, or of stdin for `-`: lines of text, or JSON objects with `text`.
 
-    Every line of text is a document, a blank one an empty document. JSON is told by the file's ending, or by a first
-    line that is a JSON object with `text`; blank lines between JSON lines are skipped.
+    In plain text every line is a document; a blank line is an empty one. A file is read as JSON lines if its suffix
+    says so or its first line is a JSON object with `text`; blank lines between JSON lines are skipped.
 
     Raises:
-        DataError: with file and line, for what cannot be read.
+        DataError: if something cannot be read; names file and line.
     """
     name = "stdin" if source == "-" else source
     is_json: bool | None = Path(source).suffix.lower() in _JSON_ENDINGS or None
@@ -66,7 +66,7 @@ def read_documents(source: str) -> Iterator[Document]:
 
 
 def holds_texts(source: str) -> bool:
-    """Whether the first line of a file that is not blank is a JSON object with `text`."""
+    """Whether the first non-blank line of a file is a JSON object with `text`."""
     with _opened(source) as file:
         first = next((raw for raw in file if raw.strip()), b"")
     return _is_record(_decode(first, source).removeprefix("\ufeff"))

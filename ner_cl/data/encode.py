@@ -1,4 +1,4 @@
-"""Words to word pieces, in windows that never lose a word."""
+"""Encode words as word pieces, in windows that together cover every word."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from ner_cl.errors import ModelError
 
 __all__ = ["PieceEncoder", "Window"]
 
-_MOST_CHARACTERS = 1 << 19  # of words whose pieces are remembered: some 70,000 words, 25 MB
+_MOST_CHARACTERS = 1 << 19  # limit on the total length of the cached words: some 70,000 words, 25 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One row for the encoder: pieces of a stretch of words, and the words it answers for.
+    """One encoder row: the word pieces of consecutive words, and which of these words the window represents.
 
     Attributes:
         sentence: index of the sentence the window belongs to.
-        first_word: index, within the sentence, of the first word this window answers for.
+        first_word: index, within the sentence, of the first word this window represents.
         piece_ids: vocabulary ids, special pieces included.
-        word_pieces: position within `piece_ids` of the first piece of each word it answers for. The words of all
-            windows of a sentence, one window after the other, are the words of the sentence.
+        word_pieces: position in `piece_ids` of the first piece of each word the window represents. Taken together, the
+            windows of a sentence represent each of its words once, in order.
     """
 
     sentence: int
@@ -31,24 +31,24 @@ class Window:
 
 
 class PieceEncoder:
-    """Cuts words into pieces with a fast tokenizer, and long sentences into overlapping windows.
+    """Splits words into word pieces with a fast tokenizer, and long sentences into overlapping windows.
 
-    Windows are aligned to words. Where two windows overlap, each word is answered by the window in which it lies
-    further from the edge. A word longer than a quarter of a window is represented by its first pieces.
+    Windows never cut a word. A word in two windows is represented by the one in which it lies further from the edge. A
+    word longer than a quarter of a window is truncated to its first pieces.
 
     Args:
         tokenizer: a fast `transformers` tokenizer.
-        max_pieces: longest row, special pieces included.
-        overlap: pieces that neighbouring windows share, at least.
+        max_pieces: maximum length of a row, special pieces included.
+        overlap: minimum number of pieces that neighbouring windows share.
 
     Raises:
-        ModelError: if the tokenizer is not a fast one or is empty, or the window leaves no room.
+        ModelError: if the tokenizer is not fast or has no vocabulary, or `max_pieces` is too small for `overlap`.
     """
 
     def __init__(self, tokenizer: Any, *, max_pieces: int, overlap: int) -> None:
         if not tokenizer.is_fast:
             raise ModelError("this encoder has no fast tokenizer, which word alignment needs; choose another encoder")
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what `transformers` makes of a folder without the files
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # as `transformers` loads a folder without the files
             raise ModelError("this encoder has a tokenizer without a vocabulary; its tokenizer files are missing")
         self.tokenizer = tokenizer
         self._prefix, self._suffix = _special_pieces(tokenizer)
@@ -63,10 +63,10 @@ class PieceEncoder:
         self._remembered = 0
 
     def windows(self, sentences: Sequence[Sequence[str]]) -> list[Window]:
-        """All windows of all sentences, in order; a sentence that fits makes exactly one.
+        """Return the windows of all sentences, in order; a sentence that fits has exactly one.
 
-        A word that the tokenizer gives no piece at all (invisible characters) gets the unknown piece, so that every
-        word has a decision.
+        A word for which the tokenizer gives no piece (invisible characters) gets the unknown piece, so that every word
+        gets a prediction.
         """
         known = self._pieces_of(sentences)
         windows: list[Window] = []
@@ -75,10 +75,10 @@ class PieceEncoder:
         return windows
 
     def _pieces_of(self, sentences: Sequence[Sequence[str]]) -> Mapping[str, list[int]]:
-        """The pieces of each word that occurs.
+        """Return a cache that holds the pieces of each word that occurs.
 
-        A tokenizer cuts each of the words it is given by itself, and few words make up most of a text: what was cut
-        once is remembered, and taken up anew when it has grown large.
+        A tokenizer splits each word independently and few words make up most of a text, so results are cached. The
+        cache is emptied when it has grown too large.
         """
         if self._remembered > _MOST_CHARACTERS:
             self._known, self._remembered = {}, 0
@@ -90,9 +90,9 @@ class PieceEncoder:
         return known
 
     def _word_pieces(self, words: Sequence[str]) -> list[list[int]]:
-        """The pieces of each word; never empty, never more than a quarter of a window."""
+        """Return the pieces of each word: at least one, at most a quarter of a window."""
         encoding = self.tokenizer(
-            # A lone surrogate is no text to a tokenizer; a question mark stands in for it.
+            # Tokenizers reject lone surrogates; a question mark replaces them.
             [word.encode("utf-8", "replace").decode() for word in words],
             is_split_into_words=True,
             add_special_tokens=False,
@@ -109,7 +109,7 @@ class PieceEncoder:
         return [own or [unknown] for own in pieces]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}, "_remembered": 0}  # a copy need not take the remembered words along
+        return {**self.__dict__, "_known": {}, "_remembered": 0}  # copies leave out the cached words
 
     def _cut(self, sentence: int, pieces: list[list[int]]) -> list[Window]:
         lengths = [len(own) for own in pieces]
@@ -117,7 +117,7 @@ class PieceEncoder:
             firsts = list(accumulate(lengths[:-1], initial=len(self._prefix))) if lengths else []
             return [Window(sentence, 0, [*self._prefix, *chain.from_iterable(pieces), *self._suffix], firsts)]
         stretches = _stretches(lengths, self.capacity, self.overlap)
-        # A word shared by two windows goes to the one in which it is more central: split the shared words in half.
+        # A shared word goes to the window in which it is more central: split the shared words in half.
         borders = [0]
         borders += [(after[0] + before[1] + 1) // 2 for before, after in pairwise(stretches)]
         borders.append(len(pieces))
@@ -133,7 +133,7 @@ class PieceEncoder:
 
 
 def _stretches(lengths: Sequence[int], capacity: int, overlap: int) -> list[tuple[int, int]]:
-    """Word ranges `(start, end)` of at most `capacity` pieces over all words; neighbours share `overlap` pieces."""
+    """Cover all words with ranges `(start, end)` of at most `capacity` pieces; neighbours share `overlap` pieces."""
     stretches: list[tuple[int, int]] = []
     start = 0
     while True:
@@ -151,7 +151,7 @@ def _stretches(lengths: Sequence[int], capacity: int, overlap: int) -> list[tupl
 
 
 def _special_pieces(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special pieces a tokenizer puts before and after one sequence, such as `[CLS]` and `[SEP]`."""
+    """Return the special pieces that a tokenizer puts before and after one sequence, such as `[CLS]` and `[SEP]`."""
     probe = tokenizer("a", add_special_tokens=True)["input_ids"]
     inner = tokenizer("a", add_special_tokens=False)["input_ids"]
     for position in range(len(probe) - len(inner) + 1):

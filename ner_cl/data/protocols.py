@@ -1,12 +1,12 @@
-"""The three ways in use to cut one corpus into the training data of the steps of a stream.
+"""The three common protocols for splitting one corpus into the training data of a stream's steps.
 
-    disjoint   every sentence goes to one step, by chance             (P-A; Monaikul et al. 2021, SpanKL "split")
+    disjoint   every sentence goes to one step, at random             (P-A; Monaikul et al. 2021, SpanKL "split")
     greedy     every sentence goes to one step, rare types first      (P-C; FG-a-PG-b of CFNER and its followers)
     overlap    a step gets every sentence that mentions its types     (P-B; SpanKL "filter")
 
-Scores under different protocols are not comparable. Whatever the protocol, a step sees its sentences annotated for its
-own types only. All functions are pure; where chance is needed it comes from `generator`, so a result depends on the
-sentences, the steps and the seed alone.
+Scores under different protocols are not comparable. Under every protocol a step sees its sentences annotated for its
+own types only. All functions are pure; randomness comes from `generator`, so a result depends only on the sentences,
+the steps and the seed.
 """
 
 from collections import Counter
@@ -36,18 +36,18 @@ PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 
 def disjoint(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
-    """Equal slices of the shuffled corpus, the remainder going to the last step.
+    """Cut the shuffled corpus into equal slices; the last step also gets the remainder.
 
-    Monaikul et al. (AAAI 2021), as re-created by SpanKL (AAAI 2023). Slices hold sentences without any entity of the
-    step too. Sentences stay in shuffled order inside a slice, so the head of a slice is itself a fair sample.
+    Monaikul et al. (AAAI 2021), as re-created by SpanKL (AAAI 2023). Slices also hold sentences without any entity of
+    the step. A slice keeps the shuffled order, so its beginning is itself a random sample.
 
     Args:
-        sentences: the corpus, with every annotation it has.
-        steps: the types of each step, in learning order; types of the corpus named in no step are hidden everywhere.
-        seed: fixes the shuffle.
+        sentences: the corpus, with its full annotation.
+        steps: the types of each step, in learning order; types that no step names are hidden everywhere.
+        seed: seed of the shuffle.
 
     Returns:
-        One list of sentences a step, each restricted to the step's types.
+        One list of sentences per step, restricted to the step's types.
 
     Raises:
         ConfigError: if a step is empty or a type is in two steps.
@@ -64,23 +64,23 @@ def disjoint(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, s
 
 
 def greedy(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
-    """Slices sized by the number of types, a sentence going to the step of its rarest type that still has room.
+    """Size slices by the number of types; give each sentence to the step of its rarest type that still has room.
 
     The allocation of CFNER (EMNLP 2022) and its followers. A slice holds `floor(N · |types of step| / |all types|)`
     sentences. In file order, each sentence tries the steps of its types, the type with the fewest mentions in the
-    corpus first (equal counts: by name). Where it has no type, or none of their steps has room, one of the steps with
-    room is drawn uniformly. Where no step has room it is dropped, which rounding limits to fewer than one a step.
+    corpus first (ties by name). If it has no type, or none of their steps has room, one of the steps with room is drawn
+    uniformly. Once all slices are full the rest is dropped; rounding makes this fewer sentences than steps.
 
-    Args and returns are those of `disjoint`; the seed fixes the draws. Sentences keep file order inside a slice.
+    Args and returns are those of `disjoint`; the seed fixes the draws. A slice keeps the file order.
     """
     return _restricted(sentences, steps, allocate(sentences, steps, protocol="greedy", seed=seed))
 
 
 def overlap(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int = 0) -> list[list[Sentence]]:
-    """For each step every sentence that mentions one of its types, so sentences come back in several steps.
+    """Give each step every sentence that mentions one of its types; a sentence may recur in several steps.
 
     SpanKL's "filter" setting: no step holds a sentence without an entity of its own. Args and returns are those of
-    `disjoint`; nothing is left to chance, so the seed is accepted for a uniform call and ignored. File order is kept.
+    `disjoint`; nothing is random, and the seed is accepted only for a uniform signature. File order is kept.
     """
     return _restricted(sentences, steps, allocate(sentences, steps, protocol="overlap", seed=seed))
 
@@ -88,10 +88,10 @@ def overlap(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, se
 def allocate(
     sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, protocol: ProtocolName, seed: int
 ) -> list[list[int]]:
-    """Which sentences (indices) go to which step under a protocol, before anything is hidden.
+    """Return the indices of the sentences that go to each step under a protocol, before anything is hidden.
 
     Raises:
-        ConfigError: if a step is empty, a type is in two steps, or there is no such protocol.
+        ConfigError: if a step is empty, a type is in two steps, or the protocol is unknown.
     """
     step_of = check_steps(steps)
     check_protocol(protocol)
@@ -103,7 +103,7 @@ def allocate(
 
 
 def check_protocol(name: str) -> ProtocolName:
-    """The protocol of that name; ConfigError, with the nearest one, if there is none."""
+    """Return the protocol of that name; ConfigError with the nearest name if there is none."""
     for protocol in PROTOCOLS:
         if protocol == name:
             return protocol
@@ -111,7 +111,7 @@ def check_protocol(name: str) -> ProtocolName:
 
 
 def check_steps(steps: Sequence[Sequence[str]]) -> dict[str, int]:
-    """The index (from 0) of the step of each type.
+    """Map each type to the index (from 0) of its step.
 
     Raises:
         ConfigError: if there is no step, a step is empty or not a list, or a type is named twice.
@@ -134,7 +134,7 @@ def check_steps(steps: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """A random generator for one purpose: equal seed and purpose give equal draws, other purposes independent ones.
+    """Return a random generator: the same seed and purpose give the same draws, other purposes independent ones.
 
     Raises:
         ConfigError: if the seed is negative.

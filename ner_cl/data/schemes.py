@@ -1,4 +1,4 @@
-"""Tag schemes of column files (IOB1, IOB2, BIOES, IO): tags to spans and back."""
+"""Tag schemes of column files (IOB1, IOB2, BIOES, IO): convert tags to spans and back."""
 
 import re
 from collections import Counter
@@ -23,14 +23,14 @@ _NO_TAG = frozenset({"", "o", "0", "_", "-", "*"})
 
 
 class Tag(NamedTuple):
-    """A tag taken apart: its prefix ("B", "I", "O", …) and its type ("" for `O`)."""
+    """A parsed tag: its prefix ("B", "I", "O", …) and its entity type ("" for `O`)."""
 
     prefix: str
     type: str
 
 
 def check_scheme(scheme: str) -> str:
-    """The scheme's own name ("BILOU" → "bioes", which says the same); ConfigError for an unknown one."""
+    """Return the canonical name of a tag scheme (the equivalent "BILOU" → "bioes"); ConfigError if unknown."""
     name = scheme.lower()
     name = _ALIASES.get(name, name)
     if name != "auto" and name not in SCHEMES:
@@ -39,18 +39,18 @@ def check_scheme(scheme: str) -> str:
 
 
 def looks_like_tag(text: str) -> bool:
-    """Whether `text` reads as `O` or as a prefixed tag."""
+    """Whether `text` is `O` or a prefixed tag."""
     return text == "O" or _PREFIXED.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class TagTable:
-    """How the tags of one file are to be read.
+    """How to read the tags of one file.
 
     Attributes:
         scheme: the scheme, given or detected.
-        tags: each distinct tag that can be read → its parts.
-        refused: each distinct tag that cannot → why, and what to do.
+        tags: each distinct readable tag → its parts.
+        refused: each distinct unreadable tag → the reason and what to do.
     """
 
     scheme: str
@@ -59,7 +59,7 @@ class TagTable:
 
     @classmethod
     def of(cls, sentences: Iterable[Sequence[str]], scheme: str = "auto") -> "TagTable":
-        """Look at all tags of a file; "auto" finds the one scheme that most of them follow."""
+        """Build the table from all tags of a file; "auto" detects the scheme that most of them follow."""
         scheme = check_scheme(scheme)
         sentences = [tags for tags in sentences if any(tag != "O" for tag in tags)]
         counts = Counter(tag for tags in sentences for tag in tags)
@@ -92,7 +92,7 @@ class TagTable:
 
     @classmethod
     def _bare(cls, tags: Iterable[str], *, strict: bool) -> "TagTable":
-        """The table of a file whose tags are type names without a prefix; `strict` refuses what looks like one."""
+        """Build the table of a file whose tags are unprefixed types; `strict` refuses tags with an unknown prefix."""
         refused = {tag: _no_prefix(tag) for tag in tags if tag in _NO_TAG or not any(map(str.isalnum, tag))}
         if strict:
             refused |= {tag: _unknown_prefix(tag) for tag in tags if _UNKNOWN_PREFIX.fullmatch(tag)}
@@ -127,7 +127,7 @@ def _whitespace(tag: str) -> str:
 
 
 def _detect(counts: Mapping[str, int], prefixed: Mapping[str, Tag]) -> str:
-    """The scheme by prefixes alone; IOB1 is told from IOB2 later, by where its B- tags stand."""
+    """Detect the scheme from prefixes alone; IOB1 and IOB2 are told apart later, by the position of B- tags."""
     totals: Counter[str] = Counter()
     for tag, (prefix, _) in prefixed.items():
         totals[prefix] += counts[tag]
@@ -138,13 +138,13 @@ def _detect(counts: Mapping[str, int], prefixed: Mapping[str, Tag]) -> str:
 
 
 def _rarer_marks(counts: Mapping[str, int], prefixed: Mapping[str, Tag]) -> list[str]:
-    """The tags with the rarer marks where a file has both those of BIOES and those of BILOU."""
+    """Return the tags with the rarer end and single marks, those of BIOES (E, S) or of BILOU (L, U)."""
     families = [[tag for tag, (prefix, _) in prefixed.items() if prefix in marks] for marks in ("ES", "LU")]
     return min(families, key=lambda tags: sum(counts[tag] for tag in tags))
 
 
 def _is_iob1(sentences: Iterable[Sequence[str]], table: Mapping[str, Tag]) -> bool:
-    """Whether every B- follows a word of its own type, and some I- does not."""
+    """Whether every B- follows a word of the same type and at least one I- does not."""
     opened_by_i = False
     for tags in sentences:
         before = ""
@@ -158,10 +158,10 @@ def _is_iob1(sentences: Iterable[Sequence[str]], table: Mapping[str, Tag]) -> bo
 
 
 def spans_of_tags(tags: Sequence[Tag], scheme: str) -> tuple[list[Span], list[tuple[int, str]]]:
-    """Read tags leniently: whatever continues nothing opens a span.
+    """Read tags leniently: a tag that continues no span opens one.
 
     Returns:
-        The spans, and the faults `(word, what)` that the scheme does not allow but that have one meaning only.
+        The spans, and the unambiguous violations of the scheme as `(word, what)`.
     """
     spans: list[Span] = []
     faults: list[tuple[int, str]] = []
@@ -186,10 +186,10 @@ def spans_of_tags(tags: Sequence[Tag], scheme: str) -> tuple[list[Span], list[tu
 
 
 def tags_of_spans(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
-    """Write spans as the tags of `length` words.
+    """Convert spans to the tags of `length` words.
 
     Raises:
-        DataError: if spans overlap, or `io` is asked for and two spans of one type touch.
+        DataError: if spans overlap, or if two spans of one type touch and the scheme is `io`.
     """
     scheme = check_scheme(scheme)
     tags = ["O"] * length

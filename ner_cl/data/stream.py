@@ -1,4 +1,4 @@
-"""The stream: what arrives when, with the past and the future hidden from training."""
+"""The stream: the data of each step, with annotation of past and future types hidden from training."""
 
 import hashlib
 import itertools
@@ -20,14 +20,14 @@ DevMode = Literal["auto", "slice", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus with all its annotation, before anything is hidden; `dev` may be empty.
+    """A corpus with its full annotation, before anything is hidden; `dev` may be empty.
 
     Attributes:
-        train: to learn from.
-        dev: to select on.
-        test: to score.
-        name: what it is called in reports.
-        unlabeled: raw text of its domain, annotated for nothing.
+        train: training sentences.
+        dev: development sentences, for model selection.
+        test: test sentences.
+        name: its name in reports.
+        unlabeled: raw in-domain text, annotated for no type.
     """
 
     train: tuple[Sentence, ...]
@@ -38,16 +38,16 @@ class Corpus:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Every type that a sentence of any part mentions, sorted by name."""
+        """All entity types mentioned in any part, sorted by name."""
         return tuple(sorted(_mentions((*self.train, *self.dev, *self.test))))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step brings: its new types, and sentences annotated for these types only.
+    """One step: its new entity types, and sentences annotated for these types only.
 
     Attributes:
-        number: the step, counted from 1.
+        number: number of the step, from 1.
         types: the new types, in learning order.
         train: training sentences, restricted to `types`.
         dev: development sentences, restricted to `types`; may be empty.
@@ -60,7 +60,7 @@ class Step:
 
     @property
     def data_hash(self) -> str:
-        """`fingerprint` of the training sentences as the step sees them."""
+        """`fingerprint` of the training sentences, as restricted to this step."""
         return fingerprint(self.train)
 
 
@@ -69,8 +69,8 @@ class Stream:
     """All steps of one continual-learning run, and the test set.
 
     Attributes:
-        corpus_name: what the data are called in reports.
-        protocol: how the sentences were given to the steps.
+        corpus_name: name of the corpus in reports.
+        protocol: how sentences were allocated to steps.
         steps: the steps, in learning order.
         test: the whole test set, annotated for all types of the stream; score with `test_at`.
         unlabeled: raw text that every step may read.
@@ -80,7 +80,7 @@ class Stream:
     protocol: ProtocolName
     steps: tuple[Step, ...]
     test: tuple[Sentence, ...] = field(repr=False)
-    # For `everything_until` only. Nothing else may read these: they show what the steps must not see.
+    # Only for `everything_until` and `dev_everything_until`: these fields hold what the steps must not see.
     _unmasked: tuple[Sentence, ...] = field(repr=False)
     _allocation: tuple[tuple[int, ...], ...] = field(repr=False)
     _unmasked_dev: tuple[Sentence, ...] = field(repr=False)
@@ -93,25 +93,25 @@ class Stream:
         return self.seen(len(self.steps))
 
     def seen(self, number: int) -> tuple[str, ...]:
-        """The types learned in steps 1 to `number`; DataError if there is no such step."""
+        """Return the types learned in steps 1 to `number`; DataError if there is no such step."""
         if not 1 <= number <= len(self.steps):
             raise DataError(f"the stream has steps 1 to {len(self.steps)}, not {number}")
         return tuple(type_ for step in self.steps[:number] for type_ in step.types)
 
     def test_at(self, number: int) -> tuple[Sentence, ...]:
-        """Every test sentence, annotated for the types seen up to step `number`."""
+        """Return all test sentences, annotated for the types seen up to step `number`."""
         return _restrict(self.test, self.seen(number))
 
     def everything_until(self, number: int) -> tuple[Sentence, ...]:
-        """The training sentences of steps 1 to `number`, each once, annotated for **all** types seen so far.
+        """Return the training sentences of steps 1 to `number`, each once, annotated for **all** types seen so far.
 
-        For the upper bound ("non-continual, complete data") alone: it breaks the setting that every other strategy
-        must respect, for it reveals old types in new sentences and new types in old ones.
+        Only for the upper bound ("non-continual, complete data"): it reveals old types in new sentences and new types
+        in old ones, which no other strategy may see.
         """
         return _until(number, self._unmasked, self._allocation, self.seen(number))
 
     def dev_everything_until(self, number: int) -> tuple[Sentence, ...]:
-        """The same for the development sentences, and for the same upper bound alone."""
+        """Like `everything_until`, for the development sentences; only for the same upper bound."""
         return _until(number, self._unmasked_dev, self._dev_allocation, self.seen(number))
 
 
@@ -123,18 +123,18 @@ def build_stream(
     seed: int = 13,
     dev: DevMode = "auto",
 ) -> Stream:
-    """Cut a corpus into the steps of a stream and hide from each step every type that is not its own.
+    """Split a corpus into the steps of a stream and hide from each step all entity types but its own.
 
     Args:
-        corpus: the data; types that no step names stay hidden everywhere, in the test set too.
+        corpus: the data; types that no step names stay hidden everywhere, including the test set.
         steps: the types of each step, in learning order.
-        protocol: how training sentences are given to steps, see `ner_cl.data.protocols`.
-        seed: fixes the protocol's chance.
-        dev: "slice" cuts the development set by the same protocol, "whole" gives all of it to every step (restricted
-            to the step's types); "auto" does what the protocol's authors do: whole for greedy, else slice.
+        protocol: how training sentences are allocated to steps, see `ner_cl.data.protocols`.
+        seed: seed of the protocol's random choices.
+        dev: "slice" divides the development set by the same protocol; "whole" gives all of it to every step (restricted
+            to the step's types); "auto" follows the protocol's authors: whole for greedy, else slice.
 
     Raises:
-        ConfigError: if a type is in two steps or occurs nowhere in the corpus.
+        ConfigError: if a type is in two steps or never occurs in the corpus.
         DataError: if there are no training or no test sentences, or a step's training data lack one of its types.
 
     Example:
@@ -185,15 +185,15 @@ def order_types(
     first: int | None = None,
     seed: int = 13,
 ) -> tuple[tuple[str, ...], ...]:
-    """The types of a corpus as steps: `first` types in the first one, then `increment` a step (FG-a-PG-b).
+    """Group the types of a corpus into steps: `first` types in step 1, then `increment` per step (FG-a-PG-b).
 
     Args:
-        corpus: the data; only types with a mention in its training part can be learned.
+        corpus: the data; only types mentioned in its training part can be learned.
         order: the types themselves, or "alphabetical" (by code point), "frequency" (most training mentions first,
-            equal counts by name), "random" (fixed by `seed`).
-        increment: types a step; the last step takes what is left, so it may be smaller.
-        first: types in the first step, `increment` if None.
-        seed: fixes the random order.
+            ties by name), "random" (by `seed`).
+        increment: types per step; the last step takes the rest and may be smaller.
+        first: types in the first step; `increment` if None.
+        seed: seed of the random order.
 
     Raises:
         ConfigError: for an unknown order or type, a type named twice, or a step size below 1.
@@ -228,9 +228,9 @@ def order_types(
 
 
 def fingerprint(sentences: Iterable[Sentence]) -> str:
-    """SHA-256 over words, spans and annotated types of the sentences, in order; as hexadecimal digits.
+    """Return the hexadecimal SHA-256 of the words, spans and annotated types of the sentences, in order.
 
-    Equal data give equal fingerprints on every machine; where the sentences were read from does not matter.
+    Equal data give equal fingerprints on every machine, wherever the sentences were read from.
     """
     digest = hashlib.sha256()
     for sentence in sentences:

@@ -1,4 +1,4 @@
-"""The tag vocabulary that only ever grows at its end."""
+"""The tag vocabulary, which grows only by appending."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ __all__ = ["Tagset", "spans_of_tags", "tags_of_spans"]
 
 @dataclass(frozen=True, slots=True)
 class Tagset:
-    """Types in learning order ↔ IOB2 tag ids.
+    """Maps entity types, in learning order, to IOB2 tag ids and back.
 
-    Id 0 is `O`; type number i (from 0) owns ids `1 + 2i` (`B-`) and `2 + 2i` (`I-`). `grow` returns a new tagset in
-    which every old id is unchanged, so old columns of a head keep their meaning for ever.
+    Id 0 is `O`; type number i (from 0) has ids `1 + 2i` (`B-`) and `2 + 2i` (`I-`). `grow` returns a new tagset that
+    keeps every old id, so the existing output columns of a head keep their meaning.
 
     Example:
         >>> tagset = Tagset().grow(["PER"]).grow(["LOC", "ORG"])
@@ -31,7 +31,7 @@ class Tagset:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """All tags, by id."""
+        """All tags, in order of their ids."""
         return ("O", *(f"{prefix}-{type_}" for type_ in self.types for prefix in "BI"))
 
     def __len__(self) -> int:
@@ -39,11 +39,11 @@ class Tagset:
         return 1 + 2 * sum(len(step) for step in self.steps)
 
     def grow(self, types: Sequence[str]) -> "Tagset":
-        """A tagset that knows `types` in addition, as one more step.
+        """Return a tagset with `types` added as one more step.
 
         Raises:
-            ModelError: if `types` is empty, names a type twice, or names one that was learned before; if a name is
-                `O`, blank or not printable.
+            ModelError: if `types` is empty, repeats a type or names one already learned; or if a name is `O`, blank or
+                not printable.
         """
         if not types:
             raise ModelError("a step must learn at least one type; name the new types")
@@ -58,32 +58,32 @@ class Tagset:
         return Tagset((*self.steps, tuple(types)))
 
     def step_of(self, type_: str) -> int:
-        """The step, counted from 1, that taught `type_`; ModelError for an unknown type."""
+        """Return the step, from 1, that taught `type_`; ModelError for an unknown type."""
         for number, step in enumerate(self.steps, start=1):
             if type_ in step:
                 return number
         raise ModelError(f"unknown type {type_}; this model knows {', '.join(self.types) or 'no type yet'}")
 
     def type_offset(self, step: int) -> int:
-        """How many types the steps before `step` (from 1) taught: the index of its first type."""
+        """Return the number of types taught before `step` (from 1), which is the index of its first type."""
         return sum(len(types) for types in self.steps[: step - 1])
 
     def encode(self, spans: Iterable[Span], length: int) -> list[int]:
-        """Tag ids of `length` words for the spans whose type is known; spans of other types are left out.
+        """Convert spans to the tag ids of `length` words; spans of unknown types are left out.
 
         Raises:
-            DataError: if two spans of known types share a word, which a flat tag sequence cannot say.
+            DataError: if two spans of known types share a word, which a flat tag sequence cannot express.
         """
         first_id = {type_: 1 + 2 * index for index, type_ in enumerate(self.types)}
         return tags_of_spans(spans, length, first_id)
 
     def decode(self, tag_ids: Sequence[int]) -> list[Span]:
-        """The spans of an IOB2-legal sequence of tag ids; an `I-` that continues nothing is ignored."""
+        """Convert IOB2 tag ids to spans; an `I-` that continues no span is ignored."""
         return spans_of_tags(tag_ids, self.types)
 
 
 def tags_of_spans(spans: Iterable[Span], length: int, first_id: dict[str, int]) -> list[int]:
-    """IOB2 ids of `length` words, `first_id[type]` being a type's `B-` id and the next one its `I-` id."""
+    """Convert spans to the IOB2 ids of `length` words; `first_id[type]` is a type's `B-` id, the next its `I-` id."""
     ids = [0] * length
     for span in spans:
         begin = first_id.get(span.type)
@@ -101,7 +101,7 @@ def tags_of_spans(spans: Iterable[Span], length: int, first_id: dict[str, int]) 
 
 
 def spans_of_tags(tag_ids: Sequence[int], types: Sequence[str]) -> list[Span]:
-    """Strict IOB2 reading: a span opens at `B-` and goes on over `I-` of the same type; any other `I-` is ignored."""
+    """Read IOB2 strictly: `B-` opens a span, `I-` of the same type continues it; any other `I-` is ignored."""
     spans: list[Span] = []
     start, open_type = 0, -1
     for position, tag in enumerate([*tag_ids, 0]):

@@ -1,4 +1,4 @@
-"""How often types are mentioned, and in how many words somebody looked for them."""
+"""Count the mentions of each entity type and the words annotated for it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ __all__ = ["tally"]
 
 
 def tally(sentences: Iterable[Sentence]) -> tuple[Counter[str], Counter[str]]:
-    """Mentions of every type, and words that are annotated for it."""
+    """Return, per entity type, the number of mentions and the number of words annotated for it."""
     mentions: Counter[str] = Counter()
     words: Counter[str] = Counter()
     for sentence in sentences:

@@ -1,4 +1,4 @@
-"""Raw text: words of a domain that nobody annotated, or whose annotation is not looked at."""
+"""Raw text: in-domain words that are not annotated or whose annotation is ignored."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -21,16 +21,16 @@ def read_unlabeled(
     format: str = "auto",  # noqa: A002  as in read_sentences
     **reading: Any,
 ) -> list[Sentence]:
-    """The words of raw texts, as sentences that are annotated for no type.
+    """Read raw texts as sentences that are annotated for no entity type.
 
     Args:
-        texts: the texts; or a file with a text a line or JSON lines with `text`, as `ner-cl predict` reads them; or a
-            file of annotated sentences.
-        format: of a file whose ending says nothing of text; `auto` takes it for text if nothing else is told of it.
+        texts: the texts; or a file with one text per line or JSON lines with `text`, as `ner-cl predict` reads them; or
+            a file of annotated sentences.
+        format: format of a file without the suffix `.txt`; `auto` falls back to plain text.
         **reading: options of `read_sentences` for a file of annotated sentences.
 
     Raises:
-        DataError: if the file cannot be read or there is no word in it.
+        DataError: if the file cannot be read or the texts hold no word.
     """
     if isinstance(texts, str | PathLike):
         found = _words_of_file(fspath(texts), format, reading)
@@ -50,7 +50,7 @@ def _words_of_file(path: str, format_: str, reading: dict[str, Any]) -> list[tup
 
 
 def _is_annotated(path: str, format_: str) -> bool:
-    """Whether a file is to be read as annotated sentences; text and column files can be told by their names only."""
+    """Whether a file holds annotated sentences; only the name tells plain text from column files."""
     suffix = Path(path.partition("#")[0]).suffix.lower()
     if suffix == ".txt":
         return False

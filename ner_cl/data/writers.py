@@ -1,4 +1,4 @@
-"""Writing annotated sentences to files, so that either the whole file is there or none of it."""
+"""Write annotated sentences to a file, either completely or not at all."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -31,20 +31,20 @@ def write_sentences(
     scheme: str = "iob2",
     empty: bool = False,
 ) -> str:
-    """Write sentences to one file; nothing is left behind if one of them does not fit the format.
+    """Write sentences to one file; no file is left behind if a sentence does not fit the format.
 
-    JSON lines hold everything. A DocBin holds all but words of whitespace. Column files hold neither overlapping spans,
-    nor the annotated types, nor words with tabs or line ends.
+    JSON lines can hold everything but empty words. A DocBin cannot hold words of whitespace only. Column files cannot
+    hold overlapping spans, annotated types, or words with tabs or line breaks.
 
     Args:
-        path: the file; one that is there already is replaced.
-        sentences: what to write.
-        format: "conll", "jsonl", "docbin", or "auto" for the one that the ending of the file says.
+        path: the file; an existing file is replaced.
+        sentences: the sentences to write.
+        format: "conll", "jsonl", "docbin", or "auto" to choose by the file's suffix.
         scheme: tag scheme of a column file: "iob2", "iob1", "bioes" or "io".
-        empty: write sentences without words too. Readers skip them.
+        empty: also write sentences without words. Readers skip them.
 
     Returns:
-        The format it was written in.
+        The format written.
 
     Raises:
         DataError: if a sentence does not fit the format, or the file cannot be written.
@@ -97,7 +97,7 @@ def _conll(sentences: Sequence[Sentence], scheme: str) -> bytes:
         lines += [f"{word}\t{tag}" for word, tag in zip(sentence.words, tags, strict=True)]
         lines.append("")
     text = "".join(f"{line}\n" for line in lines)
-    # A reader takes one byte-order mark at the start away; the mark of a first word gets one put before it.
+    # A reader strips one byte-order mark from the start of a file; if the first word begins with one, add another.
     return _encoded(f"\ufeff{text}" if text.startswith("\ufeff") else text, sentences)
 
 
@@ -109,7 +109,7 @@ def _jsonl(sentences: Sequence[Sentence], scheme: str) -> bytes:
 
 
 def _record(sentence: Sentence, number: int) -> dict[str, object]:
-    """The contract's line; `word_offsets` are added where the words are not those that `split_words` finds."""
+    """Return the JSON record; `word_offsets` is added if the words differ from those that `split_words` finds."""
     if not all(sentence.words):
         raise DataError(f"{_where(sentence, number)}a text cannot hold an empty word; drop it")
     text, offsets = _text_and_offsets(sentence)
@@ -127,7 +127,7 @@ def _record(sentence: Sentence, number: int) -> dict[str, object]:
 
 
 def _text_and_offsets(sentence: Sentence) -> tuple[str, list[tuple[int, int]]]:
-    """The text the words were cut from, if it is known, else the words joined by single spaces."""
+    """Return the text the words were cut from, if known, else the words joined by single spaces; and word offsets."""
     if sentence.text is not None and sentence.offsets is not None:
         slices = (sentence.text[start:end] for start, end in sentence.offsets)
         if all(piece == word for piece, word in zip(slices, sentence.words, strict=True)):
@@ -164,7 +164,7 @@ def _docbin(sentences: Sequence[Sentence], scheme: str) -> bytes:
 
 
 def _spaces(sentence: Sentence) -> list[bool]:
-    """Whether whitespace follows each word."""
+    """Say for each word whether whitespace follows it."""
     if not sentence.words:
         return []
     text, offsets = _text_and_offsets(sentence)
@@ -173,7 +173,7 @@ def _spaces(sentence: Sentence) -> list[bool]:
 
 
 def _encoded(text: str, sentences: Sequence[Sentence]) -> bytes:
-    """UTF-8; DataError names the first sentence with half a character."""
+    """Encode as UTF-8; DataError names the first sentence with a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

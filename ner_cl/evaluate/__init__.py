@@ -1,1 +1,1 @@
-"""What a tagger found, against gold: counts, F1, forgetting, mistakes, and whether a difference may be chance."""
+"""Compare predictions with gold: counts, F1, forgetting, mistakes, and the significance of differences."""

@@ -1,4 +1,4 @@
-"""Exact counts of right, spurious and missed spans, from which every score is computed."""
+"""Exact counts of correct, spurious and missed spans, from which all scores are computed."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +12,10 @@ __all__ = ["Counts", "count_spans", "macro_f1", "micro_f1", "word_confusion", "w
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many spans were found (`tp`), made up (`fp`) and missed (`fn`); counts of parts of a corpus add up.
+    """Numbers of correct (`tp`), spurious (`fp`) and missed (`fn`) spans; counts of parts of a corpus add up.
 
-    Scores lie in [0, 1]. F1 and recall are None where there is no gold span, because then they say nothing; with gold
-    but no prediction precision is 0.
+    Scores are in [0, 1]. F1 and recall are None without gold spans, because they would be meaningless. With gold spans
+    but no predictions, precision is 0.
 
     Example:
         >>> Counts(tp=1, fp=1, fn=2).f1
@@ -29,7 +29,7 @@ class Counts:
     fn: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        """The counts of both parts together."""
+        """Return the sum of both counts."""
         return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
 
     @property
@@ -39,14 +39,14 @@ class Counts:
 
     @property
     def precision(self) -> float | None:
-        """Share of the predicted spans that are right; None if there is neither a prediction nor a gold span."""
+        """Share of predicted spans that are correct; None if there is neither a prediction nor a gold span."""
         if self.tp + self.fp:
             return self.tp / (self.tp + self.fp)
         return 0.0 if self.gold else None
 
     @property
     def recall(self) -> float | None:
-        """Share of the gold spans that were found; None without gold."""
+        """Share of gold spans that were found; None without gold."""
         return self.tp / self.gold if self.gold else None
 
     @property
@@ -58,18 +58,18 @@ class Counts:
 def count_spans(
     gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], types: Sequence[str]
 ) -> dict[str, Counts]:
-    """Counts per type, sentence by sentence; a span is right when start, end and type all agree.
+    """Count spans per entity type; a span is correct if start, end and type all agree.
 
-    Spans of types outside `types` are ignored on both sides. In a sentence that is not annotated for a type
-    (`Sentence.annotated_types`) spans of that type are ignored too: they may be right, nobody knows.
+    Spans of types not in `types` are ignored on both sides. In a sentence that is not annotated for a type
+    (`Sentence.annotated_types`), spans of that type are ignored too, because they might be correct.
 
     Args:
         gold: the annotated sentences.
-        predicted: for each of them the predicted spans, in words of that sentence; duplicates count once.
+        predicted: the predicted spans of each sentence, in word offsets; duplicates count once.
         types: the types to count, in the order of the result.
 
     Returns:
-        One entry for every type of `types`, also for those that never occur.
+        One entry per type in `types`, including types that never occur.
 
     Raises:
         DataError: if the two sequences differ in length.
@@ -97,15 +97,15 @@ def count_spans(
 
 
 def micro_f1(counts: Mapping[str, Counts]) -> float | None:
-    """F1 of all spans of all types together; None without any gold span.
+    """Return F1 over the spans of all types together; None without any gold span.
 
-    Predictions of a type that has no gold count as spurious here.
+    Predictions of a type without gold count as spurious here.
     """
     return sum(counts.values(), start=Counts()).f1
 
 
 def macro_f1(counts: Mapping[str, Counts]) -> float | None:
-    """Mean F1 over the types that have gold; None if none has."""
+    """Return mean F1 over the types that have gold; None if none has."""
     scores = [score for count in counts.values() if (score := count.f1) is not None]
     return sum(scores) / len(scores) if scores else None
 
@@ -113,10 +113,10 @@ def macro_f1(counts: Mapping[str, Counts]) -> float | None:
 def word_confusion(
     gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], *, old: Iterable[str], new: Iterable[str]
 ) -> dict[str, float | None]:
-    """Where words of old types, of new types and of no type end up: the diagnosis behind a lost F1.
+    """Return how often words of old, new and no types are confused, which helps explain a drop in F1.
 
-    Each rate is a share of the words whose gold is the part before `_to_`; None where there is no such word. Only
-    sentences annotated for all old and new types are looked at, because elsewhere "no type" is not known.
+    Each rate is a share of the words whose gold group is named before `_to_`; None if there is no such word. Only
+    sentences annotated for all old and new types count, because elsewhere "no type" is not certain.
 
     Raises:
         DataError: if the two sequences differ in length.
@@ -133,9 +133,9 @@ def word_confusion(
 def word_table(
     gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], *, old: Iterable[str], new: Iterable[str]
 ) -> dict[str, dict[str, int]]:
-    """How many words of each group of types (`old`, `new`, `o`) were found to be of each: `table[gold][found]`.
+    """Count words by gold and predicted group of types (`old`, `new`, `o`): `table[gold][found]`.
 
-    Only sentences annotated for all old and new types are looked at, because elsewhere "no type" is not known.
+    Only sentences annotated for all old and new types count, because elsewhere "no type" is not certain.
 
     Raises:
         DataError: if the two sequences differ in length.

@@ -1,4 +1,4 @@
-"""The result matrix: exact counts for every type after every step, its file forms and its plain-text table."""
+"""The result matrix: exact counts for every entity type after every step, its files and its plain-text table."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ __all__ = ["Matrix", "render", "render_side_by_side"]
 LINE_WIDTH = 120
 CELL_WIDTH = 6
 MOST_TYPE_LINES = 30
-"""With more types than this a table has one line per step instead of one per type."""
+"""With more types than this, a table has one line per step instead of one per type."""
 HEADER = "F1 × 100 after step"
 TOTALS = ("all types, micro", "all types, macro")
 SEPARATOR = " |"
@@ -30,18 +30,18 @@ LEGEND = "* the step that taught it   - no gold in the test set   ? not evaluate
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Counts of the whole test set after each step, restricted to the types seen so far.
+    """Counts on the whole test set after each step, restricted to the types seen so far.
 
-    Everything else (F1, forgetting, transfer) is computed from the counts, which are exact and add up.
+    All scores (F1, forgetting, transfer) are computed from these counts, which are exact and additive.
 
     Attributes:
         types: all types of the stream, in learning order.
         steps: the types each step teaches.
-        counts: a row for each step run so far: the counts of every type taught up to then, or None where the model
-            was not evaluated after that step.
+        counts: one row per step run so far: the counts of every type taught by then, or None if the model was not
+            evaluated after that step.
 
     Raises:
-        DataError: if types, steps and rows do not fit each other.
+        DataError: if types, steps and rows are inconsistent.
 
     Example:
         >>> matrix = Matrix.start([["PER"], ["LOC"]]).with_row({"PER": Counts(1, 0, 2)})
@@ -55,7 +55,7 @@ class Matrix:
     counts: tuple[Mapping[str, Counts] | None, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the parts fit, and keep own copies of the rows, types in learning order."""
+        """Check that the parts are consistent and copy the rows, with types in learning order."""
         if self.types != tuple(chain.from_iterable(self.steps)) or len(set(self.types)) != len(self.types):
             raise DataError(f"matrix: the types {list(self.types)} are not those of the steps {self.steps}, each once")
         if not all(self.steps):
@@ -78,25 +78,25 @@ class Matrix:
 
     @classmethod
     def start(cls, steps: Sequence[Sequence[str]]) -> "Matrix":
-        """A matrix without rows for a stream of these steps."""
+        """Create a matrix without rows for a stream with these steps."""
         return cls(tuple(chain.from_iterable(steps)), tuple(tuple(step) for step in steps))
 
     def seen_after(self, step: int) -> tuple[str, ...]:
-        """The types taught in steps 1 to `step`: those to count in row `step`."""
+        """Return the types taught in steps 1 to `step`, which row `step` counts."""
         return tuple(chain.from_iterable(self.steps[:step]))
 
     def with_row(self, counts: Mapping[str, Counts] | None) -> "Matrix":
-        """A matrix with one more row; None for a step after which nothing was evaluated."""
+        """Return a matrix with one more row; None for a step that was not evaluated."""
         return replace(self, counts=(*self.counts, counts))
 
     @property
     def f1(self) -> list[dict[str, float | None] | None]:
-        """F1 by row and type; None for a type without gold and for a row that was not evaluated."""
+        """F1 by row and type; None for a type without gold or a row that was not evaluated."""
         return [None if row is None else {type_: cell.f1 for type_, cell in row.items()} for row in self.counts]
 
     @property
     def micro_f1(self) -> list[float | None]:
-        """F1 of all spans of the types seen so far, by row."""
+        """Micro F1 over the types seen so far, by row."""
         return [None if row is None else micro_f1(row) for row in self.counts]
 
     @property
@@ -106,11 +106,11 @@ class Matrix:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Continual-learning scores of the rows at hand; the keys are explained in `ner_cl.evaluate.metrics`."""
+        """Continual-learning scores of the rows so far; see `ner_cl.evaluate.metrics` for the keys."""
         return summary(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `matrix.json` as plain lists, dicts and numbers."""
+        """Return the content of `matrix.json` as plain lists, dicts and numbers."""
         return {
             "types": list(self.types),
             "steps": [list(step) for step in self.steps],
@@ -124,15 +124,15 @@ class Matrix:
         }
 
     def to_json(self) -> str:
-        """The text of `matrix.json`; the same matrix always gives the same bytes."""
+        """Return the text of `matrix.json`; the same matrix always gives the same bytes."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Matrix":
-        """The matrix of a `matrix.json`; only types, steps and counts are read, the rest follows from them.
+        """Parse a `matrix.json`; only types, steps and counts are read, the rest is computed from them.
 
         Raises:
-            DataError: if the text is not JSON or its parts do not fit.
+            DataError: if the text is not JSON or its parts are inconsistent.
         """
         try:
             return _ADAPTER.validate_json(text)
@@ -143,7 +143,7 @@ class Matrix:
 
     @classmethod
     def load(cls, path: Path) -> "Matrix":
-        """Reads `matrix.json`, or the one in a run folder; DataError where there is none."""
+        """Read a `matrix.json`, or the one in a run folder; DataError if it is missing or invalid."""
         file = path / "matrix.json" if path.is_dir() else path
         if not file.is_file():
             raise DataError(f"{file}: no such file; give a run folder or its matrix.json")
@@ -153,7 +153,7 @@ class Matrix:
             raise DataError(f"{file}: {error}") from None
 
     def to_csv(self) -> str:
-        """One line for each step and type: the counts, precision, recall and F1; undefined scores are empty."""
+        """Return CSV with one line per step and type: counts, precision, recall and F1; undefined scores are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["step", "type", "tp", "fp", "fn", "precision", "recall", "f1"])
@@ -163,7 +163,7 @@ class Matrix:
         return text.getvalue()
 
     def save(self, folder: Path) -> None:
-        """Writes `matrix.json` and `matrix.csv`, each whole or not at all."""
+        """Write `matrix.json` and `matrix.csv`, each atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "matrix.json", self.to_json())
         replace_text(folder / "matrix.csv", self.to_csv())
@@ -173,10 +173,10 @@ _ADAPTER: TypeAdapter[Matrix] = TypeAdapter(Matrix)
 
 
 def render(matrix: Matrix) -> str:
-    """F1 × 100 as text: a line for each type, a column for each step, a star where the type was learned.
+    """Render F1 × 100 as text: a line per type, a column per step, a star at the step that taught the type.
 
-    With more than 30 types there is a line for each step instead: the micro F1 of the types it taught. Where the
-    columns do not fit into 120 characters the table goes on below.
+    With more than 30 types there is a line per step instead: the micro F1 of the types it taught. Columns that do not
+    fit into 120 characters continue below.
     """
     lines = _cells(matrix, by_step=len(matrix.types) > MOST_TYPE_LINES)
     width = max(map(len, lines))
@@ -193,9 +193,9 @@ def render(matrix: Matrix) -> str:
 
 
 def render_side_by_side(left: Matrix, right: Matrix, titles: tuple[str, str]) -> str:
-    """Two runs in one table, or one below the other where they do not fit into 120 characters.
+    """Render two runs side by side, or one below the other if they do not fit into 120 characters.
 
-    Lines follow the learning order of `left`; types that only `right` knows come after. `titles` head the two halves.
+    Lines follow the learning order of `left`, then come types that only `right` knows. `titles` head the two halves.
     """
     by_step = max(len(left.types), len(right.types)) > MOST_TYPE_LINES
     halves = _cells(left, by_step=by_step), _cells(right, by_step=by_step)
@@ -214,7 +214,7 @@ def render_side_by_side(left: Matrix, right: Matrix, titles: tuple[str, str]) ->
 
 
 def _cells(matrix: Matrix, *, by_step: bool) -> dict[str, list[str]]:
-    """The lines of a table: label → one cell of fixed width for each step run so far."""
+    """Return the lines of a table: label → one fixed-width cell per step run so far."""
     lines = {HEADER: [f"{step:>{CELL_WIDTH - 1}} " for step in range(1, len(matrix.counts) + 1)]}
     for step, types in enumerate(matrix.steps[: len(matrix.counts)], start=1):
         if by_step:
@@ -227,7 +227,7 @@ def _cells(matrix: Matrix, *, by_step: bool) -> dict[str, list[str]]:
 
 
 def _scores(matrix: Matrix, types: Sequence[str], learned: int) -> list[str]:
-    """Micro F1 of `types` in each row, blank before they were learned and starred in the row of step `learned`."""
+    """Return the cells with the micro F1 of `types`, blank before step `learned` and starred at it."""
     cells = [" " * CELL_WIDTH] * (learned - 1)
     for step, row in enumerate(matrix.counts[learned - 1 :], start=learned):
         score = None if row is None else micro_f1({type_: row[type_] for type_ in types})

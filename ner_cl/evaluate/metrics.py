@@ -1,7 +1,7 @@
 """Continual-learning scores of a matrix, each under a key that names its definition.
 
 Rows are numbered from 1; `a[k][j]` is the F1 (0 to 1) of type j after step k, K the last row, `s` the step that taught
-the type. Unless the key says `step`, the unit of a mean is the type, so a step that taught eight types weighs eight
+the type. Unless the key says `step`, means weigh every type equally, so a step that taught eight types weighs eight
 times as much as a step that taught one.
 
 | key | definition |
@@ -12,15 +12,16 @@ times as much as a step that taught one.
 | `forgetting/max_drop` | mean over old types of `max(a[s..K]) - a[K]`, never negative |
 | `forgetting/max_drop_earlier` | mean over old types of `max(a[s..K-1]) - a[K]` (Chaudhry et al. 2018) |
 | `forgetting/first_drop` | mean over old types of `a[s] - a[K]` (Avalanche) |
-| `forgetting/step_max_drop` | `forgetting/max_drop` with steps for types, by the micro F1 of their types |
+| `forgetting/step_max_drop` | `forgetting/max_drop` with steps instead of types, by the micro F1 of their types |
 | `bwt/final` | mean over old types of `a[K] - a[s]` (Lopez-Paz & Ranzato 2017) |
 | `bwt/lower_triangle` | mean over all old types and all rows after s of `a[k] - a[s]` (Diaz-Rodriguez et al. 2018) |
-| `bwt/step_final` | `bwt/final` with steps for types (the backward interference of SpanKL) |
-| `old/macro_f1_average`, `new/macro_f1_average` | mean over rows k >= 2 of the macro F1 of old, of new types (TBCL) |
-| `learning/new_f1_mean` | mean over types of `a[s]`, the score at first sight |
+| `bwt/step_final` | `bwt/final` with steps instead of types (the backward interference of SpanKL) |
+| `old/macro_f1_average`, `new/macro_f1_average` | mean over rows k >= 2 of the macro F1 of old or new types (TBCL) |
+| `learning/new_f1_mean` | mean over types of `a[s]`, the score right after learning |
 
-Old types are those taught before step K. A type without gold has no F1 and is left out of every mean. A score is None
-where nothing is left, as forgetting after a single step. If a row was not evaluated, all keys but `final/` are None.
+In forgetting and transfer, old types are those taught before step K; in `old/` and `new/`, those taught before step k.
+A type without gold has no F1 and is left out of every mean. A score with nothing to average is None, such as forgetting
+after a single step. If a row was not evaluated, all keys but `final/` are None.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,13 +47,13 @@ __all__ = [
 ]
 
 History: TypeAlias = Sequence[float | None]
-"""The scores of one type (or step): after the step that taught it, then after every later one."""
+"""Scores of one type (or step): after the step that taught it, then after each later step."""
 Row: TypeAlias = Mapping[str, Counts]
 
 
 @runtime_checkable
 class Table(Protocol):
-    """What the scores need of a matrix: the types each step taught, and the counts after every step run so far."""
+    """The part of a matrix that the scores need: the types each step teaches and the counts after each step so far."""
 
     @property
     def steps(self) -> tuple[tuple[str, ...], ...]:
@@ -64,18 +65,18 @@ class Table(Protocol):
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the defined values; None if there is none."""
+    """Return the mean of the defined values; None if there are none."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
 
 
 def max_drop(histories: Sequence[History]) -> float | None:
-    """Mean fall from the best score ever, the last one included, to the last; in [0, 1]."""
+    """Return the mean drop from the best score (the last one included) to the last; in [0, 1]."""
     return mean(max(history) - history[-1] for history in _old(histories))
 
 
 def max_drop_earlier(histories: Sequence[History]) -> float | None:
-    """Mean fall from the best score before the last step to the last; negative where the last is the best.
+    """Return the mean drop from the best score before the last step to the last; negative where the last is the best.
 
     Source: Chaudhry et al. 2018, "Riemannian Walk for Incremental Learning", section on forgetting.
     """
@@ -83,12 +84,12 @@ def max_drop_earlier(histories: Sequence[History]) -> float | None:
 
 
 def first_drop(histories: Sequence[History]) -> float | None:
-    """Mean fall from the score right after learning to the last; the negative of `bwt_final`."""
+    """Return the mean drop from the score right after learning to the last; the negative of `bwt_final`."""
     return mean(history[0] - history[-1] for history in _old(histories))
 
 
 def bwt_final(histories: Sequence[History]) -> float | None:
-    """Backward transfer: mean change from the score right after learning to the last.
+    """Return the backward transfer: the mean change from the score right after learning to the last.
 
     Source: Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learning".
     """
@@ -96,7 +97,7 @@ def bwt_final(histories: Sequence[History]) -> float | None:
 
 
 def bwt_lower_triangle(histories: Sequence[History]) -> float | None:
-    """Backward transfer averaged over every later step, not only the last.
+    """Return the backward transfer averaged over all later steps, not only the last.
 
     Source: Diaz-Rodriguez et al. 2018, "Don't forget, there is more than forgetting".
     """
@@ -104,7 +105,7 @@ def bwt_lower_triangle(histories: Sequence[History]) -> float | None:
 
 
 def summary(table: Table) -> dict[str, float | None]:
-    """All scores that one matrix alone defines; see the table above."""
+    """Return all scores defined by one matrix alone; see the table in the module docstring."""
     last = [row for row in table.counts[-1:] if row is not None]
     rows = _evaluated(table)
     types, steps = _type_histories(table.steps, rows), _step_histories(table.steps, rows)
@@ -130,15 +131,15 @@ def summary(table: Table) -> dict[str, float | None]:
 
 
 def fwt_from_scratch(table: Table, scratch: Mapping[str, float | None]) -> float | None:
-    """Forward transfer, key `fwt/from_scratch`: mean over the types of steps >= 2 of `a[s] - scratch`.
+    """Return forward transfer, key `fwt/from_scratch`: mean over the types of steps >= 2 of `a[s] - scratch`.
 
-    The classic definition compares with the untrained model before the step; a tagger has no column for a type before
-    it learns it, so that score would be 0 by construction.
+    The classic definition compares with the model before the step. A tagger has no output column for a type it has not
+    learned yet, so that score would be 0 by construction.
 
     Args:
         table: the continual run.
-        scratch: F1 of each type under a model trained from scratch on the data of that type's step alone; types
-            that are missing here are left out of the mean.
+        scratch: F1 of each type for a model trained from scratch on the data of that type's step alone; missing types
+            are left out of the mean.
     """
     taught_later = frozenset(chain.from_iterable(table.steps[1:]))
     gains = (_difference(score, scratch.get(type_)) for type_, score in _first(table).items() if type_ in taught_later)
@@ -146,7 +147,7 @@ def fwt_from_scratch(table: Table, scratch: Mapping[str, float | None]) -> float
 
 
 def intransigence(table: Table, joint: Table) -> float | None:
-    """What learning in steps costs a type at first sight, key `intransigence/joint`: mean of `a* - a[s]`.
+    """Return the F1 that learning in steps costs a new type, key `intransigence/joint`: mean of `a* - a[s]`.
 
     Args:
         table: the continual run.
@@ -161,14 +162,14 @@ def intransigence(table: Table, joint: Table) -> float | None:
 
 
 def gap_to_joint(table: Table, joint: Table) -> float | None:
-    """Final micro F1 of the joint run less that of the continual run, key `gap/joint_micro_f1`."""
+    """Return final micro F1 of the joint run minus that of the continual run, key `gap/joint_micro_f1`."""
     return _difference(summary(joint)["final/micro_f1"], summary(table)["final/micro_f1"])
 
 
 def comparison(
     table: Table, *, joint: Table | None = None, scratch: Mapping[str, float | None] | None = None
 ) -> dict[str, float | None]:
-    """The scores that need another run besides this one, under their keys; those of a run not given are left out."""
+    """Return the scores that need a second run, by key; those whose run is not given are left out."""
     scores: dict[str, float | None] = {}
     if scratch is not None:
         scores["fwt/from_scratch"] = fwt_from_scratch(table, scratch)
@@ -179,13 +180,13 @@ def comparison(
 
 
 def _evaluated(table: Table) -> list[Row]:
-    """All rows, or none if one is missing: a mean over the rows at hand would look like one over all."""
+    """Return all rows, or none if one is missing: a mean over some rows would look like a mean over all."""
     rows = [row for row in table.counts if row is not None]
     return rows if len(rows) == len(table.counts) else []
 
 
 def _old(histories: Sequence[History]) -> list[list[float]]:
-    """The histories that go on after the step that taught the type and have every score."""
+    """Return the histories that have every score and continue after the step that taught the type."""
     defined = [[score for score in history if score is not None] for history in histories]
     return [scores for scores, history in zip(defined, histories, strict=True) if 1 < len(scores) == len(history)]
 
@@ -199,7 +200,7 @@ def _step_histories(steps: Sequence[Sequence[str]], rows: Sequence[Row]) -> list
 
 
 def _old_and_new(steps: Sequence[Sequence[str]], rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """For each row from the second on, its cells of types taught before and its cells of types taught just then."""
+    """For each row from the second on, return its cells of types taught earlier and of types taught in that step."""
     later = list(enumerate(rows))[1:]
     old: list[Row] = [_pick(row, chain.from_iterable(steps[:k])) for k, row in later]
     new: list[Row] = [_pick(row, steps[k]) for k, row in later]

@@ -1,4 +1,4 @@
-"""Which mentions a tagger lost on its way, and which it makes up: counted by their words, most frequent first."""
+"""Mentions that a tagger lost over the steps, and those it made up: counted by their words, most frequent first."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from ner_cl.types import Sentence, Span
 __all__ = ["Mistake", "Occurrence", "Outcomes", "invented_mentions", "lost_mentions", "most_frequent", "outcomes"]
 
 Found: TypeAlias = Sequence[Sequence[Span]]
-"""The spans found in each sentence."""
+"""The predicted spans of each sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,9 @@ class Occurrence:
     """One wrong mention in one sentence.
 
     Attributes:
-        sentence: number of the sentence in the test set, from 0.
+        sentence: index of the sentence in the test set, from 0.
         span: the lost gold mention, or the made-up one.
-        instead: what the other side has there: a type, `other borders`, or `O`.
+        instead: what the other side (prediction or gold) has there: a type, `other borders`, or `O`.
     """
 
     sentence: int
@@ -31,13 +31,13 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """All occurrences of the same words and type.
+    """All wrong mentions with the same words and type.
 
     Attributes:
         text: the words of the mention.
         type: its type.
-        count: how often.
-        instead: how often the other side has which type, `other borders` or `O` there.
+        count: number of occurrences.
+        instead: how often the other side has each type, `other borders` or `O` there.
         example: the first occurrence.
     """
 
@@ -50,17 +50,17 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of the gold mentions of some types, and what is wrong with what was found of them.
+    """Outcomes of the gold mentions of some types, and errors among the predicted mentions of these types.
 
     Attributes:
-        right: mentions found, with their borders and their type.
-        other_type: found as another type, with their borders.
-        other_borders: not found, but something that overlaps them, of whatever type.
-        missed: nothing was found there.
-        wrong_type: found where the gold has another type, with the same borders.
-        wrong_borders: found where the gold has something that overlaps, of whatever type.
-        made_up: found where the gold has nothing.
-        later_type: of those found as another type, how many as one that a later step taught: what new types take.
+        right: gold mentions found with the right boundaries and type.
+        other_type: gold mentions found with the right boundaries but another type.
+        other_borders: gold mentions that a prediction of any type only overlaps.
+        missed: gold mentions where nothing was predicted.
+        wrong_type: predictions for which gold has another type with the same boundaries.
+        wrong_borders: predictions that only overlap a gold mention of any type.
+        made_up: predictions where gold has nothing.
+        later_type: the part of `other_type` found as a type that a later step taught, so lost to new types.
     """
 
     right: int = 0
@@ -74,39 +74,39 @@ class Outcomes:
 
     @classmethod
     def total(cls, parts: Iterable["Outcomes"]) -> "Outcomes":
-        """Their sum."""
+        """Return the sum of several outcomes."""
         columns = zip(*(astuple(part) for part in parts), strict=True)
         return cls(*map(sum, columns))
 
     @property
     def gold(self) -> int:
-        """Mentions in the gold."""
+        """Number of gold mentions."""
         return self.right + self.other_type + self.other_borders + self.missed
 
     @property
     def found(self) -> int:
-        """Mentions found."""
+        """Number of predicted mentions."""
         return self.right + self.wrong_type + self.wrong_borders + self.made_up
 
     @property
     def counts(self) -> Counts:
-        """What precision and recall are made of."""
+        """The counts from which precision and recall are computed."""
         return Counts(self.right, self.found - self.right, self.gold - self.right)
 
 
 def outcomes(
     gold: Sequence[Sentence], found: Found, types: Iterable[str], *, learned: Mapping[str, int] | None = None
 ) -> dict[str, Outcomes]:
-    """The outcomes of every type, in sentences annotated for it.
+    """Return the outcomes of each type in the sentences annotated for it.
 
-    A mention is looked at beside the mentions of all these types. `missed` and `made_up` are what MUC scoring counts as
-    missing and spurious.
+    Each mention is compared with the mentions of all `types` on the other side. `missed` and `made_up` correspond to
+    missing and spurious in MUC scoring.
 
     Args:
-        gold: sentences with their annotation.
-        found: the spans found in each.
-        types: to look at.
-        learned: the step that taught each of them, if `later_type` is asked for.
+        gold: the annotated sentences.
+        found: the predicted spans of each sentence.
+        types: the types to evaluate.
+        learned: the step that taught each type; needed only for `later_type`.
     """
     wanted = tuple(types)
     tallies: dict[str, Counter[str]] = {type_: Counter() for type_ in wanted}
@@ -127,12 +127,12 @@ def outcomes(
 def lost_mentions(
     gold: Sequence[Sentence], after: Mapping[int, Found], *, learned: Mapping[str, int]
 ) -> Iterator[Occurrence]:
-    """Gold mentions that were found right after the step that taught their type, and are not found after the last one.
+    """Yield gold mentions that were found right after the step that taught their type but not after the last step.
 
     Args:
         gold: the test set, annotated for all types.
-        after: what was found after each step; types whose step is missing are left out.
-        learned: the step that taught each type of the gold.
+        after: predictions by step; types whose step is missing are left out.
+        learned: the step that taught each gold type.
     """
     last = max(after)
     for number, sentence in enumerate(gold):
@@ -144,7 +144,7 @@ def lost_mentions(
 
 
 def invented_mentions(gold: Sequence[Sentence], found: Found, types: Iterable[str]) -> Iterator[Occurrence]:
-    """Mentions of some types that were found where the gold has none such, in sentences annotated for their type."""
+    """Yield predicted mentions of the given types that are not in gold, in sentences annotated for their type."""
     wanted = frozenset(types)
     for number, (sentence, spans) in enumerate(zip(gold, found, strict=True)):
         for span in spans:
@@ -153,7 +153,7 @@ def invented_mentions(gold: Sequence[Sentence], found: Found, types: Iterable[st
 
 
 def most_frequent(gold: Sequence[Sentence], occurrences: Iterable[Occurrence], *, limit: int = 20) -> list[Mistake]:
-    """Occurrences put together by words and type, most frequent first, then in the order of the sentences."""
+    """Group occurrences by words and type, most frequent first, ties in sentence order."""
     groups: dict[tuple[str, str], list[Occurrence]] = defaultdict(list)
     for item in occurrences:
         words = gold[item.sentence].words[item.span.start : item.span.end]
@@ -166,7 +166,7 @@ def most_frequent(gold: Sequence[Sentence], occurrences: Iterable[Occurrence], *
 
 
 def _distance(span: Span, others: Iterable[Span]) -> int:
-    """0 if `span` is among `others`, 1 if one has its borders, 2 if one overlaps it, else 3."""
+    """Return 0 if `span` is among `others`, 1 if one has the same boundaries, 2 if one overlaps it, else 3."""
     overlapping = [other for other in others if other.overlaps(span)]
     if span in overlapping:
         return 0
@@ -175,7 +175,7 @@ def _distance(span: Span, others: Iterable[Span]) -> int:
 
 
 def _instead(span: Span, others: Iterable[Span]) -> str:
-    """What stands among `others` where `span` is."""
+    """Describe what `others` has in place of `span`: a type, `other borders` or `O`."""
     overlapping = [other for other in others if other.overlaps(span)]
     same_place = [other.type for other in overlapping if (other.start, other.end) == (span.start, span.end)]
     if same_place:

@@ -1,8 +1,8 @@
-"""The same scores by seqeval, the reference implementation of entity-level NER scoring.
+"""Scores computed with seqeval, the reference implementation of entity-level NER scoring.
 
-seqeval reads the scheme only together with `mode="strict"`, averages its macro over gold *and* predicted types, and
-gives NaN where nothing is gold. The two readings differ on tags that are no legal IOB2: an `I-` that continues nothing
-is no entity when read strictly, and opens one when read leniently. Legal tags score the same both ways.
+seqeval uses the scheme only with `mode="strict"`, takes its macro average over gold *and* predicted types, and gives
+NaN without gold. The two modes differ only on invalid IOB2 tags: an `I-` that continues no entity is ignored in strict
+mode and opens an entity in lenient mode.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ Mode: TypeAlias = Literal["strict", "lenient"]
 def official_report(
     gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]], types: Sequence[str], *, mode: Mode = "strict"
 ) -> dict[str, Any]:
-    """Scores of predicted spans; spans of types that a sentence is not annotated for are left out on both sides.
+    """Score predicted spans; spans of types that a sentence is not annotated for are left out on both sides.
 
     Args:
         gold: the annotated sentences.
-        predicted: for each of them the predicted spans, in words of that sentence.
+        predicted: the predicted spans of each sentence, in word offsets.
         types: the types to score.
-        mode: how tags are read; spans make legal tags, so both modes agree here.
+        mode: how tags are read; spans give valid tags, so both modes agree here.
 
     Returns:
-        As `official_report_of_tags`.
+        The same report as `official_report_of_tags`.
 
     Raises:
         DataError: if the two sequences differ in length, or spans of one sentence overlap.
@@ -53,18 +53,18 @@ def official_report(
 def official_report_of_tags(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], types: Sequence[str], *, mode: Mode = "strict"
 ) -> dict[str, Any]:
-    """Scores of raw IOB2 tags, such as a model without constrained decoding gives; other types' tags count as `O`.
+    """Score raw IOB2 tags, such as those of a model without constrained decoding; tags of other types count as `O`.
 
     Args:
         gold: the tags of each sentence.
-        predicted: as many tags for each of them.
+        predicted: the predicted tags of each sentence, one per gold tag.
         types: the types to score.
-        mode: "strict", or "lenient" as seqeval reads by default and many papers report.
+        mode: "strict", or "lenient", which is seqeval's default and used in many papers.
 
     Returns:
-        `{"mode": …, "types": {type: scores}, "micro": scores, "macro": scores}`, scores being precision, recall, F1 in
-        [0, 1] and support (number of gold spans). What is undefined without gold is None, and macro is the mean over
-        the types that have gold.
+        `{"mode": …, "types": {type: scores}, "micro": scores, "macro": scores}`, where scores are precision, recall, F1
+        in [0, 1] and support (number of gold spans). Values undefined without gold are None. Macro is the mean over the
+        types that have gold.
 
     Raises:
         DataError: if the two sequences, or the tags of one sentence, differ in length.
@@ -84,7 +84,7 @@ def official_report_of_tags(
 
 
 def _seqeval(gold: list[list[str]], predicted: list[list[str]], *, mode: Mode) -> dict[str, Any]:
-    """seqeval's own report; empty where neither side has an entity, which it cannot average."""
+    """Return seqeval's report; empty if neither side has an entity, because seqeval cannot average that."""
     starts = ("B-",) if mode == "strict" else ("B-", "I-")
     if not any(tag.startswith(starts) for side in (gold, predicted) for tags in side for tag in tags):
         return {}
@@ -94,7 +94,7 @@ def _seqeval(gold: list[list[str]], predicted: list[list[str]], *, mode: Mode) -
 
 
 def _scores(row: dict[str, Any] | None) -> dict[str, float | int | None]:
-    """Plain numbers instead of numpy scalars; recall and F1 are undefined without gold."""
+    """Convert numpy scalars to plain numbers; recall and F1 are None without gold."""
     if row is None:
         return {"precision": None, "recall": None, "f1": None, "support": 0}
     support = int(row["support"])

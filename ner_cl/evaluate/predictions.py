@@ -1,4 +1,4 @@
-"""What a model found on the test set after a step, kept so that a run can be looked into without its models."""
+"""Predictions on the test set after each step, stored so that a run can be analysed without its models."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 
 def predictions_file(run: Path, step: int) -> Path:
-    """Where a run folder keeps what its model found after a step."""
+    """Return the path of a run's predictions after a step."""
     return run / "predictions" / f"{step:02d}.jsonl"
 
 
@@ -26,9 +26,9 @@ class Predictions:
     """The spans found in every sentence of a test set after one step, each with its probability.
 
     Attributes:
-        step: the step, counted from 1.
-        test: `fingerprint` of the whole test set, by which predictions on other sentences are told from these.
-        found: for every sentence the spans, in order.
+        step: the step, from 1.
+        test: `fingerprint` of the whole test set, which shows whether predictions are for the same sentences.
+        found: the spans of each sentence, in order.
     """
 
     step: int
@@ -42,12 +42,12 @@ class Predictions:
 
     @classmethod
     def of(cls, step: int, test: str, found: Sequence[Sequence[ScoredSpan]]) -> "Predictions":
-        """The same from lists; scores are rounded as the file keeps them."""
+        """Build from lists; scores are rounded as in the file."""
         rows = (tuple(ScoredSpan(item.span, round(item.score, 4)) for item in row) for row in found)
         return cls(step, test, tuple(rows))
 
     def save(self, path: Path) -> None:
-        """Writes JSON lines: what this is, then for every sentence a list of `[start, end, type, score]`, in words."""
+        """Write JSON lines: a header, then per sentence a list of `[start, end, type, score]` with word offsets."""
         head = {"version": FORMAT_VERSION, "step": self.step, "test": self.test, "sentences": len(self.found)}
         with replace_file(path) as file:
             file.write(json.dumps(head).encode() + b"\n")
@@ -57,10 +57,10 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
-        """Reads what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            DataError: if the file is damaged or of a later version.
+            DataError: if the file is damaged or has a newer format version.
         """
         try:
             head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Whether the probabilities of spans are what they say: of spans with score 0.8, eight in ten should be right."""
+"""Calibration of span probabilities: of the spans with score 0.8, eight in ten should be correct."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Bin:
     """The predictions whose score lies in `(low, high]`, the first bin including 0.
 
     Attributes:
-        low: lower border.
-        high: upper border.
-        count: how many predictions.
-        score: their mean score; None where there is none.
-        right: the share of them that is right; None where there is none.
+        low: lower bound.
+        high: upper bound.
+        count: number of predictions.
+        score: their mean score; None if the bin is empty.
+        right: the share of them that is correct; None if the bin is empty.
     """
 
     low: float
@@ -29,7 +29,7 @@ class Bin:
 
 
 def judge(gold: Sequence[Sentence], found: Sequence[Sequence[tuple[Span, float]]]) -> tuple[list[float], list[bool]]:
-    """Scores of found spans, and whether gold has exactly them; of types that a sentence is not annotated for, none."""
+    """Return the scores of predicted spans, and whether each is in gold; unannotated types are skipped."""
     judged = [
         (score, span in sentence.spans)
         for sentence, items in zip(gold, found, strict=True)
@@ -40,12 +40,12 @@ def judge(gold: Sequence[Sentence], found: Sequence[Sequence[tuple[Span, float]]
 
 
 def reliability(scores: Sequence[float], right: Sequence[bool], *, bins: int = 10) -> list[Bin]:
-    """Predictions by score, in bins of equal width (Guo et al. 2017, "On Calibration of Modern Neural Networks", §2).
+    """Bin predictions by score, with equal widths (Guo et al. 2017, "On Calibration of Modern Neural Networks", §2).
 
     Args:
         scores: probabilities in [0, 1].
-        right: for each of them whether the prediction is right.
-        bins: how many.
+        right: whether each prediction is correct.
+        bins: number of bins.
 
     Raises:
         DataError: if the two sequences differ in length.
@@ -74,9 +74,9 @@ def reliability(scores: Sequence[float], right: Sequence[bool], *, bins: int = 1
 
 
 def calibration_error(bins: Sequence[Bin]) -> float | None:
-    """Expected calibration error: mean over predictions of how far score and share of right ones lie apart in a bin.
+    """Return the expected calibration error: the gap between mean score and share correct per bin, weighted by count.
 
-    None where there is no prediction. Source: Guo et al. 2017, §2, equation 3.
+    None if there is no prediction. Source: Guo et al. 2017, §2, equation 3.
 
     Example:
         >>> round(calibration_error(reliability([0.4, 0.9, 0.7], [False, True, True], bins=2)), 3)

@@ -1,4 +1,4 @@
-"""Whether two methods differ by more than chance: over test sentences, and over seeds and type orders."""
+"""Significance tests for the difference of two methods: over test sentences, and over seeds and type orders."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,23 +15,23 @@ __all__ = ["Average", "BootstrapTest", "SignFlipTest", "paired_bootstrap", "sent
 
 Average: TypeAlias = Literal["micro", "macro"]
 Table: TypeAlias = Int[np.ndarray, "_ _ 3"]
-"""What `sentence_counts` gives; not all of them need have the same size."""
-# Drawn at once; more would only take more memory.
+"""Result of `sentence_counts`; the sizes of two tables may differ."""
+# Resamples drawn at once; more would only need more memory.
 _CHUNK = 256
-# All 2^n sign patterns are tried up to this many pairs; beyond, as many are drawn.
+# Up to this many pairs all 2^n sign patterns are tried; beyond that, `resamples` patterns are drawn.
 _EXACT_PAIRS = 14
 
 
 @dataclass(frozen=True, slots=True)
 class BootstrapTest:
-    """A difference of F1 with its uncertainty from the choice of test sentences.
+    """A difference of F1 with its uncertainty due to the choice of test sentences.
 
     Attributes:
-        difference: mean over the pairs of runs of F1 of the second less F1 of the first.
+        difference: F1 of the second run minus F1 of the first, mean over the pairs of runs.
         low: lower end of the 95 % percentile interval.
-        high: upper end.
-        p: two-sided: twice the share of resamples on the other side of 0, at most 1.
-        resamples: how many were drawn.
+        high: upper end of this interval.
+        p: two-sided: twice the share of resamples on the rarer side of 0 (add-one corrected), at most 1.
+        resamples: number of draws in which F1 is defined.
     """
 
     difference: float
@@ -43,12 +43,12 @@ class BootstrapTest:
 
 @dataclass(frozen=True, slots=True)
 class SignFlipTest:
-    """A paired permutation test: how often a random exchange within pairs gives as large a mean difference.
+    """A paired permutation test: how often random swaps within pairs give at least as large a mean difference.
 
     Attributes:
-        pairs: of runs, each with the same seed and type order.
+        pairs: number of pairs of runs with the same seed and type order.
         p: two-sided.
-        smallest: the smallest p that so many pairs can give; above 0.05 the test cannot find anything.
+        smallest: smallest p possible with this many pairs; above 0.05 the test cannot be significant.
     """
 
     pairs: int
@@ -59,7 +59,7 @@ class SignFlipTest:
 def sentence_counts(
     gold: Sequence[Sentence], found: Sequence[Sequence[Span]], types: Sequence[str]
 ) -> Int[np.ndarray, "sentence type 3"]:
-    """True positives, false positives and misses of every type in every sentence, as `count_spans` counts them.
+    """Count true positives, false positives and misses of each type in each sentence, as `count_spans` does.
 
     Raises:
         DataError: if the two sequences differ in length.
@@ -85,16 +85,16 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 13,
 ) -> BootstrapTest:
-    """Draws the test sentences anew with replacement, the same draw for both runs of every pair (Koehn 2004).
+    """Resample the test sentences with replacement, with the same draw for both runs of every pair (Koehn 2004).
 
     Args:
-        pairs: counts of the first and the second method, of runs that differ in nothing else.
-        average: which F1.
-        resamples: how many draws.
-        seed: of the draws.
+        pairs: counts of the first and the second method, from runs that differ only in the method.
+        average: which F1 to compare.
+        resamples: number of draws.
+        seed: seed of the draws.
 
     Raises:
-        DataError: if there is no pair or no gold mention, or sentences and types of two runs differ.
+        DataError: if there is no pair or no gold mention, or the numbers of sentences or types of two runs differ.
     """
     if not pairs:
         raise DataError("no pair of runs to compare; two methods need a run with the same seed and type order")
@@ -118,7 +118,7 @@ def paired_bootstrap(
 
 
 def sign_flip_test(differences: Sequence[float], *, resamples: int = 10000, seed: int = 13) -> SignFlipTest | None:
-    """Permutes the two methods within each pair of runs; exact for few pairs. None without a pair.
+    """Test a mean difference by swapping the methods within pairs of runs; exact for few pairs. None without a pair.
 
     Example:
         >>> sign_flip_test([0.1, 0.2, 0.15])
@@ -134,14 +134,14 @@ def sign_flip_test(differences: Sequence[float], *, resamples: int = 10000, seed
         extra = 0
     else:
         signs = np.random.default_rng(seed).choice((1, -1), size=(resamples, count))
-        extra = 1  # the arrangement that was observed
+        extra = 1  # the observed arrangement
     as_large = int((np.abs(signs @ values / count) >= observed - 1e-12).sum())
     smallest = 2 / 2**count if count <= _EXACT_PAIRS else 1 / (resamples + 1)
     return SignFlipTest(count, (as_large + extra) / (len(signs) + extra), smallest)
 
 
 def _draws(sentences: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "draw sentence"]]:
-    """How often each sentence is in each draw, some draws at a time."""
+    """Yield how often each sentence is in each draw, several draws at a time."""
     generator = np.random.default_rng(seed)
     shares = np.full(sentences, 1 / sentences)
     for start in range(0, resamples, _CHUNK):
@@ -162,7 +162,7 @@ def _micro(counts: Float[np.ndarray, "draw type 3"]) -> Float[np.ndarray, " draw
 
 
 def _macro(counts: Float[np.ndarray, "draw type 3"]) -> Float[np.ndarray, " draw"]:
-    """Mean over the types that have gold in the draw, as `macro_f1`; NaN where none has."""
+    """Return mean F1 over the types with gold in the draw, as `macro_f1` does; NaN if none has."""
     scores = _f1(counts)
     known = np.isfinite(scores)
     total = np.where(known, scores, 0).sum(1)

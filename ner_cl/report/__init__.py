@@ -1,1 +1,1 @@
-"""What came of runs, for people: one page about a run, and runs side by side."""
+"""Results for people to read: a page about one run, and comparisons of runs."""

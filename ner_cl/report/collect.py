@@ -1,4 +1,4 @@
-"""Everything that the page about a run shows, as values."""
+"""Collect the values shown on the page about a run."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _MOST_EXAMPLES = 15
 
 @dataclass(frozen=True)
 class MistakeGroup:
-    """A frequent mistake with a sentence in which it was made."""
+    """A frequent mistake with an example sentence."""
 
     mistake: Mistake
     example: Example
@@ -34,12 +34,12 @@ class MistakeGroup:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of spans against what is right, after one step.
+    """Calibration of span scores after one step.
 
     Attributes:
         step: the step.
         error: expected calibration error.
-        bins: predictions of all runs by score.
+        bins: predictions of all runs, binned by score.
     """
 
     step: int
@@ -49,28 +49,28 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Report:
-    """A run, or several that differ in their seed only, with means over them.
+    """Results of one run, or means over several runs that differ only in their seed.
 
     Attributes:
-        name: of the folder.
-        runs: folder and seed of each.
-        method: strategies, head and encoder in words.
-        stream: name, protocol, and number of test sentences in words.
+        name: name of the folder.
+        runs: folder name and seed of each run.
+        method: strategies, head and encoder, as text.
+        stream: name, protocol and number of test sentences, as text.
         steps: the types of each step.
         f1: F1 of every type after each step; None for a step that was not evaluated.
         micro: micro F1 after each step.
         macro: macro F1 after each step.
         metrics: scores by key.
-        confusion: after each step, `table[gold][found]` of words of old types, new types and none, over all runs.
-        lost: mentions that were found once and are no more.
-        invented: mentions found after the last step that are none.
-        calibration: after each step.
-        costs: of each step, means over the runs.
-        data: fingerprint of the training data of each step.
+        confusion: `table[gold][found]` by step: counts of words of old types, new types and none, over all runs.
+        lost: most frequent mentions found right after their type was learned but not after the last step.
+        invented: most frequent mentions predicted after the last step that are not in gold.
+        calibration: calibration after each step.
+        costs: costs of each step: means over the runs, but the maximum of peak memory.
+        data: training data fingerprint of each step, from the first run.
         test: fingerprint of the test set.
         environment: versions and machine of the first run.
-        config: the first run's, in YAML.
-        notes: what a reader should know.
+        config: configuration of the first run, in YAML.
+        notes: remarks for the reader.
     """
 
     name: str
@@ -99,20 +99,20 @@ class Report:
         return {type_: number for number, types in enumerate(self.steps, start=1) for type_ in types}
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in the types of JSON."""
+        """Return the report as JSON-compatible values."""
         return asdict(self)
 
 
 def collect(folder: Path, *, predict: bool = True, say: Callable[[str], None] = lambda line: None) -> Report:
-    """Reads a run folder, or a folder of several seeds.
+    """Read a run folder, or a folder of several seeds.
 
     Args:
-        folder: what `ner-cl train` wrote.
-        predict: whether models may be loaded to find again what the run did not keep.
-        say: told what takes time.
+        folder: a folder written by `ner-cl train`.
+        predict: whether models may be loaded to recompute predictions that the run did not keep.
+        say: receives progress messages for slow work.
 
     Raises:
-        DataError: if there is no finished run, or the runs differ in more than their seed.
+        DataError: if there is no run, or the runs differ in more than their seed.
     """
     runs = [load_run(path) for path in find_runs(folder)]
     _check_alike(folder, runs)
@@ -146,7 +146,7 @@ def collect(folder: Path, *, predict: bool = True, say: Callable[[str], None] = 
 
 
 def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
-    """Refuses runs whose mean would say nothing."""
+    """Raise DataError for runs whose mean would be meaningless."""
     first = runs[0]
     for run in runs[1:]:
         same = first.config.model_copy(update={"seed": run.config.seed, "output": run.config.output})
@@ -163,7 +163,7 @@ def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def _portable(text: str) -> str:
-    """Paths below the folder of corpora as people elsewhere would write them."""
+    """Replace the path of the folder of corpora with `$NER_CL_DATA`."""
     data = os.environ.get("NER_CL_DATA", "").rstrip("/")
     return text.replace(f"{data}/", "$NER_CL_DATA/") if data else text
 
@@ -174,7 +174,7 @@ def _f1_row(rows: Sequence[dict[str, float | None] | None]) -> dict[str, Spread]
 
 
 def _confusion(runs: Sequence[RunRecord], outputs: Sequence[Outputs]) -> dict[int, dict[str, dict[str, int]]]:
-    """Words of all runs together."""
+    """Sum the word confusion tables of all runs, by step."""
     tables: dict[int, dict[str, dict[str, int]]] = {}
     for run, found in zip(runs, outputs, strict=True):
         for step, predictions in found.by_step.items():
@@ -191,7 +191,7 @@ def _confusion(runs: Sequence[RunRecord], outputs: Sequence[Outputs]) -> dict[in
 def _mistakes(
     runs: Sequence[RunRecord], outputs: Sequence[Outputs]
 ) -> tuple[tuple[MistakeGroup, ...], tuple[MistakeGroup, ...]]:
-    """The most frequent lost and made-up mentions of all runs after their last step."""
+    """Return the most frequent lost and made-up mentions of all runs after the last step."""
     lost: list[Occurrence] = []
     invented: list[Occurrence] = []
     last = len(runs[0].matrix.counts)
@@ -210,7 +210,7 @@ def _mistakes(
 
 
 def _example(gold: Sequence[Any], item: Mistake, found: Sequence[dict[int, Any]], last: int) -> Example:
-    """The sentence of a mistake as the run found it that made the mistake there."""
+    """Return the sentence of a mistake with the predictions of the first run that made it."""
     number, span = item.example.sentence, item.example.span
     is_gold = span in gold[number].spans
     made_it = next(after for after in found if (span in after[last][number]) != is_gold)

@@ -1,4 +1,4 @@
-"""Whether runs differ in nothing but their method: the same data in the same order, budget, selection and encoder."""
+"""Check that runs differ only in their method: same data in the same order, budget, selection and encoder."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from ner_cl.report.runs import RunRecord, method_of
 
 __all__ = ["Difference", "check_one_method", "differences"]
 
-# What makes a method, what a comparison is over, and what changes no score.
+# Keys that may differ: what defines a method, what a comparison averages over, and what changes no score.
 _FREE = (
     "seed",
     "output",
@@ -26,19 +26,19 @@ _FREE = (
     "training.checkpoint_seconds",
     "training.eval_batch_tokens",
 )
-# Said, but no reason to refuse: a strategy may ask for a head or for raw text, and machines differ.
+# Differences that are reported but not refused: a strategy may require a head or raw text, and machines differ.
 _SAID = ("head", "environment", "stream.corpus.unlabeled")
 _MACHINE = ("torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something besides the strategies in which methods differ.
+    """A difference between methods other than their strategies.
 
     Attributes:
         what: key path of the configuration, or `data`, `test`, `orders`, `seeds`, `environment`.
-        values: what each method has there.
-        spoils: whether it makes the comparison one of more than methods.
+        values: the value of each method.
+        spoils: whether it makes the comparison unfair, because more than the method differs.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Difference:
     spoils: bool
 
     def __str__(self) -> str:
-        """In one line; methods with the same value together."""
+        """Describe the difference in one line, grouping methods with the same value."""
         groups: dict[str, list[str]] = defaultdict(list)
         for name, value in self.values.items():
             groups[value].append(name)
@@ -54,10 +54,10 @@ class Difference:
 
 
 def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
-    """Refuses a folder with runs of several methods.
+    """Check that all runs in a folder use the same method.
 
     Raises:
-        DataError: naming two of them.
+        DataError: if they do not; names two of the runs.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -69,11 +69,11 @@ def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
 
 
 def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, set[str]]) -> list[Difference]:
-    """Everything besides the strategies in which methods differ, what spoils the comparison first.
+    """Return all differences between methods besides the strategies, those that spoil the comparison first.
 
     Args:
         groups: runs of each method.
-        tests: fingerprints of the test sets that each method's runs were scored on, where they are known.
+        tests: fingerprints of the test sets of each method's runs, where known.
     """
     found = [*_of_settings(groups), *_of_data(groups)]
     known = {name: ", ".join(sorted(hashes)) for name, hashes in tests.items() if hashes}
@@ -90,7 +90,7 @@ def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, s
 
 
 def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
-    """Of the configurations, key by key."""
+    """Compare the configurations key by key."""
     flat = {name: [_flat(run.config.model_dump(mode="json")) for run in runs] for name, runs in groups.items()}
     keys = dict.fromkeys(key for settings in flat.values() for values in settings for key in values)
     found: list[Difference] = []
@@ -102,7 +102,7 @@ def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
 
 
 def _of_data(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
-    """Of training sentences, where the runs of two methods share an order of steps."""
+    """Compare the training sentences of methods whose runs share an order of steps."""
     hashes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, runs in groups.items():
         for run in runs:
@@ -111,7 +111,7 @@ def _of_data(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
     for where, by_method in hashes.items():
         values = {name: ", ".join(sorted(found)) for name, found in by_method.items()}
         if differing := _unequal(f"data of {where}", values, spoils=True):
-            return differing  # one is enough; the others follow from the same cause
+            return differing  # one is enough; further differences have the same cause
     return []
 
 
@@ -124,7 +124,7 @@ def _orders(runs: Sequence[RunRecord]) -> dict[tuple[tuple[str, ...], ...], None
 
 
 def _machines(runs: Sequence[RunRecord]) -> str:
-    """Versions and machine that round in their own way."""
+    """List the package versions and machines, which may affect rounding."""
     told = []
     for run in runs:
         packages = run.environment.get("packages") or {}
@@ -138,7 +138,7 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under their key paths."""
+    """Flatten nested values to key paths."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"

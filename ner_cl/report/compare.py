@@ -1,4 +1,4 @@
-"""Methods side by side: means over seeds and orders, and what of their differences is more than chance."""
+"""Compare methods side by side: means over seeds and orders, and significance of their differences."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ _TESTED = ("final/micro_f1", "final/macro_f1", "average/micro_f1", "average/macr
 
 @dataclass(frozen=True)
 class RunScores:
-    """One run: where it is, what it was paired by, every score by key, and F1 of every type after the last step."""
+    """One run: folder, the seed and order it is paired by, scores by key, and F1 by type after the last step."""
 
     folder: str
     seed: int
@@ -42,19 +42,18 @@ class Method:
     """All runs of one method.
 
     Attributes:
-        name: of its folder.
-        method: strategies and head in words.
-        seeds: different seeds.
-        orders: different orders of steps.
+        name: name of its folder.
+        method: strategies and head as text.
+        seeds: number of distinct seeds.
+        orders: number of distinct orders of steps.
         scores: every score of a matrix, by key.
-        gap: final micro F1 below that of `joint`; None where there is no such run, and for itself.
-        types: F1 of every type after the last step.
-        outcomes: what became of the test set's mentions after the last step, by type, over all runs whose predictions
-            are at hand.
-        judged: how many runs these are.
-        minutes: mean wall time of the steps of a run; None where none was timed.
-        speed: training sentences a second in updates.
-        runs: the same run by run.
+        gap: how far final micro F1 is below that of `joint`; None without a joint run, and for `joint` itself.
+        types: F1 of each type after the last step.
+        outcomes: outcomes on the test set after the last step, by type, summed over all runs with predictions.
+        judged: number of runs with predictions.
+        minutes: mean time of all steps of a run, in minutes; None if no run was timed.
+        speed: training sentences per second in updates.
+        runs: the scores of each run.
     """
 
     name: str
@@ -73,15 +72,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A method against the baseline.
+    """A method compared with the baseline.
 
     Attributes:
-        name: of the method.
-        pairs: runs of both with the same seed and order.
-        micro: of final micro F1, over test sentences; None without a pair or without predictions.
-        macro: of final macro F1, over test sentences.
-        runs: over pairs of runs, by score; scores that a run lacks are left out.
-        changes: mean over pairs of runs, by score.
+        name: name of the method.
+        pairs: number of pairs of runs with the same seed and order.
+        micro: test of final micro F1 over test sentences; None without a pair or without predictions.
+        macro: the same for final macro F1.
+        runs: test over pairs of runs, by score; pairs in which a run lacks the score are left out.
+        changes: mean change over pairs of runs, by score.
     """
 
     name: str
@@ -94,16 +93,16 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods side by side.
+    """A comparison of several methods.
 
     Attributes:
-        stream: name and protocol.
-        baseline: the method that the others are held against.
-        types: in the learning order of the first run.
-        methods: in the order given.
-        contrasts: of every method but the baseline.
-        differences: in what methods differ besides their strategies.
-        notes: what a reader should know.
+        stream: name, protocol and number of steps, as text.
+        baseline: the method that the others are compared with.
+        types: entity types, in the learning order of the baseline's first run.
+        methods: the methods, in the order given.
+        contrasts: one for each method except the baseline.
+        differences: differences between methods besides their strategies.
+        notes: remarks for the reader.
     """
 
     stream: str
@@ -115,7 +114,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison in the types of JSON."""
+        """Return the comparison as JSON-compatible values."""
         return asdict(self)
 
 
@@ -128,18 +127,18 @@ def compare(
     resamples: int = 2000,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Reads runs and puts them side by side.
+    """Read runs and compare their methods side by side.
 
     Args:
-        folders: one for each method: a run folder, or a folder of seeds and orders.
-        baseline: name of the method that the others are held against; the first by default.
-        allow_differences: compare runs that differ in more than their method, and say in what.
-        predict: whether models may be loaded to find again what runs did not keep.
-        resamples: draws of test sentences.
-        say: told what takes time.
+        folders: one per method: a run folder, or a folder of seeds and orders.
+        baseline: name of the method that the others are compared with; the first by default.
+        allow_differences: also compare runs that differ in more than their method, and report how they differ.
+        predict: whether models may be loaded to recompute predictions that runs did not keep.
+        resamples: number of bootstrap draws of the test sentences.
+        say: receives progress messages for slow work.
 
     Raises:
-        DataError: if there is no run, or runs differ in more than their method.
+        DataError: if a folder has no finished run, or runs differ in more than their method.
     """
     read = {name: [load_run(path) for path in find_runs(folder)] for name, folder in _named(folders).items()}
     groups = {name: [run for run in runs if run.is_done] for name, runs in read.items()}
@@ -184,7 +183,7 @@ def compare(
 
 
 def _named(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders by their names, or by their paths where two have the same name."""
+    """Return the folders by name, or by path where several have the same name."""
     names = [folder.resolve().name for folder in folders]
     named = {name if names.count(name) == 1 else str(path): path for name, path in zip(names, folders, strict=True)}
     if len(named) < len(folders):
@@ -193,7 +192,7 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
-    """Mean final micro F1 of the upper bound, where it is among the methods."""
+    """Return the mean final micro F1 of the upper bound `joint`; None if it is not among the methods."""
     finals = [
         run.matrix.metrics["final/micro_f1"]
         for runs in groups.values()
@@ -250,7 +249,7 @@ def _contrast(
     outputs: Mapping[Path, Outputs],
     resamples: int,
 ) -> Contrast:
-    """Pairs with the same seed and order; the test set is the same for all of them."""
+    """Compare runs paired by seed and order; sentence tests need the same test set for all pairs."""
     held = {run.pair: run for run in baseline}
     pairs = [(held[run.pair], run) for run in runs if run.pair in held]
     tables = [(left, right) for left, right in pairs if all(_last(outputs, run) for run in (left, right))]
@@ -277,7 +276,7 @@ def _contrast(
 
 
 def _last(outputs: Mapping[Path, Outputs], run: RunRecord) -> Predictions | None:
-    """The predictions of a run's last step, where they are at hand."""
+    """Return the predictions of a run's last step; None if they are not available."""
     return outputs[run.folder].by_step.get(len(run.matrix.counts))
 
 

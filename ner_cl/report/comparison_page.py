@@ -1,4 +1,4 @@
-"""The page about methods side by side."""
+"""The page that compares methods side by side."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ _LETTER = 6.2
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """One file with all tables and figures."""
+    """Render one file with all tables and figures."""
     told = "F1 of every run after the last step; a line is the mean."
     figures = [(svg_of(_finals(comparison), told), told)]
     if any(contrast.micro for contrast in comparison.contrasts):
@@ -32,7 +32,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _finals(comparison: Comparison) -> Figure:
-    """A point a run, and a line at the mean: micro above, macro below."""
+    """Draw a point per run and a line at the mean: micro above, macro below."""
     methods = comparison.methods
     with canvas(_room(comparison) + 330, 95 + _ROW * len(methods)) as (figure, axes):
         for y, method in enumerate(methods):
@@ -55,7 +55,7 @@ def _finals(comparison: Comparison) -> Figure:
 
 
 def _changes(comparison: Comparison) -> Figure:
-    """Differences with their intervals over test sentences."""
+    """Draw the differences with their intervals over test sentences."""
     with canvas(_room(comparison) + 330, 95 + _ROW * len(comparison.contrasts)) as (figure, axes):
         axes.axvline(0, color=INK, linewidth=1.2)
         for y, contrast in enumerate(comparison.contrasts):
@@ -77,10 +77,10 @@ def _changes(comparison: Comparison) -> Figure:
 
 
 def _first(comparison: Comparison) -> Contrast | None:
-    """The first contrast that has intervals, which names the colours."""
+    """Return the first contrast with an interval, which labels the colours in the legend."""
     return next((contrast for contrast in comparison.contrasts if contrast.micro), None)
 
 
 def _room(comparison: Comparison) -> int:
-    """Pixels that names take at the left."""
+    """Return the width in pixels that names need at the left."""
     return min(300, round(14 + _LETTER * max(len(method.name) for method in comparison.methods)))

@@ -1,4 +1,4 @@
-"""What each score of a matrix means, in a few words; exactly it is said in `ner_cl.evaluate.metrics`."""
+"""Short descriptions of the scores of a matrix; `ner_cl.evaluate.metrics` has the exact definitions."""
 
 __all__ = ["DEFINITIONS"]
 

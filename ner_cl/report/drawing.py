@@ -1,4 +1,4 @@
-"""Drawing with matplotlib in colours that people with any colour vision, light pages and dark pages can take."""
+"""Drawing with matplotlib, in colours that suit any colour vision and both light and dark pages."""
 
 import html
 import io
@@ -21,12 +21,12 @@ except ImportError as error:
 
 __all__ = ["COLOURS", "DASHES", "INK", "MARKERS", "Axes", "Figure", "canvas", "save_figure", "svg_of"]
 
-# Okabe & Ito 2008, "Color Universal Design"; yellow and black are left out, which vanish on a light or dark page.
+# Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on light or dark pages.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 INK = "#1b1f24"
-"""Of text and axes; a page shows it in its own text colour."""
+"""Colour of text and axes; pages replace it with their own text colour."""
 
 _PIXELS = 96
 _STYLE: dict[str, Any] = {
@@ -54,7 +54,7 @@ _serial = count(1)
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    """The style, and no word about letters that only the reader's fonts have."""
+    """Apply the style and silence warnings about glyphs missing from the local font."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -62,18 +62,18 @@ def _styled() -> Iterator[None]:
 
 @contextmanager
 def canvas(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many pixels with one pair of axes, in the project's style."""
+    """Yield a figure of the given size in pixels with one pair of axes, in the project's style."""
     with _styled():
         figure = Figure(figsize=(width / _PIXELS, height / _PIXELS), dpi=_PIXELS)
         yield figure, figure.add_subplot()
 
 
 def svg_of(figure: Figure, label: str) -> str:
-    """A figure as an `<svg>` element for a page: text in the page's colour, names that no other figure has.
+    """Convert a figure to an `<svg>` element for a page: text in the page's colour, ids unique among figures.
 
     Args:
         figure: any figure.
-        label: what it shows, for those who cannot see it.
+        label: text alternative that describes the figure.
     """
     buffer = io.StringIO()
     with _styled():
@@ -92,7 +92,7 @@ def svg_of(figure: Figure, label: str) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as a file of its own, on white; the ending of the name says which format."""
+    """Write a figure to a file on a white background; the suffix chooses the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _styled():
         metadata = {"Date": None} if path.suffix == ".svg" else None

@@ -1,4 +1,4 @@
-"""The figures of the page about a run."""
+"""Draw the figures of the page about a run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ner_cl.report.spread import Spread
 __all__ = ["Drawn", "draw_all"]
 
 _ROW = 19
-"""Pixels of a line of a heat map."""
+"""Height of a heat map row in pixels."""
 _CELL = 46
 _LETTER = 6.2
 _MOST_LINES = len(COLOURS)
 _DARK = 0.55
-"""Cells with a score above this are light enough for dark letters."""
+"""Cells with a score above this are light enough for dark text."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Drawn:
     """A figure.
 
     Attributes:
-        name: of its file, and of the part of the page it belongs to: `curves-2` to `curves`.
-        label: what it shows, in words.
+        name: name of its file; up to the first hyphen, the part of the page it belongs to (`curves` for `curves-2`).
+        label: description of what it shows.
         figure: the figure.
     """
 
@@ -37,12 +37,12 @@ class Drawn:
 
     @property
     def part(self) -> str:
-        """The part of the page."""
+        """The part of the page it belongs to."""
         return self.name.partition("-")[0]
 
 
 def draw_all(report: Report) -> list[Drawn]:
-    """Every figure that there are values for."""
+    """Draw every figure for which there are values."""
     drawn = [Drawn("heatmap", "F1 of every type after each step, as a heat map", heat_map(report))]
     for number, types in enumerate(_panels(report), start=1):
         drawn.append(Drawn(f"curves-{number}", f"F1 over steps of {', '.join(types)}", curves(report, types)))
@@ -60,7 +60,7 @@ def draw_all(report: Report) -> list[Drawn]:
 
 
 def heat_map(report: Report) -> Figure:
-    """Types in learning order by steps; a bar marks the step that taught a type."""
+    """Draw F1 by type (in learning order) and step; a bar marks the step that taught a type."""
     learned = {type_: step for type_, step in report.learned.items() if step <= len(report.f1)}
     rows, columns = len(learned), len(report.f1)
     label = _room_for([*learned, *TOTALS])
@@ -90,19 +90,19 @@ def heat_map(report: Report) -> Figure:
 
 
 def _room_for(names: Iterable[str]) -> int:
-    """Pixels that names take at the left of a figure."""
+    """Return the width in pixels that names need at the left of a figure."""
     return min(300, round(14 + _LETTER * max(map(len, names))))
 
 
 def _mark_learned(axes: Axes, steps: Iterable[int]) -> None:
-    """A bar at the left of each type's cell in the column of the step that taught it."""
+    """Draw a bar at the left of each type's cell in the column of the step that taught it."""
     for row, step in enumerate(steps):
         x = step - 1 + 0.06
         axes.plot([x, x], [row + 0.1, row + 0.9], color=COLOURS[1], linewidth=3, solid_capstyle="butt")
 
 
 def _panels(report: Report) -> Iterator[list[str]]:
-    """Types to be drawn together: all where they are few, else those of each step."""
+    """Yield the types to draw together: all if few or one per step, else those of each step; in groups that fit."""
     learned = [type_ for type_, step in report.learned.items() if step <= len(report.f1)]
     groups = [learned] if len(learned) <= _MOST_LINES else [list(types) for types in report.steps[: len(report.f1)]]
     if len(learned) > _MOST_LINES and all(len(types) == 1 for types in groups):
@@ -113,7 +113,7 @@ def _panels(report: Report) -> Iterator[list[str]]:
 
 
 def curves(report: Report, types: Sequence[str]) -> Figure:
-    """Each type from the step that taught it; a band is one standard deviation over runs."""
+    """Draw F1 of each type from the step that taught it; the band is one standard deviation over runs."""
     lines = (len(types) + 1) // 2 if max(map(len, types)) <= 18 else len(types)
     with canvas(350, 220 + 15 * lines) as (figure, axes):
         for index, type_ in enumerate(types):
@@ -131,7 +131,7 @@ def curves(report: Report, types: Sequence[str]) -> Figure:
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, Spread]], index: int, label: str) -> None:
-    """A curve × 100 in the colour, dashes and marks of its number."""
+    """Draw a curve × 100 in the colour, dashes and markers of its index."""
     steps = [step for step, _ in points]
     means = np.array([100 * (score.mean or 0.0) for _, score in points])
     deviations = np.array([100 * (score.sd or 0.0) for _, score in points])
@@ -142,7 +142,7 @@ def _line(axes: Axes, points: Sequence[tuple[int, Spread]], index: int, label: s
 
 
 def _changes(report: Report) -> list[tuple[str, float, float, float]]:
-    """Of every type taught before the last step: F1 when learned, at best, and last, × 100."""
+    """Return F1 × 100 when learned, at best and last, for every type taught before the last step."""
     found = []
     for type_, step in report.learned.items():
         rows = [row for row in report.f1[step - 1 :] if row is not None]
@@ -153,7 +153,7 @@ def _changes(report: Report) -> list[tuple[str, float, float, float]]:
 
 
 def changes(report: Report) -> Figure:
-    """A line a type from its score when learned to its last one."""
+    """Draw a line per type from its score when learned to its last score."""
     rows = _changes(report)
     label = _room_for(type_ for type_, *_ in rows)
     with canvas(label + 250, 92 + _ROW * len(rows)) as (figure, axes):
@@ -173,7 +173,7 @@ def changes(report: Report) -> Figure:
 
 
 def confusion(report: Report) -> Figure:
-    """Shares of words that went astray, after each step."""
+    """Draw the shares of confused words after each step."""
     asked = (("old", "o"), ("old", "new"), ("new", "o"), ("o", "old"), ("o", "new"))
     names = {"old": "old types", "new": "new types", "o": "O"}
     with canvas(350, 265) as (figure, axes):
@@ -193,7 +193,7 @@ def confusion(report: Report) -> Figure:
 
 
 def calibration(report: Report) -> Figure:
-    """After the last step: how many of the spans with some score are right."""
+    """Draw, for the last step, the share of correct spans by score."""
     last = report.calibration[-1]
     with canvas(350, 300) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1.2)
@@ -213,7 +213,7 @@ def calibration(report: Report) -> Figure:
 
 
 def time_spent(report: Report) -> Figure:
-    """Seconds in updates and in all else."""
+    """Draw the seconds of each step in updates and in everything else."""
     with canvas(350, 230) as (figure, axes):
         steps = [cost.step for cost in report.costs]
         training = [cost.train_seconds for cost in report.costs]
@@ -229,7 +229,7 @@ def time_spent(report: Report) -> Figure:
 
 
 def memory(report: Report) -> Figure:
-    """Peak megabytes."""
+    """Draw the peak memory of each step in MiB."""
     with canvas(350, 210) as (figure, axes):
         known = [(cost.step, cost.peak_memory / 2**20) for cost in report.costs if cost.peak_memory]
         axes.bar([step for step, _ in known], [size for _, size in known], color=COLOURS[0])

@@ -1,4 +1,4 @@
-"""What the models of a run found on its test set: as the run kept it, or found again with its models."""
+"""Predictions of a run's models on its test set, as kept by the run or recomputed with its models."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ __all__ = ["Outputs", "run_outputs"]
 
 @dataclass
 class Outputs:
-    """Test sentences and what was found in them.
+    """Test sentences and the predictions on them.
 
     Attributes:
         test: the test set, annotated for all types of the stream.
-        by_step: predictions by step; steps whose predictions are not to be had are missing.
-        notes: what a reader should know of where they come from.
+        by_step: predictions by step; steps without available predictions are missing.
+        notes: remarks on missing or recomputed data.
     """
 
     test: tuple[Sentence, ...] = ()
@@ -32,7 +32,7 @@ class Outputs:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the test set; None where it is not at hand."""
+        """Fingerprint of the test set; None if it is not available."""
         return fingerprint(self.test) if self.test else None
 
 
@@ -43,16 +43,16 @@ def run_outputs(
     predict: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outputs:
-    """Reads the test set and the predictions on it.
+    """Read the test set and the predictions on it.
 
-    Where the run kept no predictions on this test set, they are made with the models of its steps and kept for the
-    next time. What cannot be had is left out, and noted.
+    If the run kept no predictions on this test set, they are computed with the models of its steps and stored for the
+    next call. Unavailable data are left out and noted.
 
     Args:
         run: a finished run.
-        steps: which; all by default.
+        steps: the steps to read; all by default.
         predict: whether models may be loaded.
-        say: told what takes time.
+        say: receives progress messages for slow work.
     """
     outputs = Outputs()
     try:
@@ -83,7 +83,7 @@ def run_outputs(
 
 
 def _kept(run: RunRecord, step: int, test: str) -> Predictions | None:
-    """What the run kept, if it is about this test set."""
+    """Return the predictions kept by the run, if they are for this test set."""
     path = predictions_file(run.folder, step)
     if not path.is_file():
         return None
@@ -92,7 +92,7 @@ def _kept(run: RunRecord, step: int, test: str) -> Predictions | None:
 
 
 def _made(run: RunRecord, step: int, test: str, sentences: tuple[Sentence, ...]) -> Predictions:
-    """Found by the model of the step, and kept where the run folder can be written."""
+    """Compute predictions with the model of the step, and store them if the run folder is writable."""
     model = load_model(run.folder / "steps" / f"{step:02d}", device="auto")
     training = run.config.training
     scored = score_sentences(model, sentences, batch_tokens=training.eval_batch_tokens, precision=training.precision)
@@ -105,7 +105,7 @@ def _made(run: RunRecord, step: int, test: str, sentences: tuple[Sentence, ...])
 
 
 def _differing(run: RunRecord, outputs: Outputs, made: list[int]) -> list[str]:
-    """Steps whose predictions, made again, do not give the counts of the matrix: another machine rounds otherwise."""
+    """Note the steps whose recomputed predictions do not match the matrix, as on a machine that rounds differently."""
     notes = []
     for step in made:
         seen = run.matrix.seen_after(step)

@@ -1,4 +1,4 @@
-"""Pages: templates filled in, with style and figures inside, so that one file is all there is."""
+"""Render pages from templates, with styles and figures inlined, so that each page is a single file."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _PARTS = {
 
 
 def fill(template: str, **values: Any) -> str:
-    """A page from a template of this package; what is filled in is escaped."""
+    """Render a page from a template of this package; values are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ner_cl.report"),
         autoescape=True,
@@ -52,11 +52,11 @@ def fill(template: str, **values: Any) -> str:
 
 
 def report_page(report: Report, figures: Sequence[tuple[str, str]]) -> str:
-    """The page about a run.
+    """Render the page about a run.
 
     Args:
-        report: what it shows.
-        figures: part of the page and `<svg>` of each figure.
+        report: the values to show.
+        figures: for each figure, its part of the page and its `<svg>`.
     """
     by_part: dict[str, list[str]] = defaultdict(list)
     for part, svg in figures:
@@ -75,7 +75,7 @@ def report_page(report: Report, figures: Sequence[tuple[str, str]]) -> str:
 
 
 def _rows(report: Report) -> list[tuple[str, list[str]]]:
-    """The lines of the heat map as text."""
+    """Return the rows of the heat map as text."""
     rows = [
         (type_, ["" if row is None or type_ not in row else row[type_].percent() or "–" for row in report.f1])
         for type_, step in report.learned.items()
@@ -86,7 +86,7 @@ def _rows(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def _shares(table: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """The cells of the table of confusion."""
+    """Return the cells of the confusion table."""
     asked = (("old", "o"), ("old", "new"), ("new", "o"), ("new", "old"), ("o", "old"), ("o", "new"))
     totals = {truth: sum(row.values()) for truth, row in table.items()}
     return [f"{100 * table[a][b] / totals[a]:.1f} %" if totals[a] else "–" for a, b in asked]

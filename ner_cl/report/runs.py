@@ -1,4 +1,4 @@
-"""Finished runs as their folders tell them."""
+"""Read runs from their folders."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ __all__ = ["RunRecord", "StepCost", "find_runs", "load_run", "method_of"]
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """What a step took: seconds in updates and in all, sentences a second in updates, peak bytes (None: not known)."""
+    """Cost of a step: seconds in updates and in total, sentences per second in updates, peak bytes if known."""
 
     step: int
     train_seconds: float
@@ -29,16 +29,16 @@ class StepCost:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run.
+    """A run with at least one finished step.
 
     Attributes:
-        folder: where it is.
-        config: what was run.
+        folder: the run folder.
+        config: the resolved configuration.
         matrix: exact counts of every type after every step.
-        environment: versions and machine; empty where they were not kept.
-        costs: of the steps that were learned.
-        seconds: of all steps, reading data and models left out; None where no step was timed.
-        data: fingerprint of the training data of every step that the models remember.
+        environment: versions and machine; None for unknown values.
+        costs: costs of the finished steps.
+        seconds: total time of all steps, without reading data and models; None if no step was timed.
+        data: training data fingerprint of every step in the history of the newest model.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The folder's name behind that of the folder it is in, as in `distill/seed-1`."""
+        """Name of the folder after that of its parent, such as `distill/seed-1`."""
         return "/".join(self.folder.resolve().parts[-2:])
 
     @property
@@ -66,15 +66,15 @@ class RunRecord:
 
     @property
     def pair(self) -> tuple[int, tuple[tuple[str, ...], ...]]:
-        """What runs of two methods must share to be compared one to one: the seed and the order of steps."""
+        """Seed and order of steps, which runs of two methods must share to be compared one to one."""
         return self.config.seed, self.steps
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run folders in a folder of seeds and orders, sorted, or the one folder itself.
+    """Return the folder itself if it is a run folder, else the run folders inside it, sorted.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is no run.
     """
     if (folder / "matrix.json").is_file():
         return [folder]
@@ -85,11 +85,11 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def load_run(folder: Path) -> RunRecord:
-    """Reads a run folder.
+    """Read a run folder.
 
     Raises:
-        ConfigError: if its configuration names what this installation does not have.
-        DataError: if it is not whole.
+        ConfigError: if its configuration is not valid in this installation.
+        DataError: if files are missing or damaged, or no step is finished.
     """
     path = folder / "config.resolved.yaml"
     if not path.is_file():
@@ -112,7 +112,7 @@ def load_run(folder: Path) -> RunRecord:
 
 
 def method_of(config: Config) -> str:
-    """The strategies with what was set on them, in one line."""
+    """List the strategies with their non-default options, in one line."""
     names = []
     for options in config.strategies:
         defaults = type(options)(name=options.name).model_dump(mode="json")
@@ -131,7 +131,7 @@ def _yaml(path: Path) -> Any:
 
 
 def _environment(path: Path) -> dict[str, Any]:
-    """Where the run was made, with None for what is not known."""
+    """Read versions and machine of the run, with None for unknown values."""
     if not path.is_file():
         return dict.fromkeys(ENVIRONMENT_KEYS)
     try:
@@ -149,7 +149,7 @@ def _cost(event: dict[str, Any]) -> StepCost:
 
 
 def _data(folder: Path, steps: int) -> dict[int, str]:
-    """From the history of the newest model."""
+    """Read the training data fingerprints from the history of the newest model."""
     for step in range(steps, 0, -1):
         if history := _lines(folder / "steps" / f"{step:02d}" / "history.jsonl"):
             return {record["step"]: record["data"] for record in history if record.get("data")}
@@ -157,7 +157,7 @@ def _data(folder: Path, steps: int) -> dict[int, str]:
 
 
 def _lines(path: Path) -> Sequence[dict[str, Any]]:
-    """The objects of a file of JSON lines; none where there is no file, and no half-written last one."""
+    """Read the objects of a JSON Lines file; none if it is missing; invalid lines (half-written ones) are skipped."""
     if not path.is_file():
         return []
     found = []

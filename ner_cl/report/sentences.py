@@ -1,4 +1,4 @@
-"""A test sentence cut into pieces to be marked: gold and found mentions one below the other."""
+"""Split a test sentence into marked pieces, to show gold and predicted mentions one below the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ Verdict = Literal["plain", "right", "wrong", "missed"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some words, and the mention that they are.
+    """A stretch of words that is a mention or lies between mentions.
 
     Attributes:
         text: the words.
-        type: of the mention; "" for words between mentions.
-        verdict: `right` if gold and found agree, `missed` if only the gold has it, `wrong` if it was only found.
+        type: type of the mention; "" for words between mentions.
+        verdict: `right` if gold and prediction agree, `missed` if only in gold, `wrong` if only predicted; `plain` for
+            words between mentions.
         focus: whether this is the mention that the example is about.
     """
 
@@ -33,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A sentence, or the words around the mention in question, twice: as annotated and as found."""
+    """A sentence, or the words around the mention in question, once as annotated and once as predicted."""
 
     gold: tuple[Piece, ...]
     found: tuple[Piece, ...]
@@ -41,7 +42,7 @@ class Example:
 
 
 def example_of(sentence: Sentence, found: Sequence[Span], *, focus: Span) -> Example:
-    """Marks a sentence; a long one is cut to the words around the focus."""
+    """Mark the mentions of a sentence; a long sentence is cut to the words around `focus`."""
     low, high = 0, len(sentence.words)
     if high > _MOST_WORDS:
         low, high = max(0, focus.start - _WORDS_AROUND), min(high, focus.end + _WORDS_AROUND)
@@ -61,7 +62,7 @@ def _pieces(
     focus: Span,
     borders: tuple[int, int],
 ) -> list[Piece]:
-    """The words from left to right; where mentions overlap, the first one is shown."""
+    """Return the pieces from left to right; of overlapping mentions, only the first is shown."""
     position, end = borders
     pieces = [Piece("…")] if position else []
     for span in sorted(spans):
@@ -78,7 +79,7 @@ def _pieces(
 
 
 def _text(sentence: Sentence, start: int, end: int) -> str:
-    """The words as they were written, where that is known."""
+    """Return the words as originally written, if known, else joined by spaces."""
     if sentence.text is not None and sentence.offsets is not None:
         return sentence.text[sentence.offsets[start][0] : sentence.offsets[end - 1][1]]
     return " ".join(sentence.words[start:end])

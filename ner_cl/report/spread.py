@@ -12,9 +12,9 @@ class Spread:
     """A score over several runs.
 
     Attributes:
-        mean: of the runs in which it is defined; None where it is in none.
-        sd: sample standard deviation; None for a single run.
-        runs: in how many it is defined.
+        mean: mean over the runs in which the score is defined; None if there are none.
+        sd: sample standard deviation over these runs; None for fewer than two.
+        runs: number of these runs.
     """
 
     mean: float | None
@@ -23,7 +23,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread":
-        """The spread of the defined values.
+        """Return the spread of the defined values.
 
         Example:
             >>> Spread.of([0.2, 0.4, None]).mean, Spread.of([0.2]).sd
@@ -33,7 +33,7 @@ class Spread:
         return cls(fmean(known) if known else None, stdev(known) if len(known) > 1 else None, len(known))
 
     def percent(self, *, signed: bool = False) -> str:
-        """Times 100, with ± the deviation where there is one; "" where it is undefined."""
+        """Format the mean times 100, with ± the standard deviation if there is one; "" if undefined."""
         if self.mean is None:
             return ""
         sign = "+" if signed else ""

@@ -1,4 +1,4 @@
-"""A comparison as Markdown, as CSV, and as the cells of a page."""
+"""Format a comparison as Markdown, as CSV, and as table cells for a page."""
 
 import csv
 import io
@@ -32,13 +32,13 @@ class Cells:
     rows: tuple[tuple[str, ...], ...]
 
     def to_markdown(self) -> str:
-        """As a table of Markdown."""
+        """Format as a Markdown table."""
         head, *rows = ("| " + " | ".join(cells) + " |" for cells in (self.header, *self.rows))
         return "\n".join([head, "|---" * len(self.header) + "|", *rows])
 
 
 def method_cells(comparison: Comparison) -> Cells:
-    """Scores × 100 of every method, mean ± standard deviation over its runs, and what a run costs."""
+    """Return scores × 100 of each method, as mean ± standard deviation over its runs, and the cost of a run."""
     orders = any(method.orders > 1 for method in comparison.methods)
     header = ["run", "seeds", *(["orders"] if orders else []), *COLUMNS.values()]
     header += ["micro F1 below joint", "wall time", "training sentences/s"]
@@ -51,7 +51,7 @@ def method_cells(comparison: Comparison) -> Cells:
 
 
 def type_cells(comparison: Comparison) -> Cells:
-    """F1 × 100 of every type after the last step."""
+    """Return F1 × 100 of every type after the last step."""
     rows = [
         (method.name, *(method.types[type_].percent() if type_ in method.types else "" for type_ in comparison.types))
         for method in comparison.methods
@@ -60,7 +60,7 @@ def type_cells(comparison: Comparison) -> Cells:
 
 
 def outcome_cells(comparison: Comparison) -> Cells:
-    """What became of the mentions of all types after the last step, the mean of a method's runs."""
+    """Return the outcomes of the mentions of all types after the last step, as the mean over a method's runs."""
     header = ["run", "mentions", "right", "as another type", "of a later step", "other borders", "missed"]
     header += ["found", "is another type", "other borders", "is nothing", "precision", "recall"]
     rows = []
@@ -78,7 +78,7 @@ def outcome_cells(comparison: Comparison) -> Cells:
 
 
 def contrast_cells(comparison: Comparison) -> Cells:
-    """Every method against the baseline; F1 × 100 after the last step."""
+    """Compare every method with the baseline, by F1 × 100 after the last step."""
     header = ["run", "pairs"]
     for average in ("micro", "macro"):
         header += [f"{average} F1 change", "95 % over sentences", "p, sentences", "p, runs"]
@@ -92,7 +92,7 @@ def contrast_cells(comparison: Comparison) -> Cells:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """All tables, one below the other, with what they are."""
+    """Format all tables, one below the other, each with an explanation."""
     parts = [
         f"Stream {comparison.stream}. F1 × 100, strict, on the whole test set; ± is one standard deviation over runs.",
         method_cells(comparison).to_markdown(),
@@ -120,7 +120,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A line for each run: method, seed, order, every score, and F1 of every type after the last step."""
+    """Format one CSV line per run: method, seed, order, folder, all scores, and F1 by type after the last step."""
     keys = list(comparison.methods[0].scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Strategies of continual learning, a file each: importing this package registers the built-in ones."""
+"""Continual learning strategies, one per file. Importing this package registers the built-in ones."""
 
 from ner_cl.strategies.agem import Agem
 from ner_cl.strategies.base import StepContext, Strategy

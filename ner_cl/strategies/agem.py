@@ -1,4 +1,4 @@
-"""A-GEM: no update against the mean gradient of remembered sentences (Chaudhry et al. 2019, ICLR)."""
+"""A-GEM: updates never oppose the mean gradient of remembered sentences (Chaudhry et al. 2019, ICLR)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
@@ -14,7 +14,7 @@ __all__ = ["Agem", "AgemOptions"]
 
 
 class AgemOptions(ReferenceOptions):
-    """Which sentences are kept, and how many of them every update is compared with.
+    """Which sentences are kept, and how many of them each update is compared with.
 
     Attributes:
         draw: remembered sentences an update, as many of each earlier step; by default as many as make one training
@@ -28,10 +28,10 @@ class AgemOptions(ReferenceOptions):
 @strategies.register("agem")
 @final
 class Agem(ReferenceStrategy):
-    """Keeps a few sentences of every step, and no update may raise the loss on a fresh draw of them, to first order.
+    """Keeps a few sentences of every step; no update may raise the loss on a random draw of them, to first order.
 
-    Where the update would, the part of it that opposes their gradient is taken out (Chaudhry et al. 2019, equation 11).
-    The loss of a remembered sentence is that of its own step's types only, so it demands nothing of any other.
+    If an update would, its component against their gradient is removed (Chaudhry et al. 2019, equation 11). The loss of
+    a remembered sentence covers only the types of its own step and so puts no constraint on other types.
     """
 
     options_class = AgemOptions
@@ -42,7 +42,7 @@ class Agem(ReferenceStrategy):
     }
 
     def constraints(self, context: StepContext) -> Sequence[HalfSpace]:
-        """The gradient on a draw of remembered sentences, a new one at every update."""
+        """The gradient on remembered sentences, drawn anew for every update."""
         assert self._references is not None
         if not self._references.groups:
             return ()

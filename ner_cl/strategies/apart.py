@@ -1,4 +1,4 @@
-"""What strategies have in common that keep the steps of a model apart."""
+"""Common parts of strategies that keep the steps of a model apart."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -20,13 +20,13 @@ POINTLESS_APART: Mapping[str, str] = dict.fromkeys(
     ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "replay", "spg", "weight_average"),
     "what earlier steps compute with does not change anyway, so there is nothing to protect or to remind of",
 )
-"""Strategies that a strategy with a sub-network a step cannot be combined with, and why."""
+"""Strategies that cannot be combined with one sub-network per step, and why."""
 
 T = TypeVar("T", bound=SubnetworkOptions)
 
 
 class ApartStrategy(Strategy):
-    """Abstract: a strategy under which each step computes apart from all others."""
+    """Base of strategies under which each step computes independently of all others."""
 
     holds_old_types = True
     isolates = True
@@ -37,13 +37,13 @@ class ApartStrategy(Strategy):
         self._cached: Subnetworks | None = None
 
     def release(self) -> None:
-        """Lets go of what the frozen layers gave."""
+        """Drops the cached outputs of the frozen layers."""
         if self._cached is not None:
             self._cached.forget_cache()
         self._cached = None
 
     def _read_once(self, context: StepContext) -> None:
-        """Has the layers that steps share run over the step's sentences once. They must be frozen by now."""
+        """Runs the shared layers, which must be frozen, over the step's sentences once and caches the outputs."""
         if self._cached is not None:
             return
         self._cached = context.model.subnetworks
@@ -54,15 +54,15 @@ class ApartStrategy(Strategy):
 
 
 def subnetworks_of(model: NerModel, kind: type[T], options: StrategyOptions) -> Subnetworks:
-    """The model's sub-networks, made now if there are none yet.
+    """Returns the model's sub-networks, creating them if there are none yet.
 
     Args:
-        model: before its head grows.
-        kind: the options that say how sub-networks are built.
-        options: of the strategy, with the same fields and perhaps others.
+        model: the model, before its head grows.
+        kind: the options class that says how sub-networks are built.
+        options: the strategy's options, which have the fields of `kind` and possibly more.
 
     Raises:
-        ConfigError: if the model has sub-networks of another kind, or the options name another size than they have.
+        ConfigError: if the model's sub-networks are of another kind, or differ in a field that the options set.
     """
     wanted = options_of(kind, options)
     if model.subnetworks is None:
@@ -82,10 +82,10 @@ def subnetworks_of(model: NerModel, kind: type[T], options: StrategyOptions) -> 
 
 
 def options_of(kind: type[T], options: StrategyOptions) -> T:
-    """The options of sub-networks that are among those of a strategy."""
+    """Extracts the sub-network options from those of a strategy."""
     return kind.model_validate({name: getattr(options, name) for name in kind.model_fields})
 
 
 def own_loss(context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-    """Cross entropy of the new step's block, as `ce`."""
+    """Cross entropy of the current step's block, as `ce`."""
     return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}

@@ -1,4 +1,4 @@
-"""How gold for new types and the teacher for old ones are weighed, in CFNER (Zheng et al. 2022) and what follows it."""
+"""Balance of gold for new types and the teacher for old ones, in CFNER (Zheng et al. 2022) and its successors."""
 
 from math import sqrt
 from typing import Literal
@@ -13,7 +13,7 @@ __all__ = ["BalanceOptions", "payers", "teacher_weight"]
 
 
 class BalanceOptions(StrategyOptions):
-    """Weights of the terms, and which rows of the head are trained.
+    """Weights of the loss terms, and which rows of the head are trained.
 
     Attributes:
         strength: weight of the terms in which the student imitates the teacher.
@@ -36,8 +36,8 @@ def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
 
     Args:
         options: strength and balance.
-        old: columns of the head before the step, `O` among them.
-        new: columns that the step adds.
+        old: number of columns of the head before the step, including `O`.
+        new: number of columns that the step adds.
     """
     return options.strength * (sqrt((old - 1) / new) if options.balance == "root" else 1.0)
 
@@ -45,12 +45,12 @@ def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
 def payers(
     options: BalanceOptions, paying: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
 ) -> Float[Tensor, " word"]:
-    """A factor for every word of the step: what turns a mean over all words into one of the scale that is asked for.
+    """A factor for every word of the step that gives a mean over all words the scale of `options.reduction`.
 
     Args:
-        options: with the reduction.
-        paying: which words pay the term; others get 0.
-        own: which words the mean is over.
+        options: the options, with the reduction.
+        paying: which words contribute to the term; others get 0.
+        own: which words the mean is taken over.
     """
     if options.reduction == "sum_then_mean":
         return paying.float()

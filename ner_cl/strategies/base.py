@@ -1,4 +1,4 @@
-"""What a strategy of continual learning may do: hooks, all empty here."""
+"""The interface of continual learning strategies: hooks, all empty here."""
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,32 +24,32 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class StepContext:
-    """What a strategy may know of the step being learned.
+    """What a strategy may know about the step being learned.
 
     Attributes:
-        number: the step, from 1.
+        number: the number of the step, from 1.
         types: the new types.
         old_types: the types learned before.
-        model: the student; its new block is there once `sentences` is done.
-        epochs: passes over the data that are planned in this stage, at most; set once the sentences are encoded.
-        train_tokens: word pieces of a batch when training.
-        batch_tokens: word pieces of a batch when predicting.
+        model: the student; its new block exists once `sentences` has run.
+        epochs: maximum number of epochs planned for this stage; set once the sentences are encoded.
+        train_tokens: word pieces of a training batch.
+        batch_tokens: word pieces of a prediction batch.
         precision: number format of forward passes.
-        earlier: the sentences of steps 1 to `number`, annotated for all types seen. Only strategies that say
-            `needs_earlier_data` (the joint upper bound) find anything here.
-        reset_model: gives the student back its pre-trained encoder and an untrained head. For the joint upper bound.
-        predict: the spans the student finds now.
-        training_loss: the loss that is trained, all terms of all strategies, of a batch; in fp32, and in the mode the
-            model is in. For measuring at the end of a step.
-        generator: makes an independent random stream for a purpose, the same one whenever the step is run again.
+        earlier: the sentences of steps 1 to `number`, annotated for all types seen. Empty unless a strategy has
+            `needs_earlier_data` (the joint upper bound).
+        reset_model: gives the student its pre-trained encoder back, and an untrained head. For the joint upper bound.
+        predict: finds spans with the student as it is now.
+        training_loss: the training loss of a batch, with all terms of all strategies; in fp32, and in the mode the
+            model is in. For measurements at the end of a step.
+        generator: makes an independent random stream for a purpose, the same whenever the step is run again.
         epoch: the epoch being trained, from 1; 0 before the first.
-        update: the updates made in this epoch.
-        updates: how many updates this epoch has.
-        stage: which stage of the step is trained, from 0; see `Strategy.stages`.
-        rate: the share of the peak learning rates that the schedule allows now, in [0, 1].
-        encoded: the step's sentences as they are trained on; not there before they are encoded, after `sentences`.
-        trained: names of the parameters that train in this step; set once every strategy has been asked for `gates`.
-        unlabeled: words of the step's domain without any annotation, for strategies that can use them.
+        update: number of updates made in this epoch so far.
+        updates: number of updates in this epoch.
+        stage: the stage of the step being trained, from 0; see `Strategy.stages`.
+        rate: the current fraction of the peak learning rates under the schedule, in [0, 1].
+        encoded: the step's encoded training sentences; not set until they are encoded, after `sentences`.
+        trained: names of the parameters that train in this step; set once every strategy's `gates` has been called.
+        unlabeled: sentences of the step's domain without annotation, for strategies that can use them.
         dev: the step's dev sentences, annotated for the new types only.
     """
 
@@ -78,22 +78,22 @@ class StepContext:
 
     @property
     def trained_steps(self) -> tuple[int, ...] | None:
-        """Whose blocks are computed in training: with sub-networks the new step's only, since others do not change."""
+        """Steps whose blocks are computed in training: with sub-networks only the current one, else all (None)."""
         return None if self.model.subnetworks is None else (self.number,)
 
     def at_most(self, items: Sequence[T], count: int, purpose: str) -> list[T]:
-        """All items, or `count` of them drawn at random by the stream of a purpose, in the order they have."""
+        """All items, or `count` of them drawn by the random stream for `purpose`, in their original order."""
         if len(items) <= count:
             return list(items)
         chosen = self.generator(purpose).choice(len(items), size=count, replace=False)
         return [items[index] for index in sorted(chosen.tolist())]
 
     def batches(self, *, sentences: int | None = None, purpose: str = "sample") -> Iterator[Batch]:
-        """The step's own sentences, and no others, in batches of training size on the model's device.
+        """Batches of the step's own sentences only, of training size and on the model's device.
 
         Args:
-            sentences: at most so many, drawn at random; all by default.
-            purpose: of the draw, for its random stream.
+            sentences: maximum number of rows, drawn at random; all by default.
+            purpose: names the random stream of the draw.
         """
         encoded = self.encoded
         own = rows_from(encoded.origins, "own")
@@ -104,23 +104,23 @@ class StepContext:
 
 
 class Strategy(ABC):
-    """One idea of continual learning. A strategy knows neither files nor other strategies.
+    """One continual learning method. A strategy knows nothing about files or other strategies.
 
-    The hooks are called in the order in which they stand here: those from `begin_stage` on once for every stage of a
-    step, from `begin_epoch` on for every epoch, and `begin_update` to `precondition` for every update or batch of it.
+    The hooks are called in the order in which they are defined: those from `begin_stage` on once per stage of a step,
+    those from `begin_epoch` on once per epoch, and `begin_update` to `precondition` for every update or batch of it.
     Strategies are combined as a list whose order does not matter.
 
     Attributes:
         options_class: the options; its `name` is the name in configurations.
-        holds_old_types: whether the strategy says what is learned from the new sentences and how old types are held in
-            it. Exactly one of a list does; a list without one gets its `stands_on`.
-        stands_on: which strategy holds old types where the list names none.
-        keeps: whether it acts by what it kept of earlier steps: a model that was learned without it has nothing for it.
-        acts_at_once: whether it does something all the same where nothing was kept.
-        replaces_optimizer: whether it makes updates of gradients itself.
-        settles_last: whether it settles by what the model predicts, so that others' weights have to be there before.
+        holds_old_types: whether the strategy decides what is learned from the new sentences and how old types are
+            preserved. Exactly one strategy of a list does; a list without one gets its `stands_on`.
+        stands_on: the strategy that preserves old types if the list names none.
+        keeps: whether it relies on state from earlier steps, which a model trained without it does not have.
+        acts_at_once: whether it has an effect even without such state.
+        replaces_optimizer: whether it turns gradients into updates itself.
+        settles_last: whether its `settle` uses the model's predictions and so must run after that of the others.
         isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
-        needs_earlier_data: whether it breaks the rules on purpose and reads the data of earlier steps.
+        needs_earlier_data: whether it deliberately breaks the rules and reads the data of earlier steps.
         excludes: names of strategies it cannot be combined with, each with the reason.
     """
 
@@ -139,114 +139,115 @@ class Strategy(ABC):
         self.options = options
 
     def refuses(self) -> Mapping[str, str]:
-        """What these options cannot be combined with: `excludes`, and more where an option makes it so."""
+        """Strategies that cannot be combined with these options: `excludes`, and any that the options rule out."""
         return self.excludes
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """Why these options cannot teach a model with such a head, and what to do; "" if they can."""
+        """Why these options cannot train a model with such a head, and what to do about it; "" if they can."""
         return ""
 
     @property
     def reads_unlabeled(self) -> bool:
-        """Whether raw text of the step's domain would be used, with these options."""
+        """Whether the strategy, with these options, uses unlabeled text of the step's domain."""
         return False
 
     @property
     def reads_dev(self) -> bool:
-        """Whether it measures on the step's dev sentences, and does nothing without them, with these options."""
+        """Whether the strategy, with these options, measures on the step's dev sentences and needs them to act."""
         return False
 
     def begin_step(self, context: StepContext) -> None:  # noqa: B027
-        """Before anything else: keep a teacher, allocate state, add modules."""
+        """Called before anything else: keep a teacher, allocate state, add modules."""
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The sentences to train on: mix some in, pseudo-label. The new block does not exist yet."""
+        """The sentences to train on: mix in others, add pseudo-labels. The new block does not exist yet."""
         return train
 
     def stages(self, context: StepContext) -> Sequence[int]:
-        """Epochs of further stages of the step, each with an optimizer, a schedule and best weights of its own."""
+        """Number of epochs of each further stage; every stage has its own optimizer, schedule and best weights."""
         return ()
 
     def begin_stage(self, context: StepContext) -> None:  # noqa: B027
-        """Before `gates` in every stage, with the best weights of the stage before it.
+        """Called before `gates` in every stage, with the best weights of the previous stage.
 
-        A step that is resumed in a later stage comes by here with other weights, and is given the right ones after it.
+        When a step is resumed in a later stage, other weights are in place here; the right ones are loaded afterwards.
         """
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
-        """The batches of an epoch, as row numbers of `context.encoded`: draw remembered or unlabeled rows into them.
+        """The batches of an epoch, as row numbers of `context.encoded`: mix in remembered or unlabeled rows.
 
-        Asked for after `begin_epoch` in every epoch, and in each stage once before, to tell how many updates there are.
+        Called after `begin_epoch` in every epoch, and once before in each stage to count the updates.
 
         Args:
-            context: of the step.
-            batches: every row that is annotated for something once, in random order.
-            generator: the epoch's own; the plan must depend on nothing else that changes.
+            context: the step.
+            batches: every row that has any annotation once, in random order.
+            generator: the epoch's random stream; the plan must depend on nothing else that changes.
         """
         return batches
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Factors in [0, 1] on the *update* of parameters, by name; asked for once, before the first update."""
+        """Factors in [0, 1] on the *update* of parameters, by name; called once per stage, before the first update."""
         return {}
 
     def begin_epoch(self, context: StepContext) -> None:  # noqa: B027
-        """Before each epoch: freeze or thaw parameters on a schedule."""
+        """Called before each epoch: freeze or unfreeze parameters on a schedule."""
 
     def begin_update(self, context: StepContext) -> None:  # noqa: B027
-        """Before the forward passes of an update; `context.update` of `context.updates` are made in this epoch."""
+        """Called before an update's forward passes; `context.update` of the epoch's `context.updates` are done."""
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Named loss terms of a batch; the loop minimises the sum of all terms of all strategies.
 
-        A term is a mean over the words of the batch. Rows that are not the step's own (`Batch.origins`) are the
-        business of the strategy that brought them in; see `rows.on_rows`.
+        A term is a mean over the words of the batch. Rows that are not the step's own (`Batch.origins`) are handled by
+        the strategy that added them; see `rows.on_rows`.
         """
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[Constraint]:
-        """What the update must not do; asked for at every update, while gradients stand in `.grad`: leave them."""
+        """What the update must not do; called at every update, while `.grad` holds gradients: leave them unchanged."""
         return ()
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-        """The optimizer's step replaced: the update to add to each parameter, or None to leave it to the optimizer.
+        """Replaces the optimizer's step: the update to add to each parameter, or None to leave it to the optimizer.
 
-        The learning rate is the strategy's own business; `context.rate` is what the schedule says of it.
+        The strategy chooses its own learning rate; `context.rate` is the schedule's current factor.
         """
         return None
 
     def settle(self, context: StepContext) -> None:  # noqa: B027
-        """After the best weights are restored: the last change to the weights, before anybody measures them."""
+        """Called once the best weights are restored: the last change to the weights before any measurement."""
 
     def end_step(self, context: StepContext) -> None:  # noqa: B027
-        """When the weights are final: measure importance, choose what to remember, store bases.
+        """Called when the weights are final: measure importance, choose what to remember, store bases.
 
-        The model is in eval mode with all gradients on and None; it is left so, and its weights are not changed.
+        The model is in eval mode, every parameter requires gradients, and all `.grad` are None. Leave it like that, and
+        do not change its weights.
         """
 
     def release(self) -> None:  # noqa: B027
-        """When every strategy has measured: let go of what only this step needed."""
+        """Called when every strategy has measured: release what only this step needed."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a later step needs, kept under `strategy/` of the model folder.
+        """Tensors that later steps need, kept under `strategy/` of the model folder.
 
-        The name of a tensor about a single sentence begins with `ner_cl.model.ner_model.SENTENCE_PREFIX`: then it is
-        deleted where the sentences are.
+        The name of a tensor about a single sentence must begin with `ner_cl.model.ner_model.SENTENCE_PREFIX`, so that
+        it is deleted together with the sentences.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
     def kept_sentences(self) -> Sequence[Sentence]:
-        """Sentences a later step needs, kept under `strategy/` of the model folder until somebody deletes them."""
+        """Sentences that later steps need, kept under `strategy/` of the model folder until somebody deletes them."""
         return ()
 
     def load_sentences(self, sentences: Sequence[Sentence]) -> None:  # noqa: B027
-        """Takes back what `kept_sentences` gave, or less: sentences may have been deleted, for privacy."""
+        """Restores what `kept_sentences` returned, or less: sentences may have been deleted for privacy."""
 
     def progress(self) -> dict[str, Tensor]:
-        """What changes from update to update and cannot be computed again: kept in checkpoints inside a step."""
+        """State that changes with every update and cannot be recomputed; kept in checkpoints within a step."""
         return {}
 
     def load_progress(self, progress: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Takes back what `progress` gave, after `begin_step`, `sentences` and `gates` of the resumed step."""
+        """Restores what `progress` returned, after `begin_step`, `sentences` and `gates` of the resumed step."""

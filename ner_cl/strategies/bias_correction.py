@@ -1,4 +1,4 @@
-"""Old types found as often after a step as before it."""
+"""Bias correction: old types are found as often after a step as before it."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -18,11 +18,11 @@ from ner_cl.types import Sentence
 
 __all__ = ["BiasCorrection", "BiasCorrectionOptions", "least_lift"]
 
-_ROUNDS = 8  # halvings of the interval, to a hundredth of it
+_ROUNDS = 8  # halvings of the interval, to less than a hundredth of it
 
 
 class BiasCorrectionOptions(StrategyOptions):
-    """How far, and how much evidence it takes.
+    """How far old types are lifted, and how much evidence that takes.
 
     Attributes:
         strength: share of the measured lift that is made (τ); 0 leaves the logits alone.
@@ -43,9 +43,9 @@ class BiasCorrectionOptions(StrategyOptions):
 class BiasCorrection(Strategy):
     """After a step, adds one number to the logits of all old types, so that they are found as often as before it.
 
-    Wu et al. 2019, "Large scale incremental learning" (BiC), section 4: after a step, the last layer leans to new
-    classes, and two numbers fitted on held-out data set it right. There these are sentences of old classes; here nobody
-    has any, and what the model before the step found in the dev sentences takes their place.
+    Wu et al. 2019, "Large scale incremental learning" (BiC), section 4: after a step, the last layer is biased towards
+    new classes, which two numbers fitted on held-out data correct. There, the data includes old classes; here none is
+    available, so what the model before the step found in the dev sentences is used instead.
     """
 
     options_class = BiasCorrectionOptions
@@ -60,16 +60,16 @@ class BiasCorrection(Strategy):
     }
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """Refuses a head whose columns are no logits of tags."""
+        """Refuses a head whose columns are not tag logits."""
         return tag_logits(head)
 
     @property
     def reads_dev(self) -> bool:
-        """Always, but at a strength of 0."""
+        """True unless the strength is 0."""
         return self.options.strength > 0
 
     def begin_step(self, context: StepContext) -> None:
-        """Counts what the model finds of old types in the dev sentences, apart from the new types' mentions."""
+        """Counts the mentions of old types that the model finds in the dev sentences, outside gold mentions."""
         self._sentences: list[Sentence] = []
         if not context.old_types or not context.dev or not self.options.strength:
             return
@@ -81,7 +81,7 @@ class BiasCorrection(Strategy):
         )
 
     def settle(self, context: StepContext) -> None:
-        """Lifts the logits of old types, once the best weights are there."""
+        """Lifts the logits of old types, once the best weights are restored."""
         if not self._sentences:
             return
         found = cache(self._counter(context))
@@ -91,11 +91,11 @@ class BiasCorrection(Strategy):
         context.model.head.shift(dict.fromkeys(context.old_types, self.options.strength * lift))
 
     def release(self) -> None:
-        """Lets go of the dev sentences."""
+        """Releases the dev sentences."""
         self._sentences = []
 
     def _counter(self, context: StepContext) -> Callable[[float], int]:
-        """How many mentions of old types the model finds if their logits are lifted by so much."""
+        """Returns a function from a lift of the old types' logits to the number of their mentions that are found."""
         model, old = context.model, context.old_types
         rows: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], Bool[Tensor, "row word"]]] = []
         for _, batch in model.encode(self._sentences).in_length_order(context.batch_tokens):
@@ -115,19 +115,19 @@ class BiasCorrection(Strategy):
                     model.types[type_] in old and not bool(gold[row, start:end].any())
                     for row, start, end, type_ in spans.tolist()
                 )
-            model.head.load_state_dict(biases, strict=False)  # to the last bit, which -lift would not be
+            model.head.load_state_dict(biases, strict=False)  # exact to the last bit, unlike shifting by -lift
             return count
 
         return found
 
 
 def least_lift(found: Callable[[float], int], goal: int, *, most: float) -> float:
-    """The least lift, within a hundredth of `most`, with which so many are found; `most` if none is enough.
+    """The least lift, within a hundredth of `most`, with which `goal` mentions are found; `most` if none is enough.
 
     Args:
-        found: grows with the lift.
-        goal: how many are to be found.
-        most: the largest lift to look for.
+        found: number of mentions found with a lift; grows with it.
+        goal: number of mentions to find.
+        most: the largest lift to try.
     """
     if found(0.0) >= goal:
         return 0.0

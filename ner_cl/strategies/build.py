@@ -1,4 +1,4 @@
-"""From options to strategies."""
+"""Building strategies from options."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ __all__ = ["build_strategies"]
 
 
 def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
-    """The strategies of a list of options, in an order of their own.
+    """Builds the strategies of a list of options, sorted by name.
 
-    An empty list is the default; to a list of which none says how old types are held, what it stands on is added.
+    An empty list means the default. If no strategy of the list preserves old types, the one they stand on is added.
 
     Raises:
         ConfigError: if some of them cannot be combined.
@@ -21,7 +21,7 @@ def build_strategies(options: Sequence[StrategyOptions]) -> list[Strategy]:
     check_composition(options)
     classes: list[type[Strategy]] = [strategies[item.name] for item in options]
     if not any(class_.holds_old_types for class_ in classes):
-        # `distill` unless all of them come with another ground of their own.
+        # `distill`, unless all of them stand on the same other strategy.
         grounds = {class_.stands_on for class_ in classes}
         options = [*options, *parse_strategies([grounds.pop() if len(grounds) == 1 else "distill"])]
     return [strategies[item.name](item) for item in sorted(options, key=lambda item: item.name)]

@@ -1,4 +1,4 @@
-"""What the vote of a step's block is to count, measured on the step's dev sentences."""
+"""The weight of a step's block in votes, measured on the step's dev sentences."""
 
 import torch
 from torch import Tensor
@@ -13,17 +13,17 @@ from ner_cl.strategies.base import StepContext
 __all__ = ["calibrate_vote"]
 
 LEAST_WEIGHT = 0.01
-"""Of a block that finds nothing on dev, so that it is still heard where nobody else knows its types."""
+"""The weight of a block that finds nothing on dev, so that it still counts where no other block knows its types."""
 
 
 def calibrate_vote(context: StepContext) -> None:
-    """Gives the newest block its temperature and its weight, where blocks vote and dev sentences have gold for them.
+    """Sets the newest block's temperature and voting weight, if blocks vote and the dev sentences have gold mentions.
 
-    The temperature is the one under which the block's probabilities of its own types fit the dev sentences best; the
-    weight is the F1 of the block alone. Both stay as they are in all later steps.
+    The temperature is the one with which the block's probabilities of its own types fit the dev sentences best; the
+    weight is the F1 of the block alone. Both stay fixed in all later steps.
 
     Args:
-        context: at the end of a step, with its best weights.
+        context: the step at its end, with its best weights.
     """
     model = context.model
     if not isinstance(model.head, AddNer) or not model.head.votes or not any(s.spans for s in context.dev):
@@ -39,7 +39,7 @@ def calibrate_vote(context: StepContext) -> None:
 
 
 def _dev_words(context: StepContext, head: AddNer) -> tuple[Tensor, Tensor]:
-    """The newest block's logits of every dev word, and the word's target in the block's own ids."""
+    """The newest block's logits for every dev word, and the words' targets in the block's own ids."""
     model, step = context.model, context.number
     logits, targets = [], []
     for indices, emissions in emissions_of(

@@ -1,4 +1,4 @@
-"""CFNER: words are taught together with those that the teacher finds alike (Zheng et al. 2022, EMNLP)."""
+"""CFNER: words are learned together with those the teacher finds similar (Zheng et al. 2022, EMNLP)."""
 
 import math
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from ner_cl.strategies.teacher import teacher_reads
 
 __all__ = ["Cfner", "CfnerOptions", "joint_log_probs"]
 
-_FIRST_THRESHOLD = 0.9  # of the curriculum; it falls to 0 in the last epoch
+_FIRST_THRESHOLD = 0.9  # of the curriculum; the threshold falls to 0 in the last epoch
 
 
 class CfnerOptions(BalanceOptions):
-    """How many neighbours have a say, and what the teacher's answers are taken for.
+    """How many neighbours count, and how the teacher's answers are used.
 
     Attributes:
         neighbours: words whose mean has as much say as the word itself; 0 for none.
@@ -55,7 +55,7 @@ class CfnerOptions(BalanceOptions):
 
 @dataclass(frozen=True)
 class _Knowledge:
-    """What the teacher knows of a step: its logits, which words are alike, and what each word pays."""
+    """What the teacher knows about a step: its logits, the neighbours of words, and each word's factor in each term."""
 
     logits: Float[Tensor, "word old"]
     neighbours: Neighbours
@@ -69,9 +69,9 @@ class Cfner(Strategy):
     """Learns and imitates with probabilities that are half the word's own and half its nearest neighbours'.
 
     Zheng et al. 2022, "Distilling Causal Effect from Miscellaneous Other-Class for Continual Named Entity Recognition".
-    Words with tags of new types have neighbours among each other, and so have words labelled `O` in which the teacher
-    finds an old type. Every term is a mean over the words of a batch whatever else is in it, where the authors' is not:
-    words that pay a term are counted over the whole step (`reduction`).
+    Neighbours are of the same kind: words tagged with new types, or words labelled `O` in which the teacher finds an
+    old type. Unlike in the authors' code, a term is a mean over the words of a batch that does not depend on what else
+    is in the batch: words that contribute to a term are counted over the whole step (`reduction`).
     """
 
     options_class = CfnerOptions
@@ -84,22 +84,22 @@ class Cfner(Strategy):
         self._knowledge: _Knowledge | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """All heads but those with one softmax."""
+        """Refuses heads without one softmax over all tags."""
         return one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now: in eval mode, without gradients."""
+        """Keeps a copy of the model as the teacher, in eval mode and without gradients."""
         self.release()
         if context.old_types:
             self._teacher = context.model.copy().eval().requires_grad_(False)
 
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes the rows of old types, if that is asked for."""
+        """Freezes the rows of old types if `freeze_old_rows` is set."""
         if self.options.freeze_old_rows:
             freeze_old_blocks(context.model.head)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce` and `kd`; in step 1, where nobody knows better, plain cross entropy."""
+        """`ce` and `kd`; in step 1, which has no teacher, plain cross entropy."""
 
         def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
             if not context.old_types:
@@ -112,7 +112,7 @@ class Cfner(Strategy):
         return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
-        """Lets teacher, targets and neighbours go."""
+        """Releases teacher, targets and neighbours."""
         self._teacher = self._knowledge = None
 
     def _terms(
@@ -146,7 +146,7 @@ class Cfner(Strategy):
         typed: Bool[Tensor, "row word"],
         defined: Bool[Tensor, "row word"],
     ) -> Float[Tensor, "row word tag"]:
-        """The log-probabilities of words, joint with their neighbours' where they have some that count."""
+        """The log-probabilities of words, joined with those of their neighbours where these count."""
         near = known.neighbours.table[batch.word_numbers]
         asked = (typed | defined) & (near >= 0).any(dim=-1)
         if not asked.any():
@@ -162,7 +162,7 @@ class Cfner(Strategy):
         return joint
 
     def _ask_teacher(self, context: StepContext, teacher: NerModel) -> _Knowledge:
-        """Asks the teacher once about all words of the step."""
+        """Runs the teacher once over all words of the step."""
         words = StepWords.of(context.encoded, context.model.device)
         kinds: list[list[tuple[Tensor, Tensor]]] = [[], []]
         logits = torch.empty(len(words.targets), len(teacher.tagset), device=context.model.device)
@@ -189,12 +189,12 @@ def joint_log_probs(
     Args:
         own: log-probabilities of words.
         near: logits of their neighbours.
-        real: which neighbours there are, at least one for each word.
+        real: which neighbours exist, at least one for each word.
     """
     probs = torch.where(real.unsqueeze(-1), near.softmax(dim=-1), 0.0).sum(dim=1) / real.sum(dim=1, keepdim=True)
     return torch.logaddexp(own, probs.log()) - math.log(2)
 
 
 def _threshold(context: StepContext) -> float:
-    """How sure the student must be of an old tag in this epoch."""
+    """The least probability that the student must give an old tag in this epoch."""
     return _FIRST_THRESHOLD * (context.epochs - context.epoch) / max(1, context.epochs - 1)

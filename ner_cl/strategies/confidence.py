@@ -1,4 +1,4 @@
-"""What a word is taught where only some of a teacher's answers are believed, in CPFD (Zhang et al. 2023)."""
+"""Training labels of words where only confident answers of the teacher are used, in CPFD (Zhang et al. 2023)."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ __all__ = ["Lessons", "confident_words", "lessons_of", "type_weight"]
 
 @dataclass(frozen=True)
 class Lessons:
-    """What the words of a step are taught, by `Batch.word_numbers`.
+    """The training labels of the words of a step, by `Batch.word_numbers`.
 
     Attributes:
-        labels: gold of new types, and for words labelled `O` the teacher's answer.
+        labels: the gold tag for words of new types, and the teacher's answer for words labelled `O`.
         believed: whether the label counts.
-        weights: of the label; 0 where it does not count.
+        weights: weight of the label; 0 where it does not count.
     """
 
     labels: Int[Tensor, " word"]
@@ -30,15 +30,15 @@ class Lessons:
 def confident_words(
     teacher: Float[Tensor, "word old"], outside: Bool[Tensor, " word"], *, floor: float
 ) -> Bool[Tensor, " word"]:
-    """Which words labelled `O` have an answer of the teacher that is believed.
+    """Which words labelled `O` have a teacher's answer that is believed.
 
-    Of the words that get the same answer those are believed whose entropy is *below* the median, or below the floor
-    where that is higher. A tag that no word gets has no median, and there is nothing to believe.
+    Among the words with the same answer, those are believed whose entropy is *below* the median, or below the floor if
+    that is higher. A tag that is no word's answer has no median and is skipped.
 
     Args:
-        teacher: logits.
+        teacher: the teacher's logits.
         outside: words labelled `O`; only they count.
-        floor: least threshold, in nats.
+        floor: lower bound of the threshold, in nats.
     """
     log_probs = torch.log_softmax(teacher.float(), dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
@@ -55,8 +55,8 @@ def type_weight(old: Int[Tensor, " sentence"], new: Int[Tensor, " sentence"]) ->
     """The weight of a word pseudo-labelled with an old type, `0.5 + σ(old / max(1, new))`.
 
     Args:
-        old: words of the sentence that are pseudo-labelled with old types.
-        new: words of it that have a tag of a new type.
+        old: number of words of the sentence that are pseudo-labelled with old types.
+        new: number of words of the sentence with a tag of a new type.
     """
     return 0.5 + torch.sigmoid(old / new.clamp(min=1))
 
@@ -64,15 +64,15 @@ def type_weight(old: Int[Tensor, " sentence"], new: Int[Tensor, " sentence"]) ->
 def lessons_of(
     words: StepWords, teacher: Float[Tensor, "word old"], *, floor: float, least_share: float, type_balance: bool
 ) -> Lessons:
-    """The label of every word and its weight, which are the same in all epochs.
+    """The label and weight of every word, which are the same in all epochs.
 
     Args:
-        words: of the step.
-        teacher: logits for them.
+        words: the words of the step.
+        teacher: the teacher's logits for them.
         floor: see `confident_words`.
-        least_share: least factor of a sentence, which is else the share of its words labelled `O` that are believed; a
-            sentence without such words has the factor 1.
-        type_balance: weigh old types by `type_weight`.
+        least_share: lower bound of a sentence's factor, which is the share of its words labelled `O` that are believed;
+            a sentence without such words has the factor 1.
+        type_balance: weight old types by `type_weight`.
     """
     answers = teacher.argmax(dim=-1)
     sure = confident_words(teacher, words.outside, floor=floor)

@@ -14,10 +14,9 @@ class HalfSpace:
     """The update must not oppose a reference gradient: `⟨-update, reference⟩ ≥ 0`.
 
     Attributes:
-        reference: a tensor for each parameter it touches, by parameter name.
+        reference: the reference gradient, by parameter name.
         margin: least weight of the reference in the projection once any half-space is violated (GEM's memory strength),
-            where the gradient has weight 1; an update that an optimizer made longer or shorter is projected in
-            proportion.
+            where the gradient has weight 1; it scales with the length that the optimizer gives the update.
         ridge: added to the diagonal of the dual problem (GEM's ε).
     """
 
@@ -28,11 +27,11 @@ class HalfSpace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Subspace:
-    """The update must have no part in any of some directions: `⟨update, direction⟩ = 0`.
+    """The update must be orthogonal to some directions: `⟨update, direction⟩ = 0`.
 
     Attributes:
-        directions: for each parameter by name, its part of every direction, stacked; the directions, over all
-            parameters together, are orthonormal.
+        directions: by parameter name, its part of every direction, stacked. Over all parameters together, the
+            directions are orthonormal.
     """
 
     directions: Mapping[str, Float[Tensor, "direction ..."]]
@@ -40,10 +39,10 @@ class Subspace:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class InputSubspace:
-    """The update of a weight must not change what it makes of some inputs: `update @ basis = 0`.
+    """The update of a weight must not change its outputs for some inputs: `update @ basis = 0`.
 
     Attributes:
-        bases: for each weight `[output, input]` by name, an orthonormal basis of the inputs.
+        bases: an orthonormal basis of the inputs of each weight `[output, input]`, by name.
     """
 
     bases: Mapping[str, Float[Tensor, "input rank"]]

@@ -1,4 +1,4 @@
-"""CPFD: confident pseudo-labels, and attention distilled beside logits (Zhang et al. 2023, EMNLP)."""
+"""CPFD: confident pseudo-labels, and distillation of attention as well as logits (Zhang et al. 2023, EMNLP)."""
 
 from dataclasses import replace
 from typing import Literal, final
@@ -29,7 +29,7 @@ __all__ = ["Cpfd", "CpfdOptions"]
 
 
 class CpfdOptions(BalanceOptions):
-    """Which answers of the teacher are believed, and what of it is imitated.
+    """Which of the teacher's answers are believed, and what the student imitates.
 
     Attributes:
         floor: least threshold, in nats, below which the entropy of the teacher's answer for a word labelled `O` must be
@@ -50,11 +50,12 @@ class CpfdOptions(BalanceOptions):
 @strategies.register("cpfd")
 @final
 class Cpfd(Strategy):
-    """Learns from gold and from what the teacher is sure of, and imitates its logits and what its layers look at.
+    """Learns from gold and from the teacher's confident answers, and imitates its logits and attention maps.
 
-    Zhang et al. 2023, "Continual Named Entity Recognition without Catastrophic Forgetting". Every term is a mean over
-    the words of a batch whatever else is in it, where the authors' is not: words that pay a term are counted over the
-    whole step (`reduction`), and attention is compared over the real pieces of each sentence.
+    Zhang et al. 2023, "Continual Named Entity Recognition without Catastrophic Forgetting". Unlike in the authors'
+    code, a term is a mean over the words of a batch that does not depend on what else is in the batch: words that
+    contribute to a term are counted over the whole step (`reduction`), and attention is compared over the real pieces
+    of each sentence.
     """
 
     options_class = CpfdOptions
@@ -69,14 +70,14 @@ class Cpfd(Strategy):
         self._imitation: Float[Tensor, " word"] | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """All heads but those with one softmax."""
+        """Refuses heads without one softmax over all tags."""
         return one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now, and begins to watch what the student's layers look at.
+        """Keeps a copy of the model as the teacher, and starts recording the student's attention.
 
         Raises:
-            ModelError: if attention is to be imitated and the encoder does not show it.
+            ModelError: if attention is to be imitated and the encoder does not expose it.
         """
         self.release()
         if not context.old_types:
@@ -90,17 +91,17 @@ class Cpfd(Strategy):
                 raise ModelError(f"strategy cpfd: {error} (attention: 0)") from error
 
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes the rows of old types, if that is asked for."""
+        """Freezes the rows of old types if `freeze_old_rows` is set."""
         if self.options.freeze_old_rows:
             freeze_old_blocks(context.model.head)
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Has all layers run where attention is watched: what is kept of frozen ones does not show it."""
+        """Makes all layers run if attention is recorded: the cached outputs of frozen layers do not include it."""
         if self._recorder is not None:
             context.model.encoder.shortcut = None
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce`, `kd` and `attention`; in step 1, where nobody knows better, plain cross entropy."""
+        """`ce`, `kd` and `attention`; in step 1, which has no teacher, plain cross entropy."""
         own = rows_from(batch.origins, "own")
 
         def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
@@ -118,7 +119,7 @@ class Cpfd(Strategy):
         return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
-        """Lets go of the teacher and of what was worked out for the step, and watches the student no longer."""
+        """Releases the teacher and what was computed for the step, and stops recording attention."""
         if self._recorder is not None:
             self._recorder.close()
         self._teacher = self._recorder = self._lessons = self._imitation = None
@@ -126,7 +127,7 @@ class Cpfd(Strategy):
     def _logit_terms(
         self, context: StepContext, teacher: Teacher, batch: Batch, emissions: Emissions
     ) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy on labels that are believed, and the divergence from the teacher on words labelled `O`."""
+        """Cross entropy on believed labels, and the KL from the teacher on words labelled `O`."""
         if self._lessons is None or self._imitation is None:
             self._lessons, self._imitation = self._prepare(context, teacher)
         numbers, logits = batch.word_numbers, context.model.head.as_annotated(emissions.blocks[0], batch).float()
@@ -138,7 +139,7 @@ class Cpfd(Strategy):
         return found
 
     def _prepare(self, context: StepContext, teacher: Teacher) -> tuple[Lessons, Float[Tensor, " word"]]:
-        """What every word of the step is taught, and how much it pays for not imitating the teacher."""
+        """The label and weight of every word of the step, and its factor in the imitation term."""
         options, words = self.options, StepWords.of(context.encoded, context.model.device)
         lessons = lessons_of(
             words,

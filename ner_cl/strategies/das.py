@@ -26,7 +26,7 @@ __all__ = ["Das", "DasOptions", "contrast_loss", "proxy_loss"]
 
 
 class DasOptions(StrategyOptions):
-    """What importance is measured on, which units it protects, and the contrastive term.
+    """What importance is measured on, which units it protects, and options of the contrastive term.
 
     Attributes:
         general_sentences: sentences of the first step on which general, pre-trained knowledge is probed before anything
@@ -53,14 +53,14 @@ class DasOptions(StrategyOptions):
     def _no_option_without_effect(self) -> "DasOptions":
         if len(set(self.families)) < len(self.families):
             raise ValueError(f"families: {', '.join(self.families)} names one twice; name each once")
-        # Configurations are written out with all their defaults: those say nothing.
+        # Configurations are written out with all defaults, so a default value is not a choice.
         for name, needed in (("temperature", "contrast"), ("pretrain_lr", "pretrain_epochs")):
             if not getattr(self, needed) and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: has no effect without {needed}; leave it out or set {needed} above 0")
         return self
 
 
-# They hold weights too, and the pre-step knows the masks of `das` alone.
+# These constrain weights too, but the pre-step applies the masks of `das` only.
 _NOT_IN_THE_PRE_STEP = ("agem", "gem", "gpm", "ncl", "ogd", "spg")
 
 
@@ -70,11 +70,11 @@ class Das(Strategy):
     """Holds back the updates of whole attention heads and feed-forward units by their importance so far.
 
     The importance of a unit is how far the gradient of a gate on it stands out within its layer: before the first step
-    under a label-free stand-in for what the pre-trained encoder knows, after each step under the step's own loss. The
-    largest one counts. The forward pass of training is not gated.
+    under a label-free proxy for what the pre-trained encoder knows, after each step under the step's own loss. The
+    largest value so far counts. The forward pass of training is not gated.
 
-    The paper protects a language model that goes on being pre-trained; here the tagger's training itself is protected,
-    and the update is gated instead of the gradient, which Adam would divide out again.
+    The paper protects a language model during further pre-training; here the mask acts on the tagger's training itself,
+    and on the update instead of the gradient, since Adam would cancel a factor on the gradient.
     """
 
     options_class = DasOptions
@@ -91,7 +91,7 @@ class Das(Strategy):
         self._measuring = False
 
     def refuses(self) -> Mapping[str, str]:
-        """With a pre-step of language modelling, those whose masks and projections it would not keep."""
+        """Adds, with a pre-step of language modelling, the strategies whose masks or projections it would ignore."""
         if not self.options.pretrain_epochs:
             return self.excludes
         reason = "the pre-step of das (pretrain_epochs) moves weights before it acts"
@@ -99,15 +99,15 @@ class Das(Strategy):
 
     @property
     def reads_unlabeled(self) -> bool:
-        """In the pre-step of masked language modelling."""
+        """True with a pre-step of masked language modelling."""
         return self.options.pretrain_epochs > 0
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """One minus the importance of the unit that a parameter feeds.
 
-        What comes before the first update happens here: the general importance is measured where none is known yet,
-        then the encoder goes on being pre-trained, if it is asked for. A resumed step comes by with the weights it
-        began with, and does the same.
+        Everything that precedes the first update happens here: the general importance is measured if none is known yet,
+        then the encoder is pre-trained further if `pretrain_epochs` is set. A resumed step gets here with the weights
+        it began with, and repeats this.
         """
         self._units = Units(context.model)
         if not self._importance and self.options.general_sentences:
@@ -129,7 +129,7 @@ class Das(Strategy):
         )
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`contrast`, if it is asked for: how unlike the network is to that of the protected units alone."""
+        """`contrast`, if it has a weight: contrasts the encoder with the one gated by importance."""
         if not self.options.contrast or self._measuring:
             return {}
         encoder = context.model.encoder
@@ -146,7 +146,7 @@ class Das(Strategy):
         return on_rows(batch, emissions, terms)
 
     def end_step(self, context: StepContext) -> None:
-        """Measures the step's importance under its own loss and keeps the larger one of old and new, unit by unit."""
+        """Measures the step's importance under its own loss and keeps the larger of old and new for each unit."""
         self._measuring = True
         try:
             found = self._measure(
@@ -165,7 +165,7 @@ class Das(Strategy):
         return dict(self._importance)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the importances back."""
+        """Restores the importance of every unit."""
         self._importance = dict(state)
 
     def _keep(self, found: PerUnit) -> None:
@@ -175,7 +175,7 @@ class Das(Strategy):
         }
 
     def _general(self, context: StepContext) -> PerUnit:
-        """What the pre-trained encoder itself needs, probed on the step's words."""
+        """The importance of units to the pre-trained encoder itself, probed on the step's words."""
         total = torch.zeros((), device=context.model.device)
 
         def probe(batch: Batch) -> Float[Tensor, ""]:
@@ -215,14 +215,14 @@ class Das(Strategy):
 
 
 def proxy_loss(encoder: Encoder, batch: Batch) -> Float[Tensor, ""]:
-    """How far two dropout passes over the same words disagree: what pre-training knows but no label says.
+    """How far two dropout passes over the same words disagree: a proxy for pre-trained knowledge without labels.
 
     Ke et al. 2023, section 3.1: the KL between hidden states, normalised over the hidden dimension; here summed over
     words. The first pass is the target and has no gradient. Zero without dropout.
 
     Args:
-        encoder: with dropout on.
-        batch: of any words; its targets are not looked at.
+        encoder: the encoder, with dropout on.
+        batch: any batch; its targets are not used.
     """
     with torch.no_grad():
         target = torch.log_softmax(encoder(batch).float(), dim=-1)
@@ -238,14 +238,14 @@ def contrast_loss(
     *,
     temperature: float = 0.05,
 ) -> Float[Tensor, ""]:
-    """InfoNCE between two dropout views of the same sentences, with what old units make of them as more negatives.
+    """InfoNCE between two dropout views of the same sentences, with vectors from the old units as extra negatives.
 
-    Ke et al. 2023, section 3.2. Row i of `view` belongs to row i of `other` (the authors' code pairs neighbours).
+    Ke et al. 2023, section 3.2. Row i of `view` is paired with row i of `other` (the authors' code pairs neighbours).
 
     Args:
         view: pooled vectors of one pass.
-        other: of another pass with other dropout.
-        previous: of a pass through the units weighted by their importance; without it, the plain two-view loss.
+        other: pooled vectors of another pass with different dropout.
+        previous: those of a pass with units weighted by their importance; without it, the plain two-view loss.
         temperature: divides the cosines.
     """
     against = other if previous is None else torch.cat([other, previous])

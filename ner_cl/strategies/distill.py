@@ -23,7 +23,7 @@ __all__ = ["Distill", "DistillStrategyOptions"]
 
 
 class DistillStrategyOptions(StrategyOptions, DistillOptions):
-    """The loss's options, how the teacher is run, and what it is asked about besides the step's sentences.
+    """Options of the loss, how the teacher is run, and which raw text it labels besides the step's sentences.
 
     Attributes:
         cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
@@ -42,10 +42,10 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
 @strategies.register("distill")
 @final
 class Distill(Strategy):
-    """The student imitates the frozen model of the step before on old types and learns new ones from gold.
+    """The student imitates the frozen model of the previous step on old types and learns new ones from gold.
 
-    What is imitated where is the head's business: see `AddNer.distillation` and `ExtendNer.distillation`, and for raw
-    text, of which nothing is known, `Head.imitation`.
+    The head decides which words imitate what: see `AddNer.distillation` and `ExtendNer.distillation`, and
+    `Head.imitation` for raw text, which has no annotation.
     """
 
     options_class = DistillStrategyOptions
@@ -54,15 +54,15 @@ class Distill(Strategy):
 
     @property
     def reads_unlabeled(self) -> bool:
-        """Unless the options say otherwise."""
+        """True unless `unlabeled` or `alpha` is 0."""
         return self.options.unlabeled > 0 and self.options.alpha > 0
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now: in eval mode, without gradients."""
+        """Keeps a copy of the model as the teacher, in eval mode and without gradients."""
         self._teacher = Teacher(context.model, cache=self.options.cache) if context.old_types else None
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The step's sentences and, from step 2 on, behind them raw ones."""
+        """The step's sentences, followed by raw ones from step 2 on."""
         raw = context.unlabeled
         if not raw or self._teacher is None or not self.reads_unlabeled:
             return train
@@ -70,7 +70,7 @@ class Distill(Strategy):
         return [*train, *(Sentence(sentence.words) for sentence in drawn)]
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
-        """The batches with raw rows drawn into them."""
+        """The batches with raw rows mixed in."""
         raw = rows_from(context.encoded.origins, "unlabeled")
         if not raw or self._teacher is None or not self.reads_unlabeled:
             return batches
@@ -79,7 +79,7 @@ class Distill(Strategy):
         return mixed(rows, raw, lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce`, `kd` and on raw rows `kd_raw`; in step 1, where nobody knows better, plain cross entropy."""
+        """`ce`, `kd` and, on raw rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""
         options, head, teacher = self.options, context.model.head, self._teacher
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
@@ -87,7 +87,7 @@ class Distill(Strategy):
                 return {"ce": options.beta * head.supervised(emissions, batch, unannotated="unknown")}
             found = head.distillation(emissions, batch, teacher.says(context, batch), options)
             if not options.alpha:
-                del found["kd"]  # or its gradient of zeros would have weight decay shrink blocks that nothing trains
+                del found["kd"]  # with a gradient of zeros, weight decay would shrink blocks that nothing trains
             return found
 
         def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
@@ -101,5 +101,5 @@ class Distill(Strategy):
         return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, "unlabeled")
 
     def release(self) -> None:
-        """Lets teacher and targets go."""
+        """Releases the teacher and its targets."""
         self._teacher = None

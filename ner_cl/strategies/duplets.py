@@ -1,4 +1,4 @@
-"""Sentence duplets: every sentence once more without the words of new types (TBCL, Zhang et al. 2026, III-C)."""
+"""Sentence duplets: every sentence again without the words of new types (TBCL, Zhang et al. 2026, III-C)."""
 
 from dataclasses import dataclass
 from typing import final
@@ -21,9 +21,9 @@ class Erased:
     """The erased versions of some rows of a batch.
 
     Attributes:
-        batch: a row for each.
-        rows: which row of the whole batch each was made from.
-        words: which word of that row each word is; 0 where padded.
+        batch: one row for each erased version.
+        rows: the row of the whole batch that each was made from.
+        words: the position of each word in that row; 0 where padded.
     """
 
     batch: Batch
@@ -31,7 +31,7 @@ class Erased:
     words: Int[Tensor, "row word"]
 
     def whole(self, values: Shaped[Tensor, "_ _ column"]) -> Shaped[Tensor, "row word column"]:
-        """Values of the words of the whole batch, as far as these words were kept, in the places they have here."""
+        """Values of the whole batch's words for the words kept here, at their positions here."""
         places = self.words.unsqueeze(-1).expand(-1, -1, values.shape[-1])
         return values[list(self.rows)].gather(1, places)
 
@@ -40,11 +40,11 @@ class Erased:
 class Duplets:
     """The step's own rows without the words of new types, encoded once.
 
-    A row is a window, which nearly always is a whole sentence; of a longer one each window is erased by itself. A row
-    without such words is its own duplet, and a row of nothing else has none.
+    A row is a window, nearly always a whole sentence; the windows of a longer sentence are erased separately. A row
+    without words of new types is its own duplet; a row with no other words has none.
 
     Args:
-        context: of a step, with the sentences encoded.
+        context: the step, with its sentences encoded.
 
     Attributes:
         encoded: the erased rows.
@@ -61,7 +61,7 @@ class Duplets:
                 words = tuple(sentence.words[window.first_word + word] for word in kept)
                 sentences.append(Sentence(words, (), sentence.annotated_types, source=sentence.source))
         self.encoded = context.model.encode(sentences)
-        assert len(self.encoded) == len(sentences)  # less than a window is one window
+        assert len(self.encoded) == len(sentences)  # part of a window fits into one window
         self._places = {row: place for place, row in enumerate(self._kept)}
 
     def of(self, batch: Batch) -> Erased | None:
@@ -76,12 +76,12 @@ class Duplets:
 
 
 def own_duplet(batch: Batch) -> Bool[Tensor, "row 1"]:
-    """Which rows have no word of a new type, so that their erased version is the row as it is."""
+    """Which rows have no word of a new type, so that each is its own erased version."""
     return ~(batch.targets > 0).any(dim=1, keepdim=True)
 
 
 def _kept_words(sentence: Sentence, window: Window, types: tuple[str, ...]) -> list[int]:
-    """The words of a window, counted from its first, that no mention of some types covers."""
+    """The positions, within a window, of the words that no mention of `types` covers."""
     covered = {word for span in sentence.spans if span.type in types for word in range(span.start, span.end)}
     first = window.first_word
     return [word for word in range(len(window.word_pieces)) if first + word not in covered]

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation, online: a quadratic pull to the weights of the step before, by Fisher information."""
+"""Online elastic weight consolidation: a quadratic pull to the previous step's weights, by Fisher information."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
@@ -38,9 +38,9 @@ class EwcOptions(StrategyOptions):
 
 
 class QuadraticPenalty(torch.autograd.Function):
-    """`λ/2 · Σ weight · (θ - anchor)²` whose gradient is made along with its value.
+    """`λ/2 · Σ weight · (θ - anchor)²`, whose gradient is computed together with its value.
 
-    Autograd's own would go over all parameters, and ask for memory of their size, about three times as often.
+    Plain autograd would pass over all parameters, and allocate memory of their size, about three times as often.
     """
 
     @staticmethod
@@ -50,7 +50,7 @@ class QuadraticPenalty(torch.autograd.Function):
         """The penalty over all tensors: fp32 within a tensor, fp64 across tensors."""
         pulls: list[Tensor] = []
         values: list[Tensor] = []
-        # On a CPU one tensor at a time, which stays in its cache; elsewhere all at once, since every call costs there.
+        # On a CPU one tensor at a time, so that it stays in cache; elsewhere all at once, since each call has a cost.
         size = 1 if parameters[0].device.type == "cpu" else len(parameters)
         room = torch.empty(max(p.numel() for p in parameters)) if size == 1 else None
         for start in range(0, len(parameters), size):
@@ -67,8 +67,8 @@ class QuadraticPenalty(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """`λ · weight · (θ - anchor)`; none, rather than zeros, for a tensor that stands at its anchor."""
-        # By now the loop has looked at the loss, so a look at what it was made of is no further wait for the device.
+        """`λ · weight · (θ - anchor)`; None, rather than zeros, for a tensor that is at its anchor."""
+        # The loop has already read the loss, so reading its parts does not wait for the device again.
         values, *pulls = ctx.saved_tensors
         factor = gradients[0].item()
         if factor != 1.0:
@@ -78,7 +78,7 @@ class QuadraticPenalty(torch.autograd.Function):
 
 
 def _difference(parameters: Sequence[Tensor], anchors: Sequence[Tensor], room: Tensor | None) -> list[Tensor]:
-    """`θ - anchor`, of a single parameter in `room`: fresh memory costs more than all the arithmetic."""
+    """`θ - anchor`, for a single parameter written to `room`: allocating costs more than all the arithmetic."""
     if room is None:
         return list(torch._foreach_sub(list(parameters), list(anchors)))
     out = room[: parameters[0].numel()].view_as(parameters[0])
@@ -88,7 +88,7 @@ def _difference(parameters: Sequence[Tensor], anchors: Sequence[Tensor], room: T
 @strategies.register("ewc")
 @final
 class Ewc(Strategy):
-    """Weights that mattered for what was learned are pulled back to where they were.
+    """Pulls weights that matter for earlier steps back to their old values.
 
     Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks", equation 3, with one running
     Fisher information and one anchor as in Schwarz et al. 2018, "Progress & Compress", section 3.2: after each step
@@ -113,7 +113,7 @@ class Ewc(Strategy):
         self._anchors: list[Tensor] = []
 
     def begin_step(self, context: StepContext) -> None:
-        """Brings what is known of earlier steps to the model's device."""
+        """Moves the state of earlier steps to the model's device."""
         device = context.model.device
         self._fisher = {name: tensor.to(device) for name, tensor in self._fisher.items()}
         self._anchor = {name: tensor.to(device) for name, tensor in self._anchor.items()}
@@ -131,14 +131,14 @@ class Ewc(Strategy):
         return {"ewc": penalty}
 
     def end_step(self, context: StepContext) -> None:
-        """`F ← γF + F_step` and `θ* ← θ`, for what trained in this step."""
+        """`F ← γF + F_step` and `θ* ← θ`, for the parameters that trained in this step."""
         measured = self._measure(context, context.trained)
         decayed = {name: self.options.decay * self._fisher[name] for name in measured if name in self._fisher}
         self._fisher |= {name: decayed[name] + new if name in decayed else new for name, new in measured.items()}
         self._anchor |= {name: context.model.get_parameter(name).detach().clone() for name in measured}
 
     def release(self) -> None:
-        """Lets go of what the penalty was made from."""
+        """Releases the tensors of the penalty."""
         self._held, self._weights, self._anchors = None, [], []
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -149,19 +149,19 @@ class Ewc(Strategy):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._fisher, self._anchor = (
             {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
             for kind in ("fisher/", "anchor/")
         )
 
     def _measure(self, context: StepContext, names: Sequence[str]) -> dict[str, Tensor]:
-        """The mean over sentences of squared gradients, by name of the parameter."""
+        """The mean of squared gradients over sentences, by parameter name."""
         parameters = [context.model.get_parameter(name) for name in names]
         squares = {id(parameter): torch.zeros_like(parameter, requires_grad=False) for parameter in parameters}
 
         def add_square(parameter: Tensor) -> None:
-            """As soon as a gradient is there it is squared and dropped: they never all stand in memory."""
+            """Squares and drops a gradient as soon as it is computed, so that they are never all in memory."""
             gradient = parameter.grad
             assert gradient is not None
             squares[id(parameter)].addcmul_(gradient, gradient)
@@ -182,7 +182,7 @@ class Ewc(Strategy):
         return {name: squares[id(p)] / max(1, len(batches)) for name, p in zip(names, parameters, strict=True)}
 
     def _loss(self, context: StepContext, batch: Batch, labels: torch.Generator) -> Float[Tensor, ""]:
-        """Minus the log-likelihood of a sentence's words, gold or drawn."""
+        """The negative log-likelihood of a sentence's gold or sampled labels."""
         emissions = context.model(batch)
         if self.options.fisher == "sample":
             return sampled_loss(context.model.head.decisions(emissions), generator=labels)
@@ -190,7 +190,7 @@ class Ewc(Strategy):
         return mean * sum(batch.row_words)
 
     def _sentences(self, context: StepContext) -> list[Batch]:
-        """A batch for each sentence that is measured, with all its windows; remembered ones had their turn before."""
+        """One batch per measured sentence, with all its windows; remembered ones were measured in their own step."""
         encoded = context.encoded
         rows: dict[int, list[int]] = {}
         for row in rows_from(encoded.origins, "own"):

@@ -1,4 +1,4 @@
-"""Plain fine-tuning: the lower bound that forgets."""
+"""Plain fine-tuning, the lower bound: nothing prevents forgetting."""
 
 from typing import Literal, final
 
@@ -16,7 +16,7 @@ __all__ = ["Finetune", "FinetuneOptions"]
 
 
 class FinetuneOptions(StrategyOptions):
-    """Plain fine-tuning has nothing to choose."""
+    """Plain fine-tuning has no options."""
 
     name: Literal["finetune"] = "finetune"
 
@@ -24,11 +24,11 @@ class FinetuneOptions(StrategyOptions):
 @strategies.register("finetune")
 @final
 class Finetune(Strategy):
-    """Cross entropy on the new sentences as they are labelled, where mentions of old types are `O`."""
+    """Cross entropy on the new sentences as labelled, with mentions of old types as `O`."""
 
     options_class = FinetuneOptions
     holds_old_types = True
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy that takes every `O` at its word."""
+        """Cross entropy that takes every `O` literally."""
         return cross_entropy_as_labelled(context.model.head, batch, emissions)

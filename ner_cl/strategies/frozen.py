@@ -21,7 +21,7 @@ __all__ = ["Frozen", "FrozenOptions"]
 
 
 class FrozenOptions(StrategyOptions):
-    """How long step 1 may shape the encoder.
+    """How long step 1 trains the encoder.
 
     Attributes:
         warmup_epochs: epochs of step 1 in which the encoder is trained; afterwards it never changes.
@@ -34,9 +34,9 @@ class FrozenOptions(StrategyOptions):
 @strategies.register("frozen")
 @final
 class Frozen(Strategy):
-    """Trains the encoder in the first epochs of step 1 only, and afterwards nothing but each step's new block.
+    """Trains the encoder only in the first epochs of step 1, and afterwards only each step's new block.
 
-    The linear variant without pre-allocated columns. Old logits are constant to the last bit after step 1.
+    This is the linear variant without pre-allocated columns. Old logits are constant to the last bit after step 1.
     """
 
     options_class = FrozenOptions
@@ -48,16 +48,16 @@ class Frozen(Strategy):
     )
 
     def begin_stage(self, context: StepContext) -> None:
-        """Where the encoder is frozen for the whole step, does so at once."""
+        """Freezes the encoder right away if it does not train in this step."""
         freeze_encoder(context, self.options.warmup_epochs, epoch=1)
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Freezes the encoder once its time is over, and the old blocks."""
+        """Freezes the encoder after the warm-up, and the old blocks."""
         freeze_encoder(context, self.options.warmup_epochs, epoch=context.epoch)
         freeze_old_blocks(context.model.head)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy as labelled: what it says about old types reaches frozen rows only."""
+        """Cross entropy as labelled: its gradients for old types reach frozen rows only."""
         head = context.model.head
 
         def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:

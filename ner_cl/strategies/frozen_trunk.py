@@ -1,4 +1,4 @@
-"""Lower layers that stay as they are, while the upper ones learn."""
+"""Frozen trunk: lower layers stay fixed while the top layers learn."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ __all__ = ["FrozenTrunk", "FrozenTrunkOptions"]
 
 
 class FrozenTrunkOptions(StrategyOptions):
-    """How much of the encoder goes on learning.
+    """How much of the encoder continues to learn.
 
     Attributes:
         layers: top layers that are trained; `auto` is five sixths of them, rounded up, and 0 trains the whole encoder,
@@ -37,11 +37,11 @@ class FrozenTrunkOptions(StrategyOptions):
 @strategies.register("frozen_trunk")
 @final
 class FrozenTrunk(Strategy):
-    """Trains the top layers of the encoder only; embeddings and lower layers stay as they are.
+    """Trains only the top layers of the encoder; embeddings and lower layers stay fixed.
 
     Lower layers carry what all types share (Jawahar et al. 2019, "What does BERT learn about the structure of
-    language?", section 4), so a step that leaves them alone has less to forget; and what they say of a step's sentences
-    is computed once.
+    language?", section 4), so a step that leaves them alone forgets less; their outputs for a step's sentences are
+    computed once.
     """
 
     options_class = FrozenTrunkOptions
@@ -53,7 +53,7 @@ class FrozenTrunk(Strategy):
     }
 
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes embeddings and lower layers, and has them run once over the step's sentences."""
+        """Freezes embeddings and lower layers and, with `cache`, runs them once over the step's sentences."""
         self._top: list[nn.Module] = []
         if context.number < self.options.since or not self.options.layers:
             return
@@ -67,7 +67,7 @@ class FrozenTrunk(Strategy):
             read_once(context, self._top)
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Runs what is frozen without dropout."""
+        """Turns off dropout in the frozen layers."""
         if self._top:
             context.model.encoder.eval()
             for layer in self._top:

@@ -1,4 +1,4 @@
-"""GEM: no update against the gradient of any earlier step's memory (Lopez-Paz and Ranzato 2017, NeurIPS)."""
+"""GEM: updates never oppose the gradient of any earlier step's memory (Lopez-Paz and Ranzato 2017, NeurIPS)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
@@ -14,7 +14,7 @@ __all__ = ["Gem", "GemOptions"]
 
 
 class GemOptions(ReferenceOptions):
-    """Which sentences are kept, how many of them every update is compared with, and how strongly.
+    """Which sentences are kept, how many of them each update is compared with, and how strongly.
 
     Attributes:
         draw: remembered sentences of each earlier step an update; by default as many as make one training batch
@@ -34,10 +34,10 @@ class GemOptions(ReferenceOptions):
 @strategies.register("gem")
 @final
 class Gem(ReferenceStrategy):
-    """Keeps a few sentences of every step, and no update may raise the loss on any step's, to first order.
+    """Keeps a few sentences of every step; no update may raise the loss on those of any step, to first order.
 
-    Where the update would, the nearest one that does not is taken in its place (Lopez-Paz and Ranzato 2017, equation
-    11 and section 3). The loss of a remembered sentence is that of its own step's types only.
+    If an update would, the nearest one that does not replaces it (Lopez-Paz and Ranzato 2017, equation 11 and section
+    3). The loss of a remembered sentence covers only the types of its own step.
     """
 
     options_class = GemOptions
@@ -47,7 +47,7 @@ class Gem(ReferenceStrategy):
     }
 
     def constraints(self, context: StepContext) -> Sequence[HalfSpace]:
-        """The gradient on a draw of remembered sentences of each step, new ones at every update."""
+        """The gradient on remembered sentences of each step, drawn anew for every update."""
         assert self._references is not None
         generator = context.generator(f"gem/{context.epoch}/{context.update}")
         found = []

@@ -1,4 +1,4 @@
-"""GPM: gradient projection memory, bases of layer inputs and no samples (Saha et al. 2021, ICLR)."""
+"""GPM: gradient projection memory, which stores bases of layer inputs but no samples (Saha et al. 2021, ICLR)."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, final
@@ -19,7 +19,7 @@ __all__ = ["Gpm", "GpmOptions", "extend_basis"]
 
 
 class GpmOptions(StrategyOptions):
-    """How much of the inputs of old steps is protected, and from how much text it is learned.
+    """How much of the inputs of old steps is protected, and how much text the bases are computed from.
 
     Attributes:
         threshold: share of the inputs' energy that the basis of a layer explains after step 1, in [0, 1]; 0 turns the
@@ -45,10 +45,10 @@ class GpmOptions(StrategyOptions):
 @strategies.register("gpm")
 @final
 class Gpm(Strategy):
-    """Moves a weight only in ways that do not change what it makes of the inputs of old steps.
+    """Moves weights only in directions that do not change their outputs for the inputs of old steps.
 
-    The gradient of a linear layer lies in the span of its inputs, so does an old step's need of it. From step 2 on,
-    biases, LayerNorm and embeddings of the encoder, which have no inputs in this sense, stay as they are.
+    The gradient of a linear layer lies in the span of its inputs, and so does what an old step needs of the layer. From
+    step 2 on, the encoder's biases, LayerNorm and embeddings, which have no inputs in this sense, are frozen.
     """
 
     options_class = GpmOptions
@@ -61,12 +61,12 @@ class Gpm(Strategy):
 
     def __init__(self, options: GpmOptions) -> None:
         super().__init__(options)
-        # By the names of the layers that share the input, parted by spaces.
+        # Keyed by the names of the layers that share the input, separated by spaces.
         self._bases: dict[str, Float[Tensor, "input rank"]] = {}
         self._constraints: tuple[InputSubspace, ...] = ()
 
     def begin_step(self, context: StepContext) -> None:
-        """Sees to it that there is something to protect.
+        """Checks that there is something to protect.
 
         Raises:
             ModelError: if the encoder has no linear layers that can be protected.
@@ -75,7 +75,7 @@ class Gpm(Strategy):
             check_linear(context.model, self._layers(context), strategy="gpm")
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Prepares the constraint and freezes what has no basis or has nowhere left to go."""
+        """Prepares the constraint, and freezes what has no basis or whose basis is full."""
         self._constraints = ()
         if self._bases:
             device = context.model.device
@@ -90,14 +90,14 @@ class Gpm(Strategy):
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[InputSubspace]:
-        """The inputs of old steps, the same object at every update."""
+        """The input subspaces of old steps, as the same object at every update."""
         return self._constraints
 
     def end_step(self, context: StepContext) -> None:
-        """Adds the inputs of this step to the bases, as far as they do not explain them yet.
+        """Extends the bases by what they do not explain yet of this step's inputs.
 
-        A group of layers that the bases lack is not added to them later: a basis that has not seen every step since the
-        first would leave room to move where an earlier one must not.
+        A group of layers that existing bases lack never gets one: a basis that has missed a step would allow updates
+        that harm that step.
         """
         options = self.options
         if not options.threshold:
@@ -113,15 +113,15 @@ class Gpm(Strategy):
             self._bases[names] = extend_basis(basis, products, share=share).cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A basis for each group of layers that share their input."""
+        """The basis of each group of layers that share their input."""
         return dict(self._bases)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the bases back, unless the strategy is turned off: then they would miss this step for good."""
+        """Restores the bases, unless the strategy is turned off: they would then lack this step for good."""
         self._bases = dict(state) if self.options.threshold else {}
 
     def _freeze(self, context: StepContext, free: Collection[str]) -> None:
-        """Turns off everything in the encoder, and if asked in old head blocks, that no basis leaves room to."""
+        """Freezes every parameter of the encoder, and with `heads` of old head blocks, that is not in `free`."""
         head = [f"head.blocks.{index}." for index in range(len(context.model.head.blocks) - 1)]
         protected = ("encoder.", *head) if self.options.heads else ("encoder.",)
         for name, parameter in context.model.named_parameters():
@@ -129,7 +129,7 @@ class Gpm(Strategy):
                 parameter.requires_grad_(False)
 
     def _layers(self, context: StepContext) -> dict[str, nn.Linear]:
-        """The layers that learn after step 1 within the room their bases leave."""
+        """The layers that keep learning after step 1, as far as their bases allow."""
         widest = context.model.encoder.hidden if self.options.wide == "freeze" else float("inf")
         return {
             name: layer
@@ -138,7 +138,7 @@ class Gpm(Strategy):
         }
 
     def _input_products(self, context: StepContext) -> dict[str, Float[Tensor, "input input"]]:
-        """The sum of `x xᵀ` over inputs of each group of layers, in fp64."""
+        """The sum of `x xᵀ` over the inputs of each group of layers, in fp64."""
         model, options, layers = context.model, self.options, self._layers(context)
         batches = list(context.batches(sentences=options.samples, purpose="gpm/sentences"))
         draw = context.generator("gpm/positions")
@@ -161,18 +161,18 @@ class Gpm(Strategy):
 def extend_basis(
     basis: Float[Tensor, "input old"], products: Float[Tensor, "input input"], *, share: float
 ) -> Float[Tensor, "input rank"]:
-    """Adds the fewest directions with which a basis explains at least a share of the energy of some inputs.
+    """Adds the fewest directions with which a basis explains at least a share of the inputs' energy.
 
     Saha et al. 2021, section 4, equations 8 and 9, on the residual `X - M Mᵀ X`. The rule is "at least": with one
     input, one direction (the published code takes one fewer in its first step).
 
     Args:
-        basis: orthonormal columns so far.
+        basis: the orthonormal columns so far.
         products: `X Xᵀ` of the inputs, in fp64.
-        share: in [0, 1].
+        share: the share to explain, in [0, 1].
 
     Returns:
-        The old columns, untouched, and new ones after them.
+        The old columns, unchanged, followed by the new ones.
     """
     old = basis.double()
     inside = old.T @ products
@@ -182,9 +182,9 @@ def extend_basis(
     energy, vectors = energy.flip(0).clamp(min=0), vectors.flip(1)
     total = products.trace()
     explained = (inside * old.T).sum()
-    # Rounding must ask neither for a direction more nor, at a share of 1, for directions that nothing points to.
+    # Rounding must neither add an extra direction nor, at a share of 1, directions without any energy.
     wanted = share * total - 1e-9 * total
-    before = explained + energy.cumsum(0) - energy  # what is explained without each direction
+    before = explained + energy.cumsum(0) - energy  # energy explained before each direction is added
     count = int(((before < wanted) & (energy > 1e-12 * total)).sum())
     new = vectors[:, : min(count, len(products) - old.shape[1])]
     new = new - old @ (old.T @ new)
@@ -192,7 +192,7 @@ def extend_basis(
 
 
 def _thinned(masks: Sequence[Bool[Tensor, "_ _"]], most: int, draw: np.random.Generator) -> list[Bool[Tensor, "_ _"]]:
-    """The masks with at most so many places left of all together, drawn at random."""
+    """The masks, reduced to at most `most` true entries in total, drawn at random."""
     counts = [int(mask.sum()) for mask in masks]
     kept = np.zeros(sum(counts), dtype=bool)
     kept[draw.choice(len(kept), size=min(most, len(kept)), replace=False)] = True

@@ -23,7 +23,7 @@ __all__ = ["HatStrategy", "HatStrategyOptions", "compensate", "scale_at", "spars
 
 
 class HatStrategyOptions(StrategyOptions, HatOptions):
-    """Which units have gates, and how these are learned.
+    """Which units have gates, and how the gates are learned.
 
     Attributes:
         strength: weight of the term that asks a step to use few units that no earlier one uses.
@@ -42,16 +42,16 @@ class HatStrategyOptions(StrategyOptions, HatOptions):
 @strategies.register("hat")
 @final
 class HatStrategy(ApartStrategy):
-    """Trains the units that no earlier step uses, and gates that choose among all of them.
+    """Trains the units that no earlier step uses, and gates that choose among all units.
 
-    After step 1 everything that no gate acts on is frozen, and what a used unit computes with moves by an exact 0.
+    After step 1, everything that no gate acts on is frozen, and updates to the weights of used units are exactly 0.
     """
 
     options_class = HatStrategyOptions
     options: HatStrategyOptions
 
     def begin_step(self, context: StepContext) -> None:
-        """Has the new step given gates, if there is a unit left for it."""
+        """Gives the new step its gates, and checks that there is a unit left for it."""
         subnetworks_of(context.model, HatOptions, self.options)
         if not hat_of(context.model).free:
             raise TrainingError(
@@ -60,7 +60,7 @@ class HatStrategy(ApartStrategy):
             )
 
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes old blocks, and after step 1 what no gate acts on."""
+        """Freezes old blocks and, after step 1, everything that no gate acts on."""
         model, hat = context.model, hat_of(context.model)
         freeze_old_blocks(model.head)
         if context.number > 1:
@@ -70,14 +70,14 @@ class HatStrategy(ApartStrategy):
         hat.learn(context.number)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """No update of what feeds or reads a used unit."""
+        """0 for parameters that feed or read a used unit."""
         hat = hat_of(context.model)
         if context.number == 1:
             return {}
         return hat.on_parameters({family: 1 - used.float() for family, used in hat.used().items()})
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Runs what is frozen without dropout, and once over the step's sentences."""
+        """After step 1, turns off dropout in the frozen layers and runs them once over the step's sentences."""
         model, hat = context.model, hat_of(context.model)
         if context.number > 1:
             self._read_once(context)
@@ -87,17 +87,17 @@ class HatStrategy(ApartStrategy):
         hat.learn(context.number)
 
     def begin_update(self, context: StepContext) -> None:
-        """Hardens the gates on their way through the epoch."""
+        """Hardens the gates over the course of the epoch."""
         hat_of(context.model).scale = scale_at(context.update, context.updates, s_max=self.options.s_max)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy of the new block, and the price of units that are newly used."""
+        """Cross entropy of the new block, and a penalty for newly used units."""
         hat = hat_of(context.model)
         price = sparsity(hat.gates(context.number), hat.used())
         return own_loss(context, batch, emissions) | {"sparsity": self.options.strength * price}
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Gradient descent on the embeddings, along what their gradient would be without the annealing."""
+        """Gradient descent on the embeddings, with the gradient they would have without annealing."""
         hat, options = hat_of(context.model), self.options
         changes = {}
         for family, found in hat.embedding.items():
@@ -108,12 +108,12 @@ class HatStrategy(ApartStrategy):
         return changes
 
     def settle(self, context: StepContext) -> None:
-        """Makes the step's gates hard for good."""
+        """Makes the step's gates permanently hard."""
         hat_of(context.model).settle()
 
 
 def hat_of(model: NerModel) -> Hat:
-    """The model's sub-networks, which are this strategy's."""
+    """The model's sub-networks, which must be of HAT."""
     assert isinstance(model.subnetworks, Hat)
     return model.subnetworks
 
@@ -122,9 +122,9 @@ def scale_at(update: int, updates: int, *, s_max: float) -> float:
     """How hard gates are at an update of an epoch (Serrà et al. 2018, "Hard attention training").
 
     Args:
-        update: from 0, where gates are softest (`1 / s_max`).
-        updates: how many the epoch has; at the last one gates are hardest (`s_max`).
-        s_max: how hard they get.
+        update: the update, from 0, where gates are softest (`1 / s_max`).
+        updates: number of updates in the epoch; at the last one, gates are hardest (`s_max`).
+        s_max: how hard gates get.
     """
     share = update / (updates - 1) if updates > 1 else 1.0
     return 1 / s_max + (s_max - 1 / s_max) * share
@@ -133,10 +133,10 @@ def scale_at(update: int, updates: int, *, s_max: float) -> float:
 def sparsity(
     gates: Mapping[str, Float[Tensor, "layer _"]], used: Mapping[str, Bool[Tensor, "layer _"]]
 ) -> Float[Tensor, ""]:
-    """How much a step uses of what no earlier step uses, in [0, 1] (Serrà et al. 2018, "Promoting low capacity usage").
+    """The share of free units that a step uses, in [0, 1] (Serrà et al. 2018, "Promoting low capacity usage").
 
     Args:
-        gates: of the step, by family of units.
+        gates: the step's gates, by family of units.
         used: whether an earlier step uses a unit, by family.
     """
     free = torch.cat([~units.flatten() for units in used.values()])
@@ -147,15 +147,15 @@ def sparsity(
 def compensate(
     gradient: Float[Tensor, "layer unit"], embedding: Float[Tensor, "layer unit"], *, scale: float, s_max: float
 ) -> Float[Tensor, "layer unit"]:
-    """The gradient by embeddings as if gates were `sigmoid(embedding)`, times `s_max`.
+    """The gradient with respect to the embeddings as if gates were `sigmoid(embedding)`, times `s_max`.
 
-    Serrà et al. 2018, "Embedding gradient compensation". Hard gates would have next to no gradient but near 0. What
-    fp32 has rounded to 0, beyond `scale · embedding` of about 15, stays 0.
+    Serrà et al. 2018, "Embedding gradient compensation". Hard gates would have almost no gradient except near 0. What
+    fp32 has rounded to 0, beyond a `scale · embedding` of about 15, stays 0.
 
     Args:
-        gradient: by the embeddings of gates `sigmoid(scale · embedding)`.
-        embedding: of the gates.
-        scale: they were computed with.
+        gradient: gradient with respect to the embeddings of gates `sigmoid(scale · embedding)`.
+        embedding: the embeddings of the gates.
+        scale: the scale that the gates were computed with.
         s_max: how hard gates get.
     """
     annealed = torch.cosh((scale * embedding).clamp(-50, 50)) + 1

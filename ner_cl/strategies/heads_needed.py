@@ -1,4 +1,4 @@
-"""Which heads a method can teach: the answers that several strategies give to `Strategy.refuses_head`."""
+"""Which heads a method can train: shared implementations of `Strategy.refuses_head`."""
 
 from ner_cl.config import HeadOptions
 from ner_cl.registry import heads
@@ -7,14 +7,14 @@ __all__ = ["one_softmax", "tag_logits"]
 
 
 def one_softmax(head: HeadOptions) -> str:
-    """Why a head cannot be taught by a method that needs old and new types in one softmax; "" if it can."""
+    """Why a head cannot be trained by a method that needs old and new types in one softmax; "" if it can."""
     if head.name == "extendner":
         return ""
     return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
 
 
 def tag_logits(head: HeadOptions) -> str:
-    """Why a method cannot add to the logits of a type in a head; "" if it can."""
+    """Why a method cannot add to a type's logits in a head; "" if it can."""
     if heads[head.name].tags_words:  # type: ignore[attr-defined]
         return ""
     return f"head {head.name} has no logit of a type to add to; use extendner or addner, or leave it out"

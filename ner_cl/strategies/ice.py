@@ -1,4 +1,4 @@
-"""ICE: a classifier a step on a frozen encoder, held together by a constant `O` (Liu & Huang 2023, Findings of ACL)."""
+"""ICE: one classifier per step on a frozen encoder, with a shared constant `O` (Liu & Huang 2023, Findings of ACL)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, final
@@ -24,7 +24,7 @@ __all__ = ["Ice", "IceOptions"]
 
 
 class IceOptions(StrategyOptions):
-    """What a new classifier competes with, and how long step 1 may shape the encoder.
+    """What a new classifier competes with, and how long step 1 trains the encoder.
 
     Attributes:
         outside: the logit of `O` (δ), the same for every word; step 1 sets it for good.
@@ -43,11 +43,11 @@ class IceOptions(StrategyOptions):
 @strategies.register("ice")
 @final
 class Ice(Strategy):
-    """Trains columns without bias for the new types, against an `O` whose logit is a constant.
+    """Trains columns without bias for the new types against an `O` whose logit is a constant.
 
-    Every column has been weighed against the same constant, so that those of different steps can be compared. Old
-    logits are constant to the last bit after step 1. On a model that another strategy taught, `O` keeps the column that
-    it has; that is frozen with the others.
+    Every column is trained against the same constant, so columns of different steps are comparable. Old logits are
+    constant to the last bit after step 1. On a model trained with another strategy, `O` keeps its column, which is
+    frozen with the others.
     """
 
     options_class = IceOptions
@@ -59,11 +59,11 @@ class Ice(Strategy):
     )
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """All columns are compared with one `O`."""
+        """Refuses heads without one softmax, as all columns compete with one `O`."""
         return one_softmax(head)
 
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes what is to stay: old blocks, biases, the column of `O`, and after step 1 the encoder."""
+        """Freezes old blocks, biases and, unless step 1 trains it, the encoder; sets `O` in the first block."""
         head = context.model.head
         freeze_old_blocks(head)
         new = head.new_block()
@@ -76,7 +76,7 @@ class Ice(Strategy):
         freeze_encoder(context, self.options.warmup_epochs, epoch=1)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """No update of the row of `O`, which only the first block has."""
+        """0 for the row of `O`, which only the first block has."""
         if len(context.model.head.blocks) > 1:
             return {}
         weight = context.model.head.new_block().weight
@@ -85,11 +85,11 @@ class Ice(Strategy):
         return {"head.blocks.0.weight": gate}
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Freezes the encoder once its time is over."""
+        """Freezes the encoder after the warm-up."""
         freeze_encoder(context, self.options.warmup_epochs, epoch=context.epoch)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy as labelled; what it says of old types changes nothing about them."""
+        """Cross entropy as labelled; old types are frozen, so it does not change them."""
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             logits = context.model.head.as_annotated(emissions.blocks[0], batch)

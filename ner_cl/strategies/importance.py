@@ -1,4 +1,4 @@
-"""Importance of parameters and units: how far their loss gradient stands out, measured without a trace in the model."""
+"""Importance of parameters and units: how far their loss gradient stands out, measured without side effects."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ __all__ = ["GradientSum", "measuring", "relative_importance", "sampled_loss"]
 
 
 def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
-    """`|tanh(z)|` with `z` the gradient's z-score within the tensor: 0 at the mean of the tensor, towards 1 far off it.
+    """`|tanh(z)|` with `z` the gradient's z-score within the tensor: 0 at the tensor's mean, towards 1 far from it.
 
-    SPG (Konishi et al. 2023) per parameter tensor, DAS (Ke et al. 2023) per layer and kind of unit. It is a relative
-    measure: whatever the scale of the gradients, about a third of normally distributed ones get more than 0.76. A
-    single entry, or entries all alike, stand out from nothing and get 0.
+    SPG (Konishi et al. 2023) uses it per parameter tensor, DAS (Ke et al. 2023) per layer and kind of unit. It is a
+    relative measure: whatever the scale of the gradients, about a third of normally distributed ones get more than
+    0.76. A single entry, or entries that are all equal, get 0.
 
     Args:
-        gradient: summed over batches, with its sign.
+        gradient: the signed gradient, summed over batches.
 
     Returns:
         Importance in [0, 1], fp32.
@@ -33,7 +33,7 @@ def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*uni
     """
     if gradient.numel() < 2:
         return torch.zeros_like(gradient, dtype=torch.float32)
-    # In fp64 the mean of equal entries is that entry exactly, so that no rounding noise is blown up to importance.
+    # In fp64 the mean of equal entries is exact, so no rounding noise is blown up to importance.
     centred = gradient.double() - gradient.double().mean()
     spread = centred.std(unbiased=True)
     return torch.where(spread > 0, (centred / spread).tanh().abs(), 0.0).float()
@@ -41,12 +41,12 @@ def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*uni
 
 @final
 class GradientSum:
-    """Gradients of scalars added up, with their sign, over the batches of a measurement.
+    """Signed gradients of scalars, summed over the batches of a measurement.
 
-    A batch whose gradients overflow adds nothing, as it would update nothing.
+    A batch whose gradients overflow adds nothing, as it would update nothing in training.
 
     Args:
-        inputs: what to differentiate by.
+        inputs: the tensors to differentiate with respect to.
 
     Attributes:
         tensors: the sums so far, one for each input.
@@ -57,7 +57,7 @@ class GradientSum:
         self.tensors = [torch.zeros_like(tensor, requires_grad=False) for tensor in self._inputs]
 
     def add(self, value: Float[Tensor, ""], *, keep_graph: bool = False) -> None:
-        """Adds the gradients of `value`; neither weights nor their `.grad` are touched.
+        """Adds the gradients of `value`, leaving weights and their `.grad` unchanged.
 
         Args:
             value: a sum over the words of a batch.
@@ -72,11 +72,11 @@ class GradientSum:
 
 @contextmanager
 def measuring(context: StepContext, purpose: str, *, dropout: bool) -> Iterator[None]:
-    """Puts the model in a mode for measuring, with random numbers of its own; afterwards both are as they were.
+    """Sets the model's mode for a measurement, with its own random numbers; restores both afterwards.
 
     Args:
-        context: of the step.
-        purpose: of the random numbers, the same ones whenever the step is run again.
+        context: the step.
+        purpose: names the random stream, which is the same whenever the step is run again.
         dropout: whether dropout is on, as in training.
     """
     model = context.model
@@ -93,11 +93,11 @@ def measuring(context: StepContext, purpose: str, *, dropout: bool) -> Iterator[
 
 
 def sampled_loss(decisions: Sequence[Float[Tensor, "decision _"]], *, generator: torch.Generator) -> Float[Tensor, ""]:
-    """Negative log-likelihood, summed over all, of choices drawn from what the model itself says.
+    """The summed negative log-likelihood of choices drawn from the model's own distributions.
 
     Args:
-        decisions: logits of each block's, such as of a tag for each word, with a graph.
-        generator: draws the choices, on the CPU, so that they are the same whatever the device.
+        decisions: the logits of each block's decisions, such as the tag of each word, with a graph.
+        generator: draws the choices on the CPU, so that they do not depend on the device.
     """
     total = decisions[0].new_zeros(())
     for logits in decisions:

@@ -1,4 +1,4 @@
-"""IS3: distillation for old types, and two brakes on the pull of new ones (Qiu et al. 2024, Findings of ACL)."""
+"""IS3: distillation for old types, and two measures against the bias to new ones (Qiu et al. 2024, Findings of ACL)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
@@ -25,7 +25,7 @@ __all__ = ["Is3", "Is3Options", "hold_back_old_columns"]
 
 
 class Is3Options(StrategyOptions):
-    """Weights of the terms, and how far gold for new types may change the columns of old ones.
+    """Weights of the terms, and how much gold labels of new types may change the columns of old ones.
 
     Attributes:
         distillation: weight of the KL to the teacher on words labelled `O`.
@@ -51,10 +51,10 @@ class Is3Options(StrategyOptions):
 @strategies.register("is3")
 @final
 class Is3(Strategy):
-    """ExtendNER's two terms, with old types kept from becoming `O` by the one, and from becoming new by two brakes.
+    """ExtendNER's two terms, whose KL keeps old types from becoming `O`, and two measures against becoming new types.
 
-    Cross entropy on new types pushes the columns of old types away from everything new; its gradient there is made
-    smaller. And the mean word vector of each old tag has to go on being of that tag.
+    Cross entropy on new types pushes the columns of old types away from everything new, so its gradient there is scaled
+    down. In addition, the mean word vector of each old tag must still be classified as that tag.
     """
 
     options_class = Is3Options
@@ -70,20 +70,20 @@ class Is3(Strategy):
         self._typed_share = 0.5
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """Where blocks share no softmax, nothing new pulls at old columns."""
+        """Refuses heads without one softmax, where new types do not affect old columns."""
         return one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now: in eval mode, without gradients."""
+        """Keeps a copy of the model as the teacher, from step 2 on and if distillation has a weight."""
         imitates = context.old_types and self.options.distillation
         self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
 
     def begin_stage(self, context: StepContext) -> None:
-        """Counts the words that each term is about."""
+        """Computes the share of words that the cross entropy covers."""
         self._typed_share = _typed_share(context.encoded, context.types)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce`, `kd` and `prototypes`; in step 1 plain cross entropy. The last one is the same in every batch."""
+        """`ce`, `kd` and `prototypes`, which does not depend on the batch; in step 1, plain cross entropy."""
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if not context.old_types:
@@ -96,7 +96,7 @@ class Is3(Strategy):
         return found
 
     def end_step(self, context: StepContext) -> None:
-        """Makes the prototypes of the step's own tags; those of earlier steps stay what they were."""
+        """Computes the prototypes of the step's own tags; those of earlier steps do not change."""
         if not self.options.prototypes:
             return
         model = context.model
@@ -115,7 +115,7 @@ class Is3(Strategy):
             self._added[tags[tag]] = prototypes[tag].clone()
 
     def release(self) -> None:
-        """Lets teacher and targets go. New prototypes count from now on: others measured the loss of this step."""
+        """Releases the teacher. New prototypes count only from now on, after others have measured this step's loss."""
         self._teacher = None
         self._prototypes |= self._added
         self._added = {}
@@ -125,11 +125,11 @@ class Is3(Strategy):
         return dict(self._prototypes)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the prototypes back."""
+        """Restores the prototypes."""
         self._prototypes = dict(state)
 
     def _word_terms(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Each word costs one of the two terms and counts in the mean of both."""
+        """Each word contributes to one of the two terms and counts in the mean of both."""
         head = context.model.head
         logits = hold_back_old_columns(head, emissions, factor=self.options.old_gradient)
         ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
@@ -159,7 +159,7 @@ class Is3(Strategy):
 
 
 def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
-    """The share of the step's own words that are of new types; where a term has no words, as if it had one."""
+    """The share of the step's own words that are of new types; a term without words counts as having one."""
     own = [encoded.windows[row] for row in rows_from(encoded.origins, "own")]
     words = sum(len(window.word_pieces) for window in own)
     typed = sum(span.end - span.start for s in encoded.sentences_from("own") for span in s.spans if span.type in types)
@@ -167,16 +167,16 @@ def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
 
 
 def hold_back_old_columns(head: Head, emissions: Emissions, *, factor: float) -> Float[Tensor, "row word tag"]:
-    """The same logits, whose gradient by weights and biases of old types is `factor` times what it would be.
+    """The same logits, but with gradients to weights and biases of old types multiplied by `factor`.
 
-    Gradients by everything else, word vectors and the columns of `O` and of the new types, are as they would be. In the
-    paper the gradient is changed between two backward passes; this is the same in one, and works with accumulated
-    batches and several processes.
+    All other gradients, to word vectors and to the columns of `O` and new types, are unchanged. The paper changes the
+    gradient between two backward passes; this does the same in one, and works with accumulated batches and several
+    processes.
 
     Args:
-        head: with one softmax over all columns.
-        emissions: of it, with the word vectors that were read; without them no gradient is made anyway.
-        factor: in [0, 1].
+        head: a head with one softmax over all columns.
+        emissions: its emissions, with the word vectors they were computed from; without these there are no gradients.
+        factor: factor on the gradients, in [0, 1].
     """
     logits = emissions.blocks[0]
     if factor == 1 or emissions.words is None:
@@ -195,6 +195,6 @@ def hold_back_old_columns(head: Head, emissions: Emissions, *, factor: float) ->
 
 
 def _held(parameter: Float[Tensor, "*entry"], share: Tensor) -> Float[Tensor, "*entry"]:
-    """The parameter to the last bit, of whose gradient only a share comes through."""
+    """The parameter, exact to the last bit, with its gradient multiplied by `share`."""
     fixed = parameter.detach()
     return fixed + share * (parameter - fixed)

@@ -1,4 +1,4 @@
-"""Joint training: the upper bound that sees everything."""
+"""Joint training: the upper bound, which sees all data."""
 
 from collections.abc import Sequence
 from typing import Literal, final
@@ -18,7 +18,7 @@ __all__ = ["Joint", "JointOptions"]
 
 
 class JointOptions(StrategyOptions):
-    """Which upper bound.
+    """Which steps of the upper bound are trained.
 
     Attributes:
         last_only: train only the last step, where the bound is all data with all types; earlier rows of the matrix are
@@ -34,7 +34,7 @@ class JointOptions(StrategyOptions):
 class Joint(Strategy):
     """At step k, trains from the pre-trained encoder on the sentences of steps 1 to k, annotated for all types seen.
 
-    Monaikul et al. 2021 call it "non-CL complete". It breaks the rules of continual learning on purpose.
+    Monaikul et al. 2021 call it "non-CL complete". It deliberately breaks the rules of continual learning.
     """
 
     options_class = JointOptions
@@ -42,7 +42,7 @@ class Joint(Strategy):
     needs_earlier_data = True
 
     def begin_step(self, context: StepContext) -> None:
-        """Forgets everything: the encoder as pre-trained, the head untrained."""
+        """Resets the model to its pre-trained encoder and an untrained head."""
         context.reset_model()
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
@@ -50,5 +50,5 @@ class Joint(Strategy):
         return context.earlier
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy of the sentences of all steps, silent about types that one of them is not annotated for."""
+        """Cross entropy on the sentences of all steps, ignoring the types that a sentence is not annotated for."""
         return cross_entropy_as_annotated(context.model.head, batch, emissions, "own", "remembered")

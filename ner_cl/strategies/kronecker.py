@@ -1,4 +1,4 @@
-"""Precision matrices of a layer's weights, as a Kronecker product or a diagonal, and the Fisher information as such."""
+"""Precision matrices of a layer's weights, and the Fisher information, as Kronecker products or diagonals."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ class Kronecker:
     """A symmetric operator on matrices `[output, input]`: `W → outputs · W · inputs`.
 
     Attributes:
-        inputs: over the columns; the last one is the bias where the layer has one.
-        outputs: over the rows.
+        inputs: the factor over the columns; the last one is the bias, if the layer has one.
+        outputs: the factor over the rows.
     """
 
     inputs: Float[Tensor, "input input"]
     outputs: Float[Tensor, "output output"]
 
     def times(self, matrix: Float[Tensor, "output input"]) -> Float[Tensor, "output input"]:
-        """The operator applied to a matrix."""
+        """Applies the operator to a matrix."""
         return self.outputs @ matrix @ self.inputs
 
     def inverse(self, *, damping: float = 0.0) -> "Kronecker":
-        """The inverse, after `damping · identity` was added in the manner of `kronecker_sum`.
+        """The inverse, after adding `damping · identity` as `kronecker_sum` does.
 
-        Computed from eigenvalues in fp64; what rounding made negative counts as next to nothing.
+        Computed from eigenvalues in fp64; those that rounding made negative are clamped to a tiny positive number.
         """
         inputs, outputs = self.inputs.double(), self.outputs.double()
         if damping:
-            # A Kronecker sum with (αI, αI): the identities' shares are balanced by mean eigenvalues, α cancels in π.
+            # A Kronecker sum with (αI, αI): mean eigenvalues balance the two identities; α cancels in π.
             balance = (outputs.diagonal().mean() / inputs.diagonal().mean()).sqrt()
             inputs = inputs + damping / balance * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
             outputs = outputs + damping * balance * torch.eye(len(outputs), dtype=inputs.dtype, device=inputs.device)
@@ -60,16 +60,16 @@ class Diagonal:
     values: Float[Tensor, "..."]
 
     def times(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The operator applied to a tensor."""
+        """Applies the operator to a tensor."""
         return self.values * tensor
 
     def inverse(self, *, damping: float = 0.0) -> "Diagonal":
-        """The inverse, after `damping²` was added: the same as for a Kronecker product of two damped factors."""
+        """The inverse, after adding `damping²`, as in a Kronecker product of two damped factors."""
         return Diagonal(1 / (self.values + damping**2))
 
 
 def scaled_identity(shape: torch.Size | tuple[int, ...], scale: float) -> Kronecker | Diagonal:
-    """`scale · identity` on tensors of a shape: as a Kronecker product for a matrix, else as a diagonal."""
+    """`scale · identity` for tensors of a shape: a Kronecker product for matrices, else a diagonal."""
     if len(shape) != 2:
         return Diagonal(torch.full(shape, scale))
     rows, columns = shape
@@ -77,13 +77,13 @@ def scaled_identity(shape: torch.Size | tuple[int, ...], scale: float) -> Kronec
 
 
 def kronecker_sum(one: Kronecker, other: Kronecker, *, how: Literal["additive", "nearest"] = "additive") -> Kronecker:
-    """A Kronecker product near the sum of two, which is none itself.
+    """A Kronecker product that approximates the sum of two, which is not one itself.
 
     Args:
         one: positive semidefinite.
         other: positive semidefinite.
         how: `additive` adds factors, balanced by their traces (Martens & Grosse 2015, ICML, section 6.3); it is exact
-            where the two are proportional in one factor and balanced, and too large otherwise. `nearest` is the nearest
+            if the two are proportional in one factor and balanced, and too large otherwise. `nearest` is the nearest
             in the Frobenius norm (Van Loan & Pitsianis 1993).
     """
     if how == "nearest":
@@ -98,7 +98,7 @@ def kronecker_sum(one: Kronecker, other: Kronecker, *, how: Literal["additive", 
 
 
 def with_ones(layer: nn.Linear, inputs: Float[Tensor, "position input"]) -> Float[Tensor, "position column"]:
-    """The inputs with a column of ones for the bias, where the layer has one."""
+    """The inputs, with a column of ones for the bias if the layer has one."""
     if "bias" not in dict(layer.named_parameters()):
         return inputs
     return torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
@@ -107,21 +107,21 @@ def with_ones(layer: nn.Linear, inputs: Float[Tensor, "position input"]) -> Floa
 def fisher(
     model: NerModel, batches: Iterable[Batch], layers: Mapping[str, nn.Linear | nn.LayerNorm], *, seed: int
 ) -> dict[str, Kronecker | Diagonal]:
-    """The Fisher information of one word, in Kronecker factors for linear layers and on the diagonal for LayerNorm.
+    """The Fisher information of one word, in Kronecker factors for linear layers and as a diagonal for LayerNorm.
 
     Kao et al. 2021 after Martens & Grosse 2015: `E[a aᵀ] ⊗ E[g gᵀ]` with `a` the inputs of a layer and `g` the gradient
-    of the negative log-likelihood with respect to its outputs, over positions that count as independent. A word is
-    read from more than one piece, so both factors carry the root of the number of positions a word.
+    of the negative log-likelihood with respect to its outputs, over positions that are treated as independent. A word
+    may depend on several pieces, so both factors include the square root of the number of positions per word.
 
     Args:
-        model: in eval mode.
-        batches: of sentences.
-        layers: by name.
-        seed: of the tags drawn from the model.
+        model: the model, in eval mode.
+        batches: batches of sentences.
+        layers: the layers, by name.
+        seed: seed for the tags drawn from the model.
 
     Returns:
-        A Kronecker product by the layer's name for linear layers, with the bias as the last input; a diagonal by the
-        parameter's name for LayerNorm.
+        For linear layers a Kronecker product by layer name, with the bias as the last input; for LayerNorm a diagonal
+        by parameter name.
     """
     generator = torch.Generator().manual_seed(seed)
     moments: dict[str, Tensor] = {}
@@ -146,7 +146,7 @@ def fisher(
     found: dict[str, Kronecker | Diagonal] = {}
     for name, count in positions.items():
         if isinstance(layers[name], nn.Linear):
-            scale = (count * words) ** 0.5  # a mean over positions, times √(positions a word)
+            scale = (count * words) ** 0.5  # a mean over positions, times √(positions per word)
             found[name] = Kronecker(moments[f"{name}/inputs"] / scale, moments[f"{name}/outputs"] / scale)
         else:
             for parameter, _ in layers[name].named_parameters():
@@ -177,12 +177,12 @@ def _inverse(matrix: Float[Tensor, "side side"]) -> Float[Tensor, "side side"]:
 
 
 def _nearest(one: Kronecker, other: Kronecker) -> Kronecker:
-    """The leading singular pair of the sum seen as a sum of outer products of factors, which has rank two."""
+    """The leading singular pair of the sum, rearranged as a rank-two sum of outer products of the factors."""
     outputs = torch.stack([one.outputs.flatten(), other.outputs.flatten()], dim=1).double()
     inputs = torch.stack([one.inputs.flatten(), other.inputs.flatten()], dim=1).double()
     (output_basis, output_rest), (input_basis, input_rest) = torch.linalg.qr(outputs), torch.linalg.qr(inputs)
     left, sizes, right = torch.linalg.svd(output_rest @ input_rest.T)
     new_outputs = (output_basis @ left[:, 0]).view_as(one.outputs) * sizes[0].sqrt()
     new_inputs = (input_basis @ right[0]).view_as(one.inputs) * sizes[0].sqrt()
-    sign = torch.sign(new_inputs.trace())  # both factors carry the same sign, and which is the solver's whim
+    sign = torch.sign(new_inputs.trace())  # both factors have the same sign, which the solver picks arbitrarily
     return Kronecker((sign * new_inputs).to(one.inputs.dtype), (sign * new_outputs).to(one.outputs.dtype))

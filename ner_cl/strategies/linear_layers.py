@@ -1,4 +1,4 @@
-"""The linear layers of a model, and what goes into and comes out of them at real words."""
+"""The linear layers of a model, and their inputs and outputs at real words."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,9 +29,9 @@ class Call(NamedTuple):
     """One use of a layer in a forward pass.
 
     Attributes:
-        name: of the layer.
-        inputs: what went in, `[row, piece or word, input]`.
-        outputs: what came out, with its graph where there is one.
+        name: name of the layer.
+        inputs: its inputs, `[row, piece or word, input]`.
+        outputs: its outputs, with their graph if there is one.
     """
 
     name: str
@@ -40,30 +40,30 @@ class Call(NamedTuple):
 
 
 def linear_layers(model: NerModel) -> dict[str, nn.Linear]:
-    """Every linear layer of encoder and head, by the name that `.weight` and `.bias` complete to a parameter's."""
+    """Every linear layer of encoder and head, by name; with `.weight` or `.bias` appended, it names a parameter."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def check_linear(model: NerModel, layers: Mapping[str, nn.Module], *, strategy: str) -> None:
-    """Sees to it that a strategy finds something to protect.
+    """Checks that a strategy has something to protect.
 
     Args:
-        model: any.
-        layers: what the strategy would hold, by name.
-        strategy: its name.
+        model: any model.
+        layers: the layers that the strategy would protect, by name.
+        strategy: name of the strategy.
 
     Raises:
-        ModelError: if none of them is a linear layer of the encoder.
+        ModelError: if none of the layers is a linear layer of the encoder.
     """
     if not any(isinstance(layer, nn.Linear) and name.startswith("encoder.") for name, layer in layers.items()):
         raise ModelError(f"encoder {model.encoder.options.name!r} has no linear layers that {strategy} could hold")
 
 
 def top_layer_names(model: NerModel, count: int) -> list[str]:
-    """The names of the last `count` layers of the model's encoder, from the lowest up; of all of them if it is 0.
+    """The names of the encoder's last `count` layers, from the lowest up; of all layers if it is 0.
 
     Raises:
-        ModelError: if it has none that can be told.
+        ModelError: if the encoder's layers are not known or cannot be split there.
     """
     names = {module: name for name, module in model.named_modules()}
     return [names[layer] for layer in top_layers(model.encoder, count)]
@@ -73,10 +73,10 @@ def top_layer_names(model: NerModel, count: int) -> list[str]:
 def tap(layers: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
     """Records every use of some layers while it is open.
 
-    The tensors are those of the forward pass, not copies; give the list up, or clear it, after each batch.
+    The tensors are those of the forward pass, not copies; drop or clear the list after each batch.
 
     Args:
-        layers: by name.
+        layers: the layers, by name.
     """
     calls: list[Call] = []
 
@@ -96,8 +96,8 @@ def tap(layers: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
 def real_pieces(model: NerModel, batch: Batch) -> Bool[Tensor, "row piece"]:
     """Which pieces stand for text: neither padding nor pieces such as `[CLS]` and `[SEP]`.
 
-    Those two have inputs of their own kind, far from any word's and often far larger: with them, second moments of
-    inputs would say more of them than of words.
+    The inputs at special pieces are unlike those at words and often far larger; they would dominate second moments of
+    inputs.
     """
     tokenizer = model.encoder.tokenizer
     marks = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -112,13 +112,13 @@ def values_at(
     pieces: Bool[Tensor, "row piece"],
     words: Bool[Tensor, "row word"],
 ) -> Float[Tensor, "position value"]:
-    """What a layer saw or said at real pieces, or for a layer of the head, which reads word vectors, at real words.
+    """A layer's inputs or outputs at real pieces, or for a layer of the head, which reads word vectors, at real words.
 
-    Of what is not about the pieces of the batch, such as DeBERTa's relative positions, all of it.
+    Values that do not belong to the batch's pieces, such as DeBERTa's relative positions, are all returned.
 
     Args:
-        name: of the layer.
-        values: of a whole batch, or of something that is the same in all batches.
+        name: name of the layer.
+        values: values for a whole batch, or values that are the same in all batches.
         pieces: which pieces are real.
         words: which words are real.
     """
@@ -127,10 +127,10 @@ def values_at(
 
 
 def input_groups(calls: list[Call]) -> list[tuple[str, ...]]:
-    """Layers that read the very same tensor, such as query, key and value, or the blocks of a head.
+    """Groups of layers that read the very same tensor, such as query, key and value, or the blocks of a head.
 
     Args:
-        calls: of one forward pass.
+        calls: the calls of one forward pass.
     """
     readers: dict[int, dict[str, None]] = {}
     for call in calls:

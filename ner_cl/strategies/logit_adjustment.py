@@ -1,4 +1,4 @@
-"""New types found as often as they are met, and not as often as sentences of their step mention them."""
+"""Logit adjustment: new types are found as often as they occur, not as often as their step's sentences mention them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ __all__ = ["LogitAdjustment", "LogitAdjustmentOptions", "log_ratios", "rarity_of
 
 
 class LogitAdjustmentOptions(StrategyOptions):
-    """How far, and how much evidence it takes.
+    """How far logits are adjusted, and how much evidence that takes.
 
     Attributes:
         strength: share of the logarithm that is added (τ); 0 leaves the logits alone, 1 is the whole correction.
@@ -35,11 +35,11 @@ class LogitAdjustmentOptions(StrategyOptions):
 @strategies.register("logit_adjustment")
 @final
 class LogitAdjustment(Strategy):
-    """After a step, adds `τ · log(π / π_train)` to the logits of a new type, π being its mentions a word.
+    """After a step, adds `τ · log(π / π_train)` to the logits of a new type, π being its mentions per word.
 
-    Sentences that teach a new type were picked because they mention it, so what is learned from them expects it too
+    Sentences that teach a new type were picked because they mention it, so a model trained on them predicts it too
     often, at the cost of old types. Menon et al. 2021, "Long-tail learning via logit adjustment", section 4.1, with the
-    prior of the dev sentences in place of a uniform one, or with what the step's own sentences say of old types.
+    prior of the dev sentences instead of a uniform one, or one estimated from old types in the step's own sentences.
     """
 
     options_class = LogitAdjustmentOptions
@@ -47,20 +47,20 @@ class LogitAdjustment(Strategy):
     excludes: ClassVar[Mapping[str, str]] = {"joint": "joint learns all types anew, from sentences of all steps"}
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """Refuses a head whose columns are no logits of tags."""
+        """Refuses a head whose columns are not tag logits."""
         return tag_logits(head)
 
     @property
     def reads_dev(self) -> bool:
-        """Where they tell the prior."""
+        """True if dev sentences give the prior, and the strength is above 0."""
         return self.options.prior == "dev" and self.options.strength > 0
 
     def begin_step(self, context: StepContext) -> None:
-        """Nothing is known yet of old types in the step's sentences."""
+        """Resets the rarity of old types, not yet measured in this step."""
         self._rarity = 0.0
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The same sentences, in which old types are looked for if they are to tell the prior."""
+        """The same sentences; counts the old types in them if these give the prior."""
         if self.options.prior == "old_types" and context.old_types and self.options.strength:
             own = [sentence for sentence in train if not sentence.annotated_types.isdisjoint(context.types)]
             evidence, history = self.options.evidence, context.model.history
@@ -68,7 +68,7 @@ class LogitAdjustment(Strategy):
         return train
 
     def settle(self, context: StepContext) -> None:
-        """Moves the biases of the new columns, once the best weights are there."""
+        """Shifts the biases of the new columns, once the best weights are restored."""
         if self.options.prior == "old_types":
             ratios = dict.fromkeys(context.types, self._rarity)
         elif self.options.strength and context.dev:
@@ -82,14 +82,14 @@ class LogitAdjustment(Strategy):
 def log_ratios(
     train: Iterable[Sentence], dev: Iterable[Sentence], types: Iterable[str], *, evidence: float
 ) -> dict[str, float]:
-    """For each type `log((m + k) / (e + k))`: mentions in `dev`, and those expected at the rate of `train`.
+    """For each type `log((m + k) / (e + k))`: `m` mentions in `dev`, and `e` expected at the rate of `train`.
 
-    With `k` pseudo-mentions that say "as often as in training", few dev sentences move it little.
+    The `k` pseudo-mentions for "as often as in training" keep the ratio near 0 when there are few dev sentences.
 
     Args:
-        train: sentences, each of which counts for the types that it is annotated for.
-        dev: the same.
-        types: to look at; one that `train` does not mention gets 0.
+        train: training sentences, each of which counts for the types that it is annotated for.
+        dev: dev sentences, which count likewise.
+        types: the types; one that `train` does not mention gets 0.
         evidence: `k`.
     """
     (mentions, words), (dev_mentions, dev_words) = tally(train), tally(dev)
@@ -108,16 +108,16 @@ def rarity_of_old_types(
     *,
     evidence: float,
 ) -> float:
-    """`log((m + k) / (e + k))`: mentions of old types in `train`, and those expected at the rate they were taught.
+    """`log((m + k) / (e + k))`: `m` mentions of old types in `train`, and `e` expected at the rate in their own steps.
 
-    All old types together of whose steps the history tells the rate; 0 where they are as frequent, or more.
+    Taken over all old types together whose rate the history records; 0 if they are as frequent or more frequent.
 
     Args:
         train: the step's own sentences.
-        found: what the model before the step finds in each of them; what overlaps a mention of a new type is wrong.
+        found: spans that the model before the step finds in each; those that overlap a mention of a new type are wrong.
         history: a record of each earlier step, with mentions and words of its types.
-        new: types of the step.
-        evidence: `k`, pseudo-mentions that say "as often".
+        new: the types of the step.
+        evidence: `k`, pseudo-mentions for "as often".
     """
     new = set(new)
     taught = {

@@ -40,11 +40,11 @@ class LwfOptions(StrategyOptions):
 @strategies.register("lwf")
 @final
 class Lwf(Strategy):
-    """Cross entropy on the new sentences as they are labelled, and the teacher's old columns imitated on every word.
+    """Cross entropy on the new sentences as labelled, and imitation of the teacher's old columns on every word.
 
-    Li & Hoiem 2016, "Learning without forgetting", equations 1 to 3. With AddNER and SpanKL that is what `distill`
-    does. With ExtendNER the two terms contradict each other wherever a mention of an old type is labelled `O`;
-    `distill` gives each word only one of them.
+    Li & Hoiem 2016, "Learning without forgetting", equations 1 to 3. With AddNER and SpanKL, `distill` does the same.
+    With ExtendNER, the two terms contradict each other wherever a mention of an old type is labelled `O`; `distill`
+    applies only one of them to each word.
     """
 
     options_class = LwfOptions
@@ -52,12 +52,12 @@ class Lwf(Strategy):
     holds_old_types = True
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now, unless there is nothing to imitate."""
+        """Keeps a copy of the model as the teacher, unless there is nothing to imitate."""
         imitates = context.old_types and self.options.strength > 0
         self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce` and, from step 2 on, `kd`."""
+        """`ce` and, with a teacher, `kd`."""
         teacher = self._teacher
         terms = cross_entropy_as_labelled(context.model.head, batch, emissions)
         if teacher is None:
@@ -73,5 +73,5 @@ class Lwf(Strategy):
         return {**terms, **on_rows(batch, emissions, imitation)}
 
     def release(self) -> None:
-        """Lets teacher and targets go."""
+        """Releases the teacher and its targets."""
         self._teacher = None

@@ -19,21 +19,21 @@ from ner_cl.types import Sentence
 
 __all__ = ["MaskedWords", "pretrain", "raw_text"]
 
-_SHARE = 0.15  # of the pieces are guessed: 8 in 10 of them masked, 1 replaced, 1 left as it is (Devlin et al. 2019)
+_SHARE = 0.15  # of the pieces are predicted: 8 in 10 of them masked, 1 replaced, 1 unchanged (Devlin et al. 2019)
 
 
 @final
 class MaskedWords:
-    """Guesses masked word pieces from an encoder's hidden states, through its own input embeddings and a bias.
+    """Predicts masked word pieces from an encoder's hidden states, with its own input embeddings and a bias.
 
     Args:
-        encoder: whose tokenizer has a mask.
+        encoder: an encoder whose tokenizer has a mask token.
 
     Attributes:
-        bias: of each piece of the vocabulary, to be trained along.
+        bias: the bias of each piece of the vocabulary, trained together with the encoder.
 
     Raises:
-        ModelError: if there is no mask, or hidden states and embeddings differ in size.
+        ModelError: if there is no mask token, or hidden states and embeddings differ in size.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -50,22 +50,22 @@ class MaskedWords:
         self.bias = torch.zeros(len(self._embeddings), device=device, requires_grad=True)
 
     def loss(self, batch: Batch, generator: np.random.Generator) -> Float[Tensor, ""]:
-        """Mean cross entropy of the pieces guessed; 0 if none is.
+        """Mean cross entropy of the predicted pieces; 0 if there are none.
 
         Args:
-            batch: of any words; its targets are not looked at.
-            generator: draws what is guessed.
+            batch: any batch; its targets are not used.
+            generator: draws which pieces are predicted.
         """
         ids, chosen = self.corrupt(batch.piece_ids, generator)
         hidden: Tensor = self._encoder.backbone(input_ids=ids, attention_mask=batch.piece_mask).last_hidden_state
         guesses = F.linear(hidden[chosen], self._embeddings, self.bias).float()
-        # A sum, as the mean over no piece is not a number.
+        # A sum, since the mean over no pieces is NaN.
         return F.cross_entropy(guesses, batch.piece_ids[chosen], reduction="sum") / max(1, len(guesses))
 
     def corrupt(
         self, ids: Int[Tensor, "row piece"], generator: np.random.Generator
     ) -> tuple[Int[Tensor, "row piece"], Bool[Tensor, "row piece"]]:
-        """The pieces with some masked or replaced, and which of them are to be guessed; special ones never."""
+        """The pieces with some masked or replaced, and which are to be predicted; special pieces never are."""
         chosen, kind, piece = torch.from_numpy(generator.random((3, *ids.shape))).to(ids.device)
         guessed = (chosen < _SHARE) & ~torch.isin(ids, self._special)
         shown = torch.where(kind < 0.8, torch.full_like(ids, self._mask_id), ids)
@@ -74,21 +74,21 @@ class MaskedWords:
 
 
 def raw_text(context: StepContext) -> list[Sentence]:
-    """The words of the step's own sentences and of its unlabeled ones, without annotation."""
+    """The step's own and its unlabeled sentences, without annotation."""
     own = context.encoded.sentences_from("own")
     return [Sentence(sentence.words) for sentence in (*own, *context.unlabeled)]
 
 
 def pretrain(context: StepContext, gates: Mapping[str, Tensor], *, epochs: int, rate: float) -> None:
-    """Goes on pre-training the encoder's trainable parameters on the step's raw text, updates gated.
+    """Continues pre-training the encoder's trainable parameters on the step's raw text, with gated updates.
 
-    AdamW without weight decay, the rate falling linearly to 0, as in the authors' code.
+    AdamW without weight decay, with the learning rate falling linearly to 0, as in the authors' code.
 
     Args:
-        context: of the step.
+        context: the step.
         gates: factors in [0, 1] on the updates of parameters, by name.
         epochs: passes over the text.
-        rate: learning rate at the beginning.
+        rate: initial learning rate.
     """
     model = context.model
     task = MaskedWords(model.encoder)
@@ -121,7 +121,7 @@ def pretrain(context: StepContext, gates: Mapping[str, Tensor], *, epochs: int, 
 def _step(
     optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], held: Sequence[Tensor], gates: Sequence[Tensor]
 ) -> None:
-    """One clipped update, of which a gate lets its share through; none if the gradient is not finite."""
+    """Makes one clipped update, scaled by the gates; none if the gradient is not finite."""
     norm = nn.utils.clip_grad_norm_(trained, 1.0)
     if torch.isfinite(norm):
         before = [parameter.detach().clone() for parameter in held]

@@ -1,4 +1,4 @@
-"""The exemplar memory: a few sentences of every step, kept for the steps to come."""
+"""The exemplar memory: a few sentences of every step, kept for later steps."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -19,7 +19,7 @@ __all__ = ["Memory", "MemoryOptions", "check_kept"]
 
 
 class MemoryOptions(Options):
-    """How many sentences are kept of each step, and which.
+    """How many sentences of each step are kept, and which.
 
     Attributes:
         budget: how many, in the unit that `unit` says.
@@ -32,7 +32,7 @@ class MemoryOptions(Options):
             vectors come nearest to the mean of each type (iCaRL).
     """
 
-    # A union, so that 1 is written to files as 1 and not as 1.0, which would not be read again.
+    # A union, so that 1 is written to files as 1 and not as 1.0, which would be refused on reading.
     budget: int | float = Field(0.01, gt=0)
     unit: Literal["auto", "step", "step_fraction", "new_fraction", "total", "type"] = "auto"
     selection: Literal["random", "reservoir", "balanced", "herding"] = "random"
@@ -56,7 +56,7 @@ class MemoryOptions(Options):
 
     @property
     def resolved_unit(self) -> str:
-        """The unit with `auto` decided."""
+        """The unit, with `auto` resolved."""
         if self.unit == "auto":
             return "step_fraction" if self.budget < 1 else "step"
         return self.unit
@@ -66,10 +66,10 @@ class MemoryOptions(Options):
 class Memory:
     """Sentences of earlier steps, each annotated for the types of its own step only.
 
-    Those of a step stand in the order of their worth, so a step that must give some up gives up the last ones.
+    The sentences of a step are ordered by rank, best first, so a step that must drop some drops the last ones.
 
     Args:
-        options: how many and which.
+        options: how many sentences to keep, and which.
 
     Attributes:
         sentences: the sentences, in the order of steps.
@@ -80,11 +80,11 @@ class Memory:
         self.sentences: tuple[Sentence, ...] = ()
 
     def load(self, sentences: Sequence[Sentence]) -> None:
-        """Takes back `sentences`, or less: some may have been deleted."""
+        """Restores `sentences`, or less: some may have been deleted."""
         self.sentences = tuple(sentences)
 
     def by_step(self, steps: Sequence[Sequence[str]]) -> list[tuple[Sentence, ...]]:
-        """The sentences of each step; one that is annotated for types of several steps is the last one's.
+        """The sentences of each step; one annotated for types of several steps belongs to the last of these.
 
         Args:
             steps: the types of each step.
@@ -97,10 +97,10 @@ class Memory:
         return [tuple(group) for group in groups]
 
     def remember(self, context: StepContext) -> None:
-        """Chooses from the step's own sentences, and gives up what the budget no longer allows of earlier steps.
+        """Chooses from the step's own sentences, and drops those of earlier steps that exceed the budget.
 
         Args:
-            context: at the end of the step, when the weights are final.
+            context: the step at its end, when the weights are final.
         """
         own, steps = _own_sentences(context), context.model.tagset.steps
         groups = [*self.by_step(steps[:-1]), self._choose(context, own)]
@@ -110,7 +110,7 @@ class Memory:
         self.sentences = tuple(chain(*(group[:limit] for group, limit in zip(groups, limits, strict=True))))
 
     def _choose(self, context: StepContext, own: Sequence[Sentence]) -> tuple[Sentence, ...]:
-        """The best of the step's sentences first: as many as the budget could allow."""
+        """The step's best sentences, best first, as many as the budget could allow."""
         unit, budget = self.options.resolved_unit, self.options.budget
         mentions = _mentions(own, context.types)
         if unit == "type":
@@ -121,14 +121,14 @@ class Memory:
     def _enough(
         self, sentences: Sequence[Sentence], ranking: Iterable[int], types: Sequence[str]
     ) -> tuple[Sentence, ...]:
-        """Of what was chosen with a larger budget, exactly what this one would have chosen (unit: `type`)."""
+        """Of sentences chosen with a larger budget, exactly those this budget would have chosen (unit: `type`)."""
         chosen = enough_mentions(ranking, _mentions(sentences, types), int(self.options.budget))
         return tuple(sentences[index] for index in chosen)
 
     def _ranking(
         self, context: StepContext, own: Sequence[Sentence], mentions: Float[np.ndarray, "sentence type"], most: int
     ) -> Iterator[int]:
-        # Strategies that remember with the same options remember the same sentences.
+        # One shared stream: strategies with the same memory options remember the same sentences.
         generator = context.generator("memory")
         if self.options.selection == "balanced":
             return balanced(mentions, generator)
@@ -141,17 +141,17 @@ class Memory:
         return in_turn([chain(in_turn([_herd(*part) for part in features.values()]), others)])
 
     def _limits(self, sizes: Sequence[int], new: int) -> list[int]:
-        """How many sentences each step may keep of those it has."""
+        """How many of its sentences each step may keep."""
         unit, budget = self.options.resolved_unit, self.options.budget
         if unit == "new_fraction":
             return [min(size, _share(budget, new)) for size in sizes]
         if unit == "step":
             return [min(size, int(budget)) for size in sizes]
         if unit != "total":
-            # How many sentences an earlier step had, of which `step_fraction` is a share, is not known any more.
+            # `step_fraction` is a share of an earlier step's sentences, whose number is no longer known.
             return list(sizes)
         limits, left = [0] * len(sizes), int(budget)
-        # A step that has less than its share leaves the rest to the others.
+        # A step with fewer sentences than its share leaves the rest to the others.
         for place, index in enumerate(sorted(range(len(sizes)), key=lambda index: sizes[index])):
             limits[index] = min(sizes[index], -(-left // (len(sizes) - place)))
             left -= limits[index]
@@ -159,12 +159,12 @@ class Memory:
 
 
 def check_kept(sentences: Sequence[Sentence], old_types: Sequence[str], types: Sequence[str]) -> None:
-    """Refuses remembered sentences that say nothing a model could use: somebody edited them, and not as they meant.
+    """Refuses remembered sentences whose annotation the model cannot use, as after a mistaken edit.
 
     Args:
-        sentences: the memory; what it says of types to come is not looked at.
+        sentences: the memory; annotation for the types in `types` is ignored.
         old_types: the types the model knows.
-        types: those it is about to learn.
+        types: the types it is about to learn.
 
     Raises:
         DataError: if a sentence is annotated for a type that is in neither, or for no old type.
@@ -184,7 +184,7 @@ def check_kept(sentences: Sequence[Sentence], old_types: Sequence[str], types: S
 
 
 def _own_sentences(context: StepContext) -> list[Sentence]:
-    """The step's sentences, annotated for its types only; of equal ones the first, and no remembered ones."""
+    """The step's sentences without remembered ones or duplicates, annotated for the step's types only."""
     distinct: dict[tuple[object, ...], Sentence] = {}
     for sentence in context.encoded.sentences:
         shown = sentence.restrict(context.types)

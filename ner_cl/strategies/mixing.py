@@ -1,4 +1,4 @@
-"""Batches into which rows are drawn that are not the step's own."""
+"""Batches that mix the step's own rows with others."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -8,7 +8,7 @@ import numpy as np
 
 __all__ = ["mixed"]
 
-_POOL = 512  # rows that are sorted by length together: little padding, and an order that stays random
+_POOL = 512  # rows sorted by length together: little padding, while the order stays random
 
 
 def mixed(
@@ -20,17 +20,17 @@ def mixed(
     ratio: float,
     generator: np.random.Generator,
 ) -> list[list[int]]:
-    """Cuts rows into batches of like length in which at least a share of the rows is drawn from others.
+    """Cuts rows into batches of similar length, with at least a share `ratio` of the rows drawn from `others`.
 
     Args:
         own: rows in random order, each of which is in one batch.
-        others: the other rows; each is drawn once before any comes twice.
+        others: the other rows; each is drawn once before any is drawn twice.
         lengths: word pieces of every row.
-        tokens: longest row × rows of a batch stays within this, where more than one row of `own` is in it.
+        tokens: limit on longest row × rows of a batch, for batches with more than one row of `own`.
         ratio: the share, in (0, 1).
         generator: draws rows, and the order of batches.
     """
-    each = ratio / (1 - ratio) - 1e-9  # rows to be drawn for one row; whole numbers must not round up
+    each = ratio / (1 - ratio) - 1e-9  # rows drawn per own row; whole numbers must not round up
     drawn = _in_rounds(others, generator)
     batches: list[list[int]] = []
     for start in range(0, len(own), _POOL):
@@ -41,7 +41,7 @@ def mixed(
 
 
 def _in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[int]:
-    """Every row once in random order, again and again."""
+    """All rows in random order, repeated forever with a new order each time."""
     while True:
         yield from generator.permutation(rows).tolist()
 
@@ -49,7 +49,7 @@ def _in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[
 def _cut(
     own: Sequence[int], drawn: Iterator[int], lengths: Sequence[int], *, tokens: int, each: float
 ) -> list[list[int]]:
-    """Batches of rows in the order given, each row with as many drawn ones as the share asks for."""
+    """Batches of `own` in the given order, each row with as many drawn rows as the share requires."""
     batches: list[list[int]] = [[]]
     new = longest = 0
     for row in own:

@@ -1,4 +1,4 @@
-"""Modular networks: a module a step on a shared encoder that does not change after step 1."""
+"""Modular networks: one module per step on a shared encoder that does not change after step 1."""
 
 from collections.abc import Sequence
 from typing import Literal, final
@@ -25,7 +25,7 @@ __all__ = ["ModuleStrategy", "ModuleStrategyOptions"]
 
 
 class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
-    """What a module is made of, and what it stands on.
+    """What a module consists of, and which encoder it is built on.
 
     Attributes:
         trunk: `learned` trains the encoder in step 1, whose block reads it directly, and freezes it then; `pretrained`
@@ -45,13 +45,13 @@ class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
 @strategies.register("modules")
 @final
 class ModuleStrategy(ApartStrategy):
-    """Trains a module and a block in each step, and nothing that any earlier step computes with."""
+    """Trains a module and a block in each step, and nothing that an earlier step uses."""
 
     options_class = ModuleStrategyOptions
     options: ModuleStrategyOptions
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """Blocks that know the same types have to vote, and what one says must be of words where another reads it."""
+        """Refuses heads whose blocks cannot vote with `join: vote`, or do not tag words with `join: sequence`."""
         if self.options.join == "sequence" and not heads[head.name].tags_words:  # type: ignore[attr-defined]
             return f"with join: sequence reads tags of words, which head {head.name} has none of; choose another join"
         if self.options.join == "vote" and "merge" in heads[head.name].without_effect:  # type: ignore[attr-defined]
@@ -61,10 +61,10 @@ class ModuleStrategy(ApartStrategy):
         return ""
 
     def begin_step(self, context: StepContext) -> None:
-        """Has the new step given a module; in step 1 only if the encoder is not to be trained."""
+        """Gives the new step a module; in step 1 only if the encoder is not trained."""
         if context.old_types or self.options.trunk == "pretrained":
             subnetworks_of(context.model, ModuleOptions, self.options)
-        else:  # what would fail in step 2 is refused now, before step 1 has been paid for
+        else:  # refuse now what would fail in step 2, before step 1 is trained
             model, options = context.model, options_of(ModuleOptions, self.options)
             modules = Modules(model.encoder, options, first=context.number + 1)
             with torch.no_grad():
@@ -72,17 +72,17 @@ class ModuleStrategy(ApartStrategy):
                 run_trunk(model.encoder, one, modules.top(model.encoder), whole=True)
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """Where the new block is to know older types, the sentences with what the model says of them so far."""
+        """The sentences, with the model's predictions for old types added if the new block is to know these."""
         modules = _modules_of(context)
         return label_old_types(context, train) if modules and modules.join.knows_older else train
 
     def stages(self, context: StepContext) -> Sequence[int]:
-        """With `join: fusion`, one more stage from the second adapter on."""
+        """One more stage with `join: fusion`, from the second adapter on."""
         modules = _modules_of(context)
         return (self.options.fusion_epochs,) if modules and modules.fuses(context.number) else ()
 
     def begin_stage(self, context: StepContext) -> None:
-        """Freezes all but the new module and block; in a later stage, all but attention over adapters and block."""
+        """Freezes all but the new module and block; in a later stage, all but the fusion attention and the block."""
         model, modules = context.model, _modules_of(context)
         if modules is None:
             return
@@ -95,23 +95,23 @@ class ModuleStrategy(ApartStrategy):
             self._read_once(context)
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Runs what is frozen without dropout."""
+        """Turns off dropout in everything that is frozen."""
         model = context.model
         if model.subnetworks is not None:
             model.encoder.eval()
             model.subnetworks.learn(context.number)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy of the new block."""
+        """Cross entropy of the new block, as `ce`."""
         return own_loss(context, batch, emissions)
 
     def settle(self, context: StepContext) -> None:
-        """Measures once what the new block's vote is to count, where blocks vote."""
+        """Measures the weight of the new block's vote, if blocks vote."""
         calibrate_vote(context)
 
 
 def _modules_of(context: StepContext) -> Modules | None:
-    """The model's modules; None while there are none yet."""
+    """The model's modules; None if there are none yet."""
     found = context.model.subnetworks
     assert found is None or isinstance(found, Modules)
     return found

@@ -1,4 +1,4 @@
-"""NCL: natural continual learning, steps bounded in the metric of what was learned (Kao et al. 2021, NeurIPS)."""
+"""NCL: natural continual learning, with updates in the metric of old steps' precision (Kao et al. 2021, NeurIPS)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["Ncl", "NclOptions", "Part", "joined", "parted"]
 
 
 class NclOptions(StrategyOptions):
-    """The prior, the trust region and the rate at which it is walked.
+    """The prior, the trust region and the learning rates.
 
     Attributes:
         lr: step size γ of the encoder; the schedule of `training` scales it, its optimizer's own rates do not count.
@@ -58,10 +58,10 @@ class Part:
     """Parameters that share a precision: a weight with its bias as last column, or a single tensor.
 
     Attributes:
-        names: of the parameters.
-        parameters: themselves.
-        precision: of old steps together with the prior.
-        inverse: of it, damped.
+        names: names of the parameters.
+        parameters: the parameters.
+        precision: the precision from old steps and the prior.
+        inverse: its damped inverse.
         anchor: the weights before the step, joined.
         rate: learning rate.
         momentum: running sum of preconditioned forces; None before the first.
@@ -78,13 +78,13 @@ class Part:
     def change(self, slope: Float[Tensor, "..."], options: NclOptions, *, scale: float = 1.0) -> Float[Tensor, "..."]:
         """The update `-γ/N · [Λ⁻¹∇L + λ(θ - μ)]` with momentum (Kao et al. 2021, in the form of a loss).
 
-        The paper's code gathers momentum before preconditioning; both are linear and the preconditioner does not change
-        within a step, so gathering after it is the same, and spares two products wherever Λ⁻¹Λ is the identity.
+        The paper's code accumulates momentum before preconditioning. Both are linear and the preconditioner is constant
+        within a step, so accumulating afterwards is equivalent, and saves two products where Λ⁻¹Λ is the identity.
 
         Args:
             slope: the gradient of the loss, joined like the weights.
-            options: of the strategy.
-            scale: share of the learning rate that the schedule allows now.
+            options: the options of the strategy.
+            scale: the schedule's current factor on the learning rate.
         """
         pull = joined(self.parameters) - self.anchor
         if options.damping:
@@ -99,10 +99,10 @@ class Part:
 @strategies.register("ncl")
 @final
 class Ncl(Strategy):
-    """Walks to the optimum of loss and prior along `-Λ⁻¹∇L - (θ - μ)`, never far in directions old steps care for.
+    """Moves to the optimum of loss and prior along `-Λ⁻¹∇L - (θ - μ)`, little in directions that matter to old steps.
 
     `Λ` is the precision of the weights after the old steps: a Kronecker product for each linear layer, a diagonal for
-    LayerNorm. It takes the optimizer's place for all that learns: the last layers of the encoder and the head.
+    LayerNorm. The strategy replaces the optimizer for all that learns: the last layers of the encoder and the head.
     """
 
     options_class = NclOptions
@@ -122,7 +122,7 @@ class Ncl(Strategy):
         self._parts: list[Part] = []
 
     def begin_step(self, context: StepContext) -> None:
-        """Checks that the precision is that of the layers to train.
+        """Checks that the precision belongs to the layers to train.
 
         Raises:
             ConfigError: if it was measured with another number of layers.
@@ -136,7 +136,7 @@ class Ncl(Strategy):
             raise ConfigError("strategies.ncl.layers: not as in the steps before; keep it the same in all steps")
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Inverts the precision, once for the whole step, and freezes the rest of the encoder."""
+        """Inverts the precision once for all updates and, after step 1, freezes every parameter without one."""
         self._parts = []
         if context.number > 1 or self.options.first_step == "ncl":
             for name, shape in _shapes(self._layers(context)):
@@ -149,7 +149,7 @@ class Ncl(Strategy):
         return {}
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-        """The update of every part, together within the radius. Gradients have been clipped by the loop by then."""
+        """The updates of all parts, together within the radius. The loop has already clipped the gradients."""
         if not self._parts:
             return None
         with torch.no_grad():
@@ -161,7 +161,7 @@ class Ncl(Strategy):
             if self.options.radius and changes:
                 lengths = [(c * part.precision.times(c)).sum() for part, c in zip(parts, changes, strict=True)]
                 length = torch.stack(lengths).sum().sqrt()
-                shrink = (self.options.radius / length).clamp(max=1.0)  # of no length: infinite, so 1
+                shrink = (self.options.radius / length).clamp(max=1.0)  # at length 0 the ratio is infinite, so 1
                 changes = [change * shrink for change in changes]
         found: dict[str, Tensor] = {}
         for part, change in zip(parts, changes, strict=True):
@@ -169,7 +169,7 @@ class Ncl(Strategy):
         return found
 
     def end_step(self, context: StepContext) -> None:
-        """Adds what this step knows of the weights to their precision."""
+        """Adds this step's Fisher information to the precision."""
         batches = context.batches(sentences=self.options.samples, purpose="ncl/sentences")
         seed = int(context.generator("ncl/tags").integers(2**62))
         layers = self._layers(context)
@@ -182,10 +182,10 @@ class Ncl(Strategy):
             elif isinstance(old, Diagonal) and isinstance(new, Diagonal):
                 self._precisions[name] = Diagonal(old.values + new.values.cpu())
             else:
-                self._precisions[name] = old  # nothing of the step reached it
+                self._precisions[name] = old  # the step's loss did not reach it
 
     def release(self) -> None:
-        """Lets inverses, anchors and momentum go."""
+        """Releases inverses, anchors and momentum."""
         self._parts = []
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -199,7 +199,7 @@ class Ncl(Strategy):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the precision back."""
+        """Restores the precision."""
         self._precisions = {}
         for key, values in state.items():
             name, kind = key.rsplit("/", maxsplit=1)
@@ -213,13 +213,13 @@ class Ncl(Strategy):
         return {part.names[0]: part.momentum for part in self._parts if part.momentum is not None}
 
     def load_progress(self, progress: Mapping[str, Tensor]) -> None:
-        """Takes the momentum back."""
+        """Restores the momentum."""
         for part in self._parts:
             if part.names[0] in progress:
                 part.momentum = progress[part.names[0]].to(part.anchor.device)
 
     def _layers(self, context: StepContext) -> dict[str, nn.Linear | nn.LayerNorm]:
-        """What learns after step 1, of what a precision is known for: the last layers, and the head."""
+        """The modules that learn after step 1: linear layers and LayerNorms of the last layers and of the head."""
         count = self.options.layers
         last = tuple(f"{name}." for name in top_layer_names(context.model, count)) if count else ()
         return {
@@ -229,7 +229,7 @@ class Ncl(Strategy):
         }
 
     def _precision(self, name: str, shape: tuple[int, ...]) -> Kronecker | Diagonal:
-        """What is known so far; the prior where nothing is."""
+        """The precision so far; the prior if there is none."""
         return self._precisions.get(name) or scaled_identity(shape, 1 / self.options.data_size)
 
     def _part(self, context: StepContext, name: str, shape: tuple[int, ...]) -> Part:
@@ -255,7 +255,7 @@ class Ncl(Strategy):
 
 
 def _shapes(layers: Mapping[str, nn.Linear | nn.LayerNorm]) -> list[tuple[str, tuple[int, ...]]]:
-    """Of everything that has a precision: a layer's name for a linear one with its bias, a parameter's name else."""
+    """Name and shape of everything with a precision: a linear layer with its bias, or else a single parameter."""
     found: list[tuple[str, tuple[int, ...]]] = []
     for name, layer in layers.items():
         own = dict(layer.named_parameters())
@@ -267,7 +267,7 @@ def _shapes(layers: Mapping[str, nn.Linear | nn.LayerNorm]) -> list[tuple[str, t
 
 
 def joined(tensors: Sequence[Tensor]) -> Float[Tensor, "..."]:
-    """A weight with its bias as last column, or the one tensor there is."""
+    """Joins a weight with its bias as last column, or returns a single tensor as it is."""
     if len(tensors) == 1:
         return tensors[0]
     weight, bias = tensors

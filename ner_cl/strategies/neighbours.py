@@ -1,4 +1,4 @@
-"""Words that a teacher finds alike, and what the student says of them, for CFNER (Zheng et al. 2022)."""
+"""Words that a teacher finds similar, and the student's logits for them, for CFNER (Zheng et al. 2022)."""
 
 from typing import final
 
@@ -14,16 +14,16 @@ from ner_cl.strategies.step_words import StepWords
 
 __all__ = ["Neighbours", "nearest"]
 
-_CHUNK = 1024  # words whose distances are held at once
+_CHUNK = 1024  # words whose distances are in memory at once
 
 
 def nearest(vectors: Float[Tensor, "word size"], count: int, *, candidates: int = 0) -> Int[Tensor, "word near"]:
-    """The places of the nearest others of each vector by L2 distance, the nearest first; never its own place.
+    """The indices of each vector's nearest others by L2 distance, nearest first; never its own index.
 
     Args:
-        vectors: any.
-        count: how many; fewer where there are not so many others.
-        candidates: only so many vectors, the first ones, may be found; 0 for all.
+        vectors: the vectors.
+        count: number of neighbours; fewer if there are not that many others.
+        candidates: only the first so many vectors can be neighbours; 0 for all.
     """
     pool = vectors[:candidates] if candidates else vectors
     count = max(0, min(count, len(pool) - 1))
@@ -42,8 +42,8 @@ class Neighbours:
     """The neighbours of some words of a step, among words of the same kind.
 
     Args:
-        words: of the step.
-        count: how many each word has, at most.
+        words: the words of the step.
+        count: maximum number of neighbours of each word.
 
     Attributes:
         table: numbers of the neighbours of each word; -1 where there is none.
@@ -59,8 +59,8 @@ class Neighbours:
         """Makes words neighbours of each other.
 
         Args:
-            numbers: of the words.
-            vectors: of the words, as the teacher has them; their lengths do not count.
+            numbers: numbers of the words.
+            vectors: the teacher's vectors of the words; their lengths do not matter.
             candidates: see `nearest`.
         """
         near = nearest(F.normalize(vectors, dim=-1), self.table.shape[1], candidates=candidates)
@@ -69,14 +69,14 @@ class Neighbours:
     def ask(
         self, context: StepContext, near: Int[Tensor, "some near"]
     ) -> tuple[Float[Tensor, "some near tag"], Bool[Tensor, "some near"]]:
-        """The student's logits for words wherever they stand in the step's sentences, without dropout or gradient.
+        """The student's logits for words anywhere in the step's sentences, without dropout or gradient.
 
         Args:
-            context: of the step.
+            context: the step.
             near: rows of the table.
 
         Returns:
-            The logits, and which of them are of a word.
+            The logits, and which of them belong to a word.
         """
         real = near >= 0
         numbers: Tensor = torch.unique(near[real])
@@ -84,7 +84,7 @@ class Neighbours:
         return self._logits(context, numbers)[places], real
 
     def _logits(self, context: StepContext, numbers: Int[Tensor, " some"]) -> Float[Tensor, "some tag"]:
-        """The student's logits for words that are given in rising order, each once."""
+        """The student's logits for distinct words in ascending order."""
         encoded, model = context.encoded, context.model
         rows = torch.unique(self._words.rows[numbers]).tolist()
         plan = encoded.plan(rows, batch_tokens=context.batch_tokens)

@@ -1,4 +1,4 @@
-"""OGD: orthogonal gradient descent, directions of old outputs and no samples (Farajtabar et al. 2020, AISTATS)."""
+"""OGD: orthogonal gradient descent on stored gradient directions, without samples (Farajtabar et al. 2020, AISTATS)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
@@ -17,7 +17,7 @@ from ner_cl.strategies.linear_layers import top_layer_names
 
 __all__ = ["Ogd", "OgdOptions", "orthogonalise"]
 
-# A gradient of which less than this share is left says nothing that the directions before it do not say.
+# A gradient with less than this share left adds nothing to the directions before it.
 _SMALLEST_SHARE = 1e-4
 
 
@@ -41,9 +41,9 @@ class OgdOptions(StrategyOptions):
 @strategies.register("ogd")
 @final
 class Ogd(Strategy):
-    """Moves the weights only in ways that leave outputs for old sentences as they are, to first order.
+    """Moves weights only in directions that leave the outputs for old sentences unchanged, to first order.
 
-    What is stored of a sentence is the gradient of the logits of its gold tags ("ground truth logit", the paper's
+    For each sentence, the gradient of the logits of its gold tags is stored ("ground truth logit", the paper's
     OGD-GTL), which does not vanish when the loss does.
     """
 
@@ -62,18 +62,18 @@ class Ogd(Strategy):
         self._trained: frozenset[str] = frozenset()
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Prepares the constraint, and looks which parameters this step trains; there is nothing to gate."""
+        """Prepares the constraint and records which parameters this step trains; gates nothing."""
         self._trained = frozenset(name for name, p in context.model.named_parameters() if p.requires_grad)
         directions = {name: part.to(context.model.device) for name, part in self._directions.items()}
         self._constraints = (Subspace(directions),) if directions else ()
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[Subspace]:
-        """The directions of old outputs, the same object at every update."""
+        """The directions of old outputs, as the same object at every update."""
         return self._constraints
 
     def end_step(self, context: StepContext) -> None:
-        """Adds the directions of this step's outputs, as far as they point anywhere new."""
+        """Adds the directions of this step's outputs that are not spanned yet."""
         model, rows = context.model, self._rows(context)
         names = [name for name in self._in_scope(model) if name in self._trained]
         if not rows or not names:
@@ -93,17 +93,17 @@ class Ogd(Strategy):
         self._directions = {name: part[:count].clone().cpu() for name, part in basis.items()} if count else {}
 
     def release(self) -> None:
-        """Lets the constraint go."""
+        """Releases the constraint."""
         self._constraints = ()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For each parameter its part of every direction, stacked."""
+        """Each parameter's part of every direction, stacked."""
         return dict(self._directions)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the directions back, unless the strategy is turned off."""
-        # Copied, because a tensor read from a file lies where it lies there, and what the last bits of a product are
-        # depends on how its factors are aligned in memory.
+        """Restores the directions, unless the strategy is turned off."""
+        # Copied, because a tensor read from a file keeps the file's alignment, and the last bits of a product depend on
+        # how its factors are aligned in memory.
         self._directions = {name: part.clone() for name, part in state.items()} if self.options.per_step else {}
 
     def _rows(self, context: StepContext) -> list[int]:
@@ -123,14 +123,14 @@ class Ogd(Strategy):
         return context.at_most(found, self.options.per_step, "ogd/sentences")
 
     def _in_scope(self, model: NerModel) -> list[str]:
-        """The parameters to store directions of. Every block of the head there is now will be an old one."""
+        """The parameters to store directions of. All current blocks of the head count, as all will be old ones."""
         if self.options.scope == "encoder":
             parts: tuple[str, ...] = ("encoder.",)
         else:
             parts = tuple(f"{layer}." for layer in top_layer_names(model, self.options.last))
         if self.options.scope == "head_and_last":
             parts = (*parts, "head.")
-        # A gradient of input embeddings has rows for the words of its sentence only: it would spell the sentence out.
+        # A gradient of input embeddings has rows for the pieces of its sentence only, so it would reveal the sentence.
         spelling = {id(parameter) for parameter in model.encoder.embeddings.parameters()}
         return [
             name
@@ -139,16 +139,16 @@ class Ogd(Strategy):
         ]
 
     def _with_room(self, parameters: Mapping[str, Tensor], room: int) -> tuple[dict[str, Tensor], int]:
-        """The directions so far with zeros for `room` more behind them, and how many there are.
+        """The directions so far, followed by zeros for `room` more, and the number of directions so far.
 
-        A parameter that is new to the directions, as a block of the head that this step added, has no part in the
+        A parameter that is new to the directions, such as a block of the head that this step added, is zero in the
         earlier ones.
         """
         old = self._directions
         count = len(next(iter(old.values()))) if old else 0
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
         shapes = {name: part.shape[1:] for name, part in old.items()} | {n: p.shape for n, p in parameters.items()}
-        # In an order that does not depend on where the directions come from, as sums over them do on theirs.
+        # Sorted, because sums over parameters depend on their order, which must not depend on the directions' source.
         basis = {name: torch.zeros(count + room, *shapes[name], device=device) for name in sorted(shapes)}
         for name, part in old.items():
             basis[name][:count] = part
@@ -158,12 +158,12 @@ class Ogd(Strategy):
 def orthogonalise(
     vector: Mapping[str, Tensor], basis: Mapping[str, Float[Tensor, "direction ..."]]
 ) -> dict[str, Tensor]:
-    """What is left of a vector outside a basis, at length 1; empty if it is next to nothing.
+    """The part of a vector outside a basis, normalised to length 1; empty if almost nothing is left.
 
-    Gram-Schmidt twice: once leaves an error that grows with what was taken out.
+    Gram-Schmidt is run twice, as one pass leaves an error that grows with the removed part.
 
     Args:
-        vector: by parameter.
+        vector: the vector, by parameter.
         basis: orthonormal directions over all parameters together.
     """
     length = _length(vector)
@@ -173,7 +173,7 @@ def orthogonalise(
         if not parts:
             break
         shares = torch.stack([(part @ left[name].flatten()).double() for name, part in parts.items()]).sum(dim=0)
-        # A direction has parts in parameters that the vector does not touch.
+        # A direction also has parts in parameters that are not in the vector.
         left = {
             name: left.get(name, 0.0) - (shares.float() @ part.flatten(1)).view(part.shape[1:])
             for name, part in basis.items()

@@ -1,4 +1,4 @@
-"""The blocks of earlier steps, for strategies that hold them still."""
+"""Freezing the head blocks of earlier steps."""
 
 from ner_cl.model.heads.base import Head
 
@@ -6,6 +6,6 @@ __all__ = ["freeze_old_blocks"]
 
 
 def freeze_old_blocks(head: Head) -> None:
-    """Freezes all blocks but the newest for the step."""
+    """Freezes all blocks but the newest for the current step."""
     for block in list(head.blocks)[:-1]:
         block.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""PackNet: a step trains the weights that are free, and frees the smallest of them for the steps after it."""
+"""PackNet: each step trains the free weights, then frees the smallest of them for later steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
@@ -22,7 +22,7 @@ __all__ = ["PackNetStrategy", "PackNetStrategyOptions"]
 
 
 class PackNetStrategyOptions(StrategyOptions, PackNetOptions):
-    """Which weights are shared out, and how many of them a step leaves to those after it.
+    """Which weights are allocated to steps, and how many of them a step leaves to later ones.
 
     Attributes:
         prune_first: share of its weights that step 1 frees; 0 leaves nothing to learn a later step with.
@@ -42,19 +42,19 @@ class PackNetStrategy(ApartStrategy):
     """Trains all free weights, prunes the smallest of them, and trains the others again.
 
     Mallya and Lazebnik 2018, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning". What is not
-    shared out - embeddings, biases, normalisation, the layers below - learns in step 1 before pruning, then no more.
+    allocated to steps - embeddings, biases, normalisation, lower layers - learns only in step 1, before pruning.
     """
 
     options_class = PackNetStrategyOptions
     options: PackNetStrategyOptions
 
     def begin_step(self, context: StepContext) -> None:
-        """Sees to it that there is something to learn with.
+        """Checks that there are free weights to train.
 
         Raises:
             ConfigError: if the model has sub-networks of another kind or size.
-            ModelError: if it has learned steps without this strategy.
-            TrainingError: if it has no free weight.
+            ModelError: if the model has learned steps without this strategy.
+            TrainingError: if the model has no free weight.
         """
         subnetworks_of(context.model, PackNetOptions, self.options)
         if not _packed(context.model).free:
@@ -64,13 +64,13 @@ class PackNetStrategy(ApartStrategy):
             )
 
     def stages(self, context: StepContext) -> Sequence[int]:
-        """A second stage after pruning, if there is any."""
+        """A second stage, after pruning, if a share of the weights is pruned."""
         return (self.options.retrain_epochs,) if self._share(context) else ()
 
     def begin_stage(self, context: StepContext) -> None:
-        """Takes all free weights, or prunes them before the second stage, and freezes what only step 1 learns.
+        """Claims all free weights, or prunes them before the second stage, and freezes what only step 1 learns.
 
-        A step that is resumed in its second stage has taken none, so that none are pruned: its checkpoint has the
+        A step resumed in its second stage has claimed none, so none are pruned here: its checkpoint restores the
         owners. Nothing else here may depend on them.
         """
         model = context.model
@@ -86,20 +86,20 @@ class PackNetStrategy(ApartStrategy):
         freeze_old_blocks(model.head)
 
     def begin_epoch(self, context: StepContext) -> None:
-        """Runs the frozen layers without dropout, and once over the step's sentences."""
+        """Turns off dropout in the frozen layers and runs them once over the step's sentences."""
         if not _all_learns(context):
             model = context.model
-            self._read_once(context)  # not in `begin_stage`, where a resumed step does not have its weights yet
+            self._read_once(context)  # not in `begin_stage`: a resumed step has no weights there yet
             model.encoder.eval()
             for layer in _packed(model).top(model.encoder):
                 layer.train()
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """Cross entropy of the new block."""
+        """Cross entropy of the new block, as `ce`."""
         return own_loss(context, batch, emissions)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """0 for entries of earlier steps. A pruned entry needs none: it is 0, and without a gradient it stays so."""
+        """0 for entries of earlier steps. Pruned entries need no gate: they are 0 and get no gradient."""
         if context.number == 1:
             return {}
         owned = _packed(context.model).owned(context.model)
@@ -112,7 +112,7 @@ class PackNetStrategy(ApartStrategy):
 
 
 def _all_learns(context: StepContext) -> bool:
-    """Whether this is the stage in which the whole encoder is trained."""
+    """Whether the whole encoder is trained in this stage."""
     return context.number == 1 and context.stage == 0
 
 

@@ -1,4 +1,4 @@
-"""Old types in the new sentences, as the model before the step sees them."""
+"""Pseudo-labels: old types in the new sentences, as predicted by the model before the step."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ __all__ = ["label_old_types", "with_old_types"]
 
 
 def label_old_types(context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-    """The step's sentences with the old model's spans added, complete for all old types too; others as they are.
+    """Adds the old model's spans to the step's sentences, then annotated for all old types too; others are unchanged.
 
-    Labels are merged as spans: a predicted old span that shares a word with a gold span is dropped whole, so that no
-    half of a mention is ever taught.
+    Labels are merged as spans: a predicted span that shares a word with a gold span is dropped entirely, so that no
+    partial mention is learned.
 
     Args:
-        context: of a step whose new block does not exist yet, so that its guesses cannot mix in.
-        train: annotated for new types, but for remembered and raw sentences.
+        context: a step whose new block does not exist yet and so cannot add predictions.
+        train: sentences annotated for new types, except for remembered and raw ones.
     """
     if not context.old_types:
         return train
@@ -30,7 +30,7 @@ def label_old_types(context: StepContext, train: Sequence[Sentence]) -> Sequence
 
 
 def with_old_types(sentence: Sentence, predicted: Sequence[Span], old_types: Sequence[str]) -> Sentence:
-    """A sentence annotated for all old types, by what was predicted where it is not and no gold overlaps."""
+    """A sentence annotated for all old types, with predicted spans of unannotated types that overlap no gold span."""
     added = (
         span
         for span in predicted

@@ -28,7 +28,7 @@ __all__ = ["Rdp", "RdpOptions", "word_costs"]
 
 
 class RdpOptions(StrategyOptions):
-    """Weights of the terms beside the cross entropy, and how pseudo-labels are made.
+    """Weights of the terms other than cross entropy, and how pseudo-labels are made.
 
     Attributes:
         distillation: weight of the KL to the teacher on words labelled `O`.
@@ -51,7 +51,7 @@ class RdpOptions(StrategyOptions):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "RdpOptions":
-        # Configurations are written out with all their defaults: those say nothing.
+        # Configurations are written out with all defaults, so a default value is not a choice.
         if not self.duplets and self.consistency != type(self).model_fields["consistency"].default:
             raise ValueError("consistency: has no effect without duplets; leave it out or set duplets: true")
         return self
@@ -59,22 +59,23 @@ class RdpOptions(StrategyOptions):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the model before the step says of words, by `Batch.word_numbers`: its logits and its pseudo-labels."""
+    """The teacher's logits and pseudo-labels of words, by `Batch.word_numbers`."""
 
     logits: Float[Tensor, "word old"]
     labels: Int[Tensor, " word"]
 
     def of(self, batch: Batch) -> tuple[Float[Tensor, "row word old"], Int[Tensor, "row word"]]:
-        """Both for the words of a batch."""
+        """Logits and pseudo-labels for the words of a batch."""
         return self.logits[batch.word_numbers], self.labels[batch.word_numbers]
 
 
 @strategies.register("rdp")
 @final
 class Rdp(Strategy):
-    """Cross entropy on gold and on pseudo-labels of the model before the step, and three terms that keep its shape.
+    """Cross entropy on gold and on the teacher's pseudo-labels, plus distillation, soft-label and entropy terms.
 
-    What that model says of the words does not depend on the student, and is asked for once, before the first update.
+    The teacher is the model before the step. Its answers do not depend on the student and are computed once, before the
+    first update.
     """
 
     options_class = RdpOptions
@@ -82,17 +83,17 @@ class Rdp(Strategy):
     holds_old_types = True
 
     def refuses_head(self, head: HeadOptions) -> str:
-        """A pseudo-label is one tag out of all old ones."""
+        """Refuses heads without one softmax, as a pseudo-label is one tag out of all old ones."""
         return one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the model as it is now, until it was asked."""
+        """Keeps a copy of the model as the teacher, until its answers are computed."""
         self._teacher = context.model.copy().eval().requires_grad_(False) if context.old_types else None
         self._answers: _Answers | None = None
         self._erased: tuple[Duplets, _Answers] | None = None
 
     def begin_stage(self, context: StepContext) -> None:
-        """Asks the model before the step about every word, whole and erased, and lets it go."""
+        """Computes the teacher's answers for all whole and erased sentences, then releases it."""
         teacher, self._teacher = self._teacher, None
         if teacher is None:
             return
@@ -106,7 +107,7 @@ class Rdp(Strategy):
             self._erased = duplets, _ask(teacher, duplets.encoded, context, everything, means)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce`, `kd`, `soft_labels`, `entropy` and, with duplets, `consistency`; in step 1 plain cross entropy."""
+        """`ce`, `kd`, `soft_labels`, `entropy` and, with duplets, `consistency`; in step 1, plain cross entropy."""
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if not context.old_types:
@@ -126,11 +127,11 @@ class Rdp(Strategy):
         return on_rows(batch, emissions, terms)
 
     def release(self) -> None:
-        """Lets go of what was asked."""
+        """Releases the teacher's answers."""
         self._answers, self._erased = None, None
 
     def _erased_sums(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """The costs of the erased versions of the rows of a batch, and how far they are from the whole ones."""
+        """Summed costs of the erased versions of a batch's rows, and of their distance from the whole rows."""
         assert self._answers is not None
         assert self._erased is not None
         duplets, answers = self._erased
@@ -149,7 +150,7 @@ class Rdp(Strategy):
     def _costs(
         self, context: StepContext, emissions: Emissions, batch: Batch, answers: _Answers
     ) -> dict[str, Float[Tensor, "row word"]]:
-        """The cost of each word in each term that has a weight, with that weight."""
+        """The weighted cost of each word in each term whose weight is not 0."""
         weights = {
             "ce": 1.0,
             "kd": self.options.distillation,
@@ -170,19 +171,19 @@ def word_costs(
     *,
     annotated: Float[Tensor, "row word tag"] | None = None,
 ) -> dict[str, Float[Tensor, "row word"]]:
-    """What every word costs in each term of RDP.
+    """The cost of every word in each term of RDP.
 
     `ce`: cross entropy, on the pseudo-label where gold says `O`. `kd`: KL from teacher to student over all columns
     where gold says `O`, else 0. `soft_labels`: cross entropy to `softmax(σ(teacher), 1 at a gold tag of a new type)`.
-    `entropy`: of the student. The last two are means over columns, as in the authors' code, so that their weights mean
-    the same however many types there are.
+    `entropy`: the student's entropy. The last two are means over columns, as in the authors' code, so their weights
+    mean the same for any number of types.
 
     Args:
-        logits: of the student.
+        logits: the student's logits.
         targets: gold tags, of new types only.
-        teacher: logits of the model before the step.
-        labels: its pseudo-labels, among the old tags.
-        annotated: the student's logits as `ce` and `kd` read them (`Head.as_annotated`), where that is different.
+        teacher: the teacher's logits.
+        labels: the teacher's pseudo-labels, among the old tags.
+        annotated: the student's logits for `ce` and `kd` (`Head.as_annotated`), if different.
     """
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     read = logits if annotated is None else annotated
@@ -201,7 +202,7 @@ def word_costs(
 
 
 def _prototypes(teacher: NerModel, encoded: EncodedSentences, context: StepContext, rows: Sequence[int]) -> TagMeans:
-    """The mean vector of each old tag over the words labelled `O` of some rows, as the teacher tags them."""
+    """The mean vector of each old tag, over the words labelled `O` that the teacher gives this tag."""
     means = TagMeans(len(teacher.tagset.tags), teacher.encoder.hidden, teacher.device)
     for batch, vectors, logits in teacher_reads(teacher, encoded, context, rows):
         outside = batch.word_mask & (batch.targets == 0)

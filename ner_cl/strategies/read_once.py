@@ -1,4 +1,4 @@
-"""Frozen layers run over a step's sentences once, instead of once an update."""
+"""Running frozen layers once over a step's sentences instead of in every update."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,9 +16,9 @@ __all__ = ["freeze_encoder", "read_once"]
 
 
 def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> None:
-    """Freezes the whole encoder, without dropout, once its time to learn is over: some first epochs of step 1.
+    """Freezes the encoder, with dropout off, after the first `warmup_epochs` epochs of step 1.
 
-    From then on it runs over the step's sentences once.
+    From then on, it runs once over a step's sentences.
     """
     if not context.old_types and epoch <= warmup_epochs:
         return
@@ -30,15 +30,15 @@ def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> N
 
 
 def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
-    """Has the encoder answer from what its frozen layers are known to give, until the learner ends the step.
+    """Makes the encoder use cached outputs of its frozen layers, until the learner ends the step.
 
-    The layers are run here, without dropout, over all sentences of the step; over dev sentences when they are first
-    scored. What comes out is the same up to rounding. An encoder of which it is not known how it calls its layers goes
-    on running them.
+    The layers run here, without dropout, over all sentences of the step, and over dev sentences when these are first
+    scored. The outputs are the same up to rounding. An encoder that calls its layers in an unknown way keeps running
+    them.
 
     Args:
-        context: of a step whose sentences are encoded.
-        learning: the top layers that learn, from the lowest; all below them are frozen. Without any, all are.
+        context: a step whose sentences are encoded.
+        learning: the top layers that learn, from the lowest; all below are frozen. If empty, all layers are frozen.
     """
     encoder = context.model.encoder
     if not calls_alike(encoder):
@@ -66,6 +66,6 @@ def _from_the_trunk_up(cache: TrunkCache, batch: Batch) -> Float[Tensor, "row pi
 
 
 def _to_the_end(cache: TrunkCache, batch: Batch) -> Float[Tensor, "row piece hidden"]:
-    # A frozen encoder is never in training mode; who trains on what it gives asks for gradients.
+    # A frozen encoder is never in training mode, but gradients are enabled while its outputs are trained on.
     trunk = cache.trunk_pass(batch) if torch.is_grad_enabled() else cache.eval_pass(batch, whole=True)
     return trunk.states[-1]

@@ -1,4 +1,4 @@
-"""Gradients of the loss on remembered sentences, beside a training update that must not notice them."""
+"""Gradients of the loss on remembered sentences, computed without side effects on the training update."""
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ __all__ = ["ReferenceOptions", "ReferenceStrategy", "References"]
 
 @final
 class References:
-    """The remembered sentences of a step, encoded once, from which reference gradients are drawn at every update.
+    """The remembered sentences, encoded once per stage, on which reference gradients are computed at every update.
 
     Args:
-        context: of the step; the model has its new block.
+        context: the step; the model has its new block.
         groups: remembered sentences of each earlier step, annotated for its types.
 
     Attributes:
-        groups: the rows of each earlier step of which sentences are left.
+        groups: the rows of each earlier step that has sentences left.
     """
 
     def __init__(self, context: StepContext, groups: Sequence[Sequence[Sentence]]) -> None:
@@ -42,12 +42,12 @@ class References:
     def draw(
         self, groups: Sequence[Sequence[int]], generator: np.random.Generator, *, count: int | None, tokens: int
     ) -> list[int]:
-        """Some rows, as many of each group as of any other while it has that many.
+        """Draws rows from the groups in turn, equally many from each as long as they last.
 
         Args:
-            groups: rows.
-            generator: draws them, and which group comes first.
-            count: how many rows in all; None takes as many as make a batch.
+            groups: groups of rows.
+            generator: draws the rows, and the order of groups.
+            count: number of rows in total; None takes as many as make a batch.
             tokens: word pieces of a batch, padding included.
         """
         shuffled = [generator.permutation(groups[index]).tolist() for index in generator.permutation(len(groups))]
@@ -59,18 +59,18 @@ class References:
         return order[: max(1, int(fits.sum()))]
 
     def gradient(self, context: StepContext, rows: Sequence[int], generator: np.random.Generator) -> dict[str, Tensor]:
-        """The gradient of the mean loss over some rows, in the precision and the mode of training.
+        """The gradient of the mean loss over some rows, in the precision and mode of training.
 
-        The newest block has no part in it: it has nothing to remember. Neither `.grad` nor torch's global random
-        stream, which dropout draws from, is changed.
+        The newest block is excluded, as it has nothing to remember. Neither `.grad` nor torch's global random stream,
+        which dropout draws from, is changed.
 
         Args:
             context: gives model, precision and batch size.
-            rows: of the remembered sentences.
+            rows: rows of remembered sentences.
             generator: seeds dropout.
 
         Returns:
-            By name, for every parameter that is trained and that the loss depends on; empty if there is none.
+            The gradients, by name, of every trained parameter that the loss depends on; empty if there is none.
         """
         model, device = context.model, context.model.device
         newest = {id(parameter) for parameter in model.head.new_block().parameters()}
@@ -92,7 +92,7 @@ class References:
 
 
 def _add(total: dict[str, Tensor], parameters: dict[str, nn.Parameter], loss: Tensor) -> None:
-    """Adds the gradient of a loss."""
+    """Adds the gradient of a loss to `total`."""
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     for name, part in zip(parameters, found, strict=True):
         if part is not None:
@@ -104,7 +104,7 @@ class ReferenceOptions(StrategyOptions, MemoryOptions):
 
 
 class ReferenceStrategy(Strategy, ABC):
-    """Base of strategies that keep sentences of every step and ask for their gradients while later steps train."""
+    """Base of strategies that keep sentences of every step and use their gradients while later steps train."""
 
     keeps = True
 
@@ -114,7 +114,7 @@ class ReferenceStrategy(Strategy, ABC):
         self._references: References | None = None
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """Encodes the memory, once a step; there is nothing to gate."""
+        """Encodes the memory, once per stage; gates nothing."""
         self._references = References(context, self._memory.by_step(context.model.tagset.steps[:-1]))
         return {}
 
@@ -123,7 +123,7 @@ class ReferenceStrategy(Strategy, ABC):
         self._memory.remember(context)
 
     def release(self) -> None:
-        """Lets the encoded memory go."""
+        """Releases the encoded memory."""
         self._references = None
 
     def kept_sentences(self) -> Sequence[Sentence]:
@@ -131,5 +131,5 @@ class ReferenceStrategy(Strategy, ABC):
         return self._memory.sentences
 
     def load_sentences(self, sentences: Sequence[Sentence]) -> None:
-        """Takes the memory back."""
+        """Restores the memory."""
         self._memory.load(sentences)

@@ -1,4 +1,4 @@
-"""Replay: sentences of earlier steps come back, each saying only what its own step annotated."""
+"""Replay: training on sentences of earlier steps again, each annotated only for the types of its own step."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ _USED = {
 
 
 class ReplayOptions(StrategyOptions, MemoryOptions):
-    """What is remembered (see `MemoryOptions`), how it is mixed in, and how its missing annotation is read.
+    """What is remembered (see `MemoryOptions`), how it is mixed in, and how missing annotation is handled.
 
     Attributes:
         mixing: `concatenate`, remembered and new sentences shuffled together, a mean over the words of both (CT0);
@@ -74,7 +74,7 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "ReplayOptions":
-        # Configurations are written out with all their defaults: those say nothing.
+        # Configurations are written out with all defaults, so a default value is not a choice.
         unused = {"concatenate": ("ratio", "alpha", "beta"), "der": ("weight",)}.get(self.mixing, ("alpha", "beta"))
         for name in unused:
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -94,8 +94,8 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
 class Replay(Strategy):
     """Keeps a few sentences of every step and trains on them again in later ones (CT0, ER, DER++).
 
-    A remembered sentence is annotated for the types of its own step alone, so its `O` says nothing of any other type,
-    the new ones included: AddNER teaches the blocks it was annotated for, ExtendNER takes the marginal likelihood.
+    A remembered sentence is annotated only for the types of its own step, so its `O` does not rule out any other type,
+    including new ones: AddNER trains the blocks it was annotated for, ExtendNER uses the marginal likelihood.
     """
 
     options_class = ReplayOptions
@@ -107,14 +107,14 @@ class Replay(Strategy):
         super().__init__(options)
         self.memory = Memory(options)
         self._logits: dict[str, Tensor] = {}
-        # What is shown of each remembered sentence, and by its identity where that is from: of two steps' sentences,
-        # the same may be shown.
+        # Remembered sentences as trained on, and by their `id()` the step and sentence they come from: sentences of two
+        # steps may look the same.
         self._shown: list[Sentence] = []
         self._origins: dict[int, tuple[int, Sentence]] = {}
         self._targets: _Stored | None = None
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The step's sentences, and behind them the remembered ones."""
+        """The step's sentences, followed by the remembered ones."""
         groups = self.memory.by_step(context.model.tagset.steps) if self.options.strength else []
         kept = [(number, sentence) for number, group in enumerate(groups) for sentence in group]
         shown = [sentence.restrict(context.old_types) for _, sentence in kept]
@@ -128,7 +128,7 @@ class Replay(Strategy):
         return [*train, *shown] if shown else train
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
-        """The batches with remembered rows drawn as `mixing` and `rehearsal` say."""
+        """The batches, with remembered rows mixed in as `mixing` and `rehearsal` say."""
         encoded = context.encoded
         kept = rows_from(encoded.origins, "remembered")
         if not kept or (self.options.mixing == "concatenate" and self.options.rehearsal is None):
@@ -141,7 +141,7 @@ class Replay(Strategy):
         return mixed(own, kept, encoded.lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`replay`, the cross entropy of remembered rows, and under `der` `replay_logits`."""
+        """`replay`, the cross entropy of remembered rows, and with `der` also `replay_logits`."""
         options = self.options
         reading: Literal["negative", "unknown"] = "negative" if options.labels == "naive" else "unknown"
 
@@ -157,7 +157,7 @@ class Replay(Strategy):
         return on_rows(batch, emissions, terms, "remembered")
 
     def end_step(self, context: StepContext) -> None:
-        """Chooses what to remember of the step, and what no longer to remember of earlier ones."""
+        """Chooses what to remember of the step and what to drop of earlier ones; stores logits with `der`."""
         self.memory.remember(context)
         self._forget_logits()
         new = self.memory.by_step(context.model.tagset.steps)[-1]
@@ -171,15 +171,15 @@ class Replay(Strategy):
                 self._logits[_key(new[row])] = own.cpu().clone()
 
     def release(self) -> None:
-        """Lets go of what stood for the sentences of this step."""
+        """Releases what belongs to the sentences of this step."""
         self._shown, self._origins, self._targets = [], {}, None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Under `der`, the logits of every remembered sentence at the end of its step."""
+        """The logits of every remembered sentence at the end of its step, with `der`."""
         return dict(self._logits)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._logits = dict(state)
 
     def kept_sentences(self) -> Sequence[Sentence]:
@@ -187,7 +187,7 @@ class Replay(Strategy):
         return self.memory.sentences
 
     def load_sentences(self, sentences: Sequence[Sentence]) -> None:
-        """Takes back the memory, or what somebody left of it; the logits of other sentences are dropped."""
+        """Restores the memory, from which sentences may have been deleted; drops the logits of other sentences."""
         self.memory.load(sentences)
         self._forget_logits()
 
@@ -200,13 +200,13 @@ class Replay(Strategy):
         self._logits = {key: logits for key, logits in self._logits.items() if key in kept}
 
     def _rehearsed(self, context: StepContext, kept: Sequence[int], generator: np.random.Generator) -> list[int]:
-        """The rows of so many sentences of each earlier step, drawn with replacement."""
+        """The rows of `rehearsal` sentences of each earlier step, drawn with replacement."""
         encoded = context.encoded
         assert self.options.rehearsal is not None
         rows_of: dict[int, dict[int, list[int]]] = {}
         for row in kept:
             index = encoded.windows[row].sentence
-            # Another strategy may have remembered some too: they count as a step of their own.
+            # Sentences remembered by another strategy count as a step of their own.
             step, _ = self._origins.get(id(encoded.sentences[index]), (0, None))
             rows_of.setdefault(step, {}).setdefault(index, []).append(row)
         drawn = []
@@ -217,7 +217,7 @@ class Replay(Strategy):
         return drawn
 
     def _distance(self, context: StepContext, batch: Batch, emissions: Emissions) -> Float[Tensor, ""]:
-        """Mean over words of the mean squared distance to the stored logits, over the columns there were then."""
+        """The mean over words of the mean squared distance to the stored logits, over the columns stored then."""
         if self._targets is None:
             self._targets = self._stored_logits(context)
         places = self._targets.places[batch.word_numbers]
@@ -250,11 +250,11 @@ class Replay(Strategy):
 
 @dataclass(frozen=True)
 class _Stored:
-    """Logits of remembered words.
+    """Stored logits of remembered words.
 
     Attributes:
-        places: by `Batch.word_numbers`, where in `logits` a word is; -1 where nothing is stored.
-        logits: not a number where there was no such column yet.
+        places: row of each word in `logits`, by `Batch.word_numbers`; -1 where nothing is stored.
+        logits: the logits; NaN where a column did not exist yet.
     """
 
     places: Int[Tensor, " word"]
@@ -262,10 +262,10 @@ class _Stored:
 
 
 def _second_mean(batch: Batch) -> float:
-    """What makes of a share of one mean over all words a mean of its own beside that over the new words.
+    """The factor that turns the remembered words' share of a mean over all words into a second mean of their own.
 
-    The strategy that teaches the new rows gives their share of the mean over all words, `n / (n + m)` times a mean of
-    their own. Remembered rows get the same factor in place of `m / (n + m)`, so the sum is `n / (n + m)` times the sum
+    The strategy that trains on the new rows gives their share of the mean over all words: `n / (n + m)` times a mean of
+    their own. Remembered rows get the same factor instead of `m / (n + m)`, so the sum is `n / (n + m)` times the sum
     of two means.
     """
     new, remembered = (sum(batch.row_words[row] for row in rows_from(batch.origins, o)) for o in ("own", "remembered"))
@@ -273,6 +273,6 @@ def _second_mean(batch: Batch) -> float:
 
 
 def _key(sentence: Sentence) -> str:
-    """Under which the logits of a sentence are kept; another one once a word of it or its annotated types change."""
+    """The key of a sentence's stored logits, which changes with its words and its annotated types."""
     content = "\x1f".join((*sentence.words, "", *sorted(sentence.annotated_types)))
     return SENTENCE_PREFIX + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]

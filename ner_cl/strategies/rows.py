@@ -1,4 +1,4 @@
-"""Telling rows of the step from those that strategies brought in."""
+"""Losses on selected rows: the step's own, or those that strategies added."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,18 +17,18 @@ Terms = dict[str, Float[Tensor, ""]]
 
 
 def on_rows(batch: Batch, emissions: Emissions, terms: Callable[[Batch, Emissions], Terms], *origins: Origin) -> Terms:
-    """Loss terms of those rows of a batch that come from some places, as shares of a mean over all words.
+    """Loss terms of a batch's rows with some origins, as shares of a mean over all words of the batch.
 
-    Adding the terms of all kinds of rows gives one mean over the words of the batch.
+    The terms of all origins add up to one mean over the words of the batch.
 
     Args:
         batch: any batch.
-        emissions: of it.
-        terms: gives terms, each a mean over words, of the rows it is shown.
-        origins: which rows; the step's own by default.
+        emissions: emissions of the batch.
+        terms: computes the terms of the rows it is given, each a mean over words.
+        origins: origins of the rows; the step's own by default.
 
     Returns:
-        No terms if the batch has no such row.
+        The terms; none if the batch has no such row.
     """
     rows = rows_from(batch.origins, *(origins or ("own",)))
     if not rows:
@@ -43,9 +43,9 @@ def on_rows(batch: Batch, emissions: Emissions, terms: Callable[[Batch, Emission
 def cross_entropy(
     head: Head, batch: Batch, emissions: Emissions, unannotated: Literal["negative", "unknown"]
 ) -> Float[Tensor, ""]:
-    """A mean over the words of a batch, however differently its rows are annotated; see `Head.supervised`.
+    """Cross entropy as a mean over the words of a batch whose rows may be annotated differently; see `Head.supervised`.
 
-    AddNER averages each block over its own words, so rows that are annotated for different types are asked apart.
+    AddNER averages each block over its own words, so rows annotated for different types are computed separately.
     """
     groups: dict[frozenset[int], list[int]] = {}
     for row, types in enumerate(batch.row_types):
@@ -62,7 +62,7 @@ def cross_entropy(
 
 
 def cross_entropy_as_annotated(head: Head, batch: Batch, emissions: Emissions, *origins: Origin) -> Terms:
-    """Cross entropy of rows from some places, silent about types that a row is not annotated for, as `ce`."""
+    """Cross entropy of rows with some origins, ignoring types that a row is not annotated for, as `ce`."""
     return on_rows(
         batch,
         emissions,
@@ -72,7 +72,7 @@ def cross_entropy_as_annotated(head: Head, batch: Batch, emissions: Emissions, *
 
 
 def cross_entropy_as_labelled(head: Head, batch: Batch, emissions: Emissions) -> Terms:
-    """Cross entropy that takes every `O` of the step's own rows at its word, as `ce`."""
+    """Cross entropy that takes every `O` of the step's own rows literally, as `ce`."""
     return on_rows(
         batch,
         emissions,

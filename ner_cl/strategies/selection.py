@@ -1,4 +1,4 @@
-"""Which sentences of a step are worth keeping: rankings, best first, of which any beginning can be kept."""
+"""Which sentences of a step are worth keeping: rankings, best first, of which any prefix can be kept."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -14,16 +14,16 @@ __all__ = ["balanced", "enough_mentions", "herding", "in_turn", "reservoir", "ty
 
 
 def reservoir(items: Iterable[int], size: int, generator: np.random.Generator) -> list[int]:
-    """A uniform sample of a stream whose length nobody knows (Vitter 1985, algorithm R), in random order.
+    """A uniform sample of a stream of unknown length (Vitter 1985, algorithm R), in random order.
 
     Item n (from 1) is appended while there is room; later it replaces slot j, drawn from 1 to n, if there is such a
     slot. Every item draws once, so the result does not depend on how the stream is cut into batches. A slot favours
-    the item it started with, so the sample is shuffled at the end: each beginning of it is then a uniform sample too.
+    the item it started with, so the sample is shuffled at the end: every prefix is then a uniform sample too.
 
     Args:
         items: the stream.
-        size: of the sample, at most.
-        generator: of the draws.
+        size: maximum size of the sample.
+        generator: random generator of the draws.
     """
     slots: list[int] = []
     for number, item in enumerate(items, start=1):
@@ -39,7 +39,7 @@ def balanced(mentions: Float[np.ndarray, "sentence type"], generator: np.random.
     """All sentences, each time the one that most raises the count of the type that is rarest so far.
 
     Args:
-        mentions: of each type in each sentence.
+        mentions: number of mentions of each type in each sentence.
         generator: breaks ties, and orders the sentences without mentions, which come last.
     """
     order = generator.permutation(len(mentions))
@@ -58,7 +58,7 @@ def balanced(mentions: Float[np.ndarray, "sentence type"], generator: np.random.
 def herding(features: Float[np.ndarray, "item feature"]) -> Iterator[int]:
     """All items, in the order in which their running mean comes nearest to the mean of all (iCaRL, algorithm 4).
 
-    Item m is the one with the least `‖μ - (φ(x) + Σ_{i<m} φ(x_i)) / m‖`; of equals, the first.
+    Item m is the one with the least `‖μ - (φ(x) + Σ_{i<m} φ(x_i)) / m‖`; the first one on ties.
 
     Args:
         features: φ of each item.
@@ -77,7 +77,7 @@ def herding(features: Float[np.ndarray, "item feature"]) -> Iterator[int]:
 
 
 def in_turn(queues: Sequence[Iterator[int]]) -> Iterator[int]:
-    """Items of several rankings, one of each at a time, none twice."""
+    """Items of several rankings, taken from each in turn, without repeats."""
     waiting, seen = list(queues), set[int]()
     while waiting:
         for queue in list(waiting):
@@ -90,7 +90,7 @@ def in_turn(queues: Sequence[Iterator[int]]) -> Iterator[int]:
 
 
 def enough_mentions(ranking: Iterable[int], mentions: Float[np.ndarray, "sentence type"], least: int) -> Iterator[int]:
-    """The sentences of a ranking that still help until every type has `least` mentions, or all there are."""
+    """The sentences of a ranking that are needed until every type has `least` mentions, or all it has."""
     needed = np.minimum(mentions.sum(axis=0), least)
     counts = np.zeros_like(needed)
     for index in ranking:
@@ -104,16 +104,16 @@ def enough_mentions(ranking: Iterable[int], mentions: Float[np.ndarray, "sentenc
 def type_features(
     model: NerModel, sentences: Sequence[Sentence], types: Sequence[str], *, batch_tokens: int
 ) -> Mapping[str, tuple[list[int], Float[np.ndarray, "_ hidden"]]]:
-    """What the encoder makes of each type in each sentence: the mean of its normalised word vectors, normalised.
+    """Features of each type in each sentence: the normalised mean of its words' normalised vectors.
 
     Args:
-        model: in eval mode.
-        sentences: annotated ones.
-        types: which of their types.
+        model: the model, in eval mode.
+        sentences: annotated sentences.
+        types: the types to use.
         batch_tokens: word pieces of a batch.
 
     Returns:
-        For each type that is mentioned, which sentences mention it, and a feature for each of these.
+        For each type with mentions, the sentences that mention it, and a feature for each of these.
     """
     columns = np.array([model.types.index(type_) for type_ in types])
     starts = np.cumsum([0, *(len(sentence.words) for sentence in sentences)])

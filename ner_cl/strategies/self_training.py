@@ -19,7 +19,7 @@ __all__ = ["SelfTraining", "SelfTrainingOptions"]
 
 
 class SelfTrainingOptions(StrategyOptions):
-    """Self-training has nothing to choose."""
+    """Self-training has no options."""
 
     name: Literal["self_training"] = "self_training"
 

@@ -16,7 +16,7 @@ __all__ = ["Spg", "SpgOptions"]
 
 
 class SpgOptions(StrategyOptions):
-    """How importance is measured, and what it holds back. There is no strength: an importance is a share in [0, 1].
+    """How importance is measured, and what it holds back. There is no strength, as importance is a share in [0, 1].
 
     Attributes:
         cross_head: measure what earlier steps need through their blocks too, without labels: by the sum of a block's
@@ -40,12 +40,12 @@ class SpgOptions(StrategyOptions):
 @strategies.register("spg")
 @final
 class Spg(Strategy):
-    """Holds back the update of every encoder parameter by the importance it had for any step so far.
+    """Holds back the update of every encoder parameter by its largest importance for any step so far.
 
-    Importance is measured once, when a step has been learned: gradients of the step's own loss, and of the summed
-    logits of each earlier block, over all of the step's sentences; each normalised within its parameter tensor, and of
-    all these the largest. It only ever grows from step to step. The authors mask gradients under SGD; here the update
-    is gated, which is the same there, and right under Adam, which would divide a masked gradient out again.
+    Importance is measured once, when a step has been learned, from gradients of the step's own loss and of the summed
+    logits of each earlier block over all of the step's sentences. Each gradient is normalised within its parameter
+    tensor, and the largest value counts. Importance never falls from step to step. The authors mask gradients under
+    SGD; gating the update is equivalent there, and also works under Adam, which would cancel a mask on the gradient.
     """
 
     options_class = SpgOptions
@@ -61,7 +61,7 @@ class Spg(Strategy):
         self._trained: tuple[str, ...] = ()
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """One minus the importance for the encoder, one minus its mean for the blocks of the head."""
+        """One minus the importance for the encoder; factors by `old_blocks` and `head_factor_on_new` for the head."""
         parameters = dict(context.model.named_parameters())
         self._trained = tuple(
             name for name, parameter in parameters.items() if name.startswith("encoder.") and parameter.requires_grad
@@ -74,7 +74,7 @@ class Spg(Strategy):
         return gates | self._block_gates(context)
 
     def end_step(self, context: StepContext) -> None:
-        """Measures the step's importance and keeps the larger one of old and new, entry by entry."""
+        """Measures the step's importance and keeps the larger of old and new, entry by entry."""
         for gradients in self._gradients(context):
             for name, gradient in zip(self._trained, gradients, strict=True):
                 found = relative_importance(gradient)
@@ -82,11 +82,11 @@ class Spg(Strategy):
                 self._importance[name] = found if known is None else torch.maximum(known.to(found.device), found)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The importance of every parameter that was ever trained, by its name."""
+        """The importance of every encoder parameter that was ever trained, by name."""
         return dict(self._importance)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the importances back."""
+        """Restores the importance of every parameter."""
         self._importance = dict(state)
 
     def _block_gates(self, context: StepContext) -> dict[str, Tensor]:
@@ -102,19 +102,19 @@ class Spg(Strategy):
         }
 
     def _mean_importance(self) -> float:
-        """Over all entries of all tensors; 0 before anything was measured."""
+        """The mean importance over all entries of all tensors; 0 before the first measurement."""
         total = sum(float(tensor.double().sum()) for tensor in self._importance.values())
         return total / max(1, sum(tensor.numel() for tensor in self._importance.values()))
 
     def _gradients(self, context: StepContext) -> list[list[Tensor]]:
-        """For the step's own loss, and for each earlier block, the summed gradients of the trained parameters."""
+        """The summed gradients of the trained parameters, for the step's own loss and for each earlier block."""
         parameters = dict(context.model.named_parameters())
         inputs = [parameters[name] for name in self._trained]
         own = GradientSum(inputs)
         earlier = [GradientSum(inputs) for _ in list(context.model.head.blocks)[:-1] if self.options.cross_head]
         with measuring(context, "spg/dropout", dropout=self.options.dropout):
             for batch in context.batches(sentences=self.options.sentences or None, purpose="spg/sentences"):
-                # The loss is a mean over words: weighted so, the sum does not depend on how batches are cut.
+                # The loss is a mean over words; with this weight, the sum does not depend on how batches are cut.
                 own.add(context.training_loss(batch) * sum(batch.row_words))
                 if not earlier:
                     continue

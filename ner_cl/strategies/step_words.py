@@ -1,4 +1,4 @@
-"""The words of a step in one line, for what is decided about each of them once, before the step is trained."""
+"""All words of a step as flat tensors, for decisions made once per word, before the step is trained."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class StepWords:
     """All words of a step, by `Batch.word_numbers`.
 
     Attributes:
-        targets: tag id.
-        sentences: the sentence it stands in.
-        rows: the window that has it.
-        own: whether it is of one of the step's own sentences.
+        targets: tag id of the word.
+        sentences: index of its sentence.
+        rows: index of its window.
+        own: whether it is in one of the step's own sentences.
     """
 
     targets: Int[Tensor, " word"]
@@ -33,8 +33,8 @@ class StepWords:
         """The words of encoded sentences.
 
         Args:
-            encoded: of the step.
-            device: where the tensors are wanted.
+            encoded: the encoded sentences of the step.
+            device: device of the tensors.
         """
         lengths = [len(sentence.words) for sentence in encoded.sentences]
         starts = np.cumsum([0, *lengths])

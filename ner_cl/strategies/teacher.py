@@ -1,4 +1,4 @@
-"""The model before the step, asked about the step's sentences: for strategies whose student imitates it."""
+"""The teacher: the model before the step, for strategies whose student imitates it."""
 
 from collections.abc import Iterator, Sequence
 from typing import final
@@ -16,7 +16,7 @@ from ner_cl.strategies.base import StepContext
 __all__ = ["Teacher", "teacher_logits", "teacher_reads"]
 
 
-_MOST_BYTES = 2**31  # of logits that are kept of a step
+_MOST_BYTES = 2**31  # of logits kept for a step
 
 
 @final
@@ -24,10 +24,10 @@ class Teacher:
     """A frozen copy of a model, made before the step's new block exists.
 
     Args:
-        model: what to copy; the copy is in eval mode and needs no gradient.
-        cache: ask it once about every word of the step, keep the answers and let the copy go; without it, it is run on
-            every batch, which costs time and gives the same answers.
-        attends: keep the copy in any case, because its attention will be asked for, which is too much to keep.
+        model: the model to copy; the copy is in eval mode and needs no gradient.
+        cache: compute the logits of all words of the step once, keep them and release the copy. Otherwise the copy runs
+            on every batch, which costs time and gives the same logits.
+        attends: keep the copy in any case to compute attention maps, which are too large to cache.
     """
 
     def __init__(self, model: NerModel, *, cache: bool, attends: bool = False) -> None:
@@ -37,11 +37,11 @@ class Teacher:
         self._logits: Tensor | None = None
 
     def says(self, context: StepContext, batch: Batch) -> Float[Tensor, "row word old"]:
-        """Its logits for a batch of the step's sentences, all blocks side by side.
+        """The teacher's logits for a batch of the step's sentences, all blocks side by side.
 
         Args:
-            context: of the step, with the sentences encoded.
-            batch: any batch of them.
+            context: the step, with its sentences encoded.
+            batch: any batch of these sentences.
         """
         if self._model is not None and not (self._cache and self._fits(context)):
             with torch.no_grad(), autocast(context.precision, context.model.device):
@@ -49,7 +49,7 @@ class Teacher:
         return self.logits(context)[batch.word_numbers]
 
     def logits(self, context: StepContext) -> Float[Tensor, "word old"]:
-        """Its logits for every word of the step, all blocks side by side, by `Batch.word_numbers`; asked for once."""
+        """The logits for every word of the step, all blocks side by side, by `Batch.word_numbers`; computed once."""
         if self._logits is None:
             assert self._model is not None
             self._logits = teacher_logits(self._model, context.encoded, context)
@@ -57,13 +57,13 @@ class Teacher:
         return self._logits
 
     def _fits(self, context: StepContext) -> bool:
-        """Whether its logits for the whole step may be kept: heads that score spans say a lot of each word."""
+        """Whether the logits of the whole step are small enough to keep: heads that score spans have many per word."""
         assert self._model is not None
         columns = sum(len(block.get_parameter("bias")) for block in self._model.head.blocks)
         return 4 * columns * context.encoded.words <= _MOST_BYTES
 
     def attention(self, context: StepContext, batch: Batch) -> list[Float[Tensor, "row head piece piece"]]:
-        """What its encoder looks at in a batch, a map a layer; see `attention_maps`."""
+        """The attention maps of the teacher's encoder for a batch, one per layer; see `attention_maps`."""
         assert self._model is not None
         with autocast(context.precision, context.model.device):
             return attention_maps(self._model.encoder, batch)
@@ -73,7 +73,7 @@ def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepCo
     """The teacher's logits for every word of the step, all blocks side by side, by `Batch.word_numbers`.
 
     Args:
-        teacher: in eval mode.
+        teacher: the teacher, in eval mode.
         encoded: the sentences of the step.
         context: gives batch size and precision.
     """
@@ -96,10 +96,10 @@ def teacher_reads(
     """Batches of rows with the teacher's word vectors and logits, all blocks side by side, in fp32.
 
     Args:
-        teacher: in eval mode, without sub-networks.
-        encoded: sentences.
+        teacher: the teacher, in eval mode and without sub-networks.
+        encoded: encoded sentences.
         context: gives batch size and precision.
-        rows: which of their rows; all by default.
+        rows: the rows to read; all by default.
     """
     for _, batch in encoded.in_length_order(context.batch_tokens, among=rows):
         batch = batch.to(teacher.device)

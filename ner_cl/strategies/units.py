@@ -23,10 +23,10 @@ class Units:
     """The units of a model's encoder, found by the names of its modules.
 
     Args:
-        model: with an encoder of the BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 kind.
+        model: a model with a BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 encoder.
 
     Attributes:
-        layers: from the first to the last.
+        layers: the layers, from first to last.
         sizes: number of units in a layer, by family.
 
     Raises:
@@ -53,7 +53,7 @@ class Units:
         }
 
     def open_gates(self) -> PerUnit:
-        """A gate of 1 for every unit, to be differentiated by."""
+        """A gate of 1 for every unit, to differentiate with respect to."""
         weight = self._modules[self.layers[0].output].weight
         return {
             family: torch.ones(len(self.layers), size, device=weight.device, requires_grad=True)
@@ -62,11 +62,11 @@ class Units:
 
     @contextmanager
     def gated(self, gates: Mapping[str, Float[Tensor, "layer _"]]) -> Iterator[None]:
-        """Has every forward pass inside multiply units by their gates.
+        """Multiplies units by their gates in every forward pass inside.
 
-        A head's gate multiplies what the head gives to the attention's output, which equals gating its attention
+        A head's gate multiplies the head's input to the attention output, which equals gating its attention
         probabilities. The gate of an intermediate unit acts before the activation, that of an output unit before
-        dropout and residual, as in the authors' code. All layers are run, frozen ones too: what is known of those was
+        dropout and residual, as in the authors' code. All layers run, frozen ones too, since their cached outputs were
         computed without gates.
         """
         with ExitStack() as hooks:
@@ -84,10 +84,10 @@ class Units:
             yield
 
     def on_parameters(self, factors: Mapping[str, Float[Tensor, "layer _"]]) -> dict[str, Tensor]:
-        """A factor a unit as factors on the parameters that feed the unit, in shapes that broadcast to theirs.
+        """Factors per unit as factors on the parameters that feed the unit, in shapes that broadcast to theirs.
 
-        Rows and biases of queries, keys and values, columns of the attention's output (whose bias no head owns), rows
-        and biases of both halves of the feed-forward net. Parameters that are not trained get none.
+        These are rows and biases of queries, keys and values, columns of the attention output (no head owns its bias),
+        and rows and biases of both halves of the feed-forward net. Parameters that are not trained get none.
         """
         found: dict[str, Tensor] = {}
         for number, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""Averaging the weights before and after a step."""
+"""Weight averaging: a weighted mean of the weights before and after a step."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, final
@@ -15,7 +15,7 @@ __all__ = ["WeightAverage", "WeightAverageOptions"]
 
 
 class WeightAverageOptions(StrategyOptions):
-    """How much of the old weights, and where.
+    """How much the old weights count, and in which parameters.
 
     Attributes:
         old_share: share of the weights before the step (λ), 0 to 1: 0 keeps the new ones, 1 the old ones.
@@ -30,10 +30,10 @@ class WeightAverageOptions(StrategyOptions):
 @strategies.register("weight_average")
 @final
 class WeightAverage(Strategy):
-    """After a step, `θ ← λ·θ_before + (1 - λ)·θ_after`, for parameters that existed before.
+    """After a step, sets `θ ← λ·θ_before + (1 - λ)·θ_after` for parameters that existed before.
 
-    The interpolation of Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3, once a step. Step 1,
-    where there is nothing to forget, and the new block stay as trained.
+    The interpolation of Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3, once per step. The
+    weights after step 1, where there is nothing to forget, and the new block stay as trained.
     """
 
     options_class = WeightAverageOptions
@@ -43,7 +43,7 @@ class WeightAverage(Strategy):
     }
 
     def begin_step(self, context: StepContext) -> None:
-        """Keeps the weights as they are now; in step 1, where there is nothing to forget, none."""
+        """Keeps a copy of the current weights; none in step 1, where there is nothing to forget."""
         self._before: dict[str, Tensor] = {}
         if context.old_types and self.options.old_share > 0:
             self._before = {
@@ -53,14 +53,14 @@ class WeightAverage(Strategy):
             }
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
-        """None; but now it is known what trains in this step, and nothing else needs averaging."""
+        """Gates nothing; drops the copies of parameters that do not train in this step."""
         self._before = {
             name: tensor for name, tensor in self._before.items() if context.model.get_parameter(name).requires_grad
         }
         return {}
 
     def settle(self, context: StepContext) -> None:
-        """Moves the weights towards what they were."""
+        """Interpolates the weights towards their old values."""
         parameters: list[Tensor] = [context.model.get_parameter(name) for name in self._before]
         if parameters:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Reading annotated sentences from files, whatever format they come in."""
+"""Read annotated sentences from files of any supported format."""
 
 import re
 from collections.abc import Collection
@@ -48,24 +48,24 @@ def read_sentences(
     alignment: str = "error",
     explicit_types: bool = False,
 ) -> list[Sentence]:
-    """Read a whole file of annotated sentences, strictly: the first line that cannot be read is an error.
+    """Read a whole file of annotated sentences strictly: the first unreadable line is an error.
 
-    Every sentence is annotated for `types`; where those are not given, for the types the file names, and where it
-    names none, for all types that occur in it. A sentence for which the file says more keeps to what it says.
+    A sentence is annotated for the types the file declares for it, limited to `types` if these are given. A sentence
+    without a declaration is annotated for `types`, or, if these are not given, for all types that occur in the file.
 
     Args:
-        path: the file; for "hub" also `dataset`, `dataset:config`, each with `#split`.
-        format: "auto" (by the file's ending, else by its first bytes), "conll", "jsonl", "docbin", "hub" or a
-            registered one.
+        path: the file; for "hub" also `dataset` or `dataset:config`, each optionally with `#split`.
+        format: "auto" (by the file's suffix, else by its first bytes), "conll", "jsonl", "docbin", "hub" or another
+            registered format.
         scheme: tag scheme of column files: "auto", "iob1", "iob2", "bioes" or "io".
-        types: the types the file was annotated for, or that are wanted from it.
+        types: the types the file was annotated for, or those wanted from it.
         on_overlap: "error", "longest" (keep the longest of overlapping spans) or "keep" (all, as nested annotation).
         alignment: what to do with a span that cuts a word: "error", or "expand" it to whole words.
-        explicit_types: refuse a sentence of which the file does not say what it is annotated for, if the file knows
-            several types: it may have been annotated for some of them only.
+        explicit_types: if the file knows several types, refuse a sentence without declared types, because it may be
+            annotated for some of them only.
 
     Raises:
-        DataError: with file and line, for anything that cannot be read.
+        DataError: if anything cannot be read; names file and line.
         ConfigError: for an unknown format, scheme or option.
 
     Example:
@@ -97,10 +97,10 @@ def read_with_report(
     explicit_types: bool = False,
     tolerant: bool = False,
 ) -> tuple[list[Sentence], ReadReport]:
-    """`read_sentences` that also tells what was repaired.
+    """Read sentences like `read_sentences`, and also report what was repaired.
 
-    With `tolerant`, sentences that cannot be read are left out and listed in `ReadReport.problems`, all of them. A
-    file that cannot be opened is an error all the same.
+    With `tolerant`, all sentences that cannot be read are left out and listed in `ReadReport.problems`. A file that
+    cannot be opened is still an error.
     """
     _check_choice("on_overlap", on_overlap, _OVERLAPS)
     _check_choice("alignment", alignment, _ALIGNMENTS)
@@ -115,7 +115,7 @@ def read_with_report(
 
 
 def detect_format(path: str | PathLike[str]) -> str:
-    """The format of a file by its ending, else by its first bytes; column files are the last resort."""
+    """Detect the format of a file by its suffix, else by its first bytes; column files are the fallback."""
     name = fspath(path).split("#")[0]
     suffix = Path(name).suffix.lower()
     for format_ in readers:

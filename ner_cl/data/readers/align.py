@@ -1,4 +1,4 @@
-"""From spans in characters to spans in words."""
+"""Convert character spans to word spans."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -28,18 +28,18 @@ def align_spans(
     line: int,
     report: ReadReport,
 ) -> list[Span] | None:
-    """The spans in words, or None if one of them was refused.
+    """Convert character spans to word spans; None if any span was refused.
 
-    Whitespace and invisible characters at the borders of a span do not matter. A span that cuts a word is refused with
-    the nearest word borders, or grown to whole words if `alignment` is "expand".
+    Whitespace and invisible characters at the edges of a span are ignored. A span that cuts a word is refused with a
+    hint at the nearest word boundaries, or expanded to whole words if `alignment` is "expand".
 
     Args:
         text: the text.
         spans: spans in code points.
         offsets: code-point offsets of the words of `text`.
         alignment: "error" or "expand".
-        line: where the text stands, for messages.
-        report: takes what was repaired and refused.
+        line: line of the text, for messages.
+        report: receives repairs and refusals.
     """
     starts = [start for start, _ in offsets]
     ends = [end for _, end in offsets]
@@ -71,7 +71,7 @@ def _align(
     if surface != surface.strip():
         report.repaired("whitespace at the border of a span trimmed", line)
     begin, end = starts[first], ends[last - 1]
-    # A cut that leaves out invisible characters only (a joiner, a variation selector) cuts nothing that can be seen.
+    # Leaving out only invisible characters (a joiner, a variation selector) does not count as cutting a word.
     if is_invisible(text[begin : span.start]) and is_invisible(text[span.end : end]):
         return Span(first, last, span.type)
     if alignment == "expand":

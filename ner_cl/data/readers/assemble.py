@@ -1,4 +1,4 @@
-"""From what a reader found to sentences: repeated spans, overlaps, and the types that are annotated."""
+"""Turn a reader's drafts into sentences: settle repeated spans, overlaps and annotated types."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -19,16 +19,16 @@ def assemble(
     on_overlap: str,
     explicit_types: bool = False,
 ) -> list[Sentence]:
-    """Settle spans and annotated types of a whole file.
+    """Settle the spans and annotated types of a whole file.
 
-    `annotated_types` is what the file says about a sentence, else `types`, else all types found in the file. Where
-    both speak, a sentence is annotated for the types that both name. Spans of other types than `types` are left out.
-    A sentence with words that were not annotated is annotated for no type unless `types` names some.
+    A sentence is annotated for the types the file declares for it, else for `types`, else for all types found in the
+    file. If both are given, it is annotated for the types that both name. Spans of types not in `types` are left out.
+    A sentence with unannotated words is annotated for no type unless `types` is given.
 
     Raises:
         DataError: if spans overlap and `on_overlap` is "error", if no sentence is left, if the file knows none of
-            `types`, or if it leaves open what `explicit_types` asks for; collected instead where the report is
-            tolerant, but for unknown `types`.
+            `types`, or if it lacks a declaration that `explicit_types` requires. A tolerant report collects these
+            problems instead, except for unknown `types`.
     """
     settled = [draft for draft in (_settle(draft, report, on_overlap) for draft in drafts) if draft is not None]
     if not settled:
@@ -46,7 +46,7 @@ def assemble(
 
 
 def longest_spans(spans: Iterable[Span]) -> list[Span]:
-    """Of overlapping spans the longest, of equally long ones the first, until none overlap; sorted by position."""
+    """Drop overlapping spans, keeping the longest and, among equally long ones, the first; sorted by position."""
     kept: list[Span] = []
     taken: set[int] = set()
     for span in sorted(spans, key=lambda span: (span.start - span.end, span)):
@@ -58,7 +58,7 @@ def longest_spans(spans: Iterable[Span]) -> list[Span]:
 
 
 def first_overlap(spans: Sequence[Span]) -> tuple[Span, Span] | None:
-    """The first two of the sorted `spans` that share a word, or None."""
+    """Return the first two of the sorted `spans` that share a word, or None."""
     furthest: Span | None = None
     for span in spans:
         if furthest is not None and span.start < furthest.end:
@@ -68,7 +68,7 @@ def first_overlap(spans: Sequence[Span]) -> tuple[Span, Span] | None:
 
 
 def _settle(draft: Draft, report: ReadReport, on_overlap: str) -> Draft | None:
-    """The draft with every span once, and overlaps handled as asked; None if that is to refuse them."""
+    """Remove repeated spans and handle overlaps as `on_overlap` says; None if the draft is refused."""
     spans = sorted(set(draft.spans))
     for _ in range(len(draft.spans) - len(spans)):
         report.repaired("span given twice kept once", draft.line)
@@ -93,7 +93,7 @@ def _settle(draft: Draft, report: ReadReport, on_overlap: str) -> Draft | None:
 
 
 def _check_known(types: Collection[str], known: Collection[str], report: ReadReport) -> None:
-    """Refuse `types` of which the file knows none although it knows others: most likely a misspelling."""
+    """Raise DataError if the file knows other types but none of `types`, which is most likely a misspelling."""
     if known and types and not set(types) & set(known):
         hint = "".join(nearest(type_, known) for type_ in sorted(types))
         wanted, present = ", ".join(sorted(types)), ", ".join(sorted(known))
@@ -101,7 +101,7 @@ def _check_known(types: Collection[str], known: Collection[str], report: ReadRep
 
 
 def _check_explicit(drafts: Sequence[Draft], found: frozenset[str], report: ReadReport) -> None:
-    """Refuse a sentence that does not say what it is annotated for, in a file where that could be several types."""
+    """Refuse sentences without declared types in a file that knows several types."""
     known = found.union(*(draft.annotated_types or () for draft in drafts))
     if len(known) < 2:
         return

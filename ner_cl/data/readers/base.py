@@ -1,4 +1,4 @@
-"""What every reader shares: its interface, its report, and the way from a file to lines."""
+"""Shared parts of all readers: the interface, the report, and reading a file into lines."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ ProblemKind = Literal["broken", "misaligned", "overlap"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in a file that cannot be read as it stands.
+    """A part of a file that cannot be read as it is.
 
     Attributes:
-        kind: "broken" (a line that says nothing readable), "misaligned" (a span that cuts a word) or "overlap".
+        kind: "broken" (an unreadable line), "misaligned" (a span that cuts a word) or "overlap".
         line: line (or row) of the file from 1, or 0 for the file as a whole.
-        message: one line with the place and the way out.
+        message: one line with the location and a remedy.
     """
 
     kind: ProblemKind
@@ -30,17 +30,17 @@ class Problem:
 
 @dataclass(slots=True)
 class ReadReport:
-    """What a reader met in one file.
+    """What happened while one file was read.
 
     Attributes:
         path: the file, as the user named it.
-        tolerant: collect problems and read on, instead of raising the first one.
+        tolerant: collect problems and continue instead of raising the first one.
         format: the format it was read as.
-        scheme: the tag scheme it was read as, or "" where the format has none.
-        declares_types: whether the file itself says of any sentence which types it is annotated for.
-        incomplete: which of the sentences read, by index, hold words of which the file says that nobody annotated them.
-        repairs: what was repaired or skipped → the lines it happened in.
-        problems: what could not be read (tolerant reading only; each such sentence is left out).
+        scheme: the tag scheme it was read as, or "" if the format has none.
+        declares_types: whether the file declares the annotated types of any sentence.
+        incomplete: indices of the sentences with words that the file marks as unannotated.
+        repairs: what was repaired or skipped → the affected lines.
+        problems: what could not be read (tolerant reading only; the sentences concerned are left out).
     """
 
     path: str
@@ -53,15 +53,15 @@ class ReadReport:
     problems: list[Problem] = field(default_factory=list)
 
     def source(self, line: int) -> str:
-        """`file:line`, or the file alone for line 0."""
+        """Return `file:line`, or only the file for line 0."""
         return f"{self.path}:{line}" if line else self.path
 
     def repaired(self, what: str, line: int) -> None:
-        """Note that `what` was repaired or skipped in `line`."""
+        """Record that `what` was repaired or skipped in `line`."""
         self.repairs.setdefault(what, []).append(line)
 
     def refuse(self, line: int, message: str, *, kind: ProblemKind = "broken") -> None:
-        """Raise a DataError that names the place, or note the problem if the reading is tolerant."""
+        """Raise a DataError with the location, or record the problem if the report is tolerant."""
         problem = Problem(kind, line, f"{self.source(line)}: {message}")
         if not self.tolerant:
             raise DataError(problem.message)
@@ -70,7 +70,7 @@ class ReadReport:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How to read: `scheme` of the tags, and what to do with a span that cuts a word (`alignment`)."""
+    """How to read a file: tag `scheme`, and what to do with a span that cuts a word (`alignment`)."""
 
     scheme: str = "auto"
     alignment: str = "error"
@@ -78,16 +78,16 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A sentence as its reader saw it, before overlaps and annotated types are settled.
+    """A sentence as read, before overlaps and annotated types are settled.
 
     Attributes:
         words: the words, in order.
         spans: as found, in any order; may repeat or overlap.
-        annotated_types: what the file says about this sentence, or None where it says nothing.
+        annotated_types: the types the file declares for this sentence, or None without a declaration.
         line: line (or row) of the file from 1.
-        text: the text the words were cut from, if it is known.
+        text: the text the words were cut from, if known.
         offsets: code-point offsets of each word in `text`, if known.
-        incomplete: the file says that some words were not annotated at all.
+        incomplete: whether the file marks some words as unannotated.
     """
 
     words: tuple[str, ...]
@@ -100,27 +100,27 @@ class Draft:
 
 
 class Reader(ABC):
-    """Abstract: one file format. Register the final class with `@readers.register("name")`.
+    """Abstract base class for one file format. Register the final class with `@readers.register("name")`.
 
     Attributes:
-        suffixes: file name endings, with the dot and in lower case, that `format="auto"` sends here.
+        suffixes: file name suffixes, lower case with the dot, for which `format="auto"` chooses this reader.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
-        """The sentences of the file at `path`.
+        """Read the sentences of the file at `path`.
 
-        Every line that cannot be read goes to `report.refuse`, every repair to `report.repaired`.
+        Every unreadable line goes to `report.refuse`, every repair to `report.repaired`.
 
         Raises:
-            DataError: for a file that cannot be opened; for a broken line unless the report is tolerant.
+            DataError: if the file cannot be opened; for a broken line unless the report is tolerant.
         """
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file; DataError says why there is none."""
+    """Return the content of a file; DataError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -132,7 +132,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """The content of a UTF-8 file, with its byte-order mark if it has one; DataError for another encoding."""
+    """Return the content of a UTF-8 file, including a byte-order mark; DataError for another encoding."""
     data, file = read_bytes(path), Path(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(
@@ -149,7 +149,7 @@ def read_text(path: str) -> str:
 
 
 def read_lines(path: str, report: ReadReport) -> list[str]:
-    r"""The lines of a UTF-8 file without line ends; only `\n` and `\r\n` end a line, never U+0085 or U+2028."""
+    r"""Return the lines of a UTF-8 file; only `\n` and `\r\n` end a line, not U+0085 or U+2028."""
     text = read_text(path)
     if text.startswith("\ufeff"):
         text = text[1:]

@@ -1,4 +1,4 @@
-"""Column files: one word a line, its tag in the last column, a blank line after each sentence."""
+"""Column files: one word per line, its tag in the last column, a blank line after each sentence."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ __all__ = ["ConllReader"]
 
 @dataclass(slots=True)
 class _Block:
-    """The lines of one sentence; `broken` if one of them could not be read."""
+    """The lines of one sentence; `broken` if any of them could not be read."""
 
     lines: list[int] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the lines of one file look like: tab-separated or not, number of columns, values of the last column."""
+    """Layout of a file: whether it is tab-separated, its number of columns, and the values of the last column."""
 
     tabbed: bool
     columns: int
@@ -35,7 +35,7 @@ class _Shape:
 
     @classmethod
     def of(cls, lines: Sequence[str]) -> "_Shape":
-        """Judge by the lines that hold data for certain; those with `#` in front count only if there are no others."""
+        """Infer the layout from lines that surely hold data; those starting with `#` count if there are no others."""
         data = [line for line in lines if line.strip() and not line.startswith("-DOCSTART-")]
         data = [line for line in data if not line.startswith("#")] or data
         tabs, spaces = (sum(char in line for line in data) for char in "\t ")
@@ -50,14 +50,14 @@ class _Shape:
         return cls(tabbed, usual, frozenset(last) | {"O"})
 
     def is_comment(self, line: str, columns: Sequence[str]) -> bool:
-        """Whether a line is a comment: it begins with `#` and does not end in a tag where the tag must be."""
+        """Whether a line is a comment: it starts with `#` and has no tag in the file's tag column."""
         if not line.startswith("#"):
             return False
         return len(columns) != self.columns or not (columns[-1] in self.tags or looks_like_tag(columns[-1]))
 
 
 def _split(line: str, *, tabbed: bool) -> list[str]:
-    """The columns of a line: cut at tabs if it has any, else at runs of plain spaces (never at a no-break space)."""
+    """Split a line into columns: at tabs if it has any, else at runs of plain spaces (not at no-break spaces)."""
     if tabbed or "\t" in line:
         first, *rest = line.rstrip(" \t").split("\t")
         return [first, *(column.strip(" ") for column in rest)] if " " in line else [first, *rest]
@@ -67,16 +67,16 @@ def _split(line: str, *, tabbed: bool) -> list[str]:
 @readers.register("conll")
 @final
 class ConllReader(Reader):
-    r"""Reads `word … tag` lines in IOB1, IOB2, BIOES/BILOU or IO, separated by tabs or by spaces.
+    r"""Reads `word … tag` lines in IOB1, IOB2, BIOES/BILOU or IO, separated by tabs or spaces.
 
-    A line with a tab is cut at tabs only, so its word may hold spaces. The type is all that follows the first hyphen
-    of the tag. Comment lines and `-DOCSTART-` lines are skipped, and every skip and every repair is counted.
+    A line with a tab is split at tabs only, so its word may contain spaces. The type is everything after the first
+    hyphen of the tag. Comment lines and `-DOCSTART-` lines are skipped; every skip and repair is counted.
     """
 
     suffixes = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv")
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
-        """The sentences of a column file; see `Reader.read`."""
+        """Read the sentences of a column file; see `Reader.read`."""
         lines = read_lines(path, report)
         shape = _Shape.of(lines)
         if shape.columns == 1:
@@ -103,7 +103,7 @@ class ConllReader(Reader):
 
 
 def _look_elsewhere(lines: Sequence[str], shape: _Shape, report: ReadReport) -> None:
-    """Note it if all last columns are `O` while another column, not counting the words, holds tags."""
+    """For a file whose last column is always `O`, report the first other column that holds tags."""
     for number, line in enumerate(lines, start=1):
         for column, value in enumerate(_split(line, tabbed=shape.tabbed)[1:-1], start=2):
             if value != "O" and looks_like_tag(value):
@@ -112,7 +112,7 @@ def _look_elsewhere(lines: Sequence[str], shape: _Shape, report: ReadReport) -> 
 
 
 def _blocks(lines: Sequence[str], shape: _Shape, report: ReadReport) -> Iterator[_Block]:
-    """Cut the file into sentences; a broken line breaks its sentence and no other."""
+    """Divide the file into sentences; a broken line invalidates only its own sentence."""
     block = _Block()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -135,7 +135,7 @@ def _blocks(lines: Sequence[str], shape: _Shape, report: ReadReport) -> Iterator
 
 
 def _add(block: _Block, number: int, line: str, columns: Sequence[str], shape: _Shape, report: ReadReport) -> None:
-    """Add one line to its sentence, or refuse it."""
+    """Add one line to its sentence, or refuse the line."""
     word, tag = columns[0], columns[-1]
     fault = ""
     if "\r" in line:

@@ -11,12 +11,12 @@ from ner_cl.types import Span
 
 __all__ = ["ANNOTATED_TYPES", "SPAN_GROUP", "DocBinReader", "drafts_of_doc"]
 
-# spaCy takes a second to import and is imported only where it is used.
+# spaCy takes a second to import, so it is imported only where it is used.
 Doc: TypeAlias = Any
 DocSpan: TypeAlias = Any
 
 ANNOTATED_TYPES = "annotated_types"
-"""Key of `Doc.user_data` under which a DocBin keeps the annotated types."""
+"""Key of `Doc.user_data` that holds the annotated types."""
 
 SPAN_GROUP = "sc"
 """Key of `Doc.spans` for overlapping spans; spaCy's own span categoriser uses it too."""
@@ -27,16 +27,15 @@ SPAN_GROUP = "sc"
 class DocBinReader(Reader):
     """Reads `doc.ents` and `doc.spans["sc"]`, sentence by sentence where sentence starts are set.
 
-    A token whose entity is unset (`ent_iob == 0`) is unknown, not `O`: unless `types` says that they are annotated, a
-    sentence with such a token counts as annotated for no type, and its spans are left out and counted. A document
-    without any entity set, but with a span group, is one that was annotated there. Tokens of whitespace only are no
-    words.
+    A token whose entity is unset (`ent_iob == 0`) is unknown, not `O`: a sentence with such a token counts as annotated
+    for no type, and its spans are left out and counted, unless annotated types are given. If a document has a span
+    group and no token with a set entity, the span group is its annotation. Whitespace tokens are not words.
     """
 
     suffixes = (".spacy",)
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
-        """The sentences of a DocBin; see `Reader.read`. Line numbers count documents."""
+        """Read the sentences of a DocBin; see `Reader.read`. Line numbers count documents."""
         return [draft for number, doc in _docs(path) for draft in drafts_of_doc(doc, number, report)]
 
 
@@ -47,25 +46,25 @@ def _docs(path: str) -> Iterator[tuple[int, Doc]]:
     data = read_bytes(path)
     try:
         yield from enumerate(DocBin(store_user_data=True).from_bytes(data).get_docs(Vocab()), start=1)
-    except Exception as error:  # spaCy, msgpack and zlib raise a dozen unrelated kinds on a foreign file
+    except Exception as error:  # spaCy, msgpack and zlib raise a dozen unrelated exceptions on foreign files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: is not a spaCy DocBin ({reason}); name the format if it is another one") from error
 
 
 def drafts_of_doc(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
-    """The sentences of a document; one without sentence starts is a single sentence.
+    """Yield the sentences of a document; without sentence starts it is a single sentence.
 
     Args:
-        doc: with `ents` or a span group `sc`, or both.
-        number: of the document, from 1, which takes the place of a line.
-        report: of repairs and of what cannot be read.
+        doc: a document with `ents`, a span group `sc`, or both.
+        number: number of the document, from 1, used as its line number.
+        report: receives repairs and problems.
     """
     group = doc.spans.get(SPAN_GROUP, ())
     found = sorted([*doc.ents, *group], key=lambda span: span.start)
     unset_is_unknown = doc.has_annotation("ENT_IOB") or not group
     starts = [span.start for span in found]
     for start, end in _sentence_borders(doc, found, number, report):
-        # No span crosses a border, so those that start in the sentence are those that lie in it.
+        # No span crosses a sentence boundary, so the spans that start in the sentence lie entirely in it.
         spans = found[bisect_left(starts, start) : bisect_left(starts, end)]
         draft = _draft(doc[start:end], spans, number, report, unset_is_unknown=unset_is_unknown)
         if draft is not None:
@@ -73,7 +72,7 @@ def drafts_of_doc(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
 
 
 def _sentence_borders(doc: Doc, spans: Sequence[DocSpan], number: int, report: ReadReport) -> Iterator[tuple[int, int]]:
-    """Token borders of the sentences; a border inside a span is passed over."""
+    """Yield the token ranges of the sentences; a boundary inside a span is ignored."""
     if not doc.has_annotation("SENT_START"):
         yield 0, len(doc)
         return

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and local parquet, arrow, JSON and CSV files, through `datasets`."""
+"""Hugging Face Hub datasets and local parquet, arrow, JSON and CSV files, read with `datasets`."""
 
 import re
 import tempfile
@@ -14,7 +14,7 @@ from ner_cl.registry import readers
 
 __all__ = ["HubReader"]
 
-# `datasets` takes seconds to import and is imported only where it is used.
+# `datasets` takes seconds to import, so it is imported only where it is used.
 Dataset: TypeAlias = Any
 
 _LOCAL = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
@@ -26,14 +26,14 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^#]+))?")
 class HubReader(Reader):
     """Reads `tokens` + `ner_tags` (class labels or strings), or text + spans, row by row.
 
-    The path is a local file, a folder written by `Dataset.save_to_disk`, or `name` or `name:config` of a data set on
-    the hub; `#split` at its end chooses the split ("train" if it is left out).
+    The path is a local file, a folder written by `Dataset.save_to_disk`, or `name` or `name:config` of a dataset on
+    the Hub; append `#split` to choose the split ("train" by default).
     """
 
     suffixes = (".parquet", ".arrow")
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
-        """The sentences of a data set; see `Reader.read`. Line numbers count rows."""
+        """Read the sentences of a dataset; see `Reader.read`. Line numbers count rows."""
         items = (sentence_of_record(row, number, options, report) for number, row in enumerate(_rows(path), start=1))
         return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
 
@@ -47,7 +47,7 @@ def _rows(path: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _load(path: str, cache: str) -> Dataset:
-    """Load one split without progress bars; every failure is one line."""
+    """Load one split without progress bars; report any failure as a one-line DataError."""
     import datasets
 
     name, _, split = path.partition("#")
@@ -57,7 +57,7 @@ def _load(path: str, cache: str) -> Dataset:
         loaded = _load_any(name, split or "train", cache)
     except DataError:
         raise
-    except Exception as error:  # every file system, server and format behind `datasets` raises its own kinds
+    except Exception as error:  # every file system, server and format behind `datasets` raises its own exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be loaded as a data set ({reason}); check name, split and network") from error
     finally:
@@ -88,7 +88,7 @@ def _load_any(name: str, split: str, cache: str) -> Dataset:
 
 
 def _class_names(feature: object) -> list[str] | None:
-    """The names behind a column of class labels, or behind a list of them."""
+    """Return the class names of a column of class labels or of lists of them; None for other columns."""
     from datasets import ClassLabel
 
     inner = getattr(feature, "feature", feature)
@@ -96,7 +96,7 @@ def _class_names(feature: object) -> list[str] | None:
 
 
 def _plain(value: Any, names: list[str] | None) -> Any:
-    """A cell as JSON would hold it: class labels by name, a table of columns (a `Sequence` of dict) as rows."""
+    """Convert a cell to plain values: class labels to names, a table of columns (a `Sequence` of dict) to rows."""
     if names is not None and isinstance(value, list):
         return [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in value]
     if isinstance(value, dict) and value and _is_table(value.values()):

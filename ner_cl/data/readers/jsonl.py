@@ -1,4 +1,4 @@
-"""JSON files: one object a line, or one array of objects."""
+"""JSON files: one object per line, or one array of objects."""
 
 import json
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ __all__ = ["JsonlReader"]
 @readers.register("jsonl")
 @final
 class JsonlReader(Reader):
-    """Reads texts with spans in code points, and words with tags or with spans in words.
+    """Reads texts with spans in code points, and words with tags or with spans in word offsets.
 
-    The exports of Prodigy, doccano, Label Studio and spaCy are read as they are; see the how-to on data.
+    The exports of Prodigy, doccano, Label Studio and spaCy are read directly; see the how-to on data.
     """
 
     suffixes = (".jsonl", ".json", ".ndjson")
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
-        """The sentences of a JSON file; see `Reader.read`."""
+        """Read the sentences of a JSON file; see `Reader.read`."""
         lines = read_lines(path, report)
         items = (sentence_of_record(value, line, options, report) for line, value in _values(lines, report))
         return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
 
 
 def _values(lines: list[str], report: ReadReport) -> Iterator[tuple[int, object]]:
-    """The JSON values of a file, each with its line."""
+    """Yield the JSON values of a file, each with its line."""
     first = next(line for line in lines if line.strip())
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
-        # Not one value a line: an array or an object that is spread over lines, unless the first line is just broken.
+        # Not one value per line but an array or object over several lines, unless the first line is simply broken.
         whole = first.lstrip().startswith("[") or first.strip() == "{"
     else:
         whole = isinstance(value, list) and (not value or isinstance(value[0], dict | list))
@@ -56,7 +56,7 @@ def _one_a_line(lines: list[str], report: ReadReport) -> Iterator[tuple[int, obj
 
 
 def _whole_file(text: str, report: ReadReport) -> Iterator[tuple[int, object]]:
-    """The elements of one array (or the one object) that makes up the file."""
+    """Yield the elements of the array, or the single object, that makes up the file."""
     decoder = json.JSONDecoder()
     position = _skip_blanks(text, 0)
     inside = text[position] == "["
@@ -81,7 +81,7 @@ def _whole_file(text: str, report: ReadReport) -> Iterator[tuple[int, object]]:
 
 
 def _unfinished(text: str, position: int) -> str:
-    """What is wrong where an array should end and the file with it; "" if nothing is."""
+    """Say what is wrong at the position where array and file should end; "" if nothing is."""
     if position == len(text):
         return "the file ends before its array does; write it out again, or close it with ]"
     if _skip_blanks(text, position + 1) < len(text):

@@ -1,4 +1,4 @@
-"""One JSON object to one sentence: our own form and the exports of Prodigy, doccano, Label Studio and spaCy."""
+"""Convert a JSON object to a sentence: our own format and the exports of Prodigy, doccano, Label Studio and spaCy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -19,13 +19,13 @@ _SHAPE = '{"text": ..., "spans": [{"start": 0, "end": 3, "label": "PER"}]}'
 
 
 class RecordError(ValueError):
-    """A record that cannot be read; the message says why, without the place."""
+    """A record that cannot be read; the message gives the reason without the location."""
 
 
 def sentence_of_record(
     record: object, line: int, options: ReadOptions, report: ReadReport
 ) -> Draft | TaggedSentence | None:
-    """The sentence of one JSON value, or None if there is none to keep (refused, rejected, without a word)."""
+    """Convert one JSON value to a sentence; None if it is refused, rejected by the annotator, or without words."""
     try:
         return _sentence(_unwrapped(record), line, options, report)
     except RecordError as error:
@@ -34,7 +34,7 @@ def sentence_of_record(
 
 
 def _unwrapped(record: object) -> Record:
-    """The object that holds text and spans; spaCy's `[text, {"entities": [...]}]` pairs become one."""
+    """Return the object with text and spans; spaCy's `[text, {"entities": [...]}]` pairs are merged into one."""
     if isinstance(record, Mapping):
         return record
     if isinstance(record, list) and len(record) == 2 and isinstance(record[0], str) and isinstance(record[1], Mapping):
@@ -51,7 +51,7 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
         return _label_studio(record, declared, line, options, report)
     words = record.get("tokens", record.get("words"))
     tag_key = next((key for key in _TAG_KEYS if _is_list_of_tags(record.get(key))), None)
-    # Spans beside a text count its characters, whatever else the record holds.
+    # If the record has a text, its spans are character offsets, whatever else it holds.
     spanned = isinstance(record.get("text"), str) and (tag_key is None or "spans" in record or "entities" in record)
     if isinstance(words, list) and not spanned:
         return _pretokenised(record, _words(words), tag_key, declared, line, report)
@@ -82,7 +82,7 @@ def _annotated_text(
     *,
     word_offsets: object = None,
 ) -> Draft | None:
-    """A draft from a text and its spans in characters; words by the rule unless the record brings its own."""
+    """Build a draft from a text and its character spans; words come from `split_words` or from the record itself."""
     _check_characters(text)
     spans = [span for item in items for span in _char_spans(item, text, line, report)]
     offsets = split_words(text) if word_offsets is None else _word_offsets(word_offsets, text)
@@ -98,7 +98,7 @@ def _annotated_text(
 
 
 def _word_offsets(pairs: object, text: str) -> list[tuple[int, int]]:
-    """The record's own words: `[[start, end], ...]` in code points, in order and without overlap."""
+    """Check the record's own word offsets: `[[start, end], ...]` in code points, in order and without overlap."""
     offsets: list[tuple[int, int]] = []
     before = 0
     for pair in pairs if isinstance(pairs, list) else [pairs]:
@@ -120,7 +120,7 @@ def _pretokenised(
     line: int,
     report: ReadReport,
 ) -> Draft | TaggedSentence | None:
-    """Words with tags, or words with spans in word offsets."""
+    """Read a record of words with tags, or of words with spans in word offsets."""
     if not words:
         report.repaired("text without a word skipped", line)
         return None
@@ -141,7 +141,7 @@ def _pretokenised(
 def _label_studio(
     record: Record, declared: frozenset[str] | None, line: int, options: ReadOptions, report: ReadReport
 ) -> Draft | None:
-    """A task of a Label Studio export: the first annotation that was not cancelled."""
+    """Read a task of a Label Studio export: its first annotation that was not cancelled."""
     annotations = [
         one for one in record.get("annotations") or [] if isinstance(one, Mapping) and not one.get("was_cancelled")
     ]
@@ -161,7 +161,7 @@ def _label_studio(
 
 
 def _span_items(record: Record) -> Sequence[object]:
-    """The raw spans, from whichever key holds them."""
+    """Return the raw spans from the key that holds them."""
     given = {key: record[key] for key in _SPAN_KEYS if record.get(key) is not None}
     filled = {key: value for key, value in given.items() if value}
     if len(filled) > 1:
@@ -177,7 +177,7 @@ def _span_items(record: Record) -> Sequence[object]:
 
 
 def _span_parts(item: object) -> tuple[int, int, list[str]]:
-    """Start, end and types of a raw span: `[start, end, type]` or an object with the keys of any known export."""
+    """Return start, end and types of a raw span: `[start, end, type]` or an object with the keys of a known export."""
     if isinstance(item, Mapping):
         start = item.get("start", item.get("start_offset"))
         end = item.get("end", item.get("end_offset"))
@@ -186,7 +186,7 @@ def _span_parts(item: object) -> tuple[int, int, list[str]]:
         start, end, label = item
     else:
         raise RecordError(f'has a span {item!r}; write {{"start": 0, "end": 3, "label": "PER"}} or [0, 3, "PER"]')
-    # bool is an int to Python, but no offset.
+    # `type(...) is int` because bool is a subclass of int but no valid offset.
     if type(start) is not int or type(end) is not int:
         raise RecordError(f"has a span with offsets {start!r}..{end!r}; write whole numbers")
     labels = label if isinstance(label, list) else [label]
@@ -205,7 +205,7 @@ def _char_spans(item: object, text: str, line: int, report: ReadReport) -> list[
 
 
 def _from_utf16(text: str, start: int, end: int, surface: str) -> tuple[int, int]:
-    """Code-point offsets of a span whose offsets a browser counted; RecordError if they still do not give `surface`."""
+    """Convert a span's UTF-16 offsets (as browsers count) to code points; RecordError if they do not give `surface`."""
     units = text.encode("utf-16-le")
     before, inside = (
         units[2 * a : 2 * b].decode("utf-16-le", "replace")
@@ -233,7 +233,7 @@ def _label(label: str, line: int, report: ReadReport) -> str:
 
 
 def _words(words: Sequence[object]) -> list[str]:
-    """The words, which must be non-empty strings; Prodigy's `{"text": ...}` objects give theirs."""
+    """Return the words as strings, which must not be empty; of Prodigy's `{"text": ...}` objects, take the text."""
     texts = [word.get("text") if isinstance(word, Mapping) else word for word in words]
     strings = [word for word in texts if isinstance(word, str) and word]
     if len(strings) != len(texts):
@@ -256,7 +256,7 @@ def _check_types(spans: Sequence[Span], declared: frozenset[str] | None) -> None
 
 
 def _check_characters(text: str) -> None:
-    """Refuse lone surrogates, which JSON can spell but no UTF-8 file can hold."""
+    """Refuse lone surrogates, which JSON can express but UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""From words with tag strings to drafts; shared by all formats that carry tags."""
+"""Convert words with tag strings to drafts; shared by all formats that use tags."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class TaggedSentence:
         words: the words.
         tags: the tags, as written.
         lines: the line of each word.
-        annotated_types: what the file says about this sentence, or None where it says nothing.
+        annotated_types: the types the file declares for this sentence, or None without a declaration.
     """
 
     words: Sequence[str]
@@ -27,7 +27,7 @@ class TaggedSentence:
 
 
 def drafts_of_tagged(items: Iterable[TaggedSentence | Draft], scheme: str, report: ReadReport) -> list[Draft]:
-    """Read all tags of a file by one scheme; drafts pass through, a tag that has no reading refuses its sentence."""
+    """Read all tags of a file in one scheme; drafts pass through, and an unreadable tag refuses its sentence."""
     items = list(items)
     tagged = [item for item in items if isinstance(item, TaggedSentence)]
     if not tagged:
