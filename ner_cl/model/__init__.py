@@ -1,1 +1,1 @@
-"""The tagger: encoder, heads, decoding, and the folder it is kept in."""
+"""The tagger: encoder, heads, decoding, and the model folder."""

@@ -1,4 +1,4 @@
-"""Attention maps: what every piece looks at in every layer and head, before dropout, and how far two are apart."""
+"""Attention maps (attention weights before dropout) of every layer and head, and the distance between two of them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,21 +21,21 @@ __all__ = ["AttentionRecorder", "attention_maps", "pooled_distance", "pooled_ove
 Maps = list[Float[Tensor, "row head piece piece"]]
 
 _WITH_MAPS = "ner_cl_with_maps"
-_maps: ContextVar[Maps] = ContextVar("maps")  # each thread may train a model
+_maps: ContextVar[Maps] = ContextVar("maps")  # per thread, as each may train a model
 
 
 @final
 class AttentionRecorder:
-    """Keeps the attention maps of the last forward pass of an encoder that gradients are computed in.
+    """Records the attention maps of an encoder's last forward pass with gradients enabled.
 
-    What passes give does not change by a bit, because the attention itself is computed as before and the maps beside
-    it. Passes without gradients, which predict, are not looked at.
+    The output of a pass stays the same to the last bit, because the maps are computed in addition to the usual
+    attention. Passes without gradients (prediction) are not recorded.
 
     Args:
         encoder: watched from now on, until `close`.
 
     Raises:
-        ModelError: if the encoder computes its attention in a way of its own.
+        ModelError: if the encoder does not use the `sdpa` attention of `transformers`.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -50,10 +50,10 @@ class AttentionRecorder:
         )
 
     def of(self, batch: Batch) -> Maps:
-        """The maps of a batch, a tensor a layer: those of the last pass if it read this batch, else of a pass made now.
+        """The maps of a batch, one tensor per layer, running a new pass unless the last one read this batch.
 
         Args:
-            batch: any batch; what padding looks at is arbitrary and must be masked, at padding nobody looks.
+            batch: any batch. Rows of padding are arbitrary and must be masked; no piece attends to padding.
         """
         if self._read is not batch.piece_ids:
             with torch.enable_grad():
@@ -68,28 +68,28 @@ class AttentionRecorder:
         self._read, self._maps = None, []
 
     def _begin(self, backbone: nn.Module, given: Any, named: dict[str, Any]) -> None:
-        self._pass.close()  # of a pass that the keyboard interrupted
+        self._pass.close()  # left open if the last pass was interrupted
         if torch.is_grad_enabled():
             self._read, self._maps = None, self._pass.enter_context(_collecting(backbone))
 
     def _end(self, backbone: nn.Module, given: Any, named: dict[str, Any], output: Any) -> None:
         self._pass.close()
-        if torch.is_grad_enabled() and output is not None:  # or an error ended the pass
+        if torch.is_grad_enabled() and output is not None:  # output is None if the pass raised
             self._read = named["input_ids"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AttentionRecorder":
-        return self  # a copy of the encoder has nobody who asks it
+        return self  # nobody asks a copied encoder for maps
 
 
 def attention_maps(encoder: Encoder, batch: Batch) -> Maps:
-    """The attention maps of a batch, a tensor a layer, without gradients; rows of a map sum to 1.
+    """Computes the attention maps of a batch without gradients, one tensor per layer; rows of a map sum to 1.
 
     Args:
-        encoder: that computes its attention through the interface of `transformers`.
-        batch: any batch; what padding looks at is arbitrary and must be masked, at padding nobody looks.
+        encoder: one that uses the `sdpa` attention of `transformers`.
+        batch: any batch. Rows of padding are arbitrary and must be masked; no piece attends to padding.
 
     Raises:
-        ModelError: if the encoder computes its attention in a way of its own.
+        ModelError: if the encoder uses another attention.
     """
     _check(encoder)
     with torch.no_grad(), _collecting(encoder.backbone) as maps:
@@ -100,14 +100,14 @@ def attention_maps(encoder: Encoder, batch: Batch) -> Maps:
 def pooled_over_heads(
     maps: Float[Tensor, "row head piece piece"], real: Bool[Tensor, "row piece"]
 ) -> Float[Tensor, "row piece piece"]:
-    """What each real piece looks at, a mean over heads; 0 at padding."""
+    """Averages attention maps over heads; rows of padding are 0."""
     return torch.where(real.unsqueeze(-1), maps.mean(dim=1), 0.0)
 
 
 def pooled_over_queries(
     maps: Float[Tensor, "row head piece piece"], real: Bool[Tensor, "row piece"]
 ) -> Float[Tensor, "row head piece"]:
-    """How much each piece is looked at in each head, a mean over the real pieces that look."""
+    """Averages the attention that each piece receives in each head over the real query pieces."""
     looking = torch.where(real[:, None, :, None], maps, 0.0)
     return looking.sum(dim=2) / real.sum(dim=1)[:, None, None]
 
@@ -117,14 +117,14 @@ def pooled_distance(
     others: Float[Tensor, "row head piece piece"],
     real: Bool[Tensor, "row piece"],
 ) -> Float[Tensor, " row"]:
-    """How far two maps of a sentence are apart: means over its real pieces of the squared differences of pooled maps.
+    """Computes a distance of attention maps per sentence: mean squared differences of pooled maps over real pieces.
 
-    The pooled features distillation of CPFD (Zhang et al. 2023). A third pooling, over the pieces that are looked at,
-    gives the same for all maps, because the rows of a map sum to 1.
+    This is the pooled features distillation of CPFD (Zhang et al. 2023). A third pooling, over key pieces, would give
+    the same for all maps, because the rows of a map sum to 1.
 
     Args:
-        maps: of one layer.
-        others: of the same layer of another encoder.
+        maps: maps of one layer.
+        others: maps of the same layer of another encoder.
         real: which pieces are not padding.
     """
     pieces = real.sum(dim=1)
@@ -144,7 +144,7 @@ def _check(encoder: Encoder) -> None:
 
 @contextmanager
 def _collecting(backbone: nn.Module) -> Iterator[Maps]:
-    """Fills a list with the maps of a forward pass made inside, from the first layer to the last."""
+    """Yields a list that a forward pass inside the context fills with its maps, from first layer to last."""
     config: Any = backbone.config
     usual = config._attn_implementation
     maps: Maps = []
@@ -165,7 +165,7 @@ def _attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as usual, and beside it the map, in fp32."""
+    """Computes attention as usual, and records the map in fp32."""
     with torch.autocast(query.device.type, enabled=False):
         _maps.get().append(_map(query.float(), key.float(), attention_mask, **options))
     found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

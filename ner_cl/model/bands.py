@@ -1,6 +1,6 @@
-"""Scores of spans from two vectors a word, and how spans are read off them: the arithmetic of the SpanKL head.
+"""Arithmetic of the SpanKL head: scoring spans from two vectors per word, and selecting spans by their scores.
 
-A band is a tensor `[row, word, length, type]`: what is said of the span of `length + 1` words that begins at a word.
+A band is a tensor `[row, word, length, type]`: one value for each span of `length + 1` words that begins at a word.
 """
 
 import math
@@ -16,15 +16,15 @@ __all__ = ["apart", "crossing", "span_band", "tags_of_apart", "within"]
 def span_band(
     starts: Float[Tensor, "row word type width"], ends: Float[Tensor, "row word type width"], *, longest: int
 ) -> Float[Tensor, "row word length type"]:
-    """The product `s_i · e_j / √width` of the first and the last word of every span.
+    """Computes `s_i · e_j / √width` for the first word i and the last word j of every span.
 
-    Words are taken in chunks as long as the longest span, each against itself and the next one, so that a document
-    costs time and memory in proportion to its length. Spans that reach past the row hold anything.
+    Words are processed in chunks as long as the longest span, each with itself and the next one, so time and memory are
+    linear in the length of the document. Values of spans that extend past the row are arbitrary.
 
     Args:
-        starts: a vector for each word as the first one of a span of each type.
-        ends: the same as the last one.
-        longest: words of the longest span; the band is no wider than the row.
+        starts: vector of each word as the first word of a span of each type.
+        ends: the same as the last word.
+        longest: maximum words of a span; the band is no wider than the row.
     """
     rows, words, types, width = starts.shape
     size = min(longest, max(words, 1))
@@ -32,7 +32,7 @@ def span_band(
     starts = F.pad(starts, (0, 0, 0, 0, 0, chunks * size - words)).view(rows, chunks, size, types, width)
     ends = F.pad(ends, (0, 0, 0, 0, 0, (chunks + 1) * size - words)).unfold(1, 2 * size, size)
     scores = starts.permute(0, 1, 3, 2, 4) @ ends  # [row, chunk, type, word of the chunk, word of two chunks]
-    # Row a of such a square is wanted from column a on: with one more column in memory it would begin a row lower.
+    # Word a of a chunk needs columns a to a + size - 1: with one more column per row, row a is read from column a on.
     skewed = F.pad(scores.flatten(-2), (0, size)).view(rows, chunks, types, size, 2 * size + 1)[..., :size]
     band = skewed.permute(0, 1, 3, 4, 2).reshape(rows, chunks * size, size, types)
     return band[:, :words] / math.sqrt(width)
@@ -43,7 +43,7 @@ def within(mask: Bool[Tensor, "row word"], longest: int) -> Bool[Tensor, "row wo
 
     Args:
         mask: which words are real.
-        longest: words of the longest span.
+        longest: maximum words of a span.
     """
     words = mask.shape[1]
     last = torch.arange(words, device=mask.device)[:, None] + torch.arange(
@@ -53,12 +53,12 @@ def within(mask: Bool[Tensor, "row word"], longest: int) -> Bool[Tensor, "row wo
 
 
 def crossing(band: Float[Tensor, "row word length"]) -> Float[Tensor, "row word"]:
-    """The best of the spans with words on both sides of the border before each word; -inf where there is none.
+    """The best score of the spans that contain both a word and the word before it; -inf if there is none.
 
     Args:
-        band: what is said of each span, of all types together.
+        band: score of each span, over all types.
     """
-    reaching = band.flip(-1).cummax(-1).values.flip(-1)  # at m: the best of the spans of more than m words
+    reaching = band.flip(-1).cummax(-1).values.flip(-1)  # at m: the best score of spans of more than m words
     best = torch.full_like(band[..., 0], -torch.inf)
     for before in range(1, band.shape[-1]):
         best[:, before:] = torch.maximum(best[:, before:], reaching[:, :-before, before])
@@ -66,14 +66,14 @@ def crossing(band: Float[Tensor, "row word length"]) -> Float[Tensor, "row word"
 
 
 def apart(spans: Int[Tensor, "span 4"], scores: Float[Tensor, " span"]) -> Bool[Tensor, " span"]:
-    """Which spans are left if the best goes first and none may share a word with one that was taken.
+    """Which spans a greedy selection keeps: best score first, skipping spans that overlap a kept one.
 
-    Instead of one by one, all that are the best at each of their words are taken at once, until none is left: the same
-    spans in a few rounds. Among equals the first one is the best.
+    Each round takes all spans that are the best at each of their words: the same result as one by one, in a few rounds.
+    On a tie the span listed first is better.
 
     Args:
         spans: row, first word, one past the last word, type.
-        scores: of each.
+        scores: score of each span.
     """
     owner, word = _words(spans)
     _, place = torch.unique(torch.stack([spans[owner, 0], word]), dim=1, return_inverse=True)
@@ -91,7 +91,7 @@ def apart(spans: Int[Tensor, "span 4"], scores: Float[Tensor, " span"]) -> Bool[
 
 
 def tags_of_apart(spans: Int[Tensor, "span 4"], mask: Bool[Tensor, "row word"]) -> Int[Tensor, "row word"]:
-    """IOB2 tag ids of spans that share no word.
+    """The IOB2 tag ids of spans that do not overlap.
 
     Args:
         spans: row, first word, one past the last word, index of the type.
@@ -105,13 +105,13 @@ def tags_of_apart(spans: Int[Tensor, "span 4"], mask: Bool[Tensor, "row word"]) 
 
 
 def _words(spans: Int[Tensor, "span 4"]) -> tuple[Int[Tensor, " word"], Int[Tensor, " word"]]:
-    """The words of all spans, one span after the other: the number of the span, and the place in the row."""
+    """Lists the words of all spans, span by span: the index of the span, and the position in its row."""
     start, counts = spans[:, 1], spans[:, 2] - spans[:, 1]
     owner = torch.repeat_interleave(counts)
-    first = counts.cumsum(0) - counts  # where the words of each span begin
+    first = counts.cumsum(0) - counts  # index at which the words of each span begin
     return owner, start[owner] + torch.arange(len(owner), device=spans.device) - first[owner]
 
 
 def _anywhere(flags: Bool[Tensor, " word"], owner: Int[Tensor, " word"], spans: int) -> Bool[Tensor, " span"]:
-    """Whether a flag is up at any word of each span."""
+    """Whether a flag is set at any word of each span."""
     return torch.zeros(spans, dtype=torch.long, device=flags.device).index_add(0, owner, flags.long()) > 0

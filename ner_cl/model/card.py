@@ -1,16 +1,16 @@
-"""The model card: which type was learned when, and what it did to the others."""
+"""The model card: which type was learned when, and how that changed F1 of the others."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # the model saves itself with a card, so importing it here would go round in a circle
+if TYPE_CHECKING:  # avoids a circular import, as saving a model writes its card
     from ner_cl.model.ner_model import NerModel
 
 __all__ = ["model_card", "scored_on"]
 
 
 def scored_on(record: Mapping[str, Any]) -> Literal["dev", "test"]:
-    """What the scores of a line of history are of: one step is measured on dev sentences, a stream on its test set."""
+    """Returns what a history record was scored on: dev sentences for a single step, the test set for a stream."""
     return "dev" if record.get("measured") else "test"
 
 
@@ -56,7 +56,7 @@ def model_card(model: "NerModel") -> str:
 
 
 def _scores(model: "NerModel") -> list[str]:
-    """The table of F1 by type and step, as far as it is known."""
+    """The table of F1 by type and step, for the steps that were scored."""
     scored = [record for record in model.history if record.get("f1_after")]
     if not scored:
         return []
@@ -86,7 +86,7 @@ def _score(record: dict[str, Any], type_: str) -> str:
 
 
 def _compacted(record: Mapping[str, Any]) -> list[str]:
-    """What making one encoder of many sub-networks did, where that was done after a step."""
+    """Lines on what distilling the sub-networks into one encoder changed, if that was done after the step."""
     if not (found := record.get("compacted")):
         return []
     lines = ["", f"After step {record['step']} the sub-networks ({found['from']}) were distilled into one encoder:", ""]

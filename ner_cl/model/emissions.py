@@ -1,7 +1,7 @@
-"""Tag scores of sentences of any length: whole, or cut into stretches of words that can be decoded apart.
+"""Tag scores of sentences of any length: whole, or cut into stretches of words that can be decoded separately.
 
-A decoder reads a row word by word, which takes long for a document of a million characters, and all its tag scores are
-much to hold. It is cut where `Head.coupling` says that nothing is lost: the tags are those of the whole row.
+Decoding loops over the words of a row, which is slow for a document of a million characters, and all its tag scores
+take much memory. A row is cut where `Head.coupling` says that nothing is lost: the tags equal those of the whole row.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,11 +21,11 @@ from ner_cl.model.precision import Precision, autocast
 __all__ = ["Place", "emissions_of", "stretches_of"]
 
 Place = tuple[int, int]
-"""The sentence that a stretch belongs to, and its first word there."""
+"""The sentence that a stretch belongs to, and the position of its first word there."""
 
-_SHORTEST = 128  # words of a stretch, where a row makes several
-_GROUP = 64  # a sentence of more windows is read in order, so many at a time, and never held whole
-_MOST_SCORES = 1 << 24  # fewer at a time of a head with so many columns that more numbers than these would be held
+_SHORTEST = 128  # minimum words of a stretch when a row is cut
+_GROUP = 64  # a sentence of more windows is read in order, this many at a time, and never held whole
+_MOST_SCORES = 1 << 24  # maximum scores held at a time; for heads with many columns, groups shrink to stay below it
 
 
 def emissions_of(
@@ -36,15 +36,15 @@ def emissions_of(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> Iterator[tuple[list[int], Emissions]]:
-    """Tag scores of all sentences, in batches of like length: `(sentence indices, emissions, a row a sentence)`.
+    """Yields the tag scores of all sentences, batched by length: `(sentence indices, emissions)`, a row per sentence.
 
-    The rows of a sentence that was read in several windows are joined.
+    The windows of a sentence that was read in several are joined.
 
     Args:
         model: any model.
-        encoded: what to read.
-        steps: of a model with sub-networks, run those of these steps only.
-        batch_tokens: word pieces of one batch, padding included; by default what suits the device.
+        encoded: sentences to read.
+        steps: in a model with sub-networks, run only those of these steps.
+        batch_tokens: word pieces per batch, padding included; by default chosen for the device.
         precision: number format of the encoder.
     """
     yield from _Reader(model, encoded, steps, batch_tokens, precision).sentences(range(len(encoded)))
@@ -58,12 +58,12 @@ def stretches_of(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> Iterator[tuple[list[Place], Emissions]]:
-    """The same, a row a stretch: nearly every sentence is one, long ones are many, in order.
+    """Yields the same with a row per stretch: nearly every sentence is one, long ones are several, in order.
 
     Args:
         model: any model.
-        encoded: what to read.
-        types: the types that will be decoded, where that is not all; other blocks have no say in where a row is cut.
+        encoded: sentences to read.
+        types: the types that will be decoded, all by default; other blocks have no say in where a row is cut.
         batch_tokens: see `emissions_of`.
         precision: number format of the encoder.
     """
@@ -78,7 +78,7 @@ def stretches_of(
 
 @final
 class _Reader:
-    """Runs a model over windows."""
+    """Runs a model on windows."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class _Reader:
         self.model = model
         self.encoded = encoded
         self.steps = steps
-        # On a CPU what fits its caches; a GPU wants more to do at once.
+        # What fits the caches of a CPU; a GPU needs larger batches.
         self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 16384)
         self.precision: Precision = precision
         self.group = max(1, min(_GROUP, _MOST_SCORES // max(1, model.encoder.pieces.capacity * model.head.columns)))
 
     def windows(self, among: Sequence[int]) -> Iterator[tuple[list[int], Emissions]]:
-        """Tag scores of some windows, a row each."""
+        """Yields the tag scores of some windows, one row each."""
         device = self.model.device
         with _evaluating(self.model):
             for rows, batch in self.encoded.in_length_order(self.batch_tokens, among=among):
@@ -106,7 +106,7 @@ class _Reader:
                 yield rows, emissions
 
     def sentences(self, among: Sequence[int]) -> Iterator[tuple[list[int], Emissions]]:
-        """Tag scores of the sentences of some windows, a row each."""
+        """Yields the tag scores of the sentences of some windows, one row each."""
         windows, rows_of = self.encoded.windows, self.encoded.rows_of
         parts: dict[int, Emissions] = {}
         for rows, emissions in self.windows(among):
@@ -121,7 +121,7 @@ class _Reader:
 
 
 def _in_order(reader: _Reader, sentence: int, types: Collection[str] | None) -> Iterator[tuple[list[Place], Emissions]]:
-    """The stretches of one long sentence; what stands behind the last safe cut waits for the words after it."""
+    """Yields the stretches of one long sentence; words after the last cut wait for the next group of windows."""
     windows, rows = reader.encoded.windows, reader.encoded.rows_of[sentence]
     waiting: list[Emissions] = []
     first = 0
@@ -145,7 +145,7 @@ def _in_order(reader: _Reader, sentence: int, types: Collection[str] | None) -> 
 def _cut(
     model: NerModel, places: list[Place], emissions: Emissions, types: Collection[str] | None
 ) -> tuple[list[Place], Emissions]:
-    """Rows that are long as several rows each."""
+    """Cuts each long row into several."""
     if emissions.word_mask.shape[1] < 2 * _SHORTEST:
         return places, emissions
     coupling = model.head.coupling(emissions, types=types).cpu()
@@ -159,7 +159,10 @@ def _cut(
 
 
 def _borders(coupling: Float[Tensor, " word"]) -> list[int]:
-    """Both ends and the cuts between them, each where coupling is least in what is neither too near nor too far."""
+    """Both ends and the cuts between them, each at the lowest coupling `_SHORTEST` to `2 * _SHORTEST` words further on.
+
+    If all of that is infinite, the cut is at the next word of finite coupling.
+    """
     borders = [0]
     while len(coupling) - borders[-1] >= 2 * _SHORTEST:
         start = borders[-1] + _SHORTEST
@@ -180,7 +183,7 @@ def _words(emissions: Emissions, row: int) -> int:
 
 @contextmanager
 def _evaluating(model: NerModel) -> Iterator[None]:
-    if not model.training:  # walking through all modules takes as long as a short text's tenth
+    if not model.training:  # visiting all modules takes a tenth of the time of a short text
         yield
         return
     modes = [(module, module.training) for module in model.modules()]

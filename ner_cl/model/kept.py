@@ -1,4 +1,4 @@
-"""What strategies keep in a model folder for later steps: read when somebody asks, since predicting never does."""
+"""What strategies keep in a model folder for later steps; read lazily, since prediction never needs it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 @final
 class FilesByName(Mapping[str, T], Generic[T]):
-    """The contents of files by their names without ending, each read at the first look-up.
+    """A mapping from file names without extension to file contents, each read at the first look-up.
 
     Args:
-        paths: the files.
-        read: reads one.
+        paths: path of each file, by name.
+        read: reads one file.
     """
 
     def __init__(self, paths: Mapping[str, Path], read: Callable[[Path], T]) -> None:
@@ -41,16 +41,16 @@ class FilesByName(Mapping[str, T], Generic[T]):
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Iterates over the names."""
         return iter(self._paths)
 
     def __len__(self) -> int:
-        """How many files there are."""
+        """The number of files."""
         return len(self._paths)
 
 
 def kept_in(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Tensors and sentences that strategies keep in the model folder, by strategy name."""
+    """The tensors and sentences that strategies keep in the model folder, by strategy name."""
     kept = folder / "strategy"
     return (
         FilesByName({path.stem: path for path in sorted(kept.glob("*.safetensors"))}, read_tensors),
@@ -61,7 +61,7 @@ def kept_in(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def write_kept(
     states: Mapping[str, Mapping[str, Tensor]], sentences: Mapping[str, Sequence[Sentence]], folder: Path
 ) -> None:
-    """Writes what strategies keep to `strategy/` of a model folder; nothing, where they keep nothing."""
+    """Writes what strategies keep to `strategy/` in a model folder, which is made only if they keep something."""
     if states or sentences:
         (folder / "strategy").mkdir()
     for name, state in sorted(states.items()):
@@ -74,17 +74,17 @@ def write_kept(
 def forget_sentences(folder: Path) -> int:
     """Deletes from a model folder the sentences that strategies keep and all they stored about single sentences.
 
-    Nothing is parsed that is deleted, so damaged files go too; other files of the folder stay as they are.
+    Damaged files of strategies are deleted too; other files of the folder do not change.
 
     Returns:
-        How many sentences went.
+        The number of deleted sentences.
 
     Raises:
-        ModelError: if it is no model folder.
+        ModelError: if `folder` is not a model folder.
     """
     if not (folder / "labels.json").is_file():
         raise ModelError(f"{folder}: is no model folder (it has no labels.json); name one, such as runs/x/steps/02")
-    recover_folders(folder)  # a process that was killed here may have left the sentences set aside
+    recover_folders(folder)  # a killed process may have left a folder with the sentences set aside
     kept = folder / "strategy"
     if not kept.is_dir():
         return 0
@@ -95,7 +95,7 @@ def forget_sentences(folder: Path) -> int:
             try:
                 state = read_tensors(path)
             except ModelError:
-                continue  # it is of no use to anybody, and may hold what is to be forgotten
+                continue  # useless, and may hold what is to be forgotten
             if rest := {key: tensor for key, tensor in state.items() if not key.startswith(SENTENCE_PREFIX)}:
                 safetensors.torch.save_file(rest, draft / path.name)
 
@@ -106,15 +106,15 @@ def forget_sentences(folder: Path) -> int:
 
 
 def read_tensors(path: Path, *, in_place: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Reads the tensors of a safetensors file.
 
     Args:
         path: the file.
-        in_place: leave them where they lie in it, for somebody who copies them. There they may lie unaligned, and
-            products of unaligned matrices differ in their last bits.
+        in_place: do not clone the loaded tensors, for callers that copy them. They may be unaligned, and products of
+            unaligned matrices differ in their last bits.
 
     Raises:
-        ModelError: if it is missing or damaged.
+        ModelError: if the file is missing or damaged.
     """
     try:
         found = safetensors.torch.load_file(path)
@@ -126,7 +126,7 @@ def read_tensors(path: Path, *, in_place: bool = False) -> dict[str, Tensor]:
 
 
 def _read_sentences(path: Path) -> tuple[Sentence, ...]:
-    """The sentences of a file whose lines somebody may have deleted, all of them even."""
+    """Reads the sentences of a file; a user may have deleted any of its lines, or all of them."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; the model folder was changed after it was loaded")
     if not path.read_bytes().strip():

@@ -1,4 +1,4 @@
-"""The linear modules of a transformer's layers, found by their names: which feed its units, and which read them."""
+"""Finds, by name, the linear modules of transformer layers that feed units and those that read them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Layer:
     """Names of the linear modules of a transformer layer that feed units or read them.
 
     Attributes:
-        projections: queries, keys and values: their rows belong to attention heads.
-        joined: the attention's output: its columns belong to attention heads.
-        intermediate: first half of the feed-forward net: its rows are the intermediate units.
-        output: second half: its rows are the output units.
+        projections: queries, keys and values; their rows belong to attention heads.
+        joined: attention output; its columns belong to attention heads.
+        intermediate: first half of the feed-forward network; its rows are the intermediate units.
+        output: its second half; its rows are the output units.
     """
 
     projections: tuple[str, ...]
@@ -27,7 +27,7 @@ class Layer:
     output: str
 
     def under(self, prefix: str) -> "Layer":
-        """The same names behind a prefix."""
+        """The same names with a prefix in front."""
         names = tuple(f"{prefix}.{name}" for name in self.projections)
         return Layer(names, *(f"{prefix}.{name}" for name in (self.joined, self.intermediate, self.output)))
 
@@ -37,9 +37,9 @@ def _bert(*projections: str) -> Layer:
     return Layer(names, "attention.output.dense", "intermediate.dense", "output.dense")
 
 
-# The longest first: of two kinds that fit, it is the one that leaves no module out.
+# Longest first: if two kinds fit, the longer one leaves no module out.
 _KINDS = (
-    _bert("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj"),  # DeBERTa-v2, positions apart
+    _bert("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj"),  # DeBERTa-v2, separate positions
     _bert("query_proj", "key_proj", "value_proj"),  # DeBERTa-v3
     _bert("query", "key", "value"),  # BERT, RoBERTa, ELECTRA
     Layer(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
@@ -47,11 +47,11 @@ _KINDS = (
 
 
 def find_layers(module: nn.Module) -> list[Layer]:
-    """The layers of the first kind that fits them all, from the first to the last; none if no kind does.
+    """All layers, first to last, named after the first kind that fits them; an empty list if none does.
 
     Args:
-        module: an encoder of the BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 kind, or what holds one. Names are
-            those of its `named_modules`.
+        module: an encoder of the BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa-v2 kind, or a module that contains one.
+            Names are those of its `named_modules`.
     """
     linear = [name for name, found in module.named_modules() if isinstance(found, nn.Linear)]
     for kind in _KINDS:
@@ -66,6 +66,6 @@ def find_layers(module: nn.Module) -> list[Layer]:
 
 
 def gate_input(gate: Float[Tensor, " unit"]) -> Callable[[nn.Module, Any], Any]:
-    """A forward pre-hook that multiplies what a module reads by a factor a unit."""
-    # In the format of what it multiplies, or a pass in bf16 would go on in fp32 from here.
+    """A forward pre-hook that multiplies a module's input by one factor per unit."""
+    # Cast to the input's dtype, or a bf16 pass would continue in fp32 from here.
     return lambda module, given: (given[0] * gate.to(given[0].dtype), *given[1:])

@@ -1,4 +1,4 @@
-"""Losses over tag columns, one value a word, and over yes or no, one value a decision. All of them work in fp32."""
+"""Losses over tag columns (one value per word) and over yes/no decisions (one value each), all computed in fp32."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -19,18 +19,18 @@ __all__ = [
     "unknown_as_outside",
 ]
 
-_NEVER = -1e4  # a logit that no softmax sees, and whose gradient is zero even where nothing else is left
+_NEVER = -1e4  # a logit with no share in any softmax; finite, so that gradients stay zero, not NaN
 
 
 def bernoulli_kl(
     teacher: Float[Tensor, "*decision"], student: Float[Tensor, "*decision"], *, temperature: float
 ) -> Float[Tensor, "*decision"]:
-    """KL(teacher ‖ student) of decisions between yes and no, at a temperature; zero when the two agree.
+    """KL(teacher ‖ student) of yes/no decisions at a temperature; zero when the two agree.
 
     Args:
         teacher: logits of yes.
-        student: logits of the same decisions.
-        temperature: both logits are divided by it.
+        student: logits of yes for the same decisions.
+        temperature: divides both logits.
     """
     wanted, said = teacher.float() / temperature, student.float() / temperature
     target = wanted.sigmoid()
@@ -48,7 +48,7 @@ def kd_sub(
     Args:
         teacher: logits.
         student: logits of the same columns.
-        temperature: both logits are divided by it.
+        temperature: divides both logits.
     """
     target = torch.log_softmax(teacher.float() / temperature, dim=-1)
     log_probs = torch.log_softmax(student.float() / temperature, dim=-1)
@@ -58,15 +58,15 @@ def kd_sub(
 def kd_full(
     teacher: Float[Tensor, "*word old"], student: Float[Tensor, "*word all"], *, temperature: float
 ) -> Float[Tensor, "*word"]:
-    """KL(teacher ‖ student) where the student is normalised over all its columns; the new ones carry no teacher mass.
+    """KL(teacher ‖ student), the student normalised over all its columns; new ones have no teacher mass.
 
-    Monaikul et al. 2021, figure 2. A fresh student scores `-log(1 - m)`, `m` being the probability it gives to the new
-    columns, so this also teaches "this word is none of the new types".
+    Monaikul et al. 2021, figure 2. The loss of a fresh student is `-log(1 - m)`, where `m` is the probability it gives
+    to the new columns, so this also teaches "this word is none of the new types".
 
     Args:
         teacher: logits of the old columns.
         student: logits of all columns, the old ones first.
-        temperature: both logits are divided by it.
+        temperature: divides both logits.
     """
     old = teacher.shape[-1]
     target = torch.log_softmax(teacher.float() / temperature, dim=-1)
@@ -77,16 +77,16 @@ def kd_full(
 def kd_merged(
     teacher: Float[Tensor, "*word old"], student: Float[Tensor, "*word all"], *, temperature: float
 ) -> Float[Tensor, "*word"]:
-    """KL(teacher ‖ student) where what the student gives to its new columns counts as `O`: the teacher's name for them.
+    """KL(teacher ‖ student), the student's new columns counted as `O`, which is what the teacher calls them.
 
     Cermelli et al. 2020, "Modeling the background for incremental learning in semantic segmentation", section 3.2. It
-    says nothing about new types, so it may be asked for of words that were annotated for none. Zero when the two agree
-    on old types, however the student shares out the rest.
+    asserts nothing about new types, so it suits words that are not annotated for them. Zero when the two agree on old
+    types, however the student divides the rest between `O` and new types.
 
     Args:
-        teacher: logits of the old columns, that of `O` first.
+        teacher: logits of the old columns, `O` first.
         student: logits of all columns, the old ones first.
-        temperature: both logits are divided by it.
+        temperature: divides both logits.
     """
     old = teacher.shape[-1]
     target = torch.log_softmax(teacher.float() / temperature, dim=-1)
@@ -99,22 +99,22 @@ def kd_merged(
 def marginal_cross_entropy(
     logits: Float[Tensor, "row word tag"], targets: Int[Tensor, "row word"], annotated: Bool[Tensor, "row type"]
 ) -> Float[Tensor, "row word"]:
-    """Cross entropy under partial annotation: `O` means "none of the annotated types".
+    """Cross entropy under partial annotation, where `O` means "none of the annotated types".
 
-    A word with a type costs `-log p(tag)`. A word labelled `O` costs `-log` of the probability of everything that the
-    annotation does not rule out: `O` itself and every column of a type that was not annotated. With all types annotated
-    this is plain cross entropy; with none it is zero and has no gradient.
+    A word with a type costs `-log p(tag)`. A word labelled `O` costs `-log` of the total probability of what the
+    annotation does not rule out: `O` and all columns of types that were not annotated. With all types annotated this is
+    plain cross entropy; a word labelled `O` with none annotated costs zero and has no gradient.
 
     Args:
         logits: columns `O, B-0, I-0, B-1, …`.
         targets: tag ids.
-        annotated: whether the row's annotation is complete for each type.
+        annotated: for each type, whether the row's annotation is complete.
     """
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     ruled_out = torch.repeat_interleave(annotated, 2, dim=-1)
     ruled_out = torch.cat([torch.zeros_like(ruled_out[:, :1]), ruled_out], dim=-1)
     outside = log_probs.masked_fill(ruled_out[:, None, :], -torch.inf).logsumexp(dim=-1)
-    # Where nothing is ruled out the sum is one but for rounding, which Adam would blow up to a full step.
+    # If nothing is ruled out, the sum is 1 up to rounding, and Adam would amplify the rounding to a full step.
     outside = outside.masked_fill(~annotated.any(dim=-1, keepdim=True), 0.0)
     typed = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return -torch.where(targets > 0, typed, outside)
@@ -123,14 +123,14 @@ def marginal_cross_entropy(
 def unknown_as_outside(
     logits: Float[Tensor, "*row word tag"], unknown: Bool[Tensor, "*row type"]
 ) -> Float[Tensor, "*row word tag"]:
-    """Logits under whose softmax columns of types that nobody looked for count as `O`, and have no share of their own.
+    """Logits in which the probability of unannotated types is added to `O` and removed from their own columns.
 
-    A loss that says "this word is `O`" of them says "`O` or one of those types" of the logits, and a tag of any other
-    type costs what it did: the sum over all columns is the same.
+    A loss for "this word is `O`" on them is a loss for "`O` or one of those types" on the original logits. Tags of
+    other types cost the same as before, because the sum over all columns does not change.
 
     Args:
         logits: columns `O, B-0, I-0, B-1, …`.
-        unknown: whether a row's annotation says nothing of each type.
+        unknown: for each type, whether the row is not annotated for it.
     """
     logits = logits.float()
     merged = torch.repeat_interleave(unknown, 2, dim=-1).unsqueeze(-2)
@@ -142,12 +142,12 @@ def unknown_as_outside(
 
 
 def masked_mean(values: Float[Tensor, "*word"], mask: Bool[Tensor, "*word"]) -> Float[Tensor, ""]:
-    """Mean over the words under the mask; zero, with a zero gradient, when there is none."""
+    """Averages values over the words in the mask; zero, with a zero gradient, if there are none."""
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum() / mask.sum().clamp(min=1)
 
 
 def over_blocks(terms: Sequence[Float[Tensor, ""]], how: Literal["sum", "mean"]) -> Float[Tensor, ""]:
-    """One loss of those of several blocks."""
+    """Combines the losses of several blocks into one."""
     together = torch.stack(list(terms))
     return together.sum() if how == "sum" else together.mean()

@@ -1,7 +1,7 @@
-"""Merging blocks that have softmaxes of their own into one tag sequence, other than by the conflict resolver.
+"""Merges blocks with separate softmaxes into one tag sequence, in other ways than the conflict resolver.
 
-`known` says for each block which types it has columns for, as indices of the joint tagset in the order of its columns:
-`O`, then `B-` and `I-` of each.
+`known` lists the types of each block's columns, as indices into the joint tagset. The columns are `O`, then `B-` and
+`I-` of each of these types, in this order.
 """
 
 import math
@@ -24,19 +24,19 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def exclusive_scores(blocks: Sequence[Float[Tensor, "row word _"]]) -> Float[Tensor, "row word tag"]:
-    """Log-odds against `O` of every tag of every block, side by side behind one shared `O` of 0.
+    """The log-odds against `O` of every tag of every block, after one shared `O` column of 0.
 
-    That is exactly what independent blocks say, given that at most one of them names the word. Let block j give tag t
-    the probability `p_j(t)`. That j says t and all others say `O` has the probability `p_j(t) · Π_{i≠j} p_i(O)`, that
-    all say `O` has `Π_i p_i(O)`. Divided by the latter, which all cases of a word share, these are `p_j(t) / p_j(O)`
-    and 1; and since both come from one softmax, the logarithm of the first is `logit_j(t) − logit_j(O)`. Viterbi on
-    these scores gives the most probable legal path under that condition, for all blocks together.
+    This is the exact joint score of independent blocks, given that at most one of them gives the word a tag other than
+    `O`. Let `p_j(t)` be the probability of tag t in block j. Block j says t and all others say `O` with probability
+    `p_j(t) · Π_{i≠j} p_i(O)`; all say `O` with probability `Π_i p_i(O)`. Divided by the latter, these are
+    `p_j(t) / p_j(O)` and 1. Both terms of the ratio come from one softmax, so its logarithm is
+    `logit_j(t) − logit_j(O)`. Viterbi on these scores gives the most probable legal path under that condition.
 
     Args:
-        blocks: logits or log-probabilities, each block with types of its own, in the order of the joint tagset.
+        blocks: logits or log-probabilities of blocks that share no types, in the order of the joint tagset.
 
     Returns:
-        Scores in columns of the joint tagset; normalised by a softmax they are that conditional probability.
+        Scores in columns of the joint tagset; their softmax is the conditional probability described above.
     """
     odds = [block[..., 1:] - block[..., :1] for block in blocks]
     return torch.cat([torch.zeros_like(blocks[0][..., :1]), *odds], dim=-1)
@@ -49,19 +49,19 @@ def weighted_vote(
     *,
     types: int,
 ) -> Float[Tensor, "row word tag"]:
-    """`Σ_k w_k p_k(y) 1[y ∈ Y_k] / Σ_k w_k 1[y ∈ Y_k]`: the mean over those blocks that know the tag.
+    """`Σ_k w_k p_k(y) 1[y ∈ Y_k] / Σ_k w_k 1[y ∈ Y_k]`: the weighted mean over the blocks that know a tag.
 
-    Without the denominator a type would lose for no other reason than that few blocks know it. All blocks know `O`. The
-    scores of a word do not add up to 1 where blocks know different types.
+    Without the denominator a type would lose merely because few blocks know it. All blocks know `O`. The scores of a
+    word do not sum to 1 if blocks know different types.
 
     Args:
-        probabilities: of each block's tags.
-        known: see the module.
-        weights: positive, one a block; only their ratios matter.
-        types: how many the joint tagset has.
+        probabilities: tag probabilities of each block.
+        known: see the module docstring.
+        weights: positive, one per block; only their ratios matter.
+        types: number of types in the joint tagset.
 
     Returns:
-        In columns of the joint tagset; 0 for tags that no block knows.
+        Scores in columns of the joint tagset; 0 for tags that no block knows.
     """
     columns = [_columns(indices, device=probabilities[0].device) for indices in known]
     total = probabilities[0].new_zeros(*probabilities[0].shape[:2], 1 + 2 * types)
@@ -69,7 +69,7 @@ def weighted_vote(
     for index, weight in zip(columns, weights, strict=True):
         coverage[index] += weight
     for index, weight, block in zip(columns, weights, probabilities, strict=True):
-        total[..., index] += weight / coverage[index] * block  # the share first, which is exactly 1 for one block
+        total[..., index] += weight / coverage[index] * block  # divide first: exactly 1 for a single block
     return total
 
 
@@ -80,16 +80,16 @@ def majority(
     *,
     types: Sequence[str],
 ) -> Int[Tensor, "row word"]:
-    """The spans that more than half of the blocks that know the type find, each by Viterbi of its own.
+    """Keeps spans found by more than half of the blocks that know their type, each block decoded by Viterbi.
 
-    Of kept spans that share a word the one with the highest mean probability stays, the first by position and type
-    among equals. Where every type is known to one block, all spans of all blocks are kept but for that.
+    Of overlapping spans, the one with the highest mean probability stays (on a tie, the first by position and type). If
+    each type is known to a single block, all spans win the vote and only overlaps are resolved.
 
     Args:
-        log_probs: of each block's tags.
-        known: see the module.
+        log_probs: tag log-probabilities of each block.
+        known: see the module docstring.
         mask: which words are real.
-        types: of the joint tagset.
+        types: types of the joint tagset.
 
     Returns:
         Legal tags of the joint tagset, `O` where masked.
@@ -121,24 +121,24 @@ def span_probability(
     mask: Bool[Tensor, "row word"],
     spans: Int[Tensor, "span 4"],
 ) -> Float[Tensor, " span"]:
-    """Weighted mean, over the blocks that know a span's type, of its forward-backward probability in each block.
+    """Each span's forward-backward probability, as a weighted mean over the blocks that know its type.
 
     Args:
-        log_probs: of each block's tags, or any additive scores.
-        known: see the module.
-        weights: positive, one a block.
+        log_probs: tag log-probabilities of each block, or any additive scores.
+        known: see the module docstring.
+        weights: positive, one per block.
         mask: which words are real.
         spans: row, first word, one past the last word, index of the type in the joint tagset.
 
     Returns:
-        In [0, 1]; 0 for a type that no block knows.
+        Probabilities in [0, 1]; 0 for a type that no block knows.
     """
     total = torch.zeros(len(spans), device=mask.device)
     coverage = torch.zeros_like(total)
     by_width: dict[int, list[int]] = {}
     for number, indices in enumerate(known):
         by_width.setdefault(len(indices), []).append(number)
-    for numbers in by_width.values():  # one recursion for all blocks of a width, since it is slow word by word
+    for numbers in by_width.values():  # one recursion for all blocks of one width, as it loops over words
         asked, places = [], []
         for first, number in zip(count(step=len(mask)), numbers, strict=False):
             own = spans[:, 3:] == torch.tensor(known[number], device=spans.device)  # [span, type of the block]
@@ -162,16 +162,16 @@ def best_temperature(
     lowest: float = 0.05,
     highest: float = 20.0,
 ) -> float:
-    """The temperature under which a block's probabilities fit annotated words best (Guo et al. 2017).
+    """Finds the temperature at which a block's probabilities best fit annotated words (Guo et al. 2017).
 
     Minimises the mean marginal negative log-likelihood by golden-section search on the logarithm of the temperature.
 
     Args:
-        logits: of the block.
-        targets: in ids of the block.
-        annotated: for which of the block's types the words are annotated.
-        lowest: end of the search.
-        highest: the other end.
+        logits: the block's logits.
+        targets: tag ids of the block.
+        annotated: whether the words are annotated for each type of the block.
+        lowest: lower end of the search.
+        highest: upper end of the search.
     """
 
     def cost(log_temperature: float) -> float:
@@ -182,10 +182,10 @@ def best_temperature(
 
 
 def golden_section(cost: Callable[[float], float], low: float, high: float, *, rounds: int) -> float:
-    """Where a function with one valley is least, to `0.618 ** rounds` of the interval searched."""
+    """Finds the minimum of a unimodal function to within `0.618 ** rounds` of the search interval."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     costs = cost(left), cost(right)
-    for _ in range(rounds):  # each keeps one of the two points, so that only the other is new
+    for _ in range(rounds):  # each round reuses one of the two points and evaluates one new one
         if costs[0] <= costs[1]:
             high, right = right, left
             left = high - _GOLDEN * (high - low)
@@ -198,5 +198,5 @@ def golden_section(cost: Callable[[float], float], low: float, high: float, *, r
 
 
 def _columns(indices: Sequence[int], *, device: torch.device) -> Int[Tensor, " tag"]:
-    """The ids in the joint tagset of a block's tags."""
+    """The joint tagset ids of a block's tags."""
     return torch.tensor([0, *(1 + 2 * index + inside for index in indices for inside in (0, 1))], device=device)

@@ -27,22 +27,21 @@ __all__ = ["SENTENCE_PREFIX", "NerModel"]
 _EXPORTED = "an exported model cannot learn; teach the model that it was exported from"
 
 SENTENCE_PREFIX = "sentence/"
-"""How the names of tensors begin that strategies keep about a single sentence; they are deleted with the sentences."""
+"""Name prefix of strategy tensors about a single sentence; they are deleted together with the kept sentences."""
 
 
 @final
 class NerModel(nn.Module):
-    """A tagger that knows some types and can be grown to know more.
+    """A tagger that knows some types and can grow to learn more.
 
     Args:
-        encoder: gives word vectors.
-        head: gives tag scores; its tagset is the model's.
+        encoder: computes word vectors.
+        head: computes tag scores; its tagset is the model's.
 
     Attributes:
-        subnetworks: what computes word vectors for each step on its own; None where all blocks read the encoder.
-        runtime: what computes tag scores in place of encoder and head, in a model that was exported; such a model
-            predicts and does not learn.
-        history: one record a step: types, data hash, F1 of every type before and after.
+        subnetworks: computes word vectors for each step separately; None if all blocks read the encoder.
+        runtime: computes tag scores in place of encoder and head in an exported model, which can predict but not learn.
+        history: one record per step: types, data hash, F1 of every type before and after.
         metrics: exact counts of the last evaluation.
         strategy_state: tensors that strategies keep for later steps, by strategy name; never needed to predict.
         kept_sentences: sentences that strategies keep for later steps, by strategy name; never needed to predict.
@@ -63,15 +62,15 @@ class NerModel(nn.Module):
     def from_encoder(
         cls, name: str = "minilm-l6", *, head: str | Mapping[str, Any] | HeadOptions = "extendner", **options: Any
     ) -> "NerModel":
-        """A model that knows no type yet, on a pre-trained encoder.
+        """Creates a model that knows no type yet, on a pre-trained encoder.
 
         Args:
             name: alias, Hugging Face id or folder of the encoder.
-            head: name or options of the head, or a mapping of them.
+            head: name of the head, or its options or a mapping of them.
             **options: other `EncoderOptions`, such as `max_pieces`.
 
         Raises:
-            ConfigError: if there is no such head or option.
+            ConfigError: if the head or an option does not exist.
             ModelError: if the encoder cannot be found or read.
         """
         head_options = validate(HeadOptions, {"name": head} if isinstance(head, str) else head, "head")
@@ -79,21 +78,21 @@ class NerModel(nn.Module):
 
     @classmethod
     def from_options(cls, encoder_options: EncoderOptions, head_options: HeadOptions) -> "NerModel":
-        """A model that knows no type yet, from configuration sections."""
+        """Creates a model that knows no type yet, from configuration sections."""
         return cls.from_parts(Encoder.from_options(encoder_options), head_options)
 
     @classmethod
     def from_parts(cls, encoder: Encoder, head_options: HeadOptions) -> "NerModel":
-        """A model that knows no type yet, on an encoder at hand."""
+        """Creates a model that knows no type yet, on an existing encoder."""
         return cls(encoder, heads[head_options.name](encoder.hidden, head_options))
 
     def copy(self, *, memory: bool = False) -> "NerModel":
-        """All weights once more.
+        """A copy of the model with weights of its own.
 
         Args:
-            memory: also history and what strategies keep, which whoever is to learn more needs.
+            memory: copy history and what strategies keep too; needed to teach the copy more.
         """
-        with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
+        with ONE_PASS_AT_A_TIME:  # a pass in another thread may have swapped weights
             other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
             other.subnetworks, other.runtime = copy.deepcopy(self.subnetworks), self.runtime
         if memory:
@@ -113,15 +112,15 @@ class NerModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device that holds the parameters."""
         return next(self.parameters()).device
 
     def forward(self, batch: Batch, *, steps: Collection[int] | None = None) -> Emissions:
-        """Tag scores of every word of the batch.
+        """Computes the tag scores of every word of the batch.
 
         Args:
             batch: any batch.
-            steps: run the sub-networks of these steps only, where there are any: the blocks of others then say `O`.
+            steps: in a model with sub-networks, run only those of these steps; the blocks of other steps then say `O`.
         """
         if self.runtime is not None:
             return self.head.of_scores(self.runtime(batch), batch.word_mask)
@@ -131,10 +130,10 @@ class NerModel(nn.Module):
         return self.head.of_views(self.subnetworks(self, batch, asked), batch.word_mask)
 
     def isolate(self, options: SubnetworkOptions) -> Subnetworks:
-        """Gives the steps from the next one on sub-networks of their own; the encoder must not change any more.
+        """Gives the next and all later steps their own sub-networks; from now on the encoder must not change.
 
         Raises:
-            ModelError: if the head cannot be told apart by steps.
+            ModelError: if the head shares columns between steps, or the model was exported.
         """
         if self.runtime is not None:
             raise ModelError(_EXPORTED)
@@ -149,16 +148,16 @@ class NerModel(nn.Module):
         return made
 
     def grow(self, types: Sequence[str], *, generator: torch.Generator | None = None) -> None:
-        """Adds a block for new types to the head; what the model says about old types does not change by a bit.
+        """Adds a block for new types to the head; logits for old types stay the same to the last bit.
 
         Raises:
-            ModelError: if a type is known already or named twice, or the model was exported.
+            ModelError: if a type is already known or named twice, or the model was exported.
         """
         if self.runtime is not None:
             raise ModelError(_EXPORTED)
         number, width = len(self.tagset.steps) + 1, None
         covers: Sequence[str] = ()
-        self.tagset.grow(types)  # refuses types before anything is made for them
+        self.tagset.grow(types)  # rejects invalid types before anything is changed
         if self.subnetworks is not None:
             self.subnetworks.grow(self, generator=generator)
             width, covers = self.subnetworks.width(number), self.subnetworks.covers(self.tagset)
@@ -166,7 +165,7 @@ class NerModel(nn.Module):
         self.to(self.device)
 
     def encode(self, sentences: Sequence[Sentence]) -> EncodedSentences:
-        """Sentences cut into windows of word pieces, with targets in this model's tagset."""
+        """Cuts sentences into windows of word pieces, with targets in this model's tagset."""
         return EncodedSentences(sentences, self.encoder.pieces, self.tagset, nested=not self.head.tags_words)
 
     @overload
@@ -204,14 +203,14 @@ class NerModel(nn.Module):
         """Finds the entities of one text, or of many.
 
         Args:
-            texts: one text gives a list; many give an iterator of lists, in order, batched inside.
-            types: only these types; all by default. A head with one softmax (extendner) decides among all and shows
-                these, one with a block a step (addner, spankl) asks the blocks of these alone, so that a word which
-                another type would have taken may be found.
-            min_score: entities below this probability are left out.
-            nested: what is found where nothing competes, so that entities may overlap: those of different steps, where
-                the head has a block a step, or any, where it scores spans. Otherwise no two entities overlap.
-            batch_tokens: word pieces of one batch, padding included; by default what suits the device.
+            texts: one text gives a list; many give an iterator of lists, in order, batched internally.
+            types: find only these types; all by default. A head with one softmax (extendner) decides among all and
+                reports these; one with a block per step (addner, spankl) uses only the blocks of these types, so it may
+                find a word that another type would have taken.
+            min_score: leave out entities below this probability.
+            nested: do not let spans compete. Entities may then overlap: those of different steps if the head has a
+                block of tags per step, any if it scores spans. By default no two entities overlap.
+            batch_tokens: word pieces per batch, padding included; by default chosen for the device.
             precision: number format of the encoder.
 
         Returns:
@@ -219,14 +218,14 @@ class NerModel(nn.Module):
 
         Raises:
             ModelError: if the model knows no type, or one of `types` is unknown.
-            ConfigError: if `texts` are no texts, or an option is out of its range.
+            ConfigError: if `texts` is neither a text nor an iterable of texts, or an option is out of range.
 
         Example:
             >>> model = ner_cl.load("models/step2")                       # doctest: +SKIP
             >>> [e.type for e in model.predict("Ada lives in London.")]   # doctest: +SKIP
             ['PER', 'LOC']
         """
-        from ner_cl.model.predict import predict_texts  # predict works on models, so it cannot be imported above
+        from ner_cl.model.predict import predict_texts  # imports this module, so not at the top
 
         self.check_types(types)
         _check_reading(texts, min_score, batch_tokens, precision)
@@ -242,16 +241,16 @@ class NerModel(nn.Module):
         return next(found) if isinstance(texts, str) else found
 
     def steps_of(self, types: Collection[str] | None) -> list[int] | None:
-        """The steps whose blocks know one of some types; None, for all, where all are asked for."""
+        """The steps whose blocks know at least one of `types`; None (all steps) if `types` is None."""
         if types is None:
             return None
         for type_ in types:
-            self.tagset.step_of(type_)  # refuses an unknown one
+            self.tagset.step_of(type_)  # rejects an unknown type
         asked = {index for index, type_ in enumerate(self.types) if type_ in types}
         return [step for step, known in enumerate(self.head.known, start=1) if not asked.isdisjoint(known)]
 
     def check_types(self, types: Collection[str] | None) -> None:
-        """ModelError if the model knows no type yet, or one of `types` is unknown to it."""
+        """Raises ModelError if the model knows no type yet or `types` is not a collection of known types."""
         if not self.types:
             raise ModelError("this model knows no type yet; teach it one with `ner-cl learn` or ner_cl.learn")
         if isinstance(types, str):
@@ -262,10 +261,10 @@ class NerModel(nn.Module):
     def forget_sentences(self) -> int:
         """Deletes the sentences that strategies keep and all they stored about single sentences.
 
-        What the model predicts does not change, and it can still learn more; only replay has nothing left to replay.
+        Predictions do not change, and the model can still learn; replay just has nothing left to replay.
 
         Returns:
-            How many sentences went.
+            The number of deleted sentences.
         """
         count = sum(len(sentences) for sentences in self.kept_sentences.values())
         self.kept_sentences = {}
@@ -277,14 +276,14 @@ class NerModel(nn.Module):
         return count
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model folder, whole or not at all; an existing folder is replaced."""
-        from ner_cl.model.store import save_model  # the store reads and writes models, so it cannot be imported above
+        """Writes the model folder, completely or not at all; an existing one is replaced."""
+        from ner_cl.model.store import save_model  # imports this module, so not at the top
 
         save_model(self, Path(folder))
 
 
 def _check_reading(texts: object, min_score: object, batch_tokens: object, precision: object) -> None:
-    """What `predict` is asked, before anything is read."""
+    """Validates the arguments of `predict` before any text is read."""
     if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
         raise ConfigError(f"texts: expected a text or texts, not {type(texts).__name__}")
     if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:

@@ -1,4 +1,4 @@
-"""Which number format the encoder computes in."""
+"""The device and the number format that the encoder computes in."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -13,24 +13,24 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto` made concrete: a GPU where there is one, else the CPU.
+    """Resolves `auto` to the GPU if there is one, else to the CPU.
 
     Raises:
-        ConfigError: if torch knows no such device, or cannot reach it here.
+        ConfigError: if torch does not know the device or cannot use it here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"device: {str(device)!r} cannot be used ({reason}); try 'cpu'") from error
     return chosen
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` made concrete: bf16 where the device has instructions for it, else fp32."""
+    """Resolves `auto` to bf16 if the device supports it natively, else to fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -42,6 +42,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """The context in which forward passes run; weights stay fp32 and heads compute in fp32 in either case."""
+    """The context for forward passes; weights and the computations of heads are fp32 in either precision."""
     enabled = resolve_precision(precision, device) == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,4 +1,4 @@
-"""From sentences or texts to spans: the one path that Python, the command line, spaCy and the server share."""
+"""From sentences or texts to spans: the code path shared by Python, the command line, spaCy and the server."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ner_cl.types import Entity, Sentence, Span
 
 __all__ = ["ScoredSpan", "predict_sentences", "predict_texts", "score_merged_and_nested", "score_sentences"]
 
-# Texts are sorted by length within chunks of this much, so that an endless stream can be predicted in bounded memory.
+# Texts are batched by length within chunks of this size, so that an endless stream needs bounded memory.
 _CHUNK_TEXTS = 1024
 _CHUNK_CHARACTERS = 1 << 20
 
@@ -36,7 +36,7 @@ def predict_sentences(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> list[list[Span]]:
-    """The spans the model finds in each sentence, in order, without scores; see `score_sentences`."""
+    """Finds the spans of each sentence, in order, without scores; see `score_sentences`."""
     (found,) = _find(model, sentences, types, [nested], batch_tokens, precision, scored=False)
     return [[item.span for item in items] for items in found]
 
@@ -50,15 +50,14 @@ def score_sentences(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> list[list[ScoredSpan]]:
-    """The spans the model finds in each sentence, in order, with the probability of each.
+    """Finds the spans of each sentence, in order, with the probability of each.
 
     Args:
         model: any model.
-        sentences: what to read.
-        types: these only.
-        nested: what is found where nothing competes (see `Head.spans`), so that spans may overlap. Otherwise no two
-            spans do.
-        batch_tokens: word pieces of one batch, padding included; by default what suits the device.
+        sentences: sentences to read.
+        types: find only these types; all by default.
+        nested: do not let spans compete (see `Head.spans`), so that they may overlap. By default no two spans overlap.
+        batch_tokens: word pieces per batch, padding included; by default chosen for the device.
         precision: number format of the encoder.
     """
     (found,) = _find(model, sentences, types, [nested], batch_tokens, precision)
@@ -73,7 +72,7 @@ def score_merged_and_nested(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> tuple[list[list[ScoredSpan]], list[list[ScoredSpan]]]:
-    """Both readings of `score_sentences`, at the cost of one."""
+    """The results of `score_sentences` without and with `nested`, at the cost of one."""
     merged, nested = _find(model, sentences, types, [False, True], batch_tokens, precision)
     return merged, nested
 
@@ -88,7 +87,7 @@ def predict_texts(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> Iterator[list[Entity]]:
-    """The entities of each text, in order; see `NerModel.predict`."""
+    """Yields the entities of each text, in order; see `NerModel.predict`."""
     step_of = {type_: model.tagset.step_of(type_) for type_ in model.types}
     for chunk in _chunks(texts):
         offsets = [split_words(text) for text in chunk]
@@ -131,7 +130,7 @@ def _find(
     *,
     scored: bool = True,
 ) -> list[list[list[ScoredSpan]]]:
-    """What is found in each sentence, for each reading (whether it is nested); scores of 1 where none are asked for."""
+    """Finds the spans of each sentence for each reading (nested or not); scores are 1 unless `scored`."""
     filled = [index for index, sentence in enumerate(sentences) if sentence.words]
     encoded = model.encode([Sentence(sentences[index].words) for index in filled])
     found: list[list[list[ScoredSpan]]] = [[[] for _ in sentences] for _ in readings]
@@ -145,5 +144,5 @@ def _find(
                 own[filled[sentence]].append(ScoredSpan(span, score))
     for own in found:
         for items in own:
-            items.sort(key=lambda item: item.span)  # stretches of a sentence come in order, nested spans do not
+            items.sort(key=lambda item: item.span)  # nested spans come out of order
     return found

@@ -1,4 +1,4 @@
-"""Joining the votes of AddNER's heads into one tag sequence (Monaikul et al. 2021, section on AddNER's inference)."""
+"""Merges the votes of AddNER's heads into one tag sequence (Monaikul et al. 2021, section on AddNER's inference)."""
 
 import math
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ def resolve(
     *,
     continuation: Literal["wins", "compare"] = "wins",
 ) -> Int[Tensor, "row word"]:
-    """One legal tag sequence per row from heads that each know the types of one step, `O` where masked.
+    """Builds one legal tag sequence per row from heads that each know the types of one step; `O` where masked.
 
-    Greedy from left to right. Each head votes for its most probable tag (the lowest id among equals). A vote for `I-x`
-    counts only where the tag given to the word before is `B-x` or `I-x`; otherwise it is a vote for `O`. Then `I-x`
-    is given if there is one, else the most probable `B-`, else `O`. Four cases that the paper leaves open:
+    Greedy from left to right. Each head votes for its most probable tag (on a tie, the lowest id). A vote for `I-x`
+    counts only if the previous word was tagged `B-x` or `I-x`; otherwise it is a vote for `O`. A word is tagged with
+    the valid `I-x` if there is one, else with the most probable `B-`, else with `O`. The paper leaves four cases open:
 
-    - a valid `I-x` against another head's `B-y`: `I-x`, or with `continuation="compare"` the more probable one
-      (`I-x` among equals);
-    - two valid `I-` votes: cannot be, as the tag before has one type;
-    - equally probable `B-` votes: the head of the earliest step;
-    - an `I-x` that continues nothing is dropped, not turned into a `B-x`.
+    - a valid `I-x` against another head's `B-y`: `I-x` wins; with `continuation="compare"`, the more probable one
+      (`I-x` on a tie);
+    - two valid `I-` votes: impossible, because the previous tag has only one type;
+    - equally probable `B-` votes: the head of the earliest step wins;
+    - an `I-x` that continues nothing: dropped, not turned into a `B-x`.
 
     Args:
-        blocks: for each head, in the order of the steps, the log-probabilities of its own tags: its `O` in column 0,
-            then `B-` and `I-` of each of its types. Padding may hold anything.
+        blocks: tag log-probabilities of each head, in step order: its `O` in column 0, then `B-` and `I-` of each of
+            its types. Padding may hold anything.
         mask: which words are real.
-        continuation: what a valid `I-` vote does where another head votes for a `B-`.
+        continuation: how a valid `I-` vote is weighed against another head's `B-`.
 
     Returns:
         Ids of the joint tagset: the types of the first block, then those of the second, and so on.
@@ -69,8 +69,8 @@ def resolve(
 def _votes(
     blocks: Sequence[Float[Tensor, "row word _"]], mask: Bool[Tensor, "row word"]
 ) -> tuple[Int[Tensor, "row word head"], Float[Tensor, "row word head"]]:
-    """The joint id of the tag that each head votes for (`O` where masked), and its log-probability."""
-    # Not `max`, which wakes all threads at any size and so costs more the more heads there are.
+    """The joint id of the tag each head votes for (`O` where masked), and its log-probability."""
+    # Not `max`, which starts all threads even for tiny tensors, at a cost that grows with the number of heads.
     local = [block.argmax(-1) for block in blocks]
     scores = [block.detach().gather(-1, tag[..., None])[..., 0] for block, tag in zip(blocks, local, strict=True)]
     offsets = list(accumulate((block.shape[-1] - 1 for block in blocks), initial=0))[:-1]
@@ -82,7 +82,7 @@ def _votes(
 def _best_begin(
     votes: Int[Tensor, "row word head"], scores: Float[Tensor, "row word head"]
 ) -> tuple[Int[Tensor, "row word"], Float[Tensor, "row word"]]:
-    """The most probable `B-` vote (the first head among equals) and its log-probability; `O` and -inf without one."""
+    """The most probable `B-` vote (first head on a tie) and its log-probability; `O` and -inf if none."""
     begins = votes % 2 == 1
     scores = scores.masked_fill(~begins, -math.inf)
     head = scores.argmax(-1, keepdim=True)

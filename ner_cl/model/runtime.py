@@ -1,4 +1,4 @@
-"""Models whose tag scores ONNX Runtime computes: they predict as any other, and learn nothing more."""
+"""Models whose tag scores ONNX Runtime computes: they predict like any other model but cannot learn."""
 
 import os
 from typing import Any, final
@@ -18,8 +18,8 @@ __all__ = ["GraphOnly", "OnnxRuntime"]
 class OnnxRuntime:
     """Runs a graph from word pieces to tag scores on the CPU.
 
-    A session is made in each process that needs one, because threads do not survive a fork, with as many threads as
-    torch has there. It may be used from several threads at once.
+    Each process gets its own session, since threads do not survive a fork, with as many threads as torch uses there.
+    Several threads may use it at once.
 
     Args:
         graph: the ONNX file. Inputs `piece_ids` and `piece_mask` `[row, piece]` and `word_pieces` `[row, word]`, all
@@ -28,7 +28,7 @@ class OnnxRuntime:
 
     Raises:
         MissingExtra: if ONNX Runtime is not installed.
-        ModelError: if this is no such graph.
+        ModelError: if `graph` cannot be read or has other inputs or outputs.
     """
 
     def __init__(self, graph: bytes, *, int8: bool = False) -> None:
@@ -38,7 +38,7 @@ class OnnxRuntime:
         self._session = _open_session(graph)
 
     def __call__(self, batch: Batch) -> Float[Tensor, "row word column"]:
-        """Tag scores of every word of the batch."""
+        """The tag scores of every word of the batch."""
         if self._process != os.getpid():
             self._process, self._session = os.getpid(), _open_session(self.graph)
         feeds = {name: getattr(batch, name).cpu().numpy() for name in ("piece_ids", "piece_mask", "word_pieces")}
@@ -46,7 +46,7 @@ class OnnxRuntime:
         return torch.from_numpy(scores).to(batch.piece_ids.device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxRuntime":
-        return self  # nothing in it ever changes
+        return self  # immutable apart from the per-process session
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.graph, self.int8)
@@ -66,7 +66,7 @@ def _open_session(graph: bytes) -> Any:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of its own classes, which have no common base
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(f"model.onnx: cannot be read ({reason}); export the model again") from error
     names = {item.name for item in session.get_inputs()}, {item.name for item in session.get_outputs()}
@@ -77,10 +77,10 @@ def _open_session(graph: bytes) -> Any:
 
 @final
 class GraphOnly(nn.Module):
-    """Stands where the encoder was whose computation is in a graph now.
+    """Placeholder for the encoder of an exported model, whose computation is in the graph.
 
     Args:
-        config: of the encoder.
+        config: the encoder's configuration.
     """
 
     def __init__(self, config: Any) -> None:
@@ -88,5 +88,5 @@ class GraphOnly(nn.Module):
         self.config = config
 
     def forward(self, **inputs: Any) -> Any:
-        """ModelError: there is nothing to compute with."""
+        """Raises ModelError: an exported model has no encoder to run."""
         raise ModelError("an exported model only predicts; use the model that it was exported from")

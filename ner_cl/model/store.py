@@ -1,4 +1,4 @@
-"""The model folder: safetensors and JSON only, written whole or not at all."""
+"""The model folder: safetensors and JSON only, written completely or not at all."""
 
 import json
 import math
@@ -32,10 +32,10 @@ GRAPH_FILE = "model.onnx"
 
 
 def save_model(model: NerModel, folder: Path) -> None:
-    """Writes the model folder of architecture section 7.
+    """Writes the model folder of docs/reference-files.md, "Model folder".
 
     Raises:
-        ModelError: if the folder cannot be written, or is a folder that holds something else.
+        ModelError: if the folder cannot be written, or holds something other than a model.
     """
     if folder.exists() and not (folder / "labels.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder}: exists and is not a model folder; choose another folder")
@@ -46,7 +46,7 @@ def save_model(model: NerModel, folder: Path) -> None:
 
 
 def _write(model: NerModel, folder: Path) -> None:
-    with ONE_PASS_AT_A_TIME:  # a pass in another thread may have exchanged weights
+    with ONE_PASS_AT_A_TIME:  # a pass in another thread may have swapped weights
         state = model.state_dict() if model.runtime is None else _measured(model)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -84,7 +84,7 @@ def _write(model: NerModel, folder: Path) -> None:
 
 
 def _measured(model: NerModel) -> dict[str, torch.Tensor]:
-    """What an exported model needs beside its graph: what was measured of its blocks, not their weights."""
+    """Returns what an exported model needs besides its graph: the measured buffers of its head, without weights."""
     return {f"head.{name}": tensor for name, tensor in model.head.named_buffers()}
 
 
@@ -92,12 +92,12 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revisi
     """Reads a model folder; nothing in it is ever unpickled.
 
     Args:
-        folder: written by `NerModel.save`; or `owner/name` of one on the Hugging Face hub, if no folder is called so.
-        device: where to put the model; `auto` is a GPU where there is one.
-        revision: of a model of the hub: branch, tag or commit.
+        folder: written by `NerModel.save`, or `owner/name` on the Hugging Face hub if there is no folder of that name.
+        device: where to put the model; `auto` is a GPU if there is one.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
-        ModelError: if the folder is missing, incomplete, damaged, or written by a newer version.
+        ModelError: if the folder is missing, incomplete, damaged, or of another format version.
     """
     folder = Path(folder)
     if not folder.is_dir() and is_hub_id(folder):
@@ -125,7 +125,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revisi
 
 
 def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
-    """The model with its architecture and tagset but arbitrary weights."""
+    """Builds the model with its architecture and tagset but arbitrary weights."""
     where = f"{folder / 'config.json'}: ner_cl"
     try:
         encoder_options = validate(EncoderOptions, settings.get("encoder"), f"{where}.encoder")
@@ -142,7 +142,7 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
         encoder = Encoder(backbone, tokenizer, encoder_options)
-    except Exception as error:  # the libraries that read these files raise whatever they like
+    except Exception as error:  # the libraries that read these files raise all kinds of errors
         raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
     model = NerModel(encoder, heads[head_options.name](encoder.hidden, head_options))
     isolation = _read_subnetworks(settings.get("subnetworks"), where)
@@ -161,7 +161,7 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
 
 
 def _grow_exported(head: Head, steps: list[list[str]], runtime: Any, where: str) -> None:
-    """The blocks of an exported model, with the older types that each knows."""
+    """Adds the blocks of an exported model, with the older types that each knows."""
     names = [type_ for types in steps for type_ in types]
     known: Any = runtime.get("known") if isinstance(runtime, dict) else None
     try:
@@ -181,7 +181,7 @@ def _read_graph(path: Path, runtime: dict[str, Any]) -> OnnxRuntime:
 
 
 def _read_subnetworks(values: Any, where: str) -> tuple[int, SubnetworkOptions] | None:
-    """The first step with a sub-network, and what they are; None where there are none."""
+    """The first step with a sub-network, and the sub-networks' options; None if there are none."""
     if values is None:
         return None
     first = values.get("first") if isinstance(values, dict) else None
@@ -211,7 +211,7 @@ def _load_weights(model: NerModel, path: Path, *, exported: bool = False) -> Non
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    """Whether all of it is; the extremes tell, in a tenth of the time of looking at each number."""
+    """Whether a tensor is finite, by its extremes: a tenth of the time of checking every element."""
     return not tensor.numel() or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
@@ -224,7 +224,7 @@ def _read_steps(path: Path) -> list[list[str]]:
 
 
 def _temperatures(settings: dict[str, Any], steps: int, folder: Path) -> list[float]:
-    """One a step; 1 in a folder that was written before there were any."""
+    """One temperature per step; 1 if the folder predates temperatures."""
     found = settings.get("temperatures", [1.0] * steps)
     good = isinstance(found, list) and all(isinstance(value, float) and 0 < value < math.inf for value in found)
     if not good or len(found) != steps:

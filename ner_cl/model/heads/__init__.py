@@ -1,4 +1,4 @@
-"""Output layers that grow: importing this package registers the built-in heads."""
+"""Output layers that grow; importing this package registers the built-in heads."""
 
 from ner_cl.model.heads.addner import AddNer
 from ner_cl.model.heads.base import Head

@@ -1,4 +1,4 @@
-"""AddNER: an output layer a step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
+"""AddNER: one output layer per step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
 
 from collections.abc import Collection, Sequence
 from typing import Literal, final
@@ -26,13 +26,13 @@ _VOTES = ("majority", "vote")
 @heads.register("addner")
 @final
 class AddNer(Head):
-    """A softmax a step over `O` and the tags of that step's types; the conflict resolver or a vote merges them.
+    """One softmax per step over `O` and the tags of that step's types, merged as `HeadOptions.merge` says.
 
-    Old blocks imitate the teacher on every word, the new block learns from gold on every word (section 3.1, equation of
-    L). Each block has its own softmax, so the two forms of KL coincide here.
+    On every word, old blocks imitate the teacher and the new block learns from gold (section 3.1, equation of L). Each
+    block has its own softmax, so the two forms of KL coincide here.
 
     Attributes:
-        ballots: where blocks vote, what the vote of each counts.
+        ballots: if blocks vote, weight and temperature of each block's vote.
     """
 
     name = "addner"
@@ -58,7 +58,7 @@ class AddNer(Head):
         """Adds the block for `types`; see `Head.grow`.
 
         Raises:
-            ModelError: if it is to cover older types too and blocks do not vote.
+            ModelError: if older types are to be covered too and blocks do not vote.
         """
         if covers and not self.votes:
             raise ModelError(
@@ -69,7 +69,7 @@ class AddNer(Head):
             self.ballots.append(Ballot())
 
     def measured(self, step: int) -> tuple[float, ...]:
-        """The temperature of a step's block and, where blocks vote, weight and temperature of its vote."""
+        """The temperature of a step's block and, if blocks vote, weight and temperature of its vote."""
         found = super().measured(step)
         if not self.votes:
             return found
@@ -77,17 +77,17 @@ class AddNer(Head):
         return (*found, float(ballot.weight), float(ballot.temperature))
 
     def measured_as(self, other: Head) -> None:
-        """Takes over the temperatures and, where blocks vote, what each vote counts."""
+        """Copies the temperatures and, if blocks vote, weight and temperature of each vote."""
         super().measured_as(other)
         assert isinstance(other, AddNer)
         self.ballots.load_state_dict(other.ballots.state_dict())
 
     def merge_by(self, merge: str) -> None:
-        """Has blocks merged in another way from now on; a vote that was never measured counts 1.
+        """Changes how blocks are merged from now on; a vote that was never measured has weight 1.
 
         Raises:
-            ModelError: if blocks know older types too and are not to vote on them.
-            ConfigError: if there is no such way.
+            ModelError: if blocks also know older types and `merge` is not a vote.
+            ConfigError: if `merge` is unknown.
         """
         options = validate(HeadOptions, {**self.options.model_dump(), "merge": merge}, "head")
         votes = options.merge in _VOTES
@@ -103,7 +103,7 @@ class AddNer(Head):
         self.ballots = nn.ModuleList()
 
     def ballot(self, step: int) -> "Ballot":
-        """What the vote of a step's block counts."""
+        """Weight and temperature of the vote of a step's block."""
         found = self.ballots[step - 1]
         assert isinstance(found, Ballot)
         return found
@@ -112,18 +112,18 @@ class AddNer(Head):
         return 2 * types + 1
 
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
-        """Tag scores, one block a step."""
+        """Computes tag scores, one block per step."""
         return Emissions(tuple(self.scores(words)), word_mask)
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
     ) -> Float[Tensor, ""]:
-        """Cross entropy of every block that has annotation in the batch, summed over blocks.
+        """Sums the cross entropy of all blocks that have annotation in the batch.
 
-        A block none of whose types is annotated gets no loss and no gradient in either reading of `O`: that is what a
-        block of its own is for. Within a block that is annotated for some types, `unknown` leaves the others out.
+        A block none of whose types is annotated gets no loss and no gradient, whatever `unannotated` is: this is the
+        point of separate blocks. In a block with some of its types annotated, `unknown` leaves the others out.
         """
-        total = emissions.blocks[-1][..., :0].sum()  # zero, but with a graph, as a batch may have no annotation at all
+        total = emissions.blocks[-1][..., :0].sum()  # zero with a graph, as a batch may have no annotation at all
         for block in self._annotated_blocks(batch, emissions):
             targets = self.local(batch.targets, block + 1)
             annotated = batch.annotated[:, list(self.known[block])]
@@ -134,7 +134,7 @@ class AddNer(Head):
         return total
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
-        """Merges the blocks that know the types asked for (`HeadOptions.merge`); other blocks are not consulted."""
+        """Merges the blocks that know any of `types`, as `HeadOptions.merge` says; other blocks are ignored."""
         asked = self._asked(emissions, types)
         tags = self._elect(emissions, asked) if self.votes else self._resolve(emissions, asked)
         return hide_types(tags, self.tagset, types)
@@ -142,18 +142,18 @@ class AddNer(Head):
     def spans(
         self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
     ) -> Int[Tensor, "span 4"]:
-        """What the blocks find together or, nested, what each step's types are found to be by themselves."""
+        """Finds the spans of all blocks merged or, if nested, those of each step's types decoded separately."""
         if not nested:
             return super().spans(emissions, types=types)
         readings = [[type_ for type_ in step if types is None or type_ in types] for step in self.tagset.steps]
         return torch.cat([spans_of_rows(self.decode(emissions, types=step)) for step in readings if step])
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
-        """The strongest of all blocks asked for, and of the vote where they vote on each tag.
+        """The maximum coupling of all blocks that know any of `types` and, with `merge: vote`, of the vote.
 
         Where a block may be cut, an argmax `I-x` after the cut follows an argmax that is not of x, so the resolver
-        drops it in the whole row too. The joint scores of `merge: viterbi` differ from those of a block by a constant a
-        word, which leaves what is compared as it is.
+        drops it in the whole row too. The joint scores of `merge: viterbi` differ from those of a block by a constant
+        per word, which cancels in the comparisons.
         """
         asked = self._asked(emissions, types)
         parts = [coupling(emissions.blocks[index].float(), emissions.word_mask) for index in asked]
@@ -164,7 +164,7 @@ class AddNer(Head):
         return torch.stack(parts).amax(0)
 
     def _resolve(self, emissions: Emissions, asked: Collection[int]) -> Int[Tensor, "row word"]:
-        """Tags from blocks that each know types of their own."""
+        """Decodes tags from blocks that share no types."""
         log_probs = [torch.log_softmax(block.float(), dim=-1) for block in emissions.blocks]
         log_probs = [block if index in asked else self._silence(block) for index, block in enumerate(log_probs)]
         if self.options.merge == "viterbi" and log_probs:
@@ -172,7 +172,7 @@ class AddNer(Head):
         return resolve(log_probs, emissions.word_mask, continuation=self.options.continuation)
 
     def _elect(self, emissions: Emissions, asked: Sequence[int]) -> Int[Tensor, "row word"]:
-        """Tags from blocks that vote; silent ones would vote for `O`, so they are left out."""
+        """Decodes tags from blocks that vote; blocks not asked would vote for `O`, so they are left out."""
         if not asked:
             return torch.zeros_like(emissions.word_mask, dtype=torch.long)
         if self.options.merge == "vote":
@@ -182,13 +182,13 @@ class AddNer(Head):
         return majority(log_probs, known, emissions.word_mask, types=self.tagset.types)
 
     def _vote(self, emissions: Emissions, asked: Sequence[int]) -> Float[Tensor, "row word tag"]:
-        """Logarithms of the weighted vote of some blocks."""
+        """The logarithm of the weighted vote of some blocks."""
         log_probs, weights = self._ballots(emissions, asked)
         known = [self.known[index] for index in asked]
         return weighted_vote([b.exp() for b in log_probs], known, weights, types=len(self.tagset.types)).log()
 
     def _ballots(self, emissions: Emissions, asked: Sequence[int]) -> tuple[list[Tensor], list[float]]:
-        """Tempered log-probabilities of some blocks, and what their votes count."""
+        """The tempered log-probabilities of some blocks and the weights of their votes."""
         ballots = [self.ballot(index + 1) for index in asked]
         logits = [emissions.blocks[index].float() for index in asked]
         tempered = [block / ballot.temperature for block, ballot in zip(logits, ballots, strict=True)]
@@ -196,9 +196,9 @@ class AddNer(Head):
         return [block.log_softmax(dim=-1) for block in tempered], weights
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """Forward-backward probability of each span under the chain, and at the temperature, of its type's block.
+        """Each span's forward-backward probability in its type's block, at the temperature of that block.
 
-        Where blocks vote, the mean over those that know it, weighted as their votes are.
+        If blocks vote, it is the mean over the blocks that know the type, weighted and tempered like their votes.
         """
         asked = [index for index in range(len(self.known)) if emissions.computed(index + 1)]
         if self.votes:
@@ -209,7 +209,7 @@ class AddNer(Head):
         return span_probability(log_probs, [self.known[index] for index in asked], weights, emissions.word_mask, spans)
 
     def local(self, targets: Int[Tensor, "*word"], step: int) -> Int[Tensor, "*word"]:
-        """Joint tag ids as ids of one step's block; tags of types it does not know become its `O`."""
+        """Converts joint tag ids to ids of one step's block; tags of types it does not know become `O`."""
         ids = [0] * len(self.tagset)
         for index, type_ in enumerate(self.known[step - 1]):
             ids[1 + 2 * type_], ids[2 + 2 * type_] = 1 + 2 * index, 2 + 2 * index
@@ -218,7 +218,7 @@ class AddNer(Head):
 
 @final
 class Ballot(nn.Module):
-    """What the vote of one block counts: measured once, at the end of its step, and never again.
+    """Weight and temperature of one block's vote, measured once, at the end of its step, and never again.
 
     Attributes:
         weight: positive; 1 until measured.
@@ -234,6 +234,6 @@ class Ballot(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0))
 
     def measured(self, *, weight: float, temperature: float) -> None:
-        """Writes down what was measured."""
+        """Stores the measured values."""
         self.weight.fill_(weight)
         self.temperature.fill_(temperature)

@@ -1,4 +1,4 @@
-"""What every head must say: how it grows, scores words, is taught, imitates a teacher and is decoded."""
+"""The interface of heads: how they grow, score words, learn from gold, imitate a teacher and are decoded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -23,23 +23,23 @@ __all__ = ["Head"]
 class Head(nn.Module, ABC):
     """An output layer on word vectors that gains a block of columns in every step.
 
-    A head is a list of weight blocks, one a step, each its own matrix product. That keeps old logits equal to the last
-    bit when a block is added, which one wider product would not promise, and lets an optimizer treat old and new rows
-    differently.
+    A head is a list of weight blocks, one per step, each computed by a matrix product of its own. Old logits thus stay
+    the same to the last bit when a block is added, which one wider product would not guarantee, and an optimizer can
+    treat old and new rows differently.
 
     Attributes:
-        known: for each block, the indices of the types that it has columns for, in the order of the columns.
-        temperatures: for each block, what divides its logits where probabilities of spans are computed; 1 until
-            measured. Tags do not depend on it.
+        known: for each block, the indices of the types that it has columns for, in column order.
+        temperatures: for each block, the divisor of its logits when span probabilities are computed; 1 until measured.
+            Tags do not depend on it.
     """
 
     name: str
     apart: ClassVar[bool] = False
-    """Whether blocks share nothing, so that each may read word vectors of its own."""
+    """Whether blocks share nothing, so that each may read its own word vectors."""
     tags_words: ClassVar[bool] = True
-    """Whether columns are scores of a word's tags; otherwise scores of spans are made of them."""
+    """Whether columns are tag scores of a word; otherwise span scores are computed from them."""
     without_effect: ClassVar[tuple[str, ...]] = ("width", "max_words")
-    """Names of `HeadOptions` that this head does not know."""
+    """Names of `HeadOptions` that have no effect on this head."""
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
         super().__init__()
@@ -58,17 +58,17 @@ class Head(nn.Module, ABC):
         width: int | None = None,
         covers: Sequence[str] = (),
     ) -> None:
-        """Adds the block for `types`; every old row stays as it is.
+        """Adds the block for `types`; old rows do not change.
 
         Args:
             types: the new types, in order.
             generator: draws the new rows.
-            width: size of the word vectors that the block reads, where it is not that of the encoder.
-            covers: older types that the block has columns for too, behind those of its own.
+            width: size of the word vectors that the block reads; that of the encoder by default.
+            covers: older types that the block has columns for too, after those of `types`.
         """
         self.tagset = self.tagset.grow(types)
         self.known.append(tuple(self.tagset.types.index(type_) for type_ in (*types, *covers)))
-        # One softmax over all types keeps the temperature it has until another one is measured.
+        # One softmax over all types keeps its last temperature until a new one is measured.
         self.temperatures.append(1.0 if self.apart else [1.0, *self.temperatures][-1])
         block = nn.Linear(width or self.hidden, self._new_columns(len(types) + len(covers)))
         self._start(block, generator)
@@ -76,7 +76,7 @@ class Head(nn.Module, ABC):
 
     @property
     def longest_span(self) -> int | None:
-        """Words of the longest span that can be found; None where there is no limit."""
+        """Maximum words of a span that can be found; None if there is no limit."""
         return None
 
     @property
@@ -86,22 +86,22 @@ class Head(nn.Module, ABC):
 
     @property
     def knows_older(self) -> bool:
-        """Whether a block knows types of earlier steps too."""
+        """Whether any block also knows types of earlier steps."""
         return any(len(known) > len(types) for known, types in zip(self.known, self.tagset.steps, strict=True))
 
     def measured(self, step: int) -> tuple[float, ...]:
-        """What was measured of a step's block (from 1), which turns its logits into scores."""
+        """The measured values that turn the logits of a step's block (from 1) into scores."""
         return (self.temperatures[step - 1],)
 
     def measured_as(self, other: "Head") -> None:
-        """Takes over what was measured of the blocks of a head with the same steps and options."""
+        """Copies the measured values of a head with the same steps and options."""
         self.temperatures = list(other.temperatures)
 
     def merge_by(self, merge: str) -> None:
-        """Has blocks merged in another way from now on; see `HeadOptions.merge`.
+        """Changes how blocks are merged from now on; see `HeadOptions.merge`.
 
         Raises:
-            ModelError: if there is nothing to merge, or not in this way.
+            ModelError: if there are no blocks to merge, or they cannot be merged this way.
         """
         raise ModelError(f"head {self.name} has one output for all types, so there are no blocks to merge")
 
@@ -113,7 +113,7 @@ class Head(nn.Module, ABC):
         self.temperatures = []
 
     def scores(self, words: Float[Tensor, "row word hidden"]) -> list[Float[Tensor, "row word _"]]:
-        """The product of every block, in fp32 whatever the surrounding precision."""
+        """Computes the matrix product of every block, in fp32 whatever the surrounding precision."""
         with torch.autocast(words.device.type, enabled=False):
             words = words.float()
             return [block(words) for block in self.blocks]
@@ -121,14 +121,14 @@ class Head(nn.Module, ABC):
     def of_views(
         self, views: Mapping[int, Float[Tensor, "row word _"]], word_mask: Bool[Tensor, "row word"]
     ) -> "Emissions":
-        """Tag scores where each step's block reads word vectors of its own, in fp32.
+        """Computes tag scores, each step's block reading its own word vectors, in fp32.
 
         Args:
-            views: word vectors by step, from 1. The block of a step that is not there finds nothing.
+            views: word vectors by step, from 1. The block of a step that is missing finds nothing.
             word_mask: which words are real.
 
         Raises:
-            ModelError: if the head's blocks share columns between steps.
+            ModelError: if the head shares columns between steps.
         """
         if not self.apart:
             raise ModelError(f"head {self.name} shares columns between steps, so that none has word vectors of its own")
@@ -143,13 +143,13 @@ class Head(nn.Module, ABC):
         return Emissions(tuple(blocks), word_mask, tuple(views))
 
     def _silence(self, scores: Float[Tensor, "row word column"]) -> Float[Tensor, "row word column"]:
-        """What a block of that shape scores that finds nothing: certainly `O`."""
+        """Scores of this shape that find nothing: `O` with certainty."""
         silent = torch.full_like(scores, -torch.inf)
         silent[..., 0] = 0.0
         return silent
 
     def _asked(self, emissions: Emissions, types: Collection[str] | None) -> list[int]:
-        """Indices of the blocks that were computed and know one of some types."""
+        """The indices of the blocks that were computed and know at least one of `types`."""
         return [
             index
             for index, known in enumerate(self.known)
@@ -157,7 +157,7 @@ class Head(nn.Module, ABC):
         ]
 
     def _annotated_blocks(self, batch: Batch, emissions: Emissions) -> list[int]:
-        """Indices of the blocks that were computed and have annotation in the batch."""
+        """The indices of the blocks that were computed and know a type annotated in the batch."""
         annotated = batch.annotated_types
         return [
             index
@@ -166,7 +166,7 @@ class Head(nn.Module, ABC):
         ]
 
     def of_scores(self, scores: Float[Tensor, "row word column"], word_mask: Bool[Tensor, "row word"]) -> "Emissions":
-        """Emissions from the scores of all blocks side by side, as `Emissions.flat` gives them."""
+        """Builds emissions from the concatenated scores of all blocks; the inverse of `Emissions.flat`."""
         if not self.apart:
             return Emissions((scores,), word_mask)
         widths = [self._new_columns(len(known)) for known in self.known]
@@ -174,7 +174,7 @@ class Head(nn.Module, ABC):
 
     @property
     def columns(self) -> int:
-        """Of all blocks together."""
+        """Number of columns of all blocks together."""
         return sum(block.out_features for block in self.blocks if isinstance(block, nn.Linear))
 
     def new_block(self) -> nn.Linear:
@@ -185,10 +185,10 @@ class Head(nn.Module, ABC):
 
     @torch.no_grad()
     def shift(self, amounts: Mapping[str, float]) -> None:
-        """Adds to the logits of types, by name, of both their tags; only where columns are tags."""
+        """Adds an amount to both tag logits of each named type; only for heads whose columns are tags."""
         for block, known in zip(self.blocks, self.known, strict=True):
             bias = block.get_parameter("bias")
-            first = len(bias) - 2 * len(known)  # behind `O`, where the block has one
+            first = len(bias) - 2 * len(known)  # after `O`, if the block has one
             for place, index in enumerate(known):
                 start = first + 2 * place
                 bias[start : start + 2] += amounts.get(self.tagset.types[index], 0.0)
@@ -212,11 +212,11 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def _new_columns(self, types: int) -> int:
-        """How many columns a step with that many types adds."""
+        """Number of columns that a block for this many types adds."""
 
     @abstractmethod
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
-        """Tag scores of words."""
+        """Computes tag scores of words."""
 
     @abstractmethod
     def supervised(
@@ -225,33 +225,33 @@ class Head(nn.Module, ABC):
         """Mean cross entropy over the words of the batch.
 
         Args:
-            emissions: of the batch.
-            batch: gives targets and the types they are complete for.
-            unannotated: what `O` says of types that were not annotated: `negative` (that the word is none of them, as
-                plain fine-tuning reads it) or `unknown` (nothing).
+            emissions: emissions of the batch.
+            batch: has targets and the types they are complete for.
+            unannotated: what `O` says about types that were not annotated: `negative` (the word is of none of them, as
+                in plain fine-tuning) or `unknown` (nothing).
         """
 
     def as_annotated(self, scores: Float[Tensor, "row word tag"], batch: Batch) -> Float[Tensor, "row word tag"]:
-        """Scores of all tags in which types of the newest step count as `O` in rows that are not annotated for them.
+        """Scores in which types of the newest step count as `O` in rows that are not annotated for them.
 
-        A step of several types may have sentences that were annotated for some of them only. Here nothing changes:
-        blocks of their own are left out of a loss where nothing is known.
+        A step of several types may have sentences that are annotated for only some of them. By default scores are
+        returned unchanged: losses of separate blocks leave out what is not annotated.
 
         Args:
-            scores: of one softmax over the tags of all types.
-            batch: tells what each row is annotated for.
+            scores: logits of one softmax over the tags of all types.
+            batch: has the types that each row is annotated for.
         """
         return scores
 
     def divergences(
         self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
     ) -> list[Float[Tensor, ""]]:
-        """KL from a teacher to what each block says of old types, each a mean over words.
+        """KL from the teacher for each block with old columns, as a mean over words.
 
         Args:
-            emissions: of the student.
-            teacher: logits of the teacher, all its blocks side by side.
-            temperature: both logits are divided by it.
+            emissions: the student's.
+            teacher: logits of the teacher, all its blocks concatenated.
+            temperature: divides both logits.
         """
         terms = []
         start, old = 0, teacher.shape[-1]
@@ -266,14 +266,14 @@ class Head(nn.Module, ABC):
     def distillation(
         self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> dict[str, Float[Tensor, ""]]:
-        """The loss terms `ce` and `kd` of learning from gold for new types and from a teacher for old ones.
+        """Computes the loss terms `ce` (gold labels, for new types) and `kd` (the teacher, for old types).
 
-        Here both on every word: gold for annotated blocks, the teacher for old ones.
+        By default both apply to every word: gold to annotated blocks, the teacher to old blocks.
 
         Args:
-            emissions: of the student.
-            batch: with targets for the newest step.
-            teacher: logits of the teacher, all its blocks side by side.
+            emissions: the student's.
+            batch: has targets for the newest step.
+            teacher: logits of the teacher, all its blocks concatenated.
             options: weights and form.
         """
         kl = over_blocks(self.divergences(emissions, teacher, temperature=options.temperature), options.blocks)
@@ -290,13 +290,13 @@ class Head(nn.Module, ABC):
         temperature: float,
         blocks: Literal["sum", "mean"] = "sum",
     ) -> Float[Tensor, ""]:
-        """KL from a teacher on words of which nothing is known: it leaves open whether they are of new types.
+        """KL from the teacher on unannotated words, which leaves open whether they are of new types.
 
         Args:
-            emissions: of the student.
-            teacher: logits of the teacher, all its blocks side by side.
-            temperature: both logits are divided by it.
-            blocks: how those of old blocks are put together.
+            emissions: the student's.
+            teacher: logits of the teacher, all its blocks concatenated.
+            temperature: divides both logits.
+            blocks: how the terms of old blocks are combined.
 
         Returns:
             A mean over words.
@@ -305,39 +305,38 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
-        """Legal tag ids of the joint tagset, 0 where padded; only of `types` where they are given."""
+        """Decodes legal tag ids of the joint tagset, 0 where padded; only of `types` if they are given."""
 
     def spans(
         self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
     ) -> Int[Tensor, "span 4"]:
-        """What is found: row, first word, one past the last word, index of the type.
+        """Finds spans, each as row, first word, one past the last word, index of the type.
 
         Args:
-            emissions: of any batch.
-            types: only these.
-            nested: what is found where nothing competes, so that spans may overlap. A head with one output for all
-                types has no such reading, and finds the same.
+            emissions: emissions of any batch.
+            types: find only these types; all by default.
+            nested: do not let spans compete, so they may overlap. A head with one output for all types ignores it.
         """
         return spans_of_rows(self.decode(emissions, types=types))
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
-        """Where rows may be cut without a change of what `decode` says of `types`; see `ner_cl.model.decode`."""
+        """Tells where rows may be cut without changing what `decode` finds of `types`; see `ner_cl.model.decode`."""
         return coupling(emissions.blocks[0].float(), emissions.word_mask)
 
     def decisions(self, emissions: Emissions) -> list[Float[Tensor, "decision choice"]]:
-        """For each block the logits of all that it decides about real words, one choice of several each: here a tag."""
+        """For each block, the logits of every decision it makes on real words; by default a tag per word."""
         return [block[emissions.word_mask].float() for block in emissions.blocks]
 
     def summed_logits(
         self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]
     ) -> list[Float[Tensor, ""]]:
-        """For each step, the sum of all logits of its columns over all real words: what says how a step is computed."""
+        """For each step, the sum of its block's logits over all real words."""
         mask = word_mask.unsqueeze(-1)
         return [torch.where(mask, scores, 0.0).sum() for scores in self.scores(words)]
 
     def gold_logits(self, emissions: Emissions, batch: Batch) -> Float[Tensor, ""]:
-        """The sum of the logits of the gold tags, over the words in mentions of the newest step's types."""
-        block = emissions.blocks[-1]  # in which they are the last columns, whether or not others stand before them
+        """Sums the logits of the gold tags over the words in mentions of the newest step's types."""
+        block = emissions.blocks[-1]  # the newest types are its last columns, whether or not it has older ones
         typed = batch.word_mask & (batch.targets > 2 * self.tagset.type_offset(len(self.tagset.steps)))
         index = (batch.targets - (len(self.tagset) - block.shape[-1])).clamp(min=0)
         logits = block.gather(-1, index.unsqueeze(-1)).squeeze(-1)
@@ -345,4 +344,4 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """Probability of exactly each span `(row, start, end, type index)`, in [0, 1]."""
+        """The probability, in [0, 1], of exactly each span `(row, start, end, type index)`."""

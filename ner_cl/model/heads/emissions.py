@@ -1,4 +1,4 @@
-"""What a head says of a batch."""
+"""The output of a head for a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ __all__ = ["Emissions"]
 
 @dataclass(frozen=True, slots=True)
 class Emissions:
-    """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` for each block of the head.
+    """Tag scores (logits) of the words of a batch, one tensor `[row, word, tag]` per block of the head.
 
-    Or, where the head scores spans, what their scores are made of: `[row, word, column]` all the same.
+    If the head scores spans, the tensors `[row, word, column]` hold what span scores are computed from.
 
     Attributes:
-        blocks: a tensor a block.
+        blocks: one tensor per block.
         word_mask: which words are real.
-        steps: whose blocks were computed, where the others were not and say `O`; None for all.
-        words: the word vectors that were read, where a graph is made for gradients; heads may leave them out.
+        steps: steps whose blocks were computed, while those of others say `O`; None if all were.
+        words: the word vectors that the head read, if gradients are enabled; heads may leave them out.
     """
 
     blocks: tuple[Float[Tensor, "row word _"], ...]
@@ -34,7 +34,7 @@ class Emissions:
         return self.steps is None or step in self.steps
 
     def flat(self) -> Float[Tensor, "row word column"]:
-        """All blocks side by side."""
+        """Concatenates the columns of all blocks."""
         return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks, dim=-1)
 
     def select(self, rows: Sequence[int]) -> "Emissions":
@@ -44,19 +44,19 @@ class Emissions:
         return Emissions(tuple(block[index] for block in self.blocks), self.word_mask[index], self.steps, words)
 
     def part(self, row: int, start: int, end: int) -> "Emissions":
-        """Words `start` to `end` of one row."""
+        """Words `start` to `end` (exclusive) of one row."""
         blocks = tuple(block[row : row + 1, start:end] for block in self.blocks)
         return Emissions(blocks, self.word_mask[row : row + 1, start:end], self.steps)
 
     @staticmethod
     def joined(parts: Sequence["Emissions"]) -> "Emissions":
-        """One row of the words of several, each of a single row without padding, one after the other."""
+        """Concatenates the words of several emissions, each a single row without padding, into one row."""
         blocks = tuple(torch.cat(pieces, dim=1) for pieces in zip(*(part.blocks for part in parts), strict=True))
         return Emissions(blocks, torch.cat([part.word_mask for part in parts], dim=1), parts[0].steps)
 
     @staticmethod
     def stacked(parts: Sequence["Emissions"]) -> "Emissions":
-        """A row for each of several that are of a single row, padded on the right."""
+        """Stacks several emissions of a single row each as the rows of one, padded on the right."""
         columns = zip(*(part.blocks for part in parts), strict=True)
         blocks = tuple(pad_sequence([piece[0] for piece in pieces], batch_first=True) for pieces in columns)
         mask = pad_sequence([part.word_mask[0] for part in parts], batch_first=True)

@@ -31,8 +31,8 @@ __all__ = ["ExtendNer"]
 class ExtendNer(Head):
     """One softmax over `O` and the tags of all types; each word learns either from gold or from the teacher.
 
-    A word with a gold tag costs cross entropy over all columns; a word labelled `O` costs the KL to the teacher.
-    Decoded by Viterbi over legal IOB2 paths.
+    A word labelled with a type costs cross entropy over all columns, a word labelled `O` the KL from the teacher. Tags
+    are decoded by Viterbi over legal IOB2 paths.
     """
 
     name = "extendner"
@@ -41,23 +41,23 @@ class ExtendNer(Head):
         return 2 * types + (0 if len(self.blocks) else 1)
 
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
-        """Tag scores, one block with all columns."""
+        """Computes tag scores, as one block with all columns."""
         read = words if torch.is_grad_enabled() else None
         return Emissions((torch.cat(self.scores(words), dim=-1),), word_mask, words=read)
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
     ) -> Float[Tensor, ""]:
-        """Cross entropy over all columns; marginal over the types that were not annotated if they are `unknown`."""
+        """Cross entropy over all columns, marginal over unannotated types if they are `unknown`."""
         logits = emissions.blocks[0]
         if unannotated == "unknown":
             return masked_mean(marginal_cross_entropy(logits, batch.targets, batch.annotated), batch.word_mask)
         return masked_mean(_cross_entropy(logits, batch.targets), batch.word_mask)
 
     def as_annotated(self, scores: Float[Tensor, "row word tag"], batch: Batch) -> Float[Tensor, "row word tag"]:
-        """Scores of all tags in which types of the newest step count as `O` in rows that are not annotated for them.
+        """Scores in which types of the newest step count as `O` in rows that are not annotated for them.
 
-        See `Head.as_annotated` and `unknown_as_outside`; the same tensor where every row is annotated for all of them.
+        See `Head.as_annotated` and `unknown_as_outside`. If every row is annotated for all of them, returns `scores`.
         """
         unknown = batch.unannotated(self.known[-1])
         return scores if unknown is None else unknown_as_outside(scores, unknown)
@@ -65,7 +65,7 @@ class ExtendNer(Head):
     def distillation(
         self, emissions: Emissions, batch: Batch, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> dict[str, Float[Tensor, ""]]:
-        """One of the two terms for every word, chosen by the gold label (Monaikul et al. 2021, figure 2)."""
+        """One of the two terms for every word, chosen by its gold label (Monaikul et al. 2021, figure 2)."""
         logits = emissions.blocks[0]
         student = self.as_annotated(logits, batch) if options.form == "full" else logits[..., : teacher.shape[-1]]
         kl = (kd_full if options.form == "full" else kd_sub)(teacher, student, temperature=options.temperature)
@@ -77,7 +77,7 @@ class ExtendNer(Head):
         if options.reduction == "mean_each":
             terms = {"ce": masked_mean(ce, typed), "kd": masked_mean(kl, outside)}
         else:
-            # A word outside its term costs nothing there but still counts in the mean.
+            # A word costs nothing in the other term but still counts in its mean.
             zero = torch.zeros_like(ce)
             terms = {
                 "ce": masked_mean(torch.where(typed, ce, zero), batch.word_mask),
@@ -93,17 +93,17 @@ class ExtendNer(Head):
         temperature: float,
         blocks: Literal["sum", "mean"] = "sum",
     ) -> Float[Tensor, ""]:
-        """With the new columns counted as `O`; see `kd_merged`."""
+        """KL from the teacher, with the new columns counted as `O`; see `kd_merged`."""
         kl = kd_merged(teacher, emissions.blocks[0], temperature=temperature)
         return masked_mean(kl, emissions.word_mask)
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
-        """Viterbi over all columns (section 4.2 of the paper), then the types asked for."""
-        # What a softmax would take off is the same for all tags of a word, and so for all paths.
+        """Viterbi over all columns (section 4.2 of the paper); other types are then hidden."""
+        # No softmax: it would subtract the same constant from all tags of a word, and so from all paths.
         return hide_types(viterbi(emissions.blocks[0].float(), emissions.word_mask), self.tagset, types)
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """Forward-backward probability of each span under the legal chain, at the temperature of the last step."""
+        """Each span's forward-backward probability over legal paths, at the temperature of the last step."""
         tempered = emissions.blocks[0].float() / self.temperatures[-1]
         return span_log_probability(tempered, emissions.word_mask, spans).exp()
 

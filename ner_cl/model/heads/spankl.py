@@ -1,4 +1,4 @@
-"""SpanKL: a score for every span and type, with no `O` at all (Zhang & Chen 2023, AAAI)."""
+"""SpanKL: one score per span and type, without any `O` (Zhang & Chen 2023, AAAI)."""
 
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -19,19 +19,19 @@ from ner_cl.registry import heads
 
 __all__ = ["SpanKl"]
 
-_PRIOR = -4.0  # the logit that the biases of a new block alone give to every span: a probability of 1.8 %
-_MARGIN = 1e-4  # of a logit, within which rounding may put it on the other side of 0
-_NEVER = -1e4  # the logit of what was not computed: a probability of zero in fp32
+_PRIOR = -4.0  # logit of every span from the biases of a new block alone: a probability of 1.8 %
+_MARGIN = 1e-4  # a logit this close to 0 may change sign by rounding
+_NEVER = -1e4  # logit of spans whose block was not computed: a probability of zero in fp32
 
 
 @heads.register("spankl")
 @final
 class SpanKl(Head):
-    """A yes or no for every span and type: nothing competes while it is learned, and what is found may overlap.
+    """A yes/no decision for every span and type: in training nothing competes, and the spans found may overlap.
 
-    A block gives each word two vectors for each of its types, as the first and as the last word of a span; the logit of
-    a span is the product of the two. Emissions are these vectors, so that they are as long as the row; scores of spans
-    are made of them where they are needed, for spans of up to `HeadOptions.max_words` words.
+    A block gives each word two vectors per type, as the first and as the last word of a span; the logit of a span is
+    the scaled product of the two. Emissions are these vectors, so they are only as long as the row. Scores of spans of
+    up to `HeadOptions.max_words` words are computed from them when needed.
     """
 
     name = "spankl"
@@ -50,7 +50,7 @@ class SpanKl(Head):
         """Adds the block for `types`; see `Head.grow`.
 
         Raises:
-            ModelError: if it is to cover older types too, which only blocks that vote can.
+            ModelError: if older types are to be covered too, which only blocks that vote can do.
         """
         if covers:
             raise ModelError("blocks of head spankl do not vote, so none can know older types too; use head addner")
@@ -62,7 +62,7 @@ class SpanKl(Head):
         return self.options.max_words
 
     def merge_by(self, merge: str) -> None:
-        """ModelError: what is found is resolved by probability, and there is no other way."""
+        """Raises ModelError: overlapping spans are always resolved by their probability."""
         raise ModelError(f"head {self.name} has no votes to merge: overlapping spans are resolved by their probability")
 
     def _new_columns(self, types: int) -> int:
@@ -70,10 +70,10 @@ class SpanKl(Head):
 
     @torch.no_grad()
     def _start(self, block: nn.Linear, generator: torch.Generator | None) -> None:
-        """Draws the rows, and has the biases make every span unlikely.
+        """Draws the rows and sets biases that make every span unlikely.
 
-        Nearly all spans are none. A block that starts undecided spends its first updates on learning that alone (Lin et
-        al. 2017, section 3.3, "prior").
+        Nearly all spans are not mentions. A block that starts undecided spends its first updates on learning just that
+        (Lin et al. 2017, section 3.3, "prior").
         """
         super()._start(block, generator)
         first, last = block.bias.view(-1, 2, self.options.width).unbind(1)
@@ -81,18 +81,18 @@ class SpanKl(Head):
         last.copy_(-first)
 
     def forward(self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]) -> Emissions:
-        """Both vectors of every word for every type, one block a step."""
+        """Computes both vectors of every word for every type, one block per step."""
         return Emissions(tuple(self.scores(words)), word_mask)
 
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
     ) -> Float[Tensor, ""]:
-        """Binary cross entropy, summed over the spans of a row and a mean over its types, as a mean over words.
+        """Binary cross entropy: summed over spans, averaged over a row's types, divided by all words.
 
-        A block none of whose types is annotated gets no loss and no gradient in either reading of `O`. Within a block
-        that is annotated for some types, `unknown` leaves the others out.
+        A block none of whose types is annotated gets no loss and no gradient, whatever `unannotated` is. In a block
+        with some of its types annotated, `unknown` leaves the others out.
         """
-        total = emissions.blocks[-1][..., :0].sum()  # zero, but with a graph, as a batch may have no annotation at all
+        total = emissions.blocks[-1][..., :0].sum()  # zero with a graph, as a batch may have no annotation at all
         blocks = self._annotated_blocks(batch, emissions)
         if not blocks:
             return total
@@ -109,7 +109,7 @@ class SpanKl(Head):
     def divergences(
         self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
     ) -> list[Float[Tensor, ""]]:
-        """KL of every span's yes or no, summed over spans and a mean over the block's types, as a mean over words."""
+        """KL of yes/no decisions for each old block: summed over spans, averaged over types, divided by all words."""
         terms = []
         start, old = 0, teacher.shape[-1]
         for block in emissions.blocks:
@@ -124,7 +124,7 @@ class SpanKl(Head):
     def spans(
         self, emissions: Emissions, *, types: Collection[str] | None = None, nested: bool = False
     ) -> Int[Tensor, "span 4"]:
-        """The spans more likely than not; unless nested, the most probable first and none that overlaps one of them."""
+        """Finds spans of probability above 0.5; unless nested, most probable first, skipping those that overlap one."""
         blocks = self._asked(emissions, types)
         if not blocks:
             return emissions.word_mask.new_zeros(0, 4, dtype=torch.long)
@@ -134,11 +134,11 @@ class SpanKl(Head):
         return found if nested else found[apart(found, band[row, start, more, column])]
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
-        """The tags of the spans that do not overlap. Types that are not asked for do not compete."""
+        """The tags of the spans left after resolving overlaps; types that are not asked for do not compete."""
         return tags_of_apart(self.spans(emissions, types=types), emissions.word_mask)
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
-        """The probability of the likeliest span across the border before each word; infinite if it would be found."""
+        """The probability of the likeliest span with a word and the one before it; infinite if it would be found."""
         blocks = self._asked(emissions, types)
         mask = emissions.word_mask
         if not blocks:
@@ -147,7 +147,7 @@ class SpanKl(Head):
         return best.sigmoid().masked_fill((best > -_MARGIN) | ~mask, torch.inf)
 
     def decisions(self, emissions: Emissions) -> list[Float[Tensor, "decision choice"]]:
-        """For each block the logits of no and yes, for every span and type."""
+        """For each block, the logits of no and yes for every span and type."""
         inside = within(emissions.word_mask, self.options.max_words)
         said = [self._band([block])[inside].flatten() for block in emissions.blocks]
         return [torch.stack([torch.zeros_like(yes), yes], dim=-1) for yes in said]
@@ -155,17 +155,17 @@ class SpanKl(Head):
     def summed_logits(
         self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]
     ) -> list[Float[Tensor, ""]]:
-        """For each step, the sum of the logits of all spans and of its types."""
+        """For each step, the sum of the logits of all spans and all types of its block."""
         inside = within(word_mask, self.options.max_words)
         return [self._band([columns])[inside].sum() for columns in self.scores(words)]
 
     def gold_logits(self, emissions: Emissions, batch: Batch) -> Float[Tensor, ""]:
-        """The sum of the logits of the gold spans of the newest step's types."""
+        """Sums the logits of the gold spans of the newest step's types."""
         band = self._band(emissions.blocks[-1:])
         return (band * self._gold(batch, self._types([len(self.blocks) - 1]), band)).sum()
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
-        """The probability of each span at the temperature of its type's block, whatever else is found."""
+        """The probability of each span by itself, at the temperature of its type's block."""
         row, start, end, type_ = spans.unbind(1)
         vectors = self._vectors(emissions.flat())
         product = (vectors[row, start, type_, 0] * vectors[row, end - 1, type_, 1]).sum(dim=-1)
@@ -174,7 +174,7 @@ class SpanKl(Head):
         return (product / scale).sigmoid()
 
     def _types(self, blocks: Sequence[int]) -> Int[Tensor, " type"]:
-        """The types of some blocks, in the order of their columns."""
+        """The indices of some blocks' types, in column order."""
         found = [type_ for block in blocks for type_ in self.known[block]]
         return torch.tensor(found, device=next(self.parameters()).device)
 
@@ -190,7 +190,7 @@ class SpanKl(Head):
     def _shown(
         self, emissions: Emissions, blocks: Sequence[int], types: Collection[str] | None
     ) -> Float[Tensor, "row word length type"]:
-        """The same, -inf for types that were not asked for and spans that end outside of the row."""
+        """The band of some blocks, -inf for types not asked for and spans that end outside the row."""
         band = self._band(emissions.blocks[block] for block in blocks)
         hidden = ~within(emissions.word_mask, self.options.max_words)[..., None]
         if types is not None:
@@ -201,7 +201,7 @@ class SpanKl(Head):
     def _gold(
         self, batch: Batch, types: Int[Tensor, " type"], band: Float[Tensor, "row word length type"]
     ) -> Float[Tensor, "row word length type"]:
-        """1 for mentions, 0 for all other spans."""
+        """A band of 1 for gold mentions and 0 for all other spans."""
         row, start, end, type_ = batch.spans.unbind(1)
         column = torch.full((len(self.tagset.types),), -1, device=types.device)
         column[types] = torch.arange(len(types), device=types.device)
@@ -211,12 +211,12 @@ class SpanKl(Head):
         return gold
 
     def _mean(self, costs: Float[Tensor, "row word length type"], mask: Bool[Tensor, "row word"]) -> Float[Tensor, ""]:
-        """The costs of all spans and types, added up and divided by the number of words."""
+        """Sums the costs of all spans and types and divides by the number of words."""
         inside = within(mask, self.options.max_words)[..., None]
         return torch.where(inside, costs, torch.zeros_like(costs)).sum() / mask.sum().clamp(min=1)
 
     def _silence(self, columns: Float[Tensor, "row word column"]) -> Float[Tensor, "row word column"]:
-        """Zeros turned into vectors from which no span is ever likely."""
+        """Turns zeros into vectors that give every span a probability of zero, in place."""
         vectors = columns.view(*columns.shape[:-1], -1, 2, self.options.width)
         vectors[..., 0, 0], vectors[..., 1, 0] = _NEVER, math.sqrt(self.options.width)
         return columns

@@ -1,4 +1,4 @@
-"""Sub-networks, one a step, that later steps cannot change: importing this registers the built-in kinds."""
+"""Sub-networks, one per step, that later steps cannot change; importing this registers the built-in kinds."""
 
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.model.subnetworks.hat import Hat

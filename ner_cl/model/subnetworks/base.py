@@ -1,4 +1,4 @@
-"""What gives every step word vectors of its own."""
+"""The interface of sub-networks: separate word vectors for each step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from ner_cl.model.precision import Precision
 from ner_cl.model.subnetworks.cache import TrunkCache
 from ner_cl.model.subnetworks.trunk import TrunkPass, run_trunk, top_layers
 
-if TYPE_CHECKING:  # a model holds its sub-networks, so importing it here would go round in a circle
+if TYPE_CHECKING:  # avoids a circular import, as a model holds its sub-networks
     from ner_cl.model.ner_model import NerModel
 
 __all__ = ["SubnetworkOptions", "Subnetworks"]
 
 
 class SubnetworkOptions(Options):
-    """What is needed to build the sub-networks of a model again, whose weights are read from its folder.
+    """Options that rebuild the sub-networks of a saved model before their weights are loaded.
 
     Attributes:
         layers: layers of the encoder, counted from the top, that compute otherwise for each step; 0 is all of them.
@@ -35,20 +35,20 @@ class SubnetworkOptions(Options):
 
 
 class Subnetworks(nn.Module, ABC):
-    """The part of a model that computes word vectors for each step's block apart from those of other steps.
+    """The part of a model that computes word vectors for each step's block separately.
 
-    What it computes for a step depends on parameters that are never changed after that step. Therefore emissions of a
-    block stay the same to the last bit whatever is learned later; only where blocks are merged can a later step show.
+    Word vectors of a step depend only on parameters that never change after that step. Emissions of a block therefore
+    stay the same to the last bit, whatever is learned later; a later step can show only where blocks are merged.
 
     Args:
-        encoder: the shared one. It is not kept: every pass is given the model.
+        encoder: the shared encoder. It is not stored: every pass is given the model.
         options: kind and sizes.
-        first: the first step that has a sub-network; the blocks of earlier ones read the encoder itself.
+        first: the first step that has a sub-network; the blocks of earlier steps read the encoder itself.
 
     Attributes:
-        count: sub-networks there are.
-        learns_like: which learning rate suits the parameters: that of the `encoder` for pre-trained ones, that of the
-            `head` for new ones.
+        count: number of sub-networks.
+        learns_like: whose learning rate the parameters use: that of the `encoder` if they are pre-trained, that of the
+            `head` if they are new.
     """
 
     options_class: ClassVar[type[SubnetworkOptions]]
@@ -64,14 +64,14 @@ class Subnetworks(nn.Module, ABC):
 
     @property
     def free(self) -> float | None:
-        """The share that no step has taken yet of what steps share out among them; None where nothing can run out."""
+        """Share of the limited capacity that no step has taken yet; None if nothing can run out."""
         return None
 
     def grow(self, model: "NerModel", *, generator: torch.Generator | None = None) -> None:
         """Adds the sub-network of the next step.
 
         Args:
-            model: the one this belongs to, before its head grows.
+            model: the model this belongs to, before its head grows.
             generator: draws new parameters.
         """
         self._add(model, self.first + self.count, generator)
@@ -82,22 +82,22 @@ class Subnetworks(nn.Module, ABC):
         return self.hidden
 
     def covers(self, tagset: Tagset) -> tuple[str, ...]:
-        """The older types that the next step's block has columns for beside its own.
+        """The older types that the next step's block has columns for besides its own.
 
         Args:
-            tagset: before that step.
+            tagset: the tagset before that step.
         """
         return ()
 
     def cache(self, model: "NerModel", encoded: EncodedSentences, *, batch_tokens: int, precision: Precision) -> None:
-        """Runs the layers below once, for all passes in training mode, over what the newest step is trained on.
+        """Runs the layers below the top once on the newest step's training sentences, for all training passes.
 
-        Until `forget_cache`, what they make of others is kept too.
+        Until `forget_cache`, their output for other sentences is kept too.
 
         Args:
-            model: the one this belongs to, with those layers frozen.
-            encoded: the sentences.
-            batch_tokens: word pieces of a batch.
+            model: the model this belongs to, with those layers frozen.
+            encoded: the training sentences.
+            batch_tokens: word pieces per batch.
             precision: number format of the passes.
         """
         model.encoder.eval()
@@ -111,40 +111,40 @@ class Subnetworks(nn.Module, ABC):
         )
 
     def forget_cache(self) -> None:
-        """Has the encoder run with every pass again."""
+        """Drops the cache, so that every pass runs the encoder again."""
         self._cache = None
 
     def top(self, encoder: Encoder) -> list[nn.Module]:
-        """The layers that compute otherwise for each step."""
+        """The top layers, which compute differently for each step."""
         return top_layers(encoder, self.options.layers)
 
     def _trunk(self, model: "NerModel", batch: Batch, shared: Sequence[int] = ()) -> TrunkPass:
-        """What the layers below give, and where blocks of `shared` steps read it, what the encoder makes of that."""
+        """Runs the layers below the top, and the whole encoder if `shared` steps or sub-networks read its output."""
         whole = self._whole(shared)
         if self._cache is None:
             return run_trunk(model.encoder, batch, self.top(model.encoder), whole=whole)
         return self._cache.trunk_pass(batch) if self.training else self._cache.eval_pass(batch, whole=whole)
 
     def _whole(self, shared: Sequence[int]) -> bool:
-        """Whether what the encoder makes of a batch is needed, by blocks of `shared` steps or by sub-networks."""
+        """Whether blocks of `shared` steps or sub-networks read the output of the whole encoder."""
         return bool(shared)
 
     @abstractmethod
     def learn(self, step: int) -> None:
-        """Leaves only what one step has of its own in training mode and with gradients."""
+        """Leaves only one step's own parameters in training mode and with gradients."""
 
     @abstractmethod
     def _add(self, model: "NerModel", step: int, generator: torch.Generator | None) -> None:
-        """Makes the parameters of one step."""
+        """Creates the parameters of one step."""
 
     @abstractmethod
     def forward(
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
-        """Word vectors for the blocks of some steps, by step; what they are does not depend on which others are asked.
+        """Computes word vectors for the blocks of some steps, by step, the same whichever other steps are requested.
 
         Args:
-            model: the one this belongs to.
+            model: the model this belongs to.
             batch: any batch.
-            steps: from 1, ascending.
+            steps: step numbers from 1, ascending.
         """

@@ -1,4 +1,4 @@
-"""What a frozen trunk makes of a step's sentences, computed once a step instead of once an update."""
+"""The output of a frozen trunk for a step's sentences, computed once per step instead of once per update."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from ner_cl.model.subnetworks.trunk import TrunkPass, all_layers, calls_alike, r
 
 __all__ = ["TrunkCache"]
 
-_MOST_BYTES = 2**31  # of states that are kept of the sentences, and as many of passes over others
+_MOST_BYTES = 2**31  # for the states of the step's sentences, and the same again for passes over other sentences
 
 
 @final
 class TrunkCache:
     """The states of every window at the top layers, by the window's number.
 
-    Where they would take more than 2 GiB none are kept, and the trunk is run whenever it is asked for them.
+    If they would take more than 2 GiB, none are kept and the trunk runs every time.
 
     Args:
-        encoder: frozen and in eval mode; other encoders than those that call all their layers alike are not cached.
-        encoded: the sentences.
+        encoder: frozen and in eval mode; nothing is kept unless it calls all its layers with the same arguments.
+        encoded: the step's sentences.
         layers: the top layers.
-        whole: keep what the encoder itself makes of the sentences in its top layers too.
-        batch_tokens: word pieces of a batch.
+        whole: also keep the encoder's own states in and after its top layers.
+        batch_tokens: word pieces per batch.
         precision: number format of the passes.
     """
 
@@ -60,9 +60,9 @@ class TrunkCache:
                 self._states[row] = tuple(state[position, :length].clone() for state in states)
 
     def eval_pass(self, batch: Batch, *, whole: bool) -> TrunkPass:
-        """What `run_trunk` gives for a batch of any sentences; of others than these to the last bit, and run but once.
+        """The result of `run_trunk` for any batch; for other sentences exact to the last bit, and kept, up to 2 GiB.
 
-        For dev sentences, which are predicted after every epoch in the same batches.
+        This serves dev sentences, which are predicted after every epoch in the same batches.
         """
         if whole == self._whole and batch.source == self._encoded.number:
             return self.trunk_pass(batch)
@@ -76,13 +76,13 @@ class TrunkCache:
         return found
 
     def trunk_pass(self, batch: Batch) -> TrunkPass:
-        """What `run_trunk` gives for a batch of these sentences, but for rounding; padding is zero.
+        """The result of `run_trunk` for a batch of the step's sentences, up to rounding; padding is zero.
 
-        Other sentences, which have rows of the same numbers, are run.
+        For other sentences, whose rows have the same numbers, the trunk runs.
         """
         if not self._states or batch.source != self._encoded.number:
             return run_trunk(self._encoder, batch, self.layers, whole=self._whole)
-        # The encoder is run just to its first layer, which is called as the top layers would be.
+        # Runs the encoder only to its first layer, which is called with the same arguments as the top layers.
         calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self.layers)
         pieces = batch.piece_ids.shape[1]
         states = tuple(

@@ -44,10 +44,10 @@ class _Family:
     """Units of one family in the gated layers.
 
     Attributes:
-        feed: by layer, names within the encoder of the modules whose rows belong to units.
-        read: by layer, the name of the module whose columns belong to units.
-        units: how many a layer has.
-        width: rows and columns of a unit.
+        feed: for each layer, names within the encoder of the modules whose rows belong to units.
+        read: for each layer, the name of the module whose columns belong to units.
+        units: units per layer.
+        width: rows and columns per unit.
     """
 
     feed: tuple[tuple[str, ...], ...]
@@ -59,19 +59,19 @@ class _Family:
 @subnetworks.register("hat")
 @final
 class Hat(Subnetworks):
-    """A gate a unit and step: a step's word vectors are those of the encoder with all units shut that it does not use.
+    """One gate per unit and step: a step's word vectors are those of the encoder with units it does not use shut off.
 
-    A gate multiplies what its unit gives to the matrix that reads it, so that a gate of 0 leaves an exact 0. The gates
+    A gate multiplies the output of its unit where the next matrix reads it, so a gate of 0 gives an exact 0. The gates
     of the step being learned are `sigmoid(scale · embedding)` in training, and in eval mode 1 where the embedding is
-    above 0. Once the step is over (`settle`), its gates are a mask of zeros and ones for good.
+    above 0, else 0. After the step (`settle`), its gates are a fixed mask of zeros and ones.
 
     Attributes:
         embedding: of the newest step, `[layer, unit]` by family of units; the next step draws its own.
-        masks: by step, whether it uses a unit, `[layer, unit]` by family.
-        scale: of the gates that are being learned; above 0.
+        masks: for each step, whether it uses a unit, `[layer, unit]` by family.
+        scale: scale of the gates being learned; above 0.
 
     Raises:
-        ModelError: if steps were learned without, which use every unit, or if the encoder is of another kind.
+        ModelError: if steps were learned without gates, which use every unit, or the kind of encoder is not supported.
     """
 
     options_class = HatOptions
@@ -84,7 +84,7 @@ class Hat(Subnetworks):
                 "this model has learned steps without hat, which use every unit of its encoder, so that none is free; "
                 "teach a new model with hat from step 1, or list modules"
             )
-        self.top(encoder)  # refuses an encoder whose layers cannot be run on their own
+        self.top(encoder)  # rejects an encoder whose layers cannot run on their own
         self._families = _families(encoder, options)
         self.embedding = nn.ParameterDict()
         self.masks = nn.ModuleDict()
@@ -93,21 +93,21 @@ class Hat(Subnetworks):
 
     @property
     def free(self) -> float:
-        """The share of gated units that no finished step uses."""
+        """Share of gated units that no finished step uses."""
         if not len(self.masks):
             return 1.0
         used = torch.cat([units.flatten() for units in self.used().values()])
         return 1 - int(used.sum()) / len(used)
 
     def used(self) -> dict[str, Bool[Tensor, "layer _"]]:
-        """Whether any finished step uses a unit, by family; there is a step."""
+        """Tells, by family, which units any finished step uses; needs at least one step."""
         return {
             family: torch.stack([mask.get_buffer(family) for mask in self.masks.values()]).any(dim=0)
             for family in self._families
         }
 
     def gates(self, step: int) -> dict[str, Float[Tensor, "layer _"]]:
-        """The gates of a step, by family: from 0 to 1 in training, else 0 or 1."""
+        """The gates of a step, by family: between 0 and 1 while it is trained, else 0 or 1."""
         if step != self._learned:
             mask = self.masks[str(step)]
             return {family: mask.get_buffer(family).float() for family in self._families}
@@ -116,14 +116,14 @@ class Hat(Subnetworks):
         return {family: (found > 0).float() for family, found in self.embedding.items()}
 
     def on_parameters(self, units: Mapping[str, Shaped[Tensor, "layer _"]]) -> dict[str, Tensor]:
-        """A value a unit as values on what feeds the unit and on what reads it.
+        """Maps one value per unit to the parameters that feed the unit or read it.
 
         Args:
             units: the values, by family.
 
         Returns:
-            By name of the model's parameters, in shapes that broadcast to theirs: on the rows and biases of what feeds
-            a unit and on the columns of what reads it. Nothing else in the gated layers depends on units.
+            Values by parameter name of the model, in shapes that broadcast to the parameters: for the rows and biases
+            that feed a unit and the columns that read it. Nothing else in the gated layers depends on units.
         """
         found: dict[str, Tensor] = {}
         for name, rows in units.items():
@@ -136,18 +136,18 @@ class Hat(Subnetworks):
         return found
 
     def learn(self, step: int) -> None:
-        """Leaves only the gates of a step, the newest, in training mode and with gradients."""
+        """Puts the gates of the newest step in training mode and gives them gradients."""
         self._learned = step
         self.train().requires_grad_(True)
 
     def settle(self) -> None:
-        """Makes the gates of the step that was learned hard for good."""
+        """Fixes the gates of the step that was learned as a mask of zeros and ones."""
         for family, found in self.embedding.items():
             self.masks[str(self._learned)].get_buffer(family).copy_(found > 0)
         self._learned = None
 
     def _add(self, model: "NerModel", step: int, generator: torch.Generator | None) -> None:
-        """Draws the gates as the authors do, from N(0, 1): about half of the units are open at first."""
+        """Draws the gate embeddings from N(0, 1), as the authors do: about half of the units are on at first."""
         mask = nn.Module()
         for name, family in self._families.items():
             shape = (len(family.read), family.units)
@@ -158,7 +158,7 @@ class Hat(Subnetworks):
     def forward(
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
-        """What lies below the gated layers once, then those layers with the gates of each step."""
+        """Runs the layers below the gated ones once, then the gated layers with the gates of each step."""
         top = self.top(model.encoder)
         trunk = self._trunk(model, batch)
         views = {}
@@ -172,7 +172,7 @@ class Hat(Subnetworks):
 
     @contextmanager
     def _gated(self, encoder: Encoder, step: int) -> Iterator[None]:
-        """Has every pass inside multiply units by the gates of a step."""
+        """Multiplies units by the gates of a step in every pass inside the context."""
         with ONE_PASS_AT_A_TIME, ExitStack() as hooks:
             for name, gates in self.gates(step).items():
                 family = self._families[name]
@@ -186,7 +186,7 @@ def _families(encoder: Encoder, options: HatOptions) -> dict[str, _Family]:
     """The families of units that have gates.
 
     Raises:
-        ModelError: if the encoder is of a kind whose modules are not known.
+        ModelError: if the modules of this kind of encoder are not known.
     """
     layers = find_layers(encoder)[-options.layers :]
     if not layers:

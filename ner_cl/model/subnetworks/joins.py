@@ -1,7 +1,7 @@
-"""Joins: what the module of a step makes of the modules of earlier steps.
+"""Joins: how the module of a step uses the modules of earlier steps.
 
-Nothing leads from a later module into an earlier one, so what old blocks read does not change. An earlier module that
-a later one reads runs as it was left, and no gradient reaches it.
+No module reads a later one, so what old blocks read does not change. An earlier module that a later one reads is
+frozen, and no gradient reaches it.
 """
 
 from abc import ABC
@@ -22,15 +22,15 @@ __all__ = ["Concatenation", "Fusion", "Join", "Separate", "Skip", "Stack", "Vote
 
 
 class Join(nn.Module, ABC):
-    """Leaves modules as they are; a join overrides where its modules read more than their own states.
+    """Leaves modules separate; a join overrides what lets its modules read more than their own states.
 
     Args:
-        hidden: of the encoder.
+        hidden: hidden size of the encoder.
         first: the first step with a module.
     """
 
     reads_others = False
-    """Whether a module needs the states of its sources."""
+    """Whether a module reads the states of its sources."""
     knows_older = False
     """Whether a step's block has columns for older types too."""
 
@@ -43,22 +43,22 @@ class Join(nn.Module, ABC):
     def sources(self, step: int) -> range:
         """The earlier steps that a module may read, oldest first.
 
-        The blocks of all steps before the first module read the encoder, so that only the last of them is a source.
+        The blocks of all steps before the first module read the encoder, so only the last of these steps is a source.
         """
         return range(max(1, self.first - 1), step)
 
     def add(self, step: int, *, layers: int, model: "NerModel", generator: torch.Generator | None) -> None:
-        """Makes what the module of a step reads others through.
+        """Creates the parameters through which a step's module reads others.
 
         Args:
-            step: whose module, which is there already.
-            layers: of a module.
-            model: before its head grows.
+            step: the step; its module exists already.
+            layers: layers of a module.
+            model: the model before its head grows.
             generator: draws new parameters.
         """
 
     def learn(self, step: int, kind: Kind) -> None:
-        """Leaves only what one step has of its own, here and in its module, in training mode and with gradients."""
+        """Leaves only one step's own parameters, here and in its module, in training mode and with gradients."""
         self.eval().requires_grad_(False)
         kind.learn(step)
         if str(step) in self.steps:
@@ -71,12 +71,12 @@ class Join(nn.Module, ABC):
     def below(
         self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
     ) -> Float[Tensor, "row place hidden"]:
-        """What a layer of a step's module reads.
+        """The input of a layer of a step's module.
 
         Args:
             step: whose module.
-            number: of the layer, from 0; one more than the last stands for the step's block.
-            hidden: what the layer below gave.
+            number: index of the layer, from 0; one more than the last stands for the step's block.
+            hidden: output of the layer below.
             run: the pass, with the states of sources.
         """
         return hidden
@@ -84,7 +84,7 @@ class Join(nn.Module, ABC):
     def layer(
         self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
     ) -> Float[Tensor, "row place hidden"]:
-        """What that layer makes of it."""
+        """The output of a layer of a step's module, given its input as `hidden`."""
         return run.kind.layer(step, number, hidden, run.trunk, run.top)
 
     def words(self, step: int, run: ModulePass) -> Float[Tensor, "row word _"]:
@@ -114,11 +114,11 @@ class Concatenation(Join):
     reads_others = True
 
     def width(self, step: int) -> int:
-        """One `hidden` for each source and for the module itself."""
+        """`hidden` for each source and for the module itself."""
         return self.hidden * (len(self.sources(step)) + 1)
 
     def words(self, step: int, run: ModulePass) -> Float[Tensor, "row word _"]:
-        """Sources from the oldest to the newest, then the module itself."""
+        """The final states of the sources, oldest first, then of the module itself."""
         states = [run.frozen(source)[-1] for source in self.sources(step)]
         return torch.cat([run.words(state) for state in (*states, run.states(step)[-1])], dim=-1)
 
@@ -127,14 +127,14 @@ class Concatenation(Join):
 class Skip(Join):
     """Lateral connections, `hₖ + Σ_j U_kj h_j` (Rusu et al. 2016, "Progressive Neural Networks", equation 1).
 
-    `h_j` is what the layer below gave in module j, and `U_kj` is zero at first. As in the paper the lowest layer has
-    none, since all modules start from the same states there, and the block on top has.
+    `h_j` is the output of the layer below in module j, and `U_kj` is zero at first. As in the paper, the lowest layer
+    has none, since all modules start from the same states there, but the block on top does.
     """
 
     reads_others = True
 
     def add(self, step: int, *, layers: int, model: "NerModel", generator: torch.Generator | None) -> None:
-        """Makes a zero matrix for each source and layer."""
+        """Creates a zero matrix for each source and layer."""
         self.steps[str(step)] = nn.ModuleDict(
             {
                 str(source): nn.ModuleList(_zero(self.hidden, self.hidden) for _ in range(layers))
@@ -145,7 +145,7 @@ class Skip(Join):
     def below(
         self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
     ) -> Float[Tensor, "row place hidden"]:
-        """The module's own states, and its view of those of each source at the same height."""
+        """Adds the mapped states of each source at the same height, above the lowest layer."""
         if number == 0:
             return hidden
         laterals = self.steps[str(step)]
@@ -156,7 +156,7 @@ class Skip(Join):
         return hidden
 
     def words(self, step: int, run: ModulePass) -> Float[Tensor, "row word _"]:
-        """The final states with their laterals."""
+        """The final states with their lateral connections added."""
         return run.words(self.below(step, len(run.top), run.states(step)[-1], run))
 
 
@@ -164,21 +164,21 @@ class Skip(Join):
 class Stack(Join):
     """The lowest layer of module k reads `h + Wₖ [hₖ₋₁; pₖ₋₁]`, with `Wₖ` zero at first.
 
-    `hₖ₋₁` are the final states of the step before, and `pₖ₋₁` the tag probabilities its block gives them, so that a
-    module can learn what not to say where the one before it says something.
+    `hₖ₋₁` are the final states of the previous step, and `pₖ₋₁` the tag probabilities of its block, so a module can
+    learn to find nothing where the previous one finds something.
     """
 
     reads_others = True
 
     def add(self, step: int, *, layers: int, model: "NerModel", generator: torch.Generator | None) -> None:
-        """Makes the zero matrix; the first of all steps has nothing before it."""
+        """Creates the zero matrix, except for the very first step, which has no previous one."""
         if self.sources(step):
             self.steps[str(step)] = _zero(self.hidden + model.head.new_block().out_features, self.hidden)
 
     def below(
         self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
     ) -> Float[Tensor, "row place hidden"]:
-        """The trunk's states, and what the step before saw and said."""
+        """Adds the mapped final states and tag probabilities of the previous step, at the lowest layer."""
         if number or str(step) not in self.steps:
             return hidden
         seen = run.frozen(step - 1)[-1]
@@ -192,18 +192,18 @@ class Stack(Join):
 class Fusion(Join):
     """Attention over the outputs of the adapters of all steps so far (Pfeiffer et al. 2021, "AdapterFusion").
 
-    A step is learned twice: its adapter alone, then, with all adapters frozen, the attention over them. Whether a step
-    is past the first part is written in a buffer, and so goes wherever its weights go. The first adapter has no other
-    beside it, and is not fused.
+    A step is learned in two stages: its adapter alone, then, with all adapters frozen, the attention over them. A
+    buffer records whether the attention is on, so it is saved with the weights. The first adapter is not fused, as
+    there is no other.
     """
 
     def add(self, step: int, *, layers: int, model: "NerModel", generator: torch.Generator | None) -> None:
-        """Makes an attention a layer, turned off."""
+        """Creates one attention per layer, turned off."""
         if step > self.first:
             self.steps[str(step)] = FusedLayers(self.hidden, layers, generator)
 
     def learn(self, step: int, kind: Kind) -> None:
-        """Leaves gradients on the step's attention where it is on, else on its adapter."""
+        """Trains only the step's attention if it is on, else only its adapter."""
         self.eval().requires_grad_(False)
         if self.is_on(step):
             kind.eval().requires_grad_(False)
@@ -212,7 +212,7 @@ class Fusion(Join):
             kind.learn(step)
 
     def is_on(self, step: int) -> bool:
-        """Whether a step's module attends over all adapters."""
+        """Whether a step's module attends over all adapters so far."""
         return str(step) in self.steps and bool(self.fused(step).on)
 
     def fused(self, step: int) -> "FusedLayers":
@@ -224,7 +224,7 @@ class Fusion(Join):
     def layer(
         self, step: int, number: int, hidden: Float[Tensor, "row place hidden"], run: ModulePass
     ) -> Float[Tensor, "row place hidden"]:
-        """The encoder's layer, and what its output draws from what the adapters would add to it."""
+        """Runs the encoder's layer and adds to its output what the attention selects from the adapters."""
         if not self.is_on(step):
             return super().layer(step, number, hidden, run)
         assert isinstance(run.kind, Adapters)
@@ -237,11 +237,11 @@ class Fusion(Join):
 
 @final
 class FusedLayers(nn.Module):
-    """The attention of one step, a layer at a time.
+    """The attention of one step, one part per layer.
 
     Args:
-        hidden: of the encoder.
-        layers: of a module.
+        hidden: hidden size of the encoder.
+        layers: layers of a module.
         generator: draws queries and keys.
     """
 
@@ -276,10 +276,10 @@ class AdapterAttention(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "row place hidden"], values: Float[Tensor, "row place adapter hidden"]
     ) -> Float[Tensor, "row place hidden"]:
-        """What is added to the states.
+        """Computes what is added to the states.
 
         Args:
-            hidden: the layer's output, which asks.
+            hidden: the layer's output, which gives the queries.
             values: what each adapter would add to it.
         """
         scores = (self.query(hidden)[..., None, :] * self.key(values)).sum(dim=-1)

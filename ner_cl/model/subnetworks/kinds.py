@@ -1,4 +1,4 @@
-"""Kinds of modules: what a step may have of its own in the top layers of a shared encoder."""
+"""Kinds of modules: the parts that a step may have of its own in the top layers of a shared encoder."""
 
 import copy
 import warnings
@@ -18,15 +18,15 @@ __all__ = ["Adapters", "Bottleneck", "Copies", "Kind", "Ladders", "Lora"]
 
 
 class Kind(nn.Module, ABC):
-    """The parts of all steps that are of one kind. A fresh part computes what the encoder itself does.
+    """The parts of all steps, all of one kind. A fresh part leaves the encoder's own output unchanged.
 
     Args:
-        hidden: of the encoder.
-        size: of a bottleneck, or rank.
+        hidden: hidden size of the encoder.
+        size: size of a bottleneck, or rank.
     """
 
     beside = False
-    """Whether it runs beside the top layers, reading what they give, word by word, and never other words."""
+    """Whether a part runs beside the top layers, reading their output word by word and never that of other words."""
     pretrained = False
     """Whether a part starts from pre-trained weights, so that it learns at the encoder's rate."""
 
@@ -38,7 +38,7 @@ class Kind(nn.Module, ABC):
 
     @abstractmethod
     def add(self, step: int, top: Sequence[nn.Module], generator: torch.Generator | None) -> None:
-        """Makes the part of a step on the encoder's top layers."""
+        """Creates the part of a step for the encoder's top layers."""
 
     @abstractmethod
     def layer(
@@ -49,12 +49,12 @@ class Kind(nn.Module, ABC):
         trunk: TrunkPass,
         top: Sequence[nn.Module],
     ) -> Float[Tensor, "row place hidden"]:
-        """What one of the top layers makes of the states below it, for a step.
+        """Computes the output of one of the top layers for a step.
 
         Args:
-            step: whose part.
-            number: of the layer, from 0 at the lowest of the top layers.
-            hidden: the states below it.
+            step: whose part to use.
+            number: index of the layer, from 0 for the lowest top layer.
+            hidden: the states below the layer.
             trunk: the encoder's own pass.
             top: the encoder's own top layers.
         """
@@ -67,7 +67,7 @@ class Kind(nn.Module, ABC):
 
 @final
 class Copies(Kind):
-    """The top layers once more, to be trained whole."""
+    """Full copies of the top layers, all of whose weights are trained."""
 
     pretrained = True
 
@@ -83,7 +83,7 @@ class Copies(Kind):
         trunk: TrunkPass,
         top: Sequence[nn.Module],
     ) -> Float[Tensor, "row place hidden"]:
-        """The copy's output."""
+        """Runs the copy of the layer."""
         return apply_layer(_part(self.steps, step)[number], hidden, trunk.calls[number])
 
 
@@ -92,9 +92,9 @@ class Bottleneck(nn.Module):
     """`up(gelu(down(x)))`, zero at first (Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP").
 
     Args:
-        hidden: size of its input and output.
-        size: between the two.
-        generator: draws the first half; the second starts at 0.
+        hidden: size of input and output.
+        size: size of the bottleneck between them.
+        generator: draws the weights of `down`; `up` starts at 0.
     """
 
     def __init__(self, hidden: int, size: int, generator: torch.Generator | None) -> None:
@@ -107,22 +107,22 @@ class Bottleneck(nn.Module):
                 tensor.zero_()
 
     def forward(self, hidden: Float[Tensor, "*word hidden"]) -> Float[Tensor, "*word hidden"]:
-        """What is added to the states."""
+        """Computes what is added to the states."""
         added: Tensor = self.up(F.gelu(self.down(hidden)))
         return added
 
 
 class _Bottlenecks(Kind, ABC):
-    """Kinds with a bottleneck a layer."""
+    """Kinds with one bottleneck per layer."""
 
     def add(self, step: int, top: Sequence[nn.Module], generator: torch.Generator | None) -> None:
-        """Makes a bottleneck a layer."""
+        """Creates one bottleneck per layer."""
         device = next(top[0].parameters()).device
         made = nn.ModuleList(Bottleneck(self.hidden, self.size, generator) for _ in top)
         self.steps[str(step)] = made.to(device)
 
     def bottleneck(self, step: int, number: int) -> Bottleneck:
-        """That of a step behind or beside one of the top layers."""
+        """A step's bottleneck for one of the top layers."""
         found = _part(self.steps, step)[number]
         assert isinstance(found, Bottleneck)
         return found
@@ -130,7 +130,7 @@ class _Bottlenecks(Kind, ABC):
 
 @final
 class Adapters(_Bottlenecks):
-    """A bottleneck behind each of the top layers, which stay as they are (Pfeiffer et al. 2021, "AdapterFusion")."""
+    """A bottleneck after each of the top layers, which do not change (Pfeiffer et al. 2021, "AdapterFusion")."""
 
     def layer(
         self,
@@ -140,7 +140,7 @@ class Adapters(_Bottlenecks):
         trunk: TrunkPass,
         top: Sequence[nn.Module],
     ) -> Float[Tensor, "row place hidden"]:
-        """The encoder's layer and what the bottleneck adds to it."""
+        """Runs the encoder's layer and adds the bottleneck of its output."""
         output = apply_layer(top[number], hidden, trunk.calls[number])
         added: Tensor = self.bottleneck(step, number)(output)
         return output + added
@@ -150,9 +150,9 @@ class Adapters(_Bottlenecks):
 class Ladders(_Bottlenecks):
     """Bottlenecks beside the top layers, which run once for all steps (Sung et al. 2022, "LST: Ladder Side-Tuning").
 
-    A layer's bottleneck reads what the encoder's own layer gave, plus what the ladder added below; the ladder never
-    leads back into the encoder. A step costs next to nothing to run, but its words see other words only as the shared
-    encoder shows them.
+    A layer's bottleneck reads the output of the encoder's own layer plus what the ladder added below; the ladder never
+    feeds back into the encoder. A step costs next to nothing to run, but its words see other words only through the
+    shared encoder.
     """
 
     beside = True
@@ -165,7 +165,7 @@ class Ladders(_Bottlenecks):
         trunk: TrunkPass,
         top: Sequence[nn.Module],
     ) -> Float[Tensor, "row place hidden"]:
-        """The encoder's own output, what the ladder added so far, and one rung more."""
+        """Adds this layer's bottleneck to the encoder's own output plus what the ladder added so far."""
         output = trunk.states[number + 1] + (hidden - trunk.states[number])
         added: Tensor = self.bottleneck(step, number)(output)
         return output + added
@@ -175,8 +175,8 @@ class Ladders(_Bottlenecks):
 class Lora(Kind):
     """Low-rank changes of the weights of the top layers, through `peft`.
 
-    Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models". They hang on one frozen copy of the layers, so
-    that the encoder's own keep their names and plain weights.
+    Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models". They are attached to one frozen copy of the
+    layers, so that the encoder's own layers keep their names and plain weights.
 
     Raises:
         MissingExtra: if `peft` is not installed.
@@ -190,7 +190,7 @@ class Lora(Kind):
             raise MissingExtra("modules of kind lora need peft; pip install 'ner-cl[lora]'") from None
 
     def add(self, step: int, top: Sequence[nn.Module], generator: torch.Generator | None) -> None:
-        """Makes the changes of a step, zero at first."""
+        """Creates the changes of a step, zero at first."""
         import peft
 
         if not len(self.steps):
@@ -198,7 +198,7 @@ class Lora(Kind):
         linear = {name for name, module in top[0].named_modules() if isinstance(module, nn.Linear)}
         config = peft.LoraConfig(r=self.size, lora_alpha=2 * self.size, target_modules=sorted(linear))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # one a step is what is meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # one per step is intended
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             peft.inject_adapter_in_model(config, self.steps["all"], adapter_name=f"step{step}")
         self.learn(step)
@@ -211,8 +211,8 @@ class Lora(Kind):
         trunk: TrunkPass,
         top: Sequence[nn.Module],
     ) -> Float[Tensor, "row place hidden"]:
-        """The layer's output with a step's changes."""
-        with ONE_PASS_AT_A_TIME:  # which changes act is written on the layers
+        """Runs the layer with the changes of a step."""
+        with ONE_PASS_AT_A_TIME:  # the layers themselves store which changes are active
             layer = _part(self.steps, "all")[number]
             _activate(layer, f"step{step}")
             return apply_layer(layer, hidden, trunk.calls[number])
@@ -231,7 +231,7 @@ def _part(steps: nn.ModuleDict, step: int | str) -> nn.ModuleList:
 
 
 def _activate(layer: nn.Module, name: str) -> None:
-    """Has the changes of that name act in a layer, and no others."""
+    """Activates the changes of that name in a layer, and no others."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tuned = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
@@ -240,5 +240,5 @@ def _activate(layer: nn.Module, name: str) -> None:
     trained = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
     for module in tuned:
         module.set_adapter(name)
-    for parameter, flag in trained:  # peft would have what acts train, and nothing else
+    for parameter, flag in trained:  # peft makes exactly the active changes trainable
         parameter.requires_grad_(flag)

@@ -1,4 +1,4 @@
-"""One batch on its way through modules that may read each other."""
+"""One pass of a batch through modules that may read each other."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
@@ -20,16 +20,16 @@ __all__ = ["ModulePass"]
 
 @final
 class ModulePass:
-    """Runs each module at most once a batch, however many others read it.
+    """Runs each module at most once per batch, however many other modules read it.
 
     Args:
-        model: whose modules.
+        model: the model with the modules.
         batch: any batch.
-        kind: of the modules.
-        first: the first step that has a module; the blocks of earlier ones read the encoder itself.
+        kind: kind of the modules.
+        first: the first step that has a module; the blocks of earlier steps read the encoder itself.
         trunk: the encoder's own pass.
         top: the encoder's own top layers.
-        run: makes the states of a step.
+        run: computes the states of a step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ModulePass:
         self.kind = kind
         self.first = first
         self._by_word = kind.beside
-        if kind.beside:  # what never sees other pieces is spared those that no block reads
+        if kind.beside:  # such modules work word by word, so other pieces are dropped
             trunk = TrunkPass(tuple(words_of(state, batch) for state in trunk.states), trunk.calls)
         self.trunk = trunk
         self.top = top
@@ -60,7 +60,7 @@ class ModulePass:
         return states if self._by_word else words_of(states, self.batch)
 
     def states(self, step: int) -> tuple[Float[Tensor, "row place hidden"], ...]:
-        """What a step's module passes on: what its lowest layer starts from, then what each layer gave."""
+        """The states of a step's module: the input of its lowest layer, then the output of each layer."""
         if step < self.first:
             return self.trunk.states
         if step not in self._states:
@@ -68,6 +68,6 @@ class ModulePass:
         return self._states[step]
 
     def frozen(self, step: int) -> tuple[Float[Tensor, "row place hidden"], ...]:
-        """The same for a step that another one reads: no gradient leads back into it."""
+        """The states of a step for another module to read, without gradients."""
         with torch.no_grad():
             return tuple(state.detach() for state in self.states(step))

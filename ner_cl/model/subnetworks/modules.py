@@ -1,4 +1,4 @@
-"""A module a step on the top layers of a shared encoder, which stays as it is."""
+"""One module per step on the top layers of a shared encoder that does not change."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, final
@@ -35,7 +35,7 @@ _JOINS: dict[str, type[Join]] = {
 
 
 class ModuleOptions(SubnetworkOptions):
-    """What a module is made of.
+    """What modules consist of, and their join.
 
     Attributes:
         kind: `copy` (the top layers once more), `lora` (low-rank changes of their weights), `adapter` (a bottleneck
@@ -66,14 +66,14 @@ class ModuleOptions(SubnetworkOptions):
 @subnetworks.register("modules")
 @final
 class Modules(Subnetworks):
-    """Each step has a module of its own; below it, the encoder is shared and runs once."""
+    """Sub-networks that are modules, one per step; the encoder below them is shared and runs once."""
 
     options_class = ModuleOptions
     options: ModuleOptions
 
     def __init__(self, encoder: Encoder, options: ModuleOptions, *, first: int) -> None:
         super().__init__(encoder, options, first=first)
-        self.top(encoder)  # refuses an encoder without layers
+        self.top(encoder)  # rejects an encoder without layers
         if options.size > 4 * encoder.hidden:
             raise ModelError(
                 f"modules of size {options.size} are wider than four times the encoder, whose width is "
@@ -88,7 +88,7 @@ class Modules(Subnetworks):
         return self.hidden if step < self.first else self.join.width(step)
 
     def covers(self, tagset: Tagset) -> tuple[str, ...]:
-        """All older types where blocks vote, else none."""
+        """All older types if blocks vote, else none."""
         return tagset.types if self.join.knows_older else ()
 
     def learn(self, step: int) -> None:
@@ -96,11 +96,11 @@ class Modules(Subnetworks):
         self.join.learn(step, self.kind)
 
     def fuses(self, step: int) -> bool:
-        """Whether a step's module is to attend over the adapters of earlier ones, once its own is learned."""
+        """Whether a step's module is to attend over all adapters so far, once its own is learned."""
         return isinstance(self.join, Fusion) and str(step) in self.join.steps
 
     def fuse(self, step: int) -> None:
-        """Has it do so from now on."""
+        """Turns on a step's attention over adapters."""
         assert isinstance(self.join, Fusion)
         self.join.fused(step).on.fill_(True)
 
@@ -112,7 +112,7 @@ class Modules(Subnetworks):
     def forward(
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
-        """The encoder once, then the module of each step, and of those that it reads, on the same states."""
+        """Runs the encoder once, then each step's module and the modules that it reads, on the same states."""
         top = self.top(model.encoder)
         shared = [step for step in steps if step < self.first]
         trunk = self._trunk(model, batch, shared)
@@ -122,11 +122,11 @@ class Modules(Subnetworks):
         return views
 
     def _whole(self, shared: Sequence[int]) -> bool:
-        """Where a module, or a join, reads it too."""
+        """See `Subnetworks._whole`; joins and kinds of modules may need it too."""
         return bool(shared) or (self.join.reads_others and self.first > 1) or self.kind.beside
 
     def _states(self, step: int, run: ModulePass) -> tuple[Tensor, ...]:
-        """What the layers of a step's module give, from what they start from to the last one's."""
+        """Computes the states of a step's module: the input of its lowest layer, then the output of each layer."""
         states = [run.trunk.states[0]]
         for number in range(len(run.top)):
             states.append(self.join.layer(step, number, self.join.below(step, number, states[-1], run), run))

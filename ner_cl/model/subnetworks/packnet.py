@@ -1,4 +1,4 @@
-"""One encoder whose weights are shared out among steps: a step's sub-network holds its own and all earlier ones."""
+"""One encoder whose weights are divided among steps; a step's sub-network has its own and all earlier ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, final
@@ -22,7 +22,7 @@ __all__ = ["PackNet", "PackNetOptions"]
 
 
 class PackNetOptions(SubnetworkOptions):
-    """Which weights are shared out.
+    """Which weights are divided among steps.
 
     Attributes:
         layers: how many of the encoder's layers, counted from the top, have weights that are shared out; 0 is all.
@@ -38,8 +38,8 @@ class PackNet(Subnetworks):
     """Every entry of the linear weights of the top layers is owned by one step, or free.
 
     A step's sub-network is the encoder with 0 in every entry that is free or owned by a later step (Mallya and Lazebnik
-    2018, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning"). The weights themselves stay where
-    they are in the encoder; kept here is who owns what, a byte an entry. All else in the encoder belongs to step 1.
+    2018, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning"). The weights themselves stay in the
+    encoder; stored here is each entry's owner, in one byte. All else in the encoder belongs to step 1.
 
     Raises:
         ModelError: if steps were learned before, whose blocks read all weights, or if the layers have no linear weight.
@@ -62,19 +62,19 @@ class PackNet(Subnetworks):
             raise ModelError(f"encoder {encoder.options.name!r} has no linear weights to share out; use another")
 
     def learn(self, step: int) -> None:
-        """Nothing: what a step has of its own are entries of weights of the encoder, and gates hold back the others."""
+        """Does nothing: a step's own parameters are entries of the encoder's weights, and gates block the others."""
 
     @property
     def free(self) -> float:
-        """The share of entries that no step owns."""
+        """Share of entries that no step owns."""
         free = sum(int((owner == 0).sum()) for owner in self.buffers())
         return free / sum(owner.numel() for owner in self.buffers())
 
     def owned(self, model: "NerModel") -> dict[str, tuple[Tensor, UInt8[Tensor, "out in"]]]:
-        """The weights that are shared out, by their names in the model, with the step that owns each entry; 0 is none.
+        """The divided weights, by name in the model, with the step that owns each entry (0 is free).
 
         Args:
-            model: the one this belongs to.
+            model: the model this belongs to.
         """
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         return {
@@ -84,18 +84,18 @@ class PackNet(Subnetworks):
         }
 
     def claim(self, step: int) -> None:
-        """Gives a step all entries that are free."""
+        """Gives all free entries to a step."""
         for owner in self.buffers():
             owner.masked_fill_(owner == 0, step)
 
     @torch.no_grad()
     def prune(self, model: "NerModel", step: int, share: float) -> None:
-        """Frees the smallest of a step's entries, weight by weight, and sets them to 0.
+        """Frees a step's entries of smallest magnitude, weight by weight, and sets them to 0.
 
         Args:
-            model: the one this belongs to.
+            model: the model this belongs to.
             step: whose entries.
-            share: of them, in [0, 1], rounded to a whole number of entries; those as small as the last one go too.
+            share: share to free, in [0, 1], rounded to a whole number of entries; ties with the last one go too.
         """
         for weight, owner in self.owned(model).values():
             own = owner == step
@@ -106,7 +106,7 @@ class PackNet(Subnetworks):
                 weight.masked_fill_(pruned, 0.0)
 
     def _add(self, model: "NerModel", step: int, generator: torch.Generator | None) -> None:
-        """Nothing yet: a step owns what it claims."""
+        """Creates nothing, as a step owns what it claims; refuses more steps than fit a byte."""
         most = torch.iinfo(torch.uint8).max
         if step > most:
             raise ModelError(f"packnet can tell no more than {most} steps apart; start a new model")
@@ -114,7 +114,7 @@ class PackNet(Subnetworks):
     def forward(
         self, model: "NerModel", batch: Batch, steps: Sequence[int]
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
-        """The trunk once, then the top layers for each step with the weights of its sub-network."""
+        """Runs the trunk once, then the top layers for each step with the weights of its sub-network."""
         top = self.top(model.encoder)
         trunk = self._trunk(model, batch)
         views = {}
@@ -122,7 +122,7 @@ class PackNet(Subnetworks):
             hidden = trunk.states[0]
             for number, layer in enumerate(top):
                 weights = {
-                    # Not a product, which would make -0.0 of negative weights and NaN of infinite ones.
+                    # Not a product, which would turn negative weights into -0.0 and infinite ones into NaN.
                     name: weight.masked_fill((owner == 0) | (owner > step), 0.0)
                     for name, (weight, owner) in self._owned(number, layer).items()
                 }
@@ -131,7 +131,7 @@ class PackNet(Subnetworks):
         return views
 
     def _owned(self, number: int, layer: nn.Module) -> dict[str, tuple[Tensor, UInt8[Tensor, "out in"]]]:
-        """The weights of a layer that are shared out, by their names in it, with the step that owns each entry."""
+        """A layer's divided weights, by name in the layer, with the step that owns each entry."""
         return {name: (weight, self.get_buffer(_buffer(number, name))) for name, weight in _linear_weights(layer)}
 
 
@@ -142,5 +142,5 @@ def _linear_weights(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _buffer(number: int, name: str) -> str:
-    """The name of the buffer with the owners of a weight, as no buffer's may have a dot."""
+    """The name of the buffer with the owners of a weight; buffer names may not contain a dot."""
     return f"owner/{number}/{name.replace('.', '/')}"

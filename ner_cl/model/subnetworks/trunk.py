@@ -1,4 +1,4 @@
-"""An encoder in two parts: a trunk that runs once a batch, and top layers that run otherwise for each step."""
+"""An encoder in two parts: a trunk that runs once per batch, and top layers that run differently for each step."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,19 @@ __all__ = [
 ]
 
 ONE_PASS_AT_A_TIME = threading.RLock()
-"""Held while a pass goes through layers that carry hooks or exchanged weights: threads share the layers."""
+"""Held while a pass runs layers that carry hooks or swapped weights, because threads share the layers."""
 
-# Encoders that call all their layers alike, so that a pass may end where the top layers begin.
+# Encoders that call all their layers with the same arguments, so that a pass may end where the top layers begin.
 _ALIKE = {"bert", "camembert", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"}
 
 
 @dataclass(frozen=True)
 class TrunkPass:
-    """One batch on its way through the encoder.
+    """What the top layers were given in one pass of the encoder.
 
     Attributes:
-        states: what went into each of the top layers, and as the last one what came out of the encoder; only the first
-            where the pass ended there.
+        states: the input of each top layer, then the output of the encoder; only the first input if the pass ended
+            there.
         calls: the other arguments, positional and named, that each of the top layers was called with.
     """
 
@@ -45,19 +45,19 @@ class TrunkPass:
 
 
 class _Reached(Exception):
-    """The pass has come to the first of the top layers."""
+    """Ends a pass at the first of the top layers."""
 
 
 def calls_alike(encoder: Encoder) -> bool:
-    """Whether it is known of the encoder that it calls all its layers with the same arguments but for the states."""
+    """Whether the encoder is known to call all its layers with the same arguments except the states."""
     return getattr(encoder.config, "model_type", "") in _ALIKE
 
 
 def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
-    """The last `count` transformer layers of an encoder; all of them if there are fewer, or if it is 0.
+    """The last `count` transformer layers of an encoder; all of them if there are fewer or `count` is 0.
 
     Raises:
-        ModelError: if it has none that can be told, or if something happens between them.
+        ModelError: if no list of layers is found, or a convolution lies between them.
     """
     layers = all_layers(encoder)
     top = layers[-count:]
@@ -70,12 +70,12 @@ def top_layers(encoder: Encoder, count: int) -> list[nn.Module]:
 
 
 def all_layers(encoder: Encoder) -> list[nn.Module]:
-    """The transformer layers of an encoder, from the lowest.
+    """The transformer layers of an encoder, lowest first.
 
     Raises:
-        ModelError: if it has none that can be told.
+        ModelError: if no list of layers is found.
     """
-    # The list that holds most of the parameters.
+    # The module list with the most parameters.
     lists = [module for module in encoder.backbone.modules() if isinstance(module, nn.ModuleList)]
     layers = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=nn.ModuleList())
     if not len(layers):
@@ -87,16 +87,16 @@ def all_layers(encoder: Encoder) -> list[nn.Module]:
 
 
 def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, whole: bool) -> TrunkPass:
-    """Runs the encoder and keeps what its top layers are given.
+    """Runs the encoder and records the inputs of its top layers.
 
     Args:
-        encoder: the whole one.
+        encoder: the whole encoder.
         batch: any batch.
         layers: its top layers.
-        whole: go on to the end, for what the encoder itself makes of the batch.
+        whole: run to the end, to get the output of the encoder too.
 
     Raises:
-        ModelError: if the encoder does more to the output of its last layer, or runs a layer more than once.
+        ModelError: if the encoder changes the output of its last layer, or runs a layer more than once.
     """
     whole = whole or not calls_alike(encoder)
     states: list[Tensor] = []
@@ -136,22 +136,22 @@ def apply_layer(
     *,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "row piece hidden"]:
-    """What a layer makes of other states than those it was called with.
+    """Runs a layer on given states, with the other arguments of a recorded call.
 
     Args:
-        layer: any.
+        layer: any layer.
         hidden: the states.
-        call: its other arguments, positional and named.
-        weights: by their names in the layer, in the place of its own; gradients reach what they were computed from.
+        call: the other arguments, positional and named.
+        weights: used in place of the layer's own, by name; gradients reach what they were computed from.
     """
     rest, named = call
-    with ONE_PASS_AT_A_TIME:  # the layer holds the weights meanwhile; and another pass hangs hooks on it
+    with ONE_PASS_AT_A_TIME:  # the layer holds the swapped weights meanwhile, or another pass has hooks on it
         if weights is None:
             return _tensor(layer(hidden, *rest, **named))
         return _tensor(functional_call(layer, dict(weights), (hidden, *rest), named))
 
 
 def _tensor(output: Any) -> Tensor:
-    """The states in what a layer returns: they alone, or the first of several things."""
+    """The states in the output of a layer: the output itself, or its first item if it is a tuple."""
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
