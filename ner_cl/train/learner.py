@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ner_cl.config import StrategyOptions, TrainingOptions, check_head, check_optimizer, parse_strategies
+from ner_cl.config import StrategyOptions, TrainingOptions, check_optimizer, parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
-from ner_cl.errors import ConfigError, DataError
+from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.memory import check_kept
 from ner_cl.strategies.pseudo_labels import with_old_types
@@ -30,6 +30,7 @@ from ner_cl.train.isolation import Fingerprints, emission_fingerprints
 from ner_cl.train.kept_state import kept_fingerprint, load_state
 from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
+from ner_cl.train.refusals import check_data, check_model
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Learner"]
@@ -50,6 +51,9 @@ class Learner:
     Attributes:
         isolation: fingerprints verified as unchanged in the last step; None unless a strategy isolates steps.
         calibration: calibration of the last step's scores; None if it was not measured.
+        loop: the last stage of the last step; not set before the first `learn_step`.
+        sentences: number of annotated sentences trained on in the last step.
+        carried: seconds of training that earlier processes put into the last step.
 
     Raises:
         ConfigError: if the strategies cannot be combined with each other or with the model.
@@ -75,7 +79,9 @@ class Learner:
         self.checkpoint = checkpoint or Checkpoint(None)
         self.isolation: Fingerprints | None = None
         self.calibration: Calibration | None = None
-        _check_model(self.strategies, model)
+        self.loop: StepTraining
+        self.sentences, self.carried = 0, 0.0
+        check_model(self.strategies, model)
         check_optimizer([strategy.options for strategy in self.strategies], training.optimizer)
         for strategy in self.strategies:
             load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
@@ -130,7 +136,7 @@ class Learner:
         unlabeled: Sequence[Sentence],
     ) -> Iterator[Event]:
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # rejects a type that is known already
-        _check_data(step)
+        check_data(step)
         for strategy in self.strategies:
             check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
         context = self._context(step, old_steps, earlier)
@@ -324,27 +330,3 @@ class Learner:
 
 def _trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
-    """Rejects strategies that cannot train the model: its head and its sub-networks limit the choice."""
-    check_head([strategy.options for strategy in strategies], model.head.options)
-    if model.subnetworks is not None and not any(strategy.isolates for strategy in strategies):
-        name = model.subnetworks.options.name
-        raise ConfigError(
-            f"strategies: each step of this model has a sub-network of its own ({name}), which only {name} can add to; "
-            f"list {name}"
-        )
-
-
-def _check_data(step: Step) -> None:
-    """Rejects training sentences annotated for types of other steps: old gold would invalidate every comparison."""
-    names = ", ".join(step.types)
-    if not step.train:
-        raise DataError(f"step {step.number} has no training sentences; give data that mention {names}")
-    for sentence in step.train:
-        if foreign := sentence.annotated_types - set(step.types):
-            raise DataError(
-                f"{sentence.where}step {step.number} learns {names}, but the sentence is annotated for "
-                f"{', '.join(sorted(foreign))} too; hide that with Sentence.restrict"
-            )

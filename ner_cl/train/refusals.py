@@ -1,0 +1,35 @@
+"""What a learner refuses to start with."""
+
+from collections.abc import Sequence
+
+from ner_cl.config import check_head
+from ner_cl.data.stream import Step
+from ner_cl.errors import ConfigError, DataError
+from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.base import Strategy
+
+__all__ = ["check_data", "check_model"]
+
+
+def check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
+    """Rejects strategies that cannot train the model: its head and its sub-networks limit the choice."""
+    check_head([strategy.options for strategy in strategies], model.head.options)
+    if model.subnetworks is not None and not any(strategy.isolates for strategy in strategies):
+        name = model.subnetworks.options.name
+        raise ConfigError(
+            f"strategies: each step of this model has a sub-network of its own ({name}), which only {name} can add to; "
+            f"list {name}"
+        )
+
+
+def check_data(step: Step) -> None:
+    """Rejects training sentences annotated for types of other steps: old gold would invalidate every comparison."""
+    names = ", ".join(step.types)
+    if not step.train:
+        raise DataError(f"step {step.number} has no training sentences; give data that mention {names}")
+    for sentence in step.train:
+        if foreign := sentence.annotated_types - set(step.types):
+            raise DataError(
+                f"{sentence.where}step {step.number} learns {names}, but the sentence is annotated for "
+                f"{', '.join(sorted(foreign))} too; hide that with Sentence.restrict"
+            )
