@@ -1,32 +1,32 @@
-# Everything runs from a fresh clone with Python 3.10 or newer and a C compiler; nothing but the package index is needed.
+# Everything runs from a fresh clone with Python 3.10 or newer, a C compiler and access to the package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports; compiling all that is installed takes longer than the download.
+# --no-compile: Python compiles modules on import; compiling all of them takes longer than the download.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .PHONY: demo test check format benchmark clean
 
-## Learn the quickstart stream with and without ner_cl, add a type, find entities.
+## Learn a short quickstart stream by fine-tuning and with the default, add a type, find entities.
 demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.demo
 
-## All tests, with checked tensor shapes.
+## Run all tests, with tensor shapes checked.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-## Lint, format and type checks.
+## Run lint, format and type checks.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-## Put the code in the project's format.
+## Format the code and fix lint errors automatically.
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-## Training speed beside a bare PyTorch loop.
+## Measure training speed relative to a bare PyTorch loop.
 benchmark: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.train_speed
 

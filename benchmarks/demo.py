@@ -1,8 +1,8 @@
-"""The main job, start to end: `make demo`.
+"""The whole workflow in one run: `make demo`.
 
-Learns three types one after another, twice: with plain fine-tuning and with ner_cl's default, and prints both F1
-matrices side by side; then teaches the finished model one more type and finds entities with it. Every line that starts
-with `$` is a command that can be typed.
+Learns three types one after another, once with plain fine-tuning and once with ner_cl's default, and prints both F1
+matrices side by side. Then it teaches the finished model one more type and finds entities with it. Printed lines
+that start with `$` are commands you can run.
 """
 
 import os
@@ -31,7 +31,7 @@ def main() -> None:
     plain = ["train", *STREAM, "--set", "strategies=[finetune]", "--output", str(RUNS / "finetune")]
     ours = ["train", *STREAM, "--output", str(RUNS / "ner_cl")]
     print("Three types arrive one after another; each step sees sentences annotated for its own type only.\n")
-    # Both at once, a thread each (see `_one_thread`).
+    # Both run at once, with one thread each (see `_one_thread`).
     print(_shown(plain), flush=True)
     finetune = subprocess.Popen(_command([*plain, "--quiet"]), stdout=subprocess.DEVNULL, env=_one_thread())
     print(_shown(ours), flush=True)
@@ -66,7 +66,7 @@ def _shown(arguments: list[str]) -> str:
 
 
 def _one_thread() -> dict[str, str]:
-    """The environment for one thread a process: threads that share cores with other work only wait for one another."""
+    """The environment for one thread per process: more would only wait for each other on shared cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -1,13 +1,13 @@
-"""A table of results from one command: every method of a grid with every seed and order, then `ner-cl compare`.
+"""A results table from one command: runs every method of a grid with every seed and order, then `ner-cl compare`.
 
     python -m benchmarks.grid configs/benchmarks/wnut17.yaml [--output DIR] [--only NAME,NAME] [--seeds 1,2,3]
                               [--streams NAME,NAME] [--orders N] [--set KEY=VALUE] [--share N/M] [--dry-run]
 
-A grid names what all methods share (`base`, keys of a configuration) and what makes each of them (`methods`); with
-several `streams`, it is made once for each of them, in a folder of its own with a table of its own. Runs that
-are done are skipped, runs that were stopped go on: the same command again is always right, and several of them share
-the work as `--share 1/2` and `--share 2/2`. Step 1 is learned once for methods that do the same in it, which is checked
-by a test (`PLAIN_FIRST_STEP`). Tables go to OUTPUT/results.md, .csv, .json and .html.
+A grid file holds the configuration keys that all methods share (`base`) and those that define each method (`methods`).
+If it lists several `streams`, the grid runs once per stream, each with its own folder and table. Finished runs are
+skipped and interrupted ones resume, so it is always safe to repeat the command; several processes split the work with
+`--share 1/2` and `--share 2/2`. Methods that do the same in step 1 (`PLAIN_FIRST_STEP`, checked by a test) share one
+trained step 1. Tables go to OUTPUT/results.md, .csv, .json and .html.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from ner_cl.train.events import EpochDone, Event, UpdateDone
 from ner_cl.train.orders import with_orders
 from ner_cl.train.run import run_stream
 
-# Strategies that do what plain fine-tuning does in step 1, to the last bit, and keep nothing of it; `frozen_trunk` only
-# where it begins later.
+# Strategies whose step 1 is bit-identical to plain fine-tuning and that keep nothing from it; `frozen_trunk` only if it
+# starts after step 1.
 PLAIN_FIRST_STEP = {
     "cfner",
     "cpfd",
@@ -50,7 +50,7 @@ PLAIN_FIRST_STEP = {
 
 @dataclass(frozen=True)
 class Grid:
-    """What to run: a configuration for each method, seed and order, by the name of its folder below the output."""
+    """What to run: one configuration per method, order and seed, keyed by its folder below `output`."""
 
     stream: str
     output: Path
@@ -60,7 +60,7 @@ class Grid:
 
     @property
     def methods(self) -> list[Path]:
-        """The folder of each method, in the order of the file."""
+        """The folder of each method, in file order."""
         return [self.output / name for name in dict.fromkeys(run.split("/")[0] for run in self.runs)]
 
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def make(grid: Grid, part: int, parts: int, *, dry_run: bool) -> None:
-    """Makes a share of the runs of a grid, then the tables of what is done; or only lists the runs."""
+    """Does one share of a grid's runs, then writes the tables of all finished runs; a dry run only lists runs."""
     if dry_run:
         print("\n".join(f"{_state(grid.output / name):8} {grid.stream}{name}" for name in grid.runs))
         return
@@ -86,7 +86,7 @@ def make(grid: Grid, part: int, parts: int, *, dry_run: bool) -> None:
 
 
 def read_grids(arguments: argparse.Namespace) -> Iterator[Grid]:
-    """The grid of a file, narrowed by the command line; one for each stream, where the file names several."""
+    """The grid of a file, narrowed by the command line; one grid per stream if the file lists several."""
     path: Path = arguments.grid
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     output = arguments.output or Path("runs/benchmarks") / path.stem
@@ -103,13 +103,13 @@ def read_grid(arguments: argparse.Namespace, values: dict[str, Any], output: Pat
 
     Args:
         arguments: the command line.
-        values: of the file.
+        values: contents of the file.
         output: the folder of all runs.
-        stream: which of several streams it is for, as a folder.
+        stream: name of the stream and a slash, if there are several.
     """
     path: Path = arguments.grid
     runs: dict[str, Config] = {}
-    orders_of: dict[str, list[StreamOptions]] = {}  # a corpus may have to be read to know them
+    orders_of: dict[str, list[StreamOptions]] = {}  # cached, as finding the orders may mean reading a corpus
     for method in _chosen(arguments.only, values["methods"], f"--only: {path}"):
         merged = _merged(values["base"], values["methods"][method])
         config = _with_settings(parse_config(merged, source=f"{path}: {method}", folder=path.parent), arguments.set)
@@ -128,7 +128,7 @@ def read_grid(arguments: argparse.Namespace, values: dict[str, Any], output: Pat
 
 
 def run_one(grid: Grid, name: str, config: Config) -> None:
-    """Makes or finishes one run, unless it is done."""
+    """Starts or resumes one run, unless it is done."""
     folder = Path(config.output)
     if _done(folder):
         return
@@ -146,7 +146,7 @@ def run_one(grid: Grid, name: str, config: Config) -> None:
 
 
 def share_first_step(donor: Path, folder: Path) -> None:
-    """Gives a new run folder the step 1 of another run, with the times it took there and what it found."""
+    """Copies step 1 of another run, with its events (timings included) and predictions, into a new run folder."""
     shutil.copytree(donor / "steps" / "01", folder / "steps" / "01")
     (folder / "predictions").mkdir()
     shutil.copy2(donor / "predictions" / "01.jsonl", folder / "predictions" / "01.jsonl")
@@ -157,7 +157,7 @@ def share_first_step(donor: Path, folder: Path) -> None:
 
 
 def write_tables(grid: Grid, finished: Sequence[Path]) -> None:
-    """The comparison of all methods that have a finished run."""
+    """Compares all methods that have a finished run."""
     if not finished:
         return
     baseline = grid.baseline if any(path.name == grid.baseline for path in finished) else None
@@ -170,7 +170,7 @@ def write_tables(grid: Grid, finished: Sequence[Path]) -> None:
 
 
 def _donor(grid: Grid, config: Config) -> Path | None:
-    """A run whose step 1 is what this run's would be: it differs in strategies alone, and they do nothing special."""
+    """A run with the same step 1: it differs only in strategies, and those of both train step 1 like fine-tuning."""
     if not _plain_first_step(config) or len(config.stream.steps or ()) < 2:
         return None
     for other in grid.runs.values():
@@ -189,7 +189,7 @@ def _plain_first_step(config: Config) -> bool:
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Values of a method over those of all, section by section; `seeds` is the grid's own key."""
+    """Overrides shared values with a method's, section by section; drops `seeds`, which is the grid's own key."""
     merged = dict(base)
     for key, value in changes.items():
         if key != "seeds":
@@ -216,7 +216,7 @@ def _state(folder: Path) -> str:
 
 
 def _chosen(names: Sequence[str] | None, known: dict[str, Any], where: str) -> list[str]:
-    """Some of the methods or streams of a file, or all of them."""
+    """The named methods or streams of a file, or all of them."""
     if unknown := set(names or ()) - known.keys():
         sys.exit(f"{where} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
     return list(names or known)

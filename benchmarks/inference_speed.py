@@ -1,22 +1,22 @@
-"""Inference speed: words a second beside the bare encoder, as ratios inside one run.
+"""Inference speed: words per second relative to the bare encoder, all measured in one run.
 
     python -m benchmarks.inference_speed [--data FILE] [--sentences N] [--types N] [--repeats R] [--threads T]
                                          [--precision NAME] [--output FILE]
 
-All contestants have the same encoder and, but for ONNX Runtime, the same precision. They take turns with the limit:
-    limit         the encoder and one linear layer on tensors that lie ready, in batches of like length; no tokenizer,
+All contestants use the same encoder and, except for ONNX Runtime, the same precision. Each alternates with the limit:
+    limit         the encoder and one linear layer on prepared tensors, in batches of similar length; no tokenizer,
                   no decoding
     extendner     `model.predict(texts)`, from text to entities with scores, with `--types` types in one output layer
     addner N      the same with N output layers of one type each, merged by the conflict resolver
-    spacy         the component in a blank English pipeline, through `nlp.pipe(texts)`; spaCy's tokenizer included
+    spacy         the component in a blank English pipeline, through `nlp.pipe(texts)`; includes spaCy's tokenizer
     onnx          `model.predict(texts)` of the exported ExtendNER, in fp32 and in int8
-    transformers  `pipeline("token-classification", aggregation_strategy="first")` on the exported ExtendNER, a text
+    transformers  `pipeline("token-classification", aggregation_strategy="first")` on the exported ExtendNER, one text
                   at a time (its default) and in batches of 32
 
-Heads are untrained, which takes the same time; the score of `O` is set so that as many words stand in spans as in the
-gold. A ratio is the median of the quotients of neighbouring times. With one thread on a CPU it is the processor's time
-that counts. `decoding` is the share of predict's time that is left when the encoder, the heads and the tokenizer are
-done: Viterbi or the resolver, probabilities, building spans.
+Heads are untrained, which does not affect speed; the bias of `O` is set so that about as many words lie in spans as in
+the gold annotation. A ratio is the median over pairs of consecutive timings. With one thread, CPU time is measured
+instead of wall time. `decoding` is the share of predict's time spent after the tokenizer, the encoder and the heads:
+Viterbi or the resolver, probabilities, building spans.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def untrained(head: str, steps: Sequence[int], sentences: Sequence[Sentence], share: float) -> NerModel:
-    """A model with so many types in each step that puts about so large a share of the words into spans."""
+    """A model with `steps[i]` types in step i, and with `O` set so that about `share` of the words lie in spans."""
     model = NerModel.from_encoder("minilm-l6", head=HeadOptions(name=head))
     draw = torch.Generator().manual_seed(0)
     for number, count in enumerate(steps):
@@ -111,7 +111,7 @@ def untrained(head: str, steps: Sequence[int], sentences: Sequence[Sentence], sh
 
 
 def limit_of(model: NerModel, sentences: Sequence[Sentence], precision: str) -> Callable[[], None]:
-    """The encoder and one linear layer, on tensors that lie ready."""
+    """The encoder and one linear layer, on tensors prepared in advance."""
     batches = [batch for _, batch in model.encode(sentences).in_length_order(BATCH_TOKENS)]
     (layer,) = model.head.blocks
 
@@ -128,7 +128,7 @@ def limit_of(model: NerModel, sentences: Sequence[Sentence], precision: str) -> 
 def predictors(
     extendner: NerModel, addner: dict[int, NerModel], texts: Sequence[str], precision: str
 ) -> dict[str, Callable[[], None]]:
-    """From texts to entities in every way that is compared."""
+    """Every compared way to get from texts to entities."""
 
     def own(model: NerModel) -> Callable[[], None]:
         return lambda: drain(model.predict(texts, precision=precision))
@@ -159,7 +159,7 @@ def predictors(
 
 
 def drain(results: object) -> None:
-    """Takes everything there is."""
+    """Consumes an iterable."""
     for _ in results:  # type: ignore[attr-defined]
         pass
 
@@ -172,7 +172,7 @@ def findings(
     arguments: argparse.Namespace,
     precision: str,
 ) -> dict[str, float]:
-    """Quotients between contestants, and what decoding takes."""
+    """Speed ratios between contestants, and decoding's share of time."""
     by_name = {speed.name: speed.ratio for speed in speeds}
     fastest = max(by_name["transformers, one by one"], by_name["transformers, batches of 32"])
     return {
@@ -185,7 +185,7 @@ def findings(
 
 
 def decoding_share(model: NerModel, texts: Sequence[str], arguments: argparse.Namespace, precision: str) -> float:
-    """Of the time of predict, what is left without its first half."""
+    """The share of predict's time left after tokenizer, encoder and heads."""
     from ner_cl.data.words import split_words
 
     def scores_only() -> None:
@@ -197,8 +197,8 @@ def decoding_share(model: NerModel, texts: Sequence[str], arguments: argparse.Na
 
 
 def beside(base: Callable[[], None], other: Callable[[], None], arguments: argparse.Namespace) -> tuple[float, float]:
-    """Median seconds of the other, and median of its speed in units of the base."""
-    base(), other()  # caches fill
+    """The median seconds of `other`, and the median of its speed relative to `base`."""
+    base(), other()  # fills caches
     seconds, ratios = [], []
     for _ in range(arguments.repeats):
         reference = timed(base, arguments)
@@ -220,7 +220,7 @@ def timed(run: Callable[[], None], arguments: argparse.Namespace) -> float:
 
 
 def header(arguments: argparse.Namespace, sentences: int, words: int, precision: str) -> str:
-    """What is measured where, and the head of the table."""
+    """What is measured and where, and the table's header."""
     return (
         f"MiniLM, {arguments.data.parent.name}/{arguments.data.name}: {sentences} sentences, {words} words; "
         f"{precision}, {arguments.threads} threads, median of {arguments.repeats}; torch {torch.__version__}, "

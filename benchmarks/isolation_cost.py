@@ -1,14 +1,14 @@
-"""What a sub-network a step costs when predicting: ten steps beside the plain encoder, on the same text.
+"""What one sub-network per step costs at prediction time: ten steps against the plain encoder, on the same text.
 
     python -m benchmarks.isolation_cost [--data FILE] [--sentences N] [--steps N] [--layers N] [--repeats N]
                                         [--threads T] [--only WORD,WORD] [--output FILE]
 
-Every contestant is AddNER with as many blocks as steps, on MiniLM, through the same predict path; their weights are
-untrained, which takes the same time. `plain` has one encoder for all blocks. Contestants take turns with it; a ratio is
-the median of the quotients of neighbouring times. With one thread on a CPU it is the processor's time that counts.
-    parameters   what a step adds, its block included
-    ratio        time of a prediction of all types, beside `plain`
-    one step     the same where only the types of the last step are asked for
+Every contestant is AddNER on MiniLM with one block per step, run through the same predict path; weights are untrained,
+which does not affect speed. `plain` has one encoder for all blocks. Contestants alternate with it; a ratio is the
+median over pairs of consecutive timings. With one thread on a CPU, CPU time is measured instead of wall time.
+    parameters   what each step adds, including its block
+    ratio        time to predict all types, relative to `plain`
+    one step     the same if only the types of the last step are requested
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def contestants(layers: int) -> dict[str, SubnetworkOptions]:
-    """Every kind of module and every join that changes what a step computes, and both ways to share out one encoder."""
+    """Every kind of module, every join that changes what a step computes, and both ways to divide up one encoder."""
     kinds = {
         "ladder, all layers (the default)": ModuleOptions(),
         **{
@@ -88,7 +88,7 @@ def contestants(layers: int) -> dict[str, SubnetworkOptions]:
 
 
 def apart(options: SubnetworkOptions, steps: int) -> NerModel:
-    """A model whose every step has a sub-network of its own."""
+    """A model in which every step has its own sub-network."""
     votes = isinstance(options, ModuleOptions) and options.join == "vote"
     model = NerModel.from_encoder("minilm-l6", head=HeadOptions(name="addner", merge="vote" if votes else "resolver"))
     model.isolate(options)
@@ -99,7 +99,7 @@ def apart(options: SubnetworkOptions, steps: int) -> NerModel:
 
 
 def times(model: NerModel, plain: NerModel, sentences: list, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Medians of the quotients to `plain`: of all types, and of the last step's types alone."""
+    """Median times relative to `plain`: to predict all types, and the last step's types alone."""
     clock = time.process_time if arguments.threads == 1 and not torch.cuda.is_available() else time.perf_counter
     last = list(model.tagset.steps[-1])
 
@@ -108,7 +108,7 @@ def times(model: NerModel, plain: NerModel, sentences: list, arguments: argparse
         predict_sentences(tagger, sentences, types=types)
         return clock() - started
 
-    seconds(model, None), seconds(plain, None)  # caches fill
+    seconds(model, None), seconds(plain, None)  # fills caches
     whole, one = [], []
     for _ in range(arguments.repeats):
         base = seconds(plain, None)
@@ -118,7 +118,7 @@ def times(model: NerModel, plain: NerModel, sentences: list, arguments: argparse
 
 
 def header(arguments: argparse.Namespace, sentences: int) -> str:
-    """What is measured where, and the head of the table."""
+    """What is measured and where, and the table's header."""
     return (
         f"MiniLM, {arguments.steps} steps of one type, {sentences} sentences, median of {arguments.repeats}, "
         f"{arguments.threads} threads, torch {torch.__version__}\n\n"

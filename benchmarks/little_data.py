@@ -1,14 +1,14 @@
-"""A new type from few sentences: a module on a frozen model beside teaching the whole model with distillation.
+"""Learning a new type from few sentences: a module on a frozen model against distillation into the whole model.
 
     python -m benchmarks.little_data [--counts 20,50,100,200] [--seeds 1,2,3] [--new TYPE,TYPE]
                                      [--methods NAME;NAME] [--train FILE] [--dev FILE] [--test FILE]
                                      [--output FILE]
 
-One AddNER model learns all types but the new ones in one step, once a seed. Then each new type is taught to it by each
-method from so many sentences, half of which mention it where there are enough, annotated for it alone. The sentences
-are drawn once for all methods, and a larger draw contains the smaller ones. Methods with raw text are given the text of
-the sentences that no draw contains too. Shown are F1 of the new type, the mean change of F1 of the old types, both on
-the whole test set, and the processor seconds of teaching.
+For each seed, one AddNER model learns all types except the new ones in one step. Each method then teaches it each new
+type from each number of sentences in `--counts`; they are annotated for that type alone, and half of them mention it if
+there are enough. All methods get the same sentences, and larger draws contain the smaller ones. Methods with raw text
+also get the text of the sentences outside every draw. The table shows F1 of the new type and the mean change in F1 of
+the old types, both on the whole test set, and the CPU seconds of teaching.
 """
 
 import argparse
@@ -48,7 +48,7 @@ WITH_RAW_TEXT = {"distill, raw text", "default, raw text"}
 
 @dataclass(frozen=True)
 class Taught:
-    """What came of teaching one type once."""
+    """The result of teaching one type once."""
 
     method: str
     sentences: int
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def drawn(train: Sequence[Sentence], type_: str, seed: int) -> list[Sentence]:
-    """The sentences in an order in which those that mention the type alternate with others for as long as both last."""
+    """The sentences, ordered so that those that mention the type alternate with others for as long as both last."""
     draw = np.random.default_rng(seed)
     order = [train[index] for index in draw.permutation(len(train))]
     mentioning = [s for s in order if any(span.type == type_ for span in s.spans)]
@@ -116,13 +116,13 @@ def drawn(train: Sequence[Sentence], type_: str, seed: int) -> list[Sentence]:
 
 
 def f1_of(model: NerModel, sentences: Sequence[Sentence], types: Sequence[str]) -> dict[str, float]:
-    """F1 of each type by gold."""
+    """F1 of each type against gold; 0 if undefined."""
     counts = count_spans(sentences, predict_sentences(model, sentences), types)
     return {type_: cell.f1 or 0.0 for type_, cell in counts.items()}
 
 
 def table(found: Sequence[Taught]) -> str:
-    """Means and standard deviations over types and seeds, a row a method and number of sentences."""
+    """Means and standard deviations over types and seeds, one row per method and number of sentences."""
     groups: dict[tuple[str, int], list[Taught]] = defaultdict(list)
     for item in found:
         groups[item.method, item.sentences].append(item)

@@ -1,14 +1,14 @@
-"""A client for load tests: many connections in one thread, and as little work a request as possible.
+"""A client for load tests: many connections in one thread, with as little work per request as possible.
 
     python -m benchmarks.load_client [--until-closed] < PLAN
 
-PLAN is a line with a JSON object: `port`, `bodies` (each a body for `POST /v1/entities`), `seconds`, and either
-`clients`, which ask one request after another, or `rate`, requests a second that are sent whether or not earlier ones
-are answered, over at most `connections`. Only 127.0.0.1 is asked. With --until-closed it also ends when its stdin does.
+PLAN is one line with a JSON object: `port`, `bodies` (each a body for `POST /v1/entities`), `seconds`, and either
+`clients`, which send one request after another, or `rate`, requests per second sent over at most `connections` whether
+or not earlier ones are answered. Requests go to 127.0.0.1 only. --until-closed also stops when stdin is closed.
 
-Printed is a JSON object: `seconds` from the first request to the last answer, and `results`, a list of `[seconds,
-status, index of the body, answer]`; the answer only where `keep` is set. A status of 0 is a connection that failed, -1
-one that was not free.
+It prints a JSON object: `seconds` from the first request to the last answer, and `results`, a list of `[seconds,
+status, index of the body, answer]`; the answer is null unless PLAN sets `keep`. Status 0 is a failed connection, -1 a
+request not sent because no connection was free.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ MOST_SECONDS = 300.0
 
 @dataclass
 class Connection:
-    """One connection that is kept alive."""
+    """One keep-alive connection."""
 
     port: int
     reader: asyncio.StreamReader | None = None
@@ -51,7 +51,7 @@ class Connection:
 
 @dataclass
 class Load:
-    """What is asked, and what came of it."""
+    """The requests to send, and their results."""
 
     port: int
     requests: list[bytes]
@@ -61,7 +61,7 @@ class Load:
     stopped: bool = False
 
     def stop(self) -> None:
-        """Lets clients end after the request they wait for."""
+        """Makes clients stop after their current request."""
         self.stopped = True
 
     async def ask(self, connection: Connection) -> None:
@@ -77,7 +77,7 @@ class Load:
         self.results.append((time.perf_counter() - started, status, index, answer))
 
     async def closed(self, clients: int, seconds: float) -> None:
-        """Clients that ask one request after another."""
+        """Runs clients that each send one request after another."""
         until = time.perf_counter() + seconds
 
         async def client() -> None:
@@ -89,7 +89,7 @@ class Load:
         await asyncio.gather(*(client() for _ in range(clients)))
 
     async def open(self, rate: float, connections: int, seconds: float) -> None:
-        """Requests at their times; one for which no connection is free is not sent, and counted."""
+        """Sends requests at a fixed rate; one for which no connection is free is not sent, but counted."""
         free = [Connection(self.port) for _ in range(connections)]
         begun = time.perf_counter()
         tasks: set[asyncio.Task[None]] = set()
@@ -135,7 +135,7 @@ def _request(body: Any) -> bytes:
 
 
 def _head(head: bytes) -> tuple[int, int, bool]:
-    """Status, length of the body, and whether the connection ends."""
+    """Status, length of the body, and whether the server closes the connection."""
     first, *lines = head.decode("latin-1").lower().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines if line)
     return int(first.split()[1]), int(headers.get("content-length", 0)), headers.get("connection") == "close"

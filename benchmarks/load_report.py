@@ -1,4 +1,4 @@
-"""What the load test of the HTTP service found, and its report."""
+"""The results of the HTTP service's load test, and their report."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ QUEUE = 64
 
 @dataclass(frozen=True)
 class Level:
-    """What clients met."""
+    """Results for a number of clients."""
 
     clients: int
     per_second: float
@@ -28,7 +28,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Overload:
-    """What came of more requests than can be answered."""
+    """The results under more requests than can be answered."""
 
     sent_per_second: float
     answered_per_second: float
@@ -41,7 +41,7 @@ class Overload:
 
 @dataclass(frozen=True)
 class Swaps:
-    """What came of publishing models under load."""
+    """The results of publishing models under load."""
 
     swaps: int
     requests: int
@@ -52,18 +52,18 @@ class Swaps:
 
 
 def quantile(times: Sequence[float], share: float) -> float:
-    """In milliseconds."""
+    """A quantile, in milliseconds."""
     ordered = sorted(times)
     return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 def report(found: dict[str, Any], arguments: argparse.Namespace, texts: Sequence[str]) -> str:
-    """All of it as Markdown.
+    """The report as Markdown.
 
     Args:
-        found: what was measured, by part.
-        arguments: of the benchmark.
-        texts: that were asked for.
+        found: the measurements, by part.
+        arguments: the command line.
+        texts: the texts that were sent.
     """
     per_second = statistics.median(found["direct_per_second"])
     size = statistics.mean(map(len, texts))

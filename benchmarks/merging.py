@@ -1,9 +1,9 @@
-"""Every way of merging the blocks of one model: F1 of each on the same text, from one pass.
+"""F1 of every way to merge the blocks of one model, on the same text and from one pass.
 
     python -m benchmarks.merging MODEL DATA [--threads T]
 
-MODEL has a block a step (head `addner`); DATA is annotated for its types. `ner-cl evaluate --merge` looks at one way in
-detail. In a model that never measured votes each counts 1.
+MODEL has one block per step (head `addner`); DATA is annotated for its types. `ner-cl evaluate --merge` shows one way
+in detail. In a model without measured vote weights, each vote counts 1.
 """
 
 import argparse

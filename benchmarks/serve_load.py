@@ -1,18 +1,18 @@
-"""What the HTTP service costs beside the predict path called directly, and how it behaves under more than it can carry.
+"""What the HTTP service costs compared with calling predict directly, and how it behaves under overload.
 
     python -m benchmarks.serve_load [--model DIR] [--data FILE] [--sentences N] [--seconds S] [--rounds R] [--threads T]
                                     [--swaps N] [--output FILE]
 
-The service is `ner-cl serve` in a process of its own; a second process asks it over 127.0.0.1, one sentence a request.
-    direct      sentences a second of `NerModel.predict` on all sentences, in this process, nothing else running
-    clients     1, 8 and 64, each asking one request after another: requests a second, as a ratio to `direct` of the
+The service is `ner-cl serve` in its own process; a second process queries it over 127.0.0.1, one sentence per request.
+    direct      sentences per second of `NerModel.predict` on all sentences, in this process, nothing else running
+    clients     1, 8 and 64, each sending one request after another: requests per second, as a ratio to `direct` of the
                 same round (the median of rounds), and the time from request to answer
     beside      8 clients, alone and beside one that sends texts of 50,000 characters: the time from request to answer
     overload    twice the rate that 64 clients reached, whether or not earlier requests are answered, with a queue of 64
-                requests: how many are answered, how many are told 429, how long the answered ones take
-    swaps       two models published in turn while 8 clients ask: failed requests, answers that are not those of the
-                version they name, seconds a swap, and the memory of the process before and after
-Without --model a MiniLM is taught the quickstart corpus for an epoch, so that it finds about as much as a real tagger.
+                requests: how many are answered, how many get a 429, and how long the answered ones take
+    swaps       two models published in turn under the load of 8 clients: failed requests, answers that do not match the
+                version they name, seconds per swap, and the memory of the process before and after
+Without --model, a MiniLM learns the quickstart corpus for one epoch, so that it finds about as much as a real tagger.
 """
 
 import argparse
@@ -50,7 +50,7 @@ CLIENTS = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Load:
-    """What a second process met; see `benchmarks.load_client`."""
+    """The results of a load client; see `benchmarks.load_client`."""
 
     seconds: float
     results: list[tuple[float, int, int, Any]]
@@ -60,7 +60,7 @@ class Load:
         return len(self.times(200)) / self.seconds
 
     def times(self, status: int) -> list[float]:
-        """Seconds that requests took which ended with a status."""
+        """The seconds taken by each request that ended with `status`."""
         return [taken for taken, found, _, _ in self.results if found == status]
 
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def models(root: Path, given: Path | None) -> tuple[Path, Path]:
-    """The model to serve, and one that has learned a type more."""
+    """Folders of the model to serve, and of one with one more type."""
     sentences = read_sentences(DEFAULT_DATA / "train.jsonl")
     types = sorted({span.type for sentence in sentences for span in sentence.spans})
     training = TrainingOptions(epochs=1)
@@ -109,7 +109,7 @@ def models(root: Path, given: Path | None) -> tuple[Path, Path]:
 
 @contextmanager
 def service(model: Path, threads: int, *flags: str) -> Iterator[tuple[int, int]]:
-    """`ner-cl serve` while it is needed: its port and its process id."""
+    """Runs `ner-cl serve`; yields its port and process id."""
     command = [sys.executable, "-m", "ner_cl", "serve", str(model), "--port=0", f"--threads={threads}", "--state=none"]
     process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, bufsize=1)
     assert process.stderr is not None
@@ -127,7 +127,7 @@ def service(model: Path, threads: int, *flags: str) -> Iterator[tuple[int, int]]
 
 
 def one_by_one(model: NerModel, texts: Sequence[str]) -> float:
-    """Sentences a second where each is predicted alone."""
+    """Sentences per second when each is predicted on its own."""
     some = texts[:50]
     model.predict(some[0])
     started = time.perf_counter()
@@ -137,7 +137,7 @@ def one_by_one(model: NerModel, texts: Sequence[str]) -> float:
 
 
 def direct(model: NerModel, texts: Sequence[str]) -> float:
-    """Sentences a second of one call on all of them."""
+    """Sentences per second of a single call on all of them."""
     started = time.perf_counter()
     count = sum(1 for _ in model.predict(texts))
     return count / (time.perf_counter() - started)
@@ -146,18 +146,18 @@ def direct(model: NerModel, texts: Sequence[str]) -> float:
 def one_round(
     model: NerModel, texts: Sequence[str], port: int, seconds: float, found: dict[str, Any]
 ) -> dict[int, Load]:
-    """Each number of clients once, between two direct runs whose mean they are compared with."""
+    """Measures each number of clients once, between two direct runs whose mean is the reference."""
     before = direct(model, texts)
     results = {}
     for clients in CLIENTS:
-        load(port, texts, seconds=min(1.0, seconds), clients=clients)  # warms connections and batches up
+        load(port, texts, seconds=min(1.0, seconds), clients=clients)  # warm-up
         results[clients] = load(port, texts, seconds=seconds, clients=clients)
     found["direct_per_second"].append((before + direct(model, texts)) / 2)
     return results
 
 
 def load(port: int, texts: Sequence[str], **plan: Any) -> Load:
-    """What a second process met that asked for each text in turn."""
+    """The results of a second process that sends the texts in turn."""
     given = json.dumps({"port": port, "bodies": [{"texts": [text]} for text in texts], **plan})
     command = [sys.executable, "-m", "benchmarks.load_client"]
     done = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
@@ -165,7 +165,7 @@ def load(port: int, texts: Sequence[str], **plan: Any) -> Load:
 
 
 def levels(rounds: Sequence[dict[int, Load]], directly: Sequence[float]) -> list[Level]:
-    """A row for each number of clients, over all rounds."""
+    """One row per number of clients, over all rounds."""
     rows = []
     for clients in CLIENTS:
         rates = [results[clients].answered_per_second for results in rounds]
@@ -176,7 +176,7 @@ def levels(rounds: Sequence[dict[int, Load]], directly: Sequence[float]) -> list
 
 
 def beside_long_texts(texts: Sequence[str], port: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
-    """How long short texts take alone, and while long ones are read."""
+    """How long short texts take alone, and while long ones are processed."""
     alone = load(port, texts, seconds=seconds, clients=8)
     long = (" ".join(texts) * (1 + LONG // sum(map(len, texts))))[:LONG]
     with ThreadPoolExecutor() as pool:
@@ -190,7 +190,7 @@ def beside_long_texts(texts: Sequence[str], port: int, seconds: float) -> tuple[
 
 
 def overload(texts: Sequence[str], port: int, seconds: float, capacity: float) -> Overload:
-    """Twice as many requests as can be answered, over more connections than may wait."""
+    """Sends twice as many requests as can be answered, over more connections than the queue holds."""
     sent = 2 * capacity
     met = load(port, texts, seconds=seconds, rate=sent, connections=4 * QUEUE)
     return Overload(
@@ -205,7 +205,7 @@ def overload(texts: Sequence[str], port: int, seconds: float, capacity: float) -
 
 
 def swaps(first: Path, second: Path, texts: Sequence[str], count: int, threads: int) -> Swaps:
-    """Two models published in turn while clients ask, and each answer compared with its model's own."""
+    """Publishes two models in turn under load, and compares each answer with what the named version finds alone."""
     tokens = first.parent / "tokens.json"
     token = add_token(tokens, "benchmark", "admin")
     with service(first, threads, f"--tokens={tokens}") as (port, process):
@@ -241,7 +241,7 @@ def swaps(first: Path, second: Path, texts: Sequence[str], count: int, threads: 
 
 
 def spans(answer: Any) -> list[tuple[int, int, str]]:
-    """What was found, without scores: those depend in their last digit on what a text is batched with."""
+    """The spans of an answer, without scores: their last digit depends on the other texts in the batch."""
     return [(entity["start"], entity["end"], entity["type"]) for entity in answer["documents"][0]["entities"]]
 
 
@@ -255,7 +255,7 @@ def publish(port: int, name: str, token: str) -> str:
 
 
 def resident_megabytes(process: int) -> float:
-    """Memory of a process; of Linux only."""
+    """Resident memory of a process; 0 without `/proc`."""
     path = Path(f"/proc/{process}/statm")
     pages = int(path.read_text().split()[1]) if path.exists() else 0
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)

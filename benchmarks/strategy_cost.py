@@ -1,19 +1,19 @@
-"""What every strategy costs beside plain distillation: an update's time and memory, and what is kept between steps.
+"""What every strategy costs compared with plain distillation: time and memory per update, and what it keeps.
 
     python -m benchmarks.strategy_cost [--only NAME,NAME] [--data FILE] [--sentences N] [--updates N] [--head NAME]
                                        [--threads T] [--batch-tokens N] [--output FILE]
 
-For each registered strategy step 1 is learned briefly, so that there is something to protect, and updates of step 2
-are measured. A strategy that does not say itself how old types are held is added to `distill`; one that keeps sentences
+For each registered strategy, step 1 is learned briefly, so that there is something to protect, and updates of step 2
+are measured. A strategy that does not itself preserve old types is combined with `distill`; one that keeps sentences
 keeps 50; all other options are the defaults.
-    time     in turn with an update of `distill` on a model of the same kind: the median of the quotients. With one
-             thread on a CPU it is the CPU's time that counts, which other processes do not take part in
-    memory   most bytes of tensors that live at once during an update, less those of `distill`; for each trained
-             parameter of the encoder beside it, and what it should be made of, for what keeps a number a parameter:
-             what is kept, and what only a step or an update needs
-    kept     bytes of tensors and sentences kept for later steps, for each trained parameter of the encoder;
-             `expected` is what the method needs by its definition, with a `≤` the most that it may need
-    end      time of what is measured and chosen when step 1 is over
+    time     of an update, alternating with an update of `distill` on a model of the same kind: the median ratio. With
+             one thread on a CPU, CPU time is measured, which other processes do not affect
+    memory   the most bytes of tensors alive at once during an update, minus those of `distill`; also per trained
+             encoder parameter. For strategies that keep a number per parameter, `expected` lists what it should
+             consist of: what is kept, and what only a step or an update needs
+    kept     bytes of tensors and sentences kept for later steps, also per trained encoder parameter; `expected` is
+             what the method needs by definition, or at most needs if marked `≤`
+    end      time spent after the last epoch of step 1, on what the strategy measures and selects
 """
 
 import argparse
@@ -43,10 +43,10 @@ from ner_cl.train.learner import Learner
 from ner_cl.types import Sentence
 
 DEFAULT_DATA = Path(__file__).parents[1] / "data" / "quickstart" / "train.jsonl"
-WARM_UP = 2  # updates that fill caches: the teacher's answers, buffers, an allocator's pools
-REMEMBERED = 50  # sentences a step, for whom keeps sentences: enough for a batch of them
-# Bytes for each trained parameter beyond what is kept: gating needs gates and a copy of the weights, a penalty has a
-# gradient of its own.
+WARM_UP = 2  # updates that fill caches: the teacher's answers, buffers, the allocator's pools
+REMEMBERED = 50  # sentences per step, for strategies that keep sentences: enough for a batch
+# Expected extra bytes per trained parameter: what is kept, plus gates and a copy of the weights (`spg`) or the gradient
+# of the penalty (`ewc`).
 TRANSIENT = {"spg": "4 kept + 4 gates + 4 copy", "ewc": "8 kept + 4 gradient"}
 AIMS = {"agem": 2.1, "das": 1.1, "ewc": 1.1, "gpm": 1.2, "spg": 1.1}
 
@@ -69,7 +69,7 @@ class Cost:
 
 
 class Corpus:
-    """A stream of two steps on the same sentences, with a type each."""
+    """A stream of two steps on the same sentences, with one type each."""
 
     def __init__(self, sentences: Sequence[Sentence]) -> None:
         types = sorted({span.type for sentence in sentences for span in sentence.spans})[:2]
@@ -80,7 +80,7 @@ class Corpus:
         self.everything = tuple(sentence.restrict(types) for sentence in sentences)
 
     def learn(self, learner: Learner, number: int) -> Iterator[object]:
-        """The events of a step; the upper bound is given what it needs."""
+        """The events of a step; `earlier` is what the upper bound needs."""
         return learner.learn_step(
             self.steps[number - 1],
             old_steps=[step.types for step in self.steps[: number - 1]],
@@ -113,13 +113,13 @@ def main() -> None:
 
 
 def fits(name: str, model: NerModel) -> bool:
-    """Whether a strategy with its default options can teach a model with such a head."""
+    """Whether a strategy with its default options supports this model's head."""
     class_: type[Strategy] = strategies[name]
     return not class_(class_.options_class()).refuses_head(model.head.options)
 
 
 def options_of(names: Sequence[str]) -> tuple[StrategyOptions, ...]:
-    """The default options, but for a memory that is worth measuring."""
+    """The default options, except for a memory large enough to measure."""
     items: list[dict[str, object]] = []
     for name in names:
         class_: type[Strategy] = strategies[name]
@@ -132,7 +132,7 @@ def options_of(names: Sequence[str]) -> tuple[StrategyOptions, ...]:
 def after_step_one(
     fresh: NerModel, names: Sequence[str], corpus: Corpus, clock: Callable[[], float]
 ) -> tuple[NerModel, float]:
-    """A model that has learned step 1 in one epoch, with what its strategies keep; and the seconds of its end."""
+    """A model after one epoch of step 1, with what its strategies keep; and the seconds spent after that epoch."""
     learner = Learner(copy.deepcopy(fresh), options_of(names), TrainingOptions(epochs=1))
     ended = clock()
     for event in corpus.learn(learner, 1):
@@ -144,7 +144,7 @@ def after_step_one(
 def updates_of(
     model: NerModel, names: Sequence[str], corpus: Corpus, training: TrainingOptions
 ) -> Iterator[UpdateDone]:
-    """The updates of step 2 on a copy of the model, one at a time, for as long as anybody asks."""
+    """Runs updates of step 2 on a copy of the model, one each time the iterator is advanced."""
     learner = Learner(copy.deepcopy(model), options_of(names), training)
     for event in corpus.learn(learner, 2):
         if isinstance(event, UpdateDone):
@@ -154,7 +154,7 @@ def updates_of(
 def time_beside(
     measured: Iterator[UpdateDone], plain: Iterator[UpdateDone], clock: Callable[[], float], *, updates: int
 ) -> tuple[float, float]:
-    """The median quotient of an update's time and plain distillation's, and the median seconds of an update."""
+    """The median ratio of an update's time to plain distillation's, and the median seconds of an update."""
     contestants = (measured, plain)
     quotients, seconds = [], []
     for number in range(WARM_UP + updates):
@@ -173,7 +173,7 @@ def time_beside(
 
 
 def peak_bytes(model: NerModel, names: Sequence[str], corpus: Corpus, training: TrainingOptions) -> int:
-    """Most bytes of tensors alive at once in an update, from the copy of the model on."""
+    """The most bytes of tensors alive at once during an update, copy of the model included."""
     before = living_bytes()
     updates = updates_of(model, names, corpus, training)
     for _ in range(WARM_UP):
@@ -190,21 +190,21 @@ def peak_bytes(model: NerModel, names: Sequence[str], corpus: Corpus, training: 
 
 
 def living_bytes() -> int:
-    """Bytes of all tensors that somebody holds, each storage once."""
+    """Bytes of all tensors still referenced, counting each storage once."""
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     gc.collect()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # looking at every object there is touches some that do not like it
+        warnings.simplefilter("ignore")  # some objects warn when they are inspected
         tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, nn.Parameter)]
     tensors += [item.grad for item in tensors if item.is_leaf and item.grad is not None]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def risen_bytes(updates: Iterator[UpdateDone]) -> int:
-    """How far the bytes of tensors rise above what they were, at most, within one update on a CPU."""
+    """The largest rise in bytes of tensors above the starting level during one update on a CPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        next(updates)  # or it would not be known how large the gradients are that the measured update lets go of
+        next(updates)  # so that the profiler knows the size of the gradients that the measured update frees
         with torch.profiler.record_function("measured"):
             next(updates)
     assert profile.profiler is not None
@@ -243,18 +243,18 @@ def _cost(
 
 
 def trained_parameters(model: NerModel) -> int:
-    """Parameters of the encoder without the word-piece embeddings, which are not trained by default."""
+    """Parameters of the encoder except the word-piece embeddings, which are not trained by default."""
     return sum(p.numel() for p in model.encoder.parameters()) - sum(
         p.numel() for p in model.encoder.embeddings.parameters()
     )
 
 
 def expected_bytes(name: str, model: NerModel) -> str:
-    """Bytes for each trained parameter that the method keeps by its definition after one step."""
+    """Bytes per trained parameter that the method keeps by definition after one step."""
     config = model.encoder.config
     layers, hidden, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     units = layers * (config.num_attention_heads + inner + hidden)
-    # Inputs of query, key and value are the same; so are their bases, but not their output factors.
+    # Query, key and value have the same inputs and therefore the same bases, but different output factors.
     bases = layers * (3 * hidden**2 + inner**2)
     factors = layers * (3 * (hidden + 1) ** 2 + (inner + 1) ** 2 + 5 * hidden**2 + inner**2)
     floats = {"das": units, "gpm": bases, "is3": 2 * hidden, "ncl": factors}
@@ -266,7 +266,7 @@ def expected_bytes(name: str, model: NerModel) -> str:
 
 
 def header(arguments: argparse.Namespace) -> str:
-    """What is measured where, and the head of the table."""
+    """What is measured and where, and the table's header."""
     precision = resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return (
         f"MiniLM, {arguments.head}, {arguments.sentences} sentences a step, median of {arguments.updates} updates, "

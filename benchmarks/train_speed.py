@@ -1,18 +1,17 @@
-"""Training speed beside a bare PyTorch loop: sentences a second, as ratios inside one run.
+"""Training speed relative to a bare PyTorch loop: sentences per second, all measured in one run.
 
     python benchmarks/train_speed.py [--data FILE] [--sentences N] [--repeats R] [--threads T] [--output FILE]
 
-Measured, each `repeats` times in turn, medians:
-    (a) bare       a plain loop: same encoder, head size, batches, precision, trained parameters, fused AdamW and
-                   clipping; nothing else. Once more with the word-piece embeddings trained too, which is what a loop
-                   does that nobody thought about
+Contestants take turns `repeats` times; the table shows medians:
+    (a) bare       a plain loop with the same encoder, head size, batches, precision, trained parameters, fused AdamW
+                   and clipping, and nothing else; and again with the word-piece embeddings trained, as in a naive loop
     (b) finetune   the same work through `Learner`
-    (c) addner, extendner with the teacher's answers computed once (the default): the first epoch, which pays for
-        them, and an epoch after it
+    (c) addner, extendner with the teacher's answers computed once (the default): the first epoch, which computes
+        them, and a later epoch
     (d) the same with the teacher run in every update
 
-The corpus is split in two: its first type is learned before the measurement (so that there is a teacher), the others in
-it. One epoch is one measurement.
+The model already has the corpus's first type, so that there is a teacher; the other types are learned in the measured
+step. One epoch is one measurement.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def main() -> None:
         "addner, live teacher": lambda: learner_epochs(models["addner"], step, {"name": "distill", "cache": False}),
     }
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    bare_epoch(models["extendner"], step)  # warms caches and allocators up
+    bare_epoch(models["extendner"], step)  # warms up caches and allocators
     for _ in range(arguments.repeats):
         for name, run in contestants.items():
             seconds[name].append(run())
@@ -69,7 +68,7 @@ def main() -> None:
 
 
 def bare_epoch(model: NerModel, step: Step, *, train_embeddings: bool = False) -> float:
-    """Seconds of one epoch of the loop that anybody would write."""
+    """Seconds of one epoch of a plain PyTorch loop."""
     model = copy.deepcopy(model)
     model.grow(step.types)
     model.encoder.embeddings.requires_grad_(train_embeddings)
@@ -93,7 +92,7 @@ def bare_epoch(model: NerModel, step: Step, *, train_embeddings: bool = False) -
 
 
 def learner_epochs(model: NerModel, step: Step, strategy: dict[str, object]) -> dict[str, float]:
-    """Seconds of the first epoch, which fills caches, and of the second."""
+    """Seconds of the first epoch, which fills caches, and of the second one."""
     learner = Learner(copy.deepcopy(model), parse_strategies([strategy]), TrainingOptions(epochs=2))
     ends = [event.seconds for event in learner.learn_step(step) if isinstance(event, EpochDone)]
     return {"first epoch": ends[0], "epoch": ends[1] - ends[0]}
@@ -106,7 +105,7 @@ def report(seconds: dict[str, list[dict[str, float]]], sentences: int, arguments
     bare = medians["bare loop"]["epoch"]
     rows = []
     for name, values in medians.items():
-        # What a step of ten epochs costs: one that fills the cache and nine that use it.
+        # The cost of a step of ten epochs: one that fills the cache and nine that use it.
         ten = values.get("first epoch", values["epoch"]) + 9 * values["epoch"]
         rows.append(
             {

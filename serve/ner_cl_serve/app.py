@@ -1,4 +1,4 @@
-"""The application: routes around a service."""
+"""The ASGI application: the routes of a service."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
         version=ner_cl.__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        # Their pages come from somebody else's server.
+        # Those pages load scripts from third-party servers.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -49,7 +49,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _describe_open_routes(app: FastAPI) -> None:
-    """Takes the need for a token out of the description, where there is none."""
+    """Drops the token requirement from /openapi.json, except for publishing."""
     for path in app.openapi()["paths"].values():
         for operation in path.values():
             if not operation["operationId"].startswith(model.publish_model.__name__):

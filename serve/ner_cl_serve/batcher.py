@@ -1,4 +1,4 @@
-"""Texts of concurrent requests computed together, by one thread."""
+"""Batches the texts of concurrent requests and computes them in one thread."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ from ner_cl_serve.settings import Batching
 
 __all__ = ["Batcher"]
 
-# A request has this many slices of its texts in the queue: one that is computed, and one that is next.
+# The slices of its texts that a request has in the queue: one being computed, and the next one.
 _SLICES_AHEAD = 2
 _LONGEST_RETRY = 60
 _LONGEST_STOP = 30.0
@@ -23,19 +23,19 @@ _Answer = asyncio.Future[list[Entity]]
 
 
 class _Abandoned(Exception):
-    """Nobody waits any more for the text that is being computed."""
+    """Nobody is waiting any more for the text being computed."""
 
 
 @final
 class Batcher:
-    """Gathers texts from the event loop and computes them in a thread of its own, the only one that runs models.
+    """Collects texts on the event loop and computes them in its own thread, the only one that runs models.
 
-    A batch holds texts of one kind only, so that whatever a response says was found by one model. Between two passes
-    over a long text a batch of short ones is computed, if any wait. What is cancelled leaves the queue.
+    A batch holds texts of one kind only, so each response comes from a single model. Between two passes over a long
+    text, it computes a batch of short ones if any are waiting. Cancelled texts leave the queue.
 
     Args:
-        options: of batches and the queue.
-        metrics: told of every batch.
+        options: batch and queue limits.
+        metrics: records every batch.
     """
 
     def __init__(self, options: Batching, metrics: Metrics) -> None:
@@ -54,16 +54,16 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Starts the thread; called once, on the event loop."""
+        """Starts the thread; call once, on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
-        """Computes what was asked, also those texts of a large request that do not wait yet, then ends the thread."""
+        """Finishes all open requests, including texts that are not queued yet, then ends the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -71,7 +71,7 @@ class Batcher:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Counts an open request, from before its body is read; QueueFull if there are too many."""
+        """Counts an open request, body still unread; raises QueueFull if too many are open."""
         if self._open >= self._options.queue_requests:
             raise self._full(0)
         self._open += 1
@@ -88,12 +88,12 @@ class Batcher:
     async def stream(
         self, kind: Kind, texts: Sequence[str], *, bounded: bool = True
     ) -> AsyncGenerator[list[Entity], None]:
-        """The entities of each text in order, as they are found; only the next few texts wait in the queue.
+        """Yields the entities of each text in order, as they are found; only the next few texts wait in the queue.
 
         Args:
-            kind: which model, and what it is asked.
+            kind: the model and the request's options.
             texts: one or many.
-            bounded: whether to raise QueueFull, at the start, where no more may wait.
+            bounded: whether to raise QueueFull if the first texts do not fit.
         """
         slices = _slices(texts, self._options.batch_tokens)
         jobs: list[Job] = []
@@ -121,7 +121,7 @@ class Batcher:
         return job
 
     def _withdraw(self, job: Job) -> bool:
-        """Ends a job; whether there was something left of it to do."""
+        """Ends a job; returns whether it was unfinished."""
         answers = self._answers.pop(job, [])
         if self._stopping:
             with self._changed:
@@ -133,7 +133,7 @@ class Batcher:
         for answer in answers:
             answer.cancel()
             if not answer.cancelled():
-                answer.exception()  # or asyncio says that nobody looked at it
+                answer.exception()  # or asyncio logs an exception that was never retrieved
         return job.abandoned
 
     def _full(self, pieces: int) -> QueueFull:
@@ -157,7 +157,7 @@ class Batcher:
             self._compute(work)
 
     def _next(self) -> Work | None:
-        """What to compute next; waits for it, and None at the end."""
+        """Waits for the next work; None after `stop`, once nothing is left."""
         with self._changed:
             while not self._queue:
                 if self._stopping and not self._answers:
@@ -167,7 +167,7 @@ class Batcher:
             return self._queue.take_long() or self._queue.take_short()
 
     def _gather(self) -> None:
-        """Holds a batch back a moment for company, where the one before it had some."""
+        """Waits briefly for a batch to fill up, if the previous one mixed several requests."""
         until = self._queue.oldest() + self._options.wait_seconds if self._company and self._queue else 0.0
         while self._queue and self._queue.pieces < self._options.batch_tokens and not self._stopping:
             if (seconds := until - time.monotonic()) <= 0:
@@ -183,12 +183,12 @@ class Batcher:
         except _Abandoned:
             return
         except Exception as error:
-            if len(work.parts) > 1:  # of several texts only the one that cannot be computed is to fail
+            if len(work.parts) > 1:  # retry one by one, so that only the faulty text fails
                 for job, index in work.parts:
                     self._compute(Work(work.kind, ((job, index),), job.pieces[index]))
                 return
             found = [error]
-        if not is_long:  # whose time holds that of short texts between its passes
+        if not is_long:  # a long text's time includes short texts between its passes
             self._measure(work, time.perf_counter() - started)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, work, found)
@@ -198,8 +198,8 @@ class Batcher:
         return kind.finder.find(work.texts, types=kind.types, nested=kind.nested, between=between)
 
     def _serve_between(self, job: Job) -> None:
-        """Before a pass over a long text: stops if nobody wants it any more, and computes a batch of short texts."""
-        if self._between_passes:  # the short texts' own passes, through the same model
+        """Runs before each pass over a long text: aborts if the job was abandoned, else computes a short batch."""
+        if self._between_passes:  # called from the short batch itself, which runs the same model
             return
         if job.abandoned:
             raise _Abandoned
@@ -221,7 +221,7 @@ class Batcher:
 
 
 def _slices(texts: Sequence[str], most_pieces: int) -> list[list[str]]:
-    """The texts in order, cut so that a slice is about a batch."""
+    """The texts in order, cut into slices of about one batch each."""
     slices: list[list[str]] = [[]]
     size = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""Reading the body of a request: never more of it than is allowed, and checked before anything is done with it."""
+"""Reads the body of a request: never more than is allowed, and validated before use."""
 
 from typing import TypeVar
 
@@ -30,19 +30,19 @@ _MESSAGES = {
 }
 
 
-# What is left of such a body is not read; the next request needs a connection of its own.
+# The rest of a refused body is not read, so the connection cannot be used for another request.
 _CLOSE = {"Connection": "close"}
 
 
 async def read_body(request: Request, model: type[Body], limits: Limits) -> Body:
-    """The checked body.
+    """Reads and validates the body.
 
     Raises:
-        Problem: if it is not JSON, too large, sent too slowly, or not what `model` describes.
+        Problem: if it is not JSON, is too large, arrives too slowly, or does not match `model`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # A web page of somebody else may post anything but JSON without the browser asking us first.
+        # Browsers let foreign web pages post other types without a CORS preflight, but not JSON.
         raise Problem(415, "not_json", "send the body as JSON, with the header content-type: application/json")
     raw = await _raw(request, limits)
     try:
@@ -77,7 +77,7 @@ async def _raw(request: Request, limits: Limits) -> bytes:
 
 
 def _json_fault(message: str) -> str:
-    """What the parser says, plainer where a text was cut within a character of two UTF-16 units."""
+    """The parser's message, made clearer if half of a surrogate pair is missing."""
     reason = message.removeprefix("Invalid JSON: ")
     if "hex escape" in reason:
         _, _, place = reason.partition(" at line ")
@@ -86,7 +86,7 @@ def _json_fault(message: str) -> str:
 
 
 def _sentence(first: ErrorDetails, model: type[BaseModel]) -> str:
-    """What is wrong with a body, beginning with where."""
+    """Says where a body is wrong, and what is wrong there."""
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     if first["type"] == "extra_forbidden":
         known = model.model_fields

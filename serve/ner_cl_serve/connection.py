@@ -1,4 +1,4 @@
-"""Connections: HTTP/1.1 as uvicorn reads it, with an end to what a client may leave unfinished."""
+"""HTTP/1.1 connections as uvicorn handles them, plus a time limit on unfinished request heads."""
 
 import asyncio
 from typing import Any, final
@@ -16,10 +16,10 @@ _REFUSAL = problem_response(Problem(400, "not_http", _MESSAGE, {"Connection": "c
 
 @final
 class Connection(H11Protocol):
-    """A connection on which the head of a request arrives within the time that an idle one is kept, or never.
+    """A connection that is closed if a request head does not arrive within the keep-alive timeout.
 
-    Of uvicorn's two protocols it is the one that bounds the size of a head, and that reads the body of a request which
-    offers to go on in HTTP/2: Java's own client makes that offer with every request. It is not taken up.
+    It extends the one of uvicorn's two protocols that limits the size of a head and reads the body of a request that
+    offers an upgrade to HTTP/2. Java's built-in client makes that offer with every request; it is never accepted.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -27,34 +27,34 @@ class Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for the first request."""
+        """Starts waiting for the first request."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Reads on."""
+        """Handles bytes and updates the deadline."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends."""
+        """Cancels the deadline."""
         super().connection_lost(exc)
         self._unwatch()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuses what is no request, in the shape of every other error."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # and not in the middle of a response
+        """Refuses an invalid request with the same error shape as everywhere else."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # not in the middle of a response
             head = h11.Response(status_code=400, reason=b"Bad Request", headers=_REFUSAL.raw_headers)
             for event in (head, h11.Data(data=bytes(_REFUSAL.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _should_upgrade(self) -> bool:
-        """Never; uvicorn would warn of it each time."""
+        """Always false: uvicorn would log a warning for every offer."""
         return False
 
     def _watch(self) -> None:
-        """Waits for the rest of a head from its first byte, whatever arrives of it meanwhile."""
+        """Starts the deadline for a request head, unless it is running already; more bytes do not extend it."""
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
         elif self._deadline is None:

@@ -1,4 +1,4 @@
-"""What every response gets: an id, security headers, a log line, and a place in the counts."""
+"""What every response gets: an id, security headers, a log line, and an entry in the metrics."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ _TWO_LENGTHS = Problem(
     "the request has both Content-Length and Transfer-Encoding; send one of them",
     {"Connection": "close"},
 )
-_QUIET = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines
+_QUIET = ("/healthz", "/readyz", "/metrics")  # polled every few seconds by machines
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -38,7 +38,7 @@ _DEFAULTS = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'no
 
 @final
 class Draining:
-    """Whether the service is about to stop: it answers, but wants no new connections."""
+    """Whether the service is about to stop: it still answers, but closes connections."""
 
     def __init__(self) -> None:
         self.begun = False
@@ -50,8 +50,8 @@ class Envelope:
 
     Args:
         app: the application.
-        metrics: told of every response.
-        draining: whether connections are to be closed after the response.
+        metrics: records every response.
+        draining: whether to close connections after the response.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, draining: Draining) -> None:
@@ -63,12 +63,12 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # whose body the server leaves out
+            scope = {**scope, "method": "GET"}  # the server omits the body
         started = time.perf_counter()
         request_id = _request_id(scope)
         facts: dict[str, Any] = {"request_id": request_id}
         scope.setdefault("state", {})["facts"] = facts
-        status = 0  # until the response begins
+        status = 0  # until the response starts
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -88,12 +88,12 @@ class Envelope:
                 await problem_response(_TWO_LENGTHS)(scope, receive, send_with_headers)
             else:
                 await self._app(scope, receive, send_with_headers)
-        except ClientDisconnect:  # while it sent its request: there is nobody to answer
+        except ClientDisconnect:  # the client left while sending its request: nobody to answer
             pass
         except Exception:
             _log.exception("failed", extra={"facts": facts})
             if status:
-                raise  # too late for another response: the connection is closed, so that nobody takes it for whole
+                raise  # too late for an error response: closes the connection, so the client notices
             problem = Problem(500, "internal_error", f"something failed here; the log tells of request {request_id}")
             await problem_response(problem)(scope, receive, send_with_headers)
         finally:
@@ -111,11 +111,11 @@ class Envelope:
 
 
 def _has_two_lengths(scope: Scope) -> bool:
-    """Whether a proxy in front may have taken the end of this request for another place than the server did."""
+    """Whether the request states its length twice: a proxy in front may disagree with the server about its end."""
     return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own, if it is a plain one."""
+    """The client's own id if well-formed, else a random one."""
     given = Headers(scope=scope).get("x-request-id", "")
     return given if _ID.fullmatch(given) else secrets.token_hex(8)

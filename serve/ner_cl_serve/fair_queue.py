@@ -1,4 +1,4 @@
-"""Texts that wait to be computed, in an order in which whoever asks for much does not hold up the others."""
+"""A queue of texts to compute, ordered so that large requests do not hold up small ones."""
 
 import time
 from collections import deque
@@ -12,7 +12,7 @@ __all__ = ["FairQueue", "Finder", "Job", "Kind", "QueueFull", "Work", "estimated
 
 
 class Finder(Protocol):
-    """What finds entities: a model in service."""
+    """Finds entities: a model in service."""
 
     def find(
         self,
@@ -22,15 +22,15 @@ class Finder(Protocol):
         nested: bool,
         between: Callable[[], None] | None,
     ) -> list[list[Entity]]:
-        """The entities of each text; `between`, where given, is called before every pass through the encoder."""
+        """The entities of each text; `between`, if given, is called before every pass through the encoder."""
         ...
 
 
 class QueueFull(Exception):
-    """No more can be taken on.
+    """Too many requests or texts are waiting.
 
     Args:
-        seconds: after which it is worth trying again.
+        seconds: when to try again.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -49,11 +49,11 @@ class Kind:
 
 @final
 class Job:
-    """The texts of one request.
+    """Texts of one request.
 
     Args:
         kind: how to compute them.
-        texts: what to compute.
+        texts: the texts to compute.
     """
 
     def __init__(self, kind: Kind, texts: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Texts to compute in one go: each by its job and its position there."""
+    """Texts to compute together, each given by its job and its index there."""
 
     kind: Kind
     parts: tuple[tuple[Job, int], ...]
@@ -79,7 +79,7 @@ class Work:
 
 
 def estimated_pieces(text: str) -> int:
-    """About how many word pieces a text has; for CJK, whose characters take three bytes, nearly one a character."""
+    """Roughly how many word pieces a text has; for CJK, at three bytes a character, nearly one per character."""
     return 3 + (len(text) if text.isascii() else len(text.encode())) // 4
 
 
@@ -87,8 +87,8 @@ def estimated_pieces(text: str) -> int:
 class FairQueue:
     """Waiting texts in two lanes: those that fit into one batch, and longer ones.
 
-    Of the short ones every job gives one text in turn, and who was served goes to the end. So a request with a single
-    text is in the next batch but one, however many texts others have sent. Not safe to use from several threads.
+    In the short lane, jobs take turns at one text each, and jobs that were served go to the end. So a request with a
+    single text is in the next batch or the one after it, however many texts another has sent. Not thread-safe.
 
     Args:
         batch_tokens: word pieces of one batch; a longer text goes to the long lane.
@@ -100,40 +100,40 @@ class FairQueue:
         self._short, self._long = _Lane(), _Lane()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Whether any text is waiting."""
         return bool(self._short.turns or self._long.turns)
 
     @property
     def pieces(self) -> int:
-        """Word pieces that wait."""
+        """Word pieces that are waiting."""
         return self._short.pieces + self._long.pieces
 
     def fits(self, job: Job) -> bool:
-        """Whether a job may still be taken on; one that is too large by itself may when nothing of its lane waits."""
+        """Whether there is room for a job; an empty lane takes a job of any size."""
         return all(
             not lane.pieces or lane.pieces + sum(job.pieces[index] for index in indices) <= self.most_tokens
             for lane, indices in self._lanes(job)
         )
 
     def put(self, job: Job) -> None:
-        """Lets all texts of a job wait."""
+        """Queues all texts of a job."""
         for lane, indices in self._lanes(job):
             lane.turns.append(_Turns(job, deque(indices)))
             lane.pieces += sum(job.pieces[index] for index in indices)
 
     def discard(self, job: Job) -> None:
-        """Takes out what still waits of a job."""
+        """Removes the texts of a job that are still waiting."""
         for lane in (self._short, self._long):
             for turns in [turns for turns in lane.turns if turns.job is job]:
                 lane.pieces -= sum(job.pieces[index] for index in turns.indices)
                 lane.turns.remove(turns)
 
     def oldest(self) -> float:
-        """When the job arrived that is next."""
+        """When the next job arrived."""
         return (self._long.turns or self._short.turns)[0].job.arrived
 
     def take_short(self) -> Work | None:
-        """A batch of short texts of one kind, from as many jobs as possible."""
+        """Takes a batch of short texts of one kind, from as many jobs as possible."""
         lane = self._short
         if not lane.turns:
             return None
@@ -154,7 +154,7 @@ class FairQueue:
         return Work(kind, tuple(parts), total)
 
     def take_long(self) -> Work | None:
-        """One long text."""
+        """Takes one long text."""
         lane = self._long
         if not lane.turns:
             return None
@@ -167,7 +167,7 @@ class FairQueue:
         return Work(turns.job.kind, ((turns.job, index),), pieces)
 
     def _lanes(self, job: Job) -> "list[tuple[_Lane, list[int]]]":
-        """Which texts of a job belong to which lane."""
+        """The lanes of a job, each with the indices of its texts."""
         short = [index for index, pieces in enumerate(job.pieces) if pieces <= self.batch_tokens]
         long = [index for index, pieces in enumerate(job.pieces) if pieces > self.batch_tokens]
         return [(lane, indices) for lane, indices in ((self._short, short), (self._long, long)) if indices]
@@ -176,7 +176,7 @@ class FairQueue:
 @final
 @dataclass(eq=False, slots=True)
 class _Turns:
-    """The texts of a job that wait in a lane, by their position in the job."""
+    """The texts of a job that wait in a lane, by their index in the job."""
 
     job: Job
     indices: deque[int]
@@ -189,7 +189,7 @@ class _Turns:
 @final
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """Jobs in the order in which they are served, and the word pieces of all."""
+    """Waiting jobs in the order they are served, and their total word pieces."""
 
     turns: deque[_Turns] = field(default_factory=deque)
     pieces: int = 0

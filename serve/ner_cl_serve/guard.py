@@ -1,4 +1,4 @@
-"""Who may ask what."""
+"""Who may call which route."""
 
 from ipaddress import ip_address
 from typing import final
@@ -22,15 +22,15 @@ class Guard:
     """Checks bearer tokens.
 
     Args:
-        tokens: those that are valid.
-        access: who may ask on routes other than those of an admin; see `Settings`.
+        tokens: the valid tokens.
+        access: who may call routes that are not for admins only; see `Settings`.
     """
 
     def __init__(self, tokens: Tokens, access: Access) -> None:
         self._tokens, self._access = tokens, access
 
     def check_client(self, given: HTTPAuthorizationCredentials | None, host: str) -> None:
-        """Problem if a token is needed and none, or a wrong one, was given, or if the host is of elsewhere."""
+        """Raises Problem if a required token is missing or wrong, or if `host` must be local but is not."""
         if self._access == "token":
             self._whose(given)
         elif self._access == "local" and not _is_local(host):
@@ -40,7 +40,7 @@ class Guard:
             raise Problem(421, "wrong_host", message)
 
     def check_admin(self, given: HTTPAuthorizationCredentials | None) -> None:
-        """Problem if the token is not that of an admin."""
+        """Raises Problem unless the token belongs to an admin."""
         if not self._tokens.entries:
             message = "this service takes no orders; start it with --tokens FILE to publish models"
             raise Problem(403, "no_admin", message)
@@ -57,7 +57,7 @@ class Guard:
 
 
 def _is_local(host: str) -> bool:
-    """Whether a `Host` is an address or a name without a domain: what nobody elsewhere can point to this machine."""
+    """Whether `Host` is an IP address, has no domain, or ends in .localhost: no outsider can point such names here."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return "." not in name or name.endswith(".localhost") or bool(ip_address(name))
@@ -65,7 +65,7 @@ def _is_local(host: str) -> bool:
         return False
 
 
-# One dependency a route, which also tells /openapi.json of the tokens: each costs time with every request.
+# One dependency per route both checks tokens and describes them in /openapi.json: each costs time per request.
 @final
 class _Client(HTTPBearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
@@ -79,13 +79,13 @@ class _Admin(HTTPBearer):
 
 
 def guard_of(request: Request) -> Guard:
-    """The guard of the service that a request was sent to."""
+    """The guard of the service that received a request."""
     guard: Guard = request.app.state.service.guard
     return guard
 
 
 anybody_allowed = _Client(auto_error=False, scheme_name="token", description=_HINT)
-"""For routes that are open, or ask for any token, as the service was told."""
+"""For routes that are open or need any valid token, depending on `access`."""
 
 admin_only = _Admin(auto_error=False, scheme_name="token", description=_HINT)
-"""For routes of an admin."""
+"""For routes that need an admin's token."""

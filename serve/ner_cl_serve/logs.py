@@ -1,4 +1,4 @@
-"""Structured logs: a JSON object a line on stderr, without the texts that were sent."""
+"""Structured logs: one JSON object per line on stderr, without the texts that were sent."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ __all__ = ["configure_logs"]
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Sends all records of this process to stderr, a line each: this package's, and warnings of everything else."""
+    """Logs to stderr, one line per record: this package's records from `level` on, and warnings from all others."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
@@ -24,13 +24,13 @@ def configure_logs(level: int = logging.INFO) -> None:
 
 @final
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time, level, event, and what the record's `facts` say.
+    """Formats a record as one line of JSON: time, level, event, and the entries of the record's `facts`.
 
-    Of an exception the type and the lines of code are told, but not its message, which may quote a text.
+    Of an exception, it logs the type and the lines of code, not the message, which may quote a text.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The formatted line."""
         time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
         line.update(getattr(record, "facts", {}))

@@ -1,4 +1,4 @@
-"""Memory that nobody needs any more, given back to the system."""
+"""Returns unused memory to the operating system."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ __all__ = ["give_back_memory"]
 
 
 def give_back_memory() -> None:
-    """Tells glibc, where it is the C library, to return what it keeps for later: the size of a model, once replaced."""
+    """Tells glibc, if it is the C library, to release free memory: as much as a model after one was replaced."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

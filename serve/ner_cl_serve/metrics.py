@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics for Prometheus."""
 
 from collections.abc import Callable
 from typing import final
@@ -16,7 +16,7 @@ _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @final
 class Metrics:
-    """The counters of one service; each service has its own, so that two can live in one process."""
+    """The metrics of one service; each has its own, so that two services can run in one process."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -43,14 +43,14 @@ class Metrics:
         self._model = Gauge("ner_cl_model", "1 for the model in service.", ["version"], registry=registry)
 
     def watch_queue(self, pieces: Callable[[], int]) -> None:
-        """Asks how many word pieces wait, whenever somebody wants to know."""
+        """Asks `pieces` how many word pieces wait whenever metrics are read."""
         self._queue_tokens.set_function(pieces)
 
     def show_model(self, version: str) -> None:
-        """Says which model is in service."""
+        """Records which model is in service."""
         self._model.clear()
         self._model.labels(version).set(1)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self._registry)

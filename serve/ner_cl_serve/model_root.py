@@ -1,4 +1,4 @@
-"""The folder that holds every model a client may ask for."""
+"""The folder that holds every model a client may request."""
 
 from pathlib import Path, PurePosixPath
 from typing import final
@@ -10,19 +10,19 @@ __all__ = ["ModelRoot"]
 
 @final
 class ModelRoot:
-    """Finds model folders below a folder, and nothing anywhere else.
+    """Finds model folders below a root folder, and nowhere else.
 
     Args:
-        path: the folder.
+        path: the root folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
 
     def find(self, name: str) -> Path:
-        """The model folder of that name.
+        """The model folder with that name.
 
-        What leads outside, by `..`, by an absolute path or by a link, is answered as what does not exist.
+        Names that lead outside the root, by `..`, an absolute path or a link, count as missing.
 
         Raises:
             Problem: if there is none.
@@ -37,15 +37,15 @@ class ModelRoot:
                 raise missing
             if not all(self._holds(inner) for inner in path.rglob("*")):
                 raise missing
-        except (OSError, RuntimeError):  # a name that is too long, a loop of links, a folder that may not be read
+        except (OSError, RuntimeError):  # name too long, symlink loop, unreadable folder
             raise missing from None
         return path
 
     def _holds(self, path: Path) -> bool:
-        """Whether something in a model folder is an ordinary file or folder, and lies below the root."""
+        """Whether an entry of a model folder is a regular file or folder below the root."""
         return path.resolve().is_relative_to(self.path) and (path.is_file() or path.is_dir())
 
     def name_of(self, path: Path) -> str:
-        """What a folder is called below the root; its bare name where it lies elsewhere."""
+        """The folder's path below the root, or its bare name if it lies elsewhere."""
         resolved = path.resolve()
         return resolved.relative_to(self.path).as_posix() if resolved.is_relative_to(self.path) else resolved.name

@@ -1,4 +1,4 @@
-"""Offsets as other languages count them."""
+"""Offsets as other programming languages count them."""
 
 from collections.abc import Sequence
 from itertools import accumulate

@@ -1,4 +1,4 @@
-"""A new model beside the one in service, on the same texts."""
+"""Compares a new model with the one in service on the same texts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ _MOST_TEXTS = 1000
 
 
 def read_probe(path: Path | None) -> list[str]:
-    """The texts to try models on: the lines of a file, or the package's own.
+    """The texts to try models on: the lines of a file, or the package's own texts.
 
     Raises:
-        ConfigError: if there is none in the file, or it cannot be read.
+        ConfigError: if the file holds no text or cannot be read.
     """
     source = files("ner_cl_serve") / "probe.txt" if path is None else path
     try:
@@ -32,12 +32,12 @@ def read_probe(path: Path | None) -> list[str]:
 
 
 def compare(types: Sequence[str], old: Sequence[Sequence[Entity]], new: Sequence[Sequence[Entity]]) -> Probe:
-    """On how many spans of `types` two models agree.
+    """Counts the spans of `types` on which two models agree.
 
     Args:
-        types: those both know.
+        types: types that both models know.
         old: what the model in service found in each text.
-        new: what the other one found.
+        new: what the new one found.
     """
     both, only_old, only_new = (Counter[str]() for _ in range(3))
     for before, after in zip(old, new, strict=True):

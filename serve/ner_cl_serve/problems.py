@@ -1,4 +1,4 @@
-"""What went wrong, as every error response tells it: `{"error": {"code": ..., "message": ...}}`."""
+"""Error responses, which all have the same shape: `{"error": {"code": ..., "message": ...}}`."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ __all__ = ["Problem", "install_problem_handlers", "problem_response"]
 
 
 class Problem(Exception):
-    """A request that is refused.
+    """Raised to refuse a request.
 
     Args:
-        status: of the response.
-        code: one word or two for programs, which does not change between versions.
-        message: one sentence for people: what is wrong, where, what to do.
-        headers: further ones of the response.
+        status: HTTP status of the response.
+        code: one or two words for programs, stable between versions.
+        message: one sentence for people: what is wrong, where, and what to do.
+        headers: additional headers of the response.
     """
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -25,14 +25,14 @@ class Problem(Exception):
 
 
 def problem_response(problem: Problem) -> Response:
-    """The response that tells of a problem."""
+    """The response that reports a problem."""
     body = to_json({"error": {"code": problem.code, "message": problem.message}})
     headers = dict(problem.headers) if problem.headers else None
     return Response(body, problem.status, headers, media_type="application/json")
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Gives every error the same shape, also those that the framework finds."""
+    """Gives every error the same shape, including those raised by the framework."""
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -47,7 +47,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> str:
-    """The methods of all routes at a path: the framework names those of the first one only."""
+    """The methods of all routes at a path; the framework lists only those of the first one."""
     there: dict[str, object] = request.app.openapi()["paths"].get(request.url.path, {})
     return ", ".join(sorted(method.upper() for method in there))
 

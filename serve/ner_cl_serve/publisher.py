@@ -1,4 +1,4 @@
-"""Which model is in service, and putting another one there while requests go on."""
+"""Holds the model in service and replaces it without interrupting requests."""
 
 import asyncio
 import logging
@@ -28,16 +28,16 @@ _log = logging.getLogger("ner_cl_serve")
 class Publisher:
     """Holds the model in service.
 
-    A request reads `current` once and keeps what it read to its end; a model that was replaced therefore answers what
-    it was asked, and goes when it has.
+    A request reads `current` once and uses that model to its end, so a replaced model finishes its open requests and is
+    then freed.
 
     Args:
-        current: the model to begin with.
-        state: what is remembered.
-        file: where it is remembered.
+        current: the model to start with.
+        state: the remembered models.
+        file: where they are remembered.
         settings: of the service.
-        probe: the texts that a new model is tried on.
-        batcher: runs them.
+        probe: texts that a new model is tried on.
+        batcher: runs models on those texts.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Publisher:
         return self._state.previous
 
     async def publish(self, request: PublishRequest) -> PublishResponse:
-        """Loads a model, tries it, and puts it in service; on any failure the old one stays.
+        """Loads a model, tries it out, and puts it in service; on any failure the old one stays.
 
         Raises:
-            Problem: saying why it was not published.
+            Problem: if it is not published, and why.
         """
         if self._busy.locked():
             raise Problem(409, "busy", "another model is being published; wait until that is done, then try again")
@@ -111,7 +111,7 @@ class Publisher:
         return new
 
     async def _try(self, old: ServedModel, new: ServedModel) -> Probe:
-        """Runs both models on the probe texts, which warms the new one."""
+        """Runs both models on the probe texts, which also warms up the new one."""
         try:
             found = await self._batcher.find(Kind(new), self._probe, bounded=False)
         except Exception as error:
@@ -134,7 +134,7 @@ class Publisher:
         )
 
     def _remember(self, new: ServedModel) -> bool:
-        """Writes down what is published before it is, so that a crash in between leaves the new one."""
+        """Saves the new model as published before it serves; after a crash in between, a restart serves it."""
         published = Published(new.folder, new.digest)
         before = self._state.previous if published == self._state.model else self._state.model
         state = State(self._state.started_with, published, before)

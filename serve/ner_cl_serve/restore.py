@@ -1,4 +1,4 @@
-"""Which model a service begins with: the one that was published last, or the one it was started with."""
+"""Chooses the model a service starts with: the last published one, or the one named on the command line."""
 
 import logging
 from pathlib import Path
@@ -16,11 +16,11 @@ _log = logging.getLogger("ner_cl_serve")
 
 
 def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedModel, State]:
-    """The model to begin with, and what is now remembered.
+    """The model to start with, and the state to remember from now on.
 
-    A published model comes back if the service is started with the same MODEL as when it was published; another MODEL
-    is somebody's decision, and is obeyed. A published model that can no longer be read gives way to the one before it,
-    and that one to MODEL.
+    A published model comes back if the service is started with the same MODEL as when it was published; a different
+    MODEL is taken as a decision and served instead. If the published model can no longer be read, the one before it
+    is tried, then MODEL.
 
     Raises:
         ModelError: if MODEL is needed and cannot be read.
@@ -46,7 +46,7 @@ def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedMod
 
 
 def _reload(published: Published, root: ModelRoot, settings: Settings) -> ServedModel | None:
-    """A model that was published once; None, and a line in the log, where it is gone or broken."""
+    """Loads a model that was published earlier; if it is gone or broken, logs that and returns None."""
     try:
         served = load_served(root.find(published.folder), settings)
     except (Problem, NerClError) as error:

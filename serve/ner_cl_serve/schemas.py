@@ -1,4 +1,4 @@
-"""Requests and responses: what `/openapi.json` describes."""
+"""Request and response schemas, as described in `/openapi.json`."""
 
 from typing import Annotated, Literal
 
@@ -25,13 +25,13 @@ __all__ = [
 
 Offsets = Literal["code_points", "utf16"]
 Score = Annotated[float, Field(ge=0, le=1)]
-# pydantic compares in Rust, whose `$` is the very end of the text.
+# pydantic matches patterns in Rust, where `$` is the very end of the text.
 Text = Annotated[str, Field(pattern="^[^\\u0000]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern="^[^\\u0000]*$")]
 
 
 class _Body(BaseModel):
-    """What a client sends: nothing is converted, and no key is ignored."""
+    """A body sent by a client: values are not converted, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -80,7 +80,7 @@ _ENTITIES: list[JsonValue] = [{"start": 0, "end": 3, "type": "PER", "text": "Ada
 
 
 class EntitiesResponse(BaseModel):
-    """What was found, a document for each text, in order."""
+    """What was found: one document per text, in order."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -96,7 +96,7 @@ class EntitiesResponse(BaseModel):
 
 
 class StreamedDocument(BaseModel):
-    """A line of a stream: what was found in one text."""
+    """One line of a stream: what was found in one text."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"index": 0, "model": "step2@1f0c52d3a9be", "entities": _ENTITIES}]}
@@ -115,7 +115,7 @@ class TypeRecord(BaseModel):
 
 
 class StepRecord(BaseModel):
-    """What the model's history says of a step."""
+    """What the model's history says about a step."""
 
     step: int
     types: list[str]
@@ -141,7 +141,7 @@ class ModelResponse(BaseModel):
 
 
 class PublishRequest(_Body):
-    """Which model is to serve from now on."""
+    """Which model to put in service."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -168,7 +168,7 @@ class PublishRequest(_Body):
 
 
 class Agreement(BaseModel):
-    """On how many spans of a type the old and the new model agree."""
+    """How many spans of a type both models found, or only one of them."""
 
     both: int
     only_old: int
@@ -177,7 +177,7 @@ class Agreement(BaseModel):
 
 
 class Probe(BaseModel):
-    """The old and the new model on the same texts, over the types that both know."""
+    """The old and the new model compared on the same texts, over the types that both know."""
 
     texts: int
     f1: Score | None
@@ -185,7 +185,7 @@ class Probe(BaseModel):
 
 
 class PublishResponse(BaseModel):
-    """What serves now, and how it differs from what served before."""
+    """The model now in service, and how it differs from the one before."""
 
     model: str
     replaced: str
@@ -197,14 +197,14 @@ class PublishResponse(BaseModel):
 
 
 class Ready(BaseModel):
-    """That requests are answered, and by which model."""
+    """Says that requests are answered, and by which model."""
 
     status: Literal["ready"]
     model: str
 
 
 class Health(BaseModel):
-    """That the process is alive."""
+    """Says that the process is alive."""
 
     status: Literal["ok"]
 

@@ -19,20 +19,20 @@ __all__ = ["ServedModel", "digest_of", "load_served", "version_of"]
 
 _DIGITS = 12
 _READ = (".json", ".safetensors", ".onnx", ".txt", ".model")
-_SHORTER_PASSES = 4  # over a long text: whoever waits between them waits less
+_SHORTER_PASSES = 4  # divides the passes over a long text, so that short texts wait less
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ServedModel:
-    """A model in memory; it never changes, so that a response can name the version that made it.
+    """A model in memory; it never changes, so a response can name the version that made it.
 
     Attributes:
         model: the tagger.
         folder: its path below the model root, with slashes.
-        digest: of the files it was read from.
+        digest: of its files; see `digest_of`.
         batch_tokens: word pieces of one pass through the encoder.
-        loaded: when, in UTC.
+        loaded: when it was loaded, in UTC.
     """
 
     model: NerModel
@@ -43,12 +43,12 @@ class ServedModel:
 
     @property
     def version(self) -> str:
-        """Its name in responses and logs, such as `step2@1f0c52d3a9be`."""
+        """The model's name in responses and logs, such as `step2@1f0c52d3a9be`."""
         return version_of(self.folder, self.digest)
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types it knows, in learning order."""
+        """The types the model knows, in learning order."""
         return self.model.types
 
     def find(
@@ -59,7 +59,7 @@ class ServedModel:
         nested: bool = False,
         between: Callable[[], None] | None = None,
     ) -> list[list[Entity]]:
-        """The entities of each text; `between`, where given, is called before every pass through the encoder."""
+        """The entities of each text; `between`, if given, is called before every pass through the encoder."""
         watched: AbstractContextManager[Any] = nullcontext()
         batch_tokens = self.batch_tokens
         if between is not None:
@@ -70,7 +70,7 @@ class ServedModel:
 
 
 def version_of(folder: str, digest: str) -> str:
-    """What a version is called: the folder's name and the beginning of the digest."""
+    """The name of a version: the folder's name and the start of the digest."""
     return f"{folder.rpartition('/')[2]}@{digest[:_DIGITS]}"
 
 
@@ -78,8 +78,8 @@ def load_served(path: Path, settings: Settings) -> ServedModel:
     """Reads a model folder.
 
     Args:
-        path: where it is.
-        settings: where the model is to compute, and how much at once.
+        path: the model folder.
+        settings: the device, the batch size and the model root.
 
     Raises:
         ModelError: if it cannot be read, knows no type, or changed meanwhile.
@@ -87,7 +87,7 @@ def load_served(path: Path, settings: Settings) -> ServedModel:
     digest = digest_of(path)
     model = load_model(path, device=settings.device)
     model.check_types(None)
-    model.strategy_state, model.kept_sentences = {}, {}  # only needed to learn more, and may hold sentences
+    model.strategy_state, model.kept_sentences = {}, {}  # needed only for training, and may hold sentences
     if digest_of(path) != digest:
         raise ModelError(f"{path}: changed while it was read; publish it again when it is complete")
     folder = ModelRoot(settings.model_root).name_of(path)

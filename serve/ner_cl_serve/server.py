@@ -1,4 +1,4 @@
-"""The process: uvicorn around the application, and a stop that loses no request."""
+"""The server process: runs the application in uvicorn and stops without losing a request."""
 
 import asyncio
 import contextlib
@@ -27,20 +27,20 @@ from ner_cl_serve.state import StateFile
 __all__ = ["run"]
 
 _log = logging.getLogger("ner_cl_serve")
-_KEEP_ALIVE_SECONDS = 65  # longer than proxies keep theirs, so that it is they who close
+_KEEP_ALIVE_SECONDS = 65  # longer than proxies' timeouts, so that proxies close first
 _LAST_REQUESTS_SECONDS = 1.0
-_STUCK_SECONDS = 60  # that a client may take no more of a response, which waits for it in memory
+_STUCK_SECONDS = 60  # how long a client may stop receiving a response, which is held in memory
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = False) -> None:
-    """Serves until SIGTERM or SIGINT, and returns when every accepted request is answered.
+    """Serves until SIGTERM or SIGINT, and returns once every accepted request is answered.
 
     Args:
-        model: the model to begin with, unless another one was published since.
+        model: the model to start with, unless another one was published since.
         settings: of the service.
-        host: address to listen at.
-        port: port to listen at; 0 for any that is free, which the log names.
+        host: address to listen on.
+        port: port to listen on; 0 picks a free one, which the log names.
         quiet: whether to log warnings and errors only.
 
     Raises:
@@ -48,11 +48,11 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
         ModelError: if the model cannot be read.
     """
     configure_logs(logging.WARNING if quiet else logging.INFO)
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # an extra series per metric
     with (
         _bound(host, port) as listening,
         StateFile(settings.state).held(),
-    ):  # before a model is read, which takes a while
+    ):  # before the model is read, which takes a while
         service = open_service(model, settings)
         config = uvicorn.Config(
             create_app(service),
@@ -69,7 +69,7 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at the address, which does not listen yet."""
+    """A socket bound to the address, not yet listening."""
     bound = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -77,7 +77,7 @@ def _bound(host: str, port: int) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if sys.platform == "linux":  # of every connection that is accepted
+        if sys.platform == "linux":  # inherited by every accepted connection
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _STUCK_SECONDS)
         bound.bind(address)
     except OSError as error:
@@ -89,14 +89,14 @@ def _bound(host: str, port: int) -> socket.socket:
 
 @final
 class _Server(uvicorn.Server):
-    """Stops in three stages: says that it is not ready, stops accepting, and finishes what it accepted."""
+    """Stops in three stages: reports not ready, stops accepting, and finishes accepted requests."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Says where it listens, once it does."""
+        """Logs the address once the server is listening."""
         await super().startup(sockets)
         for listening in sockets or ():
             address, port = listening.getsockname()[:2]
@@ -104,7 +104,7 @@ class _Server(uvicorn.Server):
             _log.info("serving", extra={"facts": facts})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers on for a while, so that whoever sends requests here learns to send them elsewhere."""
+        """Keeps answering for a while first, so that load balancers can redirect requests."""
         self._service.draining.begun = True
         _log.info("stopping")
         await self._pause(self._service.settings.drain_seconds)
@@ -112,12 +112,12 @@ class _Server(uvicorn.Server):
             await self._take_in(listening)
         for server in self.servers:
             server.close()
-        # uvicorn is about to close every connection without a request: also those whose request is on its way.
+        # uvicorn will close every connection without a request, even if one is on its way: wait for those.
         await self._pause(_LAST_REQUESTS_SECONDS, while_connected=True)
         await super().shutdown(sockets)
 
     async def _take_in(self, listening: socket.socket) -> None:
-        """Accepts the connections that wait for it: closing the socket would reset them."""
+        """Accepts the connections still in the backlog: closing the socket would reset them."""
         loop = asyncio.get_running_loop()
         protocol: Any = functools.partial(
             cast(Any, self.config.http_protocol_class),
@@ -139,7 +139,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Lets SIGTERM end the process in peace, with exit code 0: uvicorn would raise it once more at the end."""
+        """Lets SIGTERM or SIGINT end the process with exit code 0: uvicorn would raise the signal again at the end."""
         if sys.platform == "win32":
             with super().capture_signals():
                 yield

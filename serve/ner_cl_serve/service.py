@@ -1,4 +1,4 @@
-"""Everything that one service consists of."""
+"""The parts that make up a service."""
 
 import logging
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _log = logging.getLogger("ner_cl_serve")
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Service:
-    """The parts of a service, made before the first request."""
+    """The parts of a service, created before the first request."""
 
     settings: Settings
     metrics: Metrics
@@ -39,17 +39,17 @@ class Service:
 
 
 def open_service(model: Path, settings: Settings) -> Service:
-    """Reads the model and whatever else the settings name.
+    """Reads the model and all files that the settings name.
 
     Args:
-        model: the model to begin with, unless another one was published since.
+        model: the model to start with, unless another one was published since.
         settings: of the service.
 
     Raises:
         ConfigError: if a file that the settings name cannot be used.
         ModelError: if the model cannot be read.
     """
-    resolve_device(settings.device)  # before a model is read
+    resolve_device(settings.device)  # fails early, before a model is read
     tokens = Tokens() if settings.tokens is None else Tokens.read(settings.tokens)
     probe = read_probe(settings.probe)
     file = StateFile(settings.state)
@@ -70,13 +70,13 @@ def open_service(model: Path, settings: Settings) -> Service:
 
 
 def service_of(request: Request) -> Service:
-    """The service that a request was sent to."""
+    """The service that received a request."""
     service: Service = request.app.state.service
     return service
 
 
 def _write_first(file: StateFile, state: State) -> None:
-    """Shows at the start, not at the first publication, that the state cannot be kept."""
+    """Writes the state at startup, so that an unwritable file shows before the first publication."""
     try:
         file.write(state)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a service may be told when it starts: limits, batching, who may do what."""
+"""Settings of a service: limits, batching and access."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +11,15 @@ Access = Literal["local", "open", "token"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a single request may ask for.
+    """Limits of a single request.
 
     Attributes:
-        body_bytes: of a request's body.
+        body_bytes: size of the body.
         body_seconds: how long a client may take to send it.
-        texts: of one request.
+        texts: number of texts.
         characters: code points of one text.
-        answer_seconds: after which a request that still waits is given up with 503. A stream has no such end.
+        answer_seconds: longest wait for the answer, or for a stream's first line, before the request fails with 503;
+            also how long a client may take to receive each line of a stream.
     """
 
     body_bytes: int = 1 << 20
@@ -33,11 +34,11 @@ class Batching:
     """How texts of different requests are computed together.
 
     Attributes:
-        batch_tokens: word pieces computed at once, as estimated from the texts; a text above it is read in passes.
-        wait_seconds: how long a text may be held back for company, where there was some a moment ago.
-        queue_requests: requests that may be open at once; the next one is refused with 429.
-        queue_tokens: word pieces that may wait, of short texts and of long ones; a request that does not fit in any
-            more is refused with 429. Of a large request only a part waits at a time.
+        batch_tokens: word pieces computed at once, estimated from the texts; a longer text is read in several passes.
+        wait_seconds: how long a text may wait for others to join its batch, if the last batch mixed several requests.
+        queue_requests: requests that may be open at once; further ones are refused with 429.
+        queue_tokens: word pieces that may wait, for short and for long texts each; a request that does not fit is
+            refused with 429. Only part of a large request waits at a time.
     """
 
     batch_tokens: int = 1024
@@ -48,20 +49,20 @@ class Batching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that a service is told.
+    """All settings of a service.
 
     Attributes:
-        model_root: folder that holds every model that may be served; none outside it is opened for a client.
-        state: file that remembers which model is published; None to forget.
-        tokens: file of hashed tokens; without one nobody may publish a model.
-        access: `token` asks for one wherever it is not about the service's health; `open` only to publish a model;
-            `local` is open under a name of this machine, so that no web page elsewhere can give it one of its own.
+        model_root: folder that holds every model that may be served; clients cannot load any other.
+        state: file that remembers which model is published; None to remember nothing.
+        tokens: file of hashed tokens; without one, nobody may publish a model.
+        access: `token` requires a token except for health checks, `/openapi.json` and the web page; `open` only to
+            publish a model; `local` is `open` under local host names only, so that no foreign web page gets access.
         probe: file of texts that a new model is tried on; the package's own by default.
-        device: where models compute, such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
-        drain_seconds: how long requests are still accepted after SIGTERM, while `/readyz` already says no.
+        device: where models compute, such as `cpu` or `cuda:0`; `auto` is a GPU if there is one.
+        drain_seconds: how long requests are still accepted after SIGTERM, while `/readyz` already fails.
         stop_seconds: how long accepted requests may take after that.
         limits: of a single request.
-        batching: of texts.
+        batching: how texts are batched and queued.
     """
 
     model_root: Path

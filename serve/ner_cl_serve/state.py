@@ -1,4 +1,4 @@
-"""What a service remembers of itself: which model is published, so that a restart serves it again."""
+"""Remembers which model is published, so that a restart serves it again."""
 
 import json
 import os
@@ -26,12 +26,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is remembered.
+    """What a service remembers.
 
     Attributes:
-        started_with: the model named on the command line. Another one there is somebody's decision, and is obeyed.
+        started_with: the model named on the command line. If a restart names another one, that one is served.
         model: the model in service.
-        previous: the one before it.
+        previous: the model before it.
     """
 
     started_with: str
@@ -41,10 +41,10 @@ class State:
 
 @final
 class StateFile:
-    """A JSON file that is replaced as a whole.
+    """A JSON file that is always replaced as a whole.
 
     Args:
-        path: of the file; None to remember nothing.
+        path: the file; None to remember nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -52,10 +52,10 @@ class StateFile:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other services from the file: each would forget what the other one published.
+        """Locks the file: two services would overwrite what the other published.
 
         Raises:
-            ConfigError: if another one holds it.
+            ConfigError: if another one holds the lock.
         """
         if self.path is None or self.path.is_dir() or not self.path.parent.is_dir():
             yield
@@ -67,7 +67,7 @@ class StateFile:
             raise ConfigError(
                 f"{self.path}: another service remembers there what it published; give this one a --state of its own"
             ) from None
-        except OSError:  # nothing can be written there, which the first writing says
+        except OSError:  # not writable, which the first write will report
             yield
             return
         try:
@@ -77,7 +77,7 @@ class StateFile:
             lock.release()
 
     def read(self) -> State | None:
-        """What was remembered; None if nothing was.
+        """The remembered state, or None if there is none.
 
         Raises:
             ConfigError: if the file is damaged.
@@ -100,10 +100,10 @@ class StateFile:
             raise ConfigError(f"{self.path}: cannot be read as the state of a service ({error}); delete it") from error
 
     def write(self, state: State) -> bool:
-        """Remembers a state, safe from a crash at any moment; whether there is a file to remember it in.
+        """Writes the state, safe from crashes; returns False if there is no file to write to.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the file cannot be written.
         """
         if self.path is None:
             return False

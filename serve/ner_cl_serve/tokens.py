@@ -1,8 +1,8 @@
-"""Bearer tokens: random, shown once, and kept as hashes only.
+"""Bearer tokens: random, shown once, and stored only as hashes.
 
     python -m ner_cl_serve.tokens FILE NAME [--role admin|client]
 
-adds a token to FILE and prints it. Whoever is to lose it is deleted from the file by hand.
+adds a token to FILE and prints it. To revoke a token, delete its entry from the file by hand.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Who a token belongs to, and its SHA-256. (The token is 256 random bits, so that nothing slower is needed.)"""
+    """A token's owner, role and SHA-256. (Tokens are 256 random bits, so no slower hash is needed.)"""
 
     name: str
     role: Role
@@ -40,7 +40,7 @@ class Tokens:
     """The tokens of a service.
 
     Args:
-        entries: all of them.
+        entries: all tokens.
     """
 
     def __init__(self, entries: Sequence[Token] = ()) -> None:
@@ -48,7 +48,7 @@ class Tokens:
 
     @classmethod
     def read(cls, path: Path) -> "Tokens":
-        """The tokens of a file.
+        """Reads the tokens from a file.
 
         Raises:
             ConfigError: if it is missing, damaged or empty.
@@ -69,14 +69,14 @@ class Tokens:
         return cls(entries)
 
     def find(self, token: str) -> Token | None:
-        """Whose token this is. Every entry is compared, in constant time."""
+        """The entry for a token, or None. Compares every entry, each in constant time."""
         digest = _digest(token)
         found = [entry for entry in self.entries if hmac.compare_digest(entry.sha256, digest)]
         return found[0] if found else None
 
 
 def add_token(path: Path, name: str, role: Role = "client") -> str:
-    """Adds a new token to a file, which is made if need be, and returns it.
+    """Adds a new token to a file, which is created if needed, and returns it.
 
     Raises:
         ConfigError: if the name is empty or taken, or the file cannot be read or written.

@@ -1,1 +1,1 @@
-"""What is at which path, a subject a module."""
+"""The HTTP routes, one module per subject."""

@@ -1,4 +1,4 @@
-"""Finding entities."""
+"""The route that finds entities."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -24,7 +24,7 @@ from ner_cl_serve.service import Service, service_of
 
 __all__ = ["router"]
 
-_GONE = 499  # for the log: the client left, and nobody sees this response
+_GONE = 499  # only for the log: the client left and never sees this response
 T = TypeVar("T")
 
 router = APIRouter(tags=["entities"])
@@ -34,7 +34,7 @@ _BODY = {
         "content": {"application/json": {"schema": EntitiesRequest.model_json_schema()}},
     }
 }
-# FoundEntity is described already, for the response that is not a stream.
+# FoundEntity is already part of the description, through EntitiesResponse.
 _LINE = StreamedDocument.model_json_schema(ref_template="#/components/schemas/{model}")
 _LINE.pop("$defs")
 _OK: dict[int | str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ _OK: dict[int | str, dict[str, Any]] = {
 async def find_entities(request: Request) -> Response:
     """Find entities in one text or many.
 
-    The response names the version of the model that made all of it, also while another one is being published. Ask for
-    a stream (`Accept: application/x-ndjson`) where there are many texts or long ones.
+    One model finds all entities of a response, even while another one is being published, and the response names its
+    version. Ask for a stream (`Accept: application/x-ndjson`) if there are many texts or long ones.
     """
     service = service_of(request)
     try:
@@ -82,7 +82,7 @@ async def find_entities(request: Request) -> Response:
 @final
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A checked request, and the model that answers all of it."""
+    """A validated request, and the model that answers all of it."""
 
     service: Service
     served: ServedModel
@@ -99,12 +99,12 @@ class _Asked:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the log: how much was asked, of which model."""
+        """For the log: how much was asked, and of which model."""
         characters = sum(map(len, self.body.texts))
         return {"texts": len(self.body.texts), "characters": characters, "model": self.served.version}
 
     def entities(self, text: str, found: Sequence[Entity]) -> list[dict[str, Any]]:
-        """The entities of one text as they are sent, counted."""
+        """The entities of one text as sent; also counts them."""
         kept = [entity for entity in found if entity.score >= self.body.min_score]
         metrics = self.service.metrics
         metrics.texts.inc()
@@ -120,7 +120,7 @@ class _Asked:
 
 
 def _checked(body: EntitiesRequest, service: Service) -> _Asked:
-    """The request and the model in service; Problem if it cannot be asked that, or is asked too much."""
+    """The request with the model in service; raises Problem if it exceeds a limit or the model cannot answer it."""
     limits, served = service.settings.limits, service.publisher.current
     if len(body.texts) > limits.texts:
         message = f"texts holds {len(body.texts)} texts, more than {limits.texts}; send them in parts"
@@ -137,7 +137,7 @@ def _checked(body: EntitiesRequest, service: Service) -> _Asked:
 
 
 async def _unless_gone(request: Request, work: Awaitable[T], seconds: float) -> T | None:
-    """What `work` gives; None if the client leaves before, and Problem if it takes too long."""
+    """The result of `work`, or None if the client leaves first; raises Problem if it takes too long."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_gone(request))
     try:
@@ -159,7 +159,7 @@ async def _gone(request: Request) -> None:
 
 
 async def _stream(request: Request, asked: _Asked, open_request: ExitStack) -> Response:
-    """A response whose lines are found while it is sent; the first is waited for, to refuse what must be refused."""
+    """A response computed while it is sent; waits for the first line, so that errors can still be reported."""
     answers = asked.service.batcher.stream(asked.kind, asked.body.texts)
     first = await _unless_gone(request, anext(answers), asked.seconds)
     if first is None:

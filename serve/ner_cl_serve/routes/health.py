@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it is ready, and its numbers."""
+"""Health, readiness and metrics of the service."""
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", responses=errors(503))
 async def healthz(request: Request) -> Health:
-    """Whether the process can still answer; if not, restart it."""
+    """Whether the process can still answer; if not, restart the service."""
     if not service_of(request).batcher.alive:
         raise Problem(503, "dead", "the thread that runs the model has ended; restart the service")
     return Health(status="ok")
@@ -24,7 +24,7 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/readyz", responses=errors(503))
 async def readyz(request: Request) -> Ready:
-    """Whether requests are welcome; no longer once the service was told to stop."""
+    """Whether the service accepts requests; no longer once it was told to stop."""
     service = service_of(request)
     if service.draining.begun or not service.batcher.alive:
         raise Problem(503, "not_ready", "the service is stopping; ask another one")
@@ -38,5 +38,5 @@ async def readyz(request: Request) -> Ready:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 421)},
 )
 async def metrics(request: Request) -> Response:
-    """Numbers for Prometheus."""
+    """Metrics for Prometheus."""
     return Response(service_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -1,4 +1,4 @@
-"""A response of JSON objects, one a line, that is made while it is sent."""
+"""A response of JSON objects, one per line, produced while it is sent."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,12 +15,12 @@ NDJSON = "application/x-ndjson"
 
 @final
 class LineStream(StreamingResponse):
-    """A stream that lets go of what it holds however it ends: also if it never began, or its reader stops reading.
+    """A stream that releases its resources however it ends, even if it never starts or the client stops reading.
 
     Args:
-        lines: what is sent.
-        held: left at the end.
-        seconds: that the reader may take for a line.
+        lines: the lines to send.
+        held: resources to close at the end.
+        seconds: how long the client may take per line.
     """
 
     def __init__(self, lines: AsyncIterator[bytes], held: AsyncExitStack, *, seconds: float) -> None:
@@ -28,7 +28,7 @@ class LineStream(StreamingResponse):
         self._held, self._seconds = held, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it."""
+        """Sends the response, then closes `held`."""
 
         async def send_in_time(message: Message) -> None:
             with anyio.fail_after(self._seconds):

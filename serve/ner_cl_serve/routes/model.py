@@ -1,4 +1,4 @@
-"""Which model is in service, and putting another one there."""
+"""The routes that show the model in service and publish another one."""
 
 import logging
 from pathlib import Path
@@ -29,7 +29,7 @@ _BODY = {
 
 @router.get("/v1/model", dependencies=[Depends(anybody_allowed)], responses=errors(401, 421))
 async def get_model(request: Request) -> ModelResponse:
-    """The model in service: its types, and F1 of each after every step as its history tells."""
+    """The model in service: its types, and the F1 of each after every step, as recorded in its history."""
     publisher = service_of(request).publisher
     served, before = publisher.current, publisher.previous
     return ModelResponse(
@@ -53,8 +53,8 @@ async def get_model(request: Request) -> ModelResponse:
 async def publish_model(request: Request) -> PublishResponse:
     """Put another model in service.
 
-    It is loaded, tried on the probe texts and compared with the one in service, which goes on answering meanwhile, and
-    for good if anything fails. `{"previous": true}` brings the model before this one back.
+    The new model is loaded, tried on the probe texts and compared with the one in service. That one keeps answering
+    meanwhile, and stays in service if anything fails. `{"previous": true}` brings the model before this one back.
     """
     service = service_of(request)
     body = await read_body(request, PublishRequest, service.settings.limits)
@@ -72,7 +72,7 @@ async def publish_model(request: Request) -> PublishResponse:
 
 
 def _history(served: ServedModel) -> list[StepRecord]:
-    """A record for every step, also where the model's own history tells less."""
+    """One record per step, even for steps that the model's own history does not cover."""
     told: dict[Any, dict[str, Any]] = {record.get("step"): record for record in served.model.history}
     return [
         StepRecord(

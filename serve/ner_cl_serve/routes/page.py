@@ -1,4 +1,4 @@
-"""The page for people: a few files, and nothing from anywhere else."""
+"""The web page: a few files, with nothing loaded from other servers."""
 
 from importlib.resources import files
 

@@ -1,4 +1,4 @@
-"""Error responses as the description of the interface lists them."""
+"""Error responses as listed in the OpenAPI description."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ _MEANINGS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Descriptions of some error statuses."""
+    """OpenAPI descriptions of the given error statuses."""
     found: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in statuses
     }
