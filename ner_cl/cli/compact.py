@@ -12,17 +12,17 @@ __all__ = ["compact"]
 
 
 def compact(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model with a sub-network a step.")],
-    text: Annotated[str, typer.Argument(metavar="TXT", help="Raw text to imitate on, a text a line, or JSON lines.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a model with one sub-network per step.")],
+    text: Annotated[str, typer.Argument(metavar="TXT", help="Raw text to distil on, a text per line, or JSON lines.")],
     dev: Annotated[
-        str | None, typer.Option("--dev", metavar="DATA", help="Annotated sentences to measure the loss of F1 with.")
+        str | None, typer.Option("--dev", metavar="DATA", help="Annotated sentences for measuring the loss in F1.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-compact by default.")
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder of the new model; MODEL-compact by default.")
     ] = None,
     settings: Settings = None,
     max_drop: MaxDrop = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 13,
     format_: Format = "auto",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
@@ -30,8 +30,8 @@ def compact(
 ) -> None:
     """Distil a model with one sub-network per step into one encoder, and show the cost in F1.
 
-    The new model is as fast as any other and can learn more in any way, but no longer guarantees that old predictions
-    stay the same.
+    The new model is as fast as any other and can learn more with any strategy, but no longer guarantees that old
+    predictions stay the same.
     """
     from ner_cl.cli.learn import publish, result_to_dict
     from ner_cl.cli.progress import progress

@@ -22,23 +22,23 @@ _ENDINGS = (".md", ".csv", ".json", ".html")
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="A folder for each method: a run, or a folder of seeds and orders."),
+        typer.Argument(metavar="RUN...", help="One folder per method: a run, or a folder of seeds and orders."),
     ],
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="NAME", help="Hold the others against this one, not the first.")
+        str | None, typer.Option("--baseline", metavar="NAME", help="Compare the others with this one, not the first.")
     ] = None,
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", metavar="FILE", help="Also write .md, .csv, .json or .html; may be repeated."),
+        typer.Option("--output", metavar="FILE", help="Also write a .md, .csv, .json or .html file; may be repeated."),
     ] = None,
     allow_differences: Annotated[
         bool,
-        typer.Option("--allow-differences", help="Compare runs that differ in more than their method; say in what."),
+        typer.Option("--allow-differences", help="Compare runs that differ in more than the method, and say in what."),
     ] = False,
     no_predict: Annotated[
-        bool, typer.Option("--no-predict", help="Load no model; leave out tests that need predictions.")
+        bool, typer.Option("--no-predict", help="Load no model, and leave out tests that need predictions.")
     ] = False,
-    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Draws of test sentences.")] = 2000,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Bootstrap draws of test sentences.")] = 2000,
     as_json: Json = False,
 ) -> None:
     """Compare methods side by side: means over seeds and orders, old and new types, and significance.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imported only when a command runs, so that `--help` is fast
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Check, convert, split or forget annotated sentences.", rich_markup_mode=None)
+app = typer.Typer(help="Check, convert, split or delete annotated sentences.", rich_markup_mode=None)
 
 Scheme = Annotated[str, typer.Option("--scheme", help="Tag scheme of column files: iob1, iob2, bioes or io.")]
 
@@ -30,7 +30,7 @@ _PARTS = {"train": ("train",), "dev": ("dev", "valid", "validation", "devel"), "
 @app.command()
 def check(
     paths: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files, or one folder with train, dev and test.")
+        list[str], typer.Argument(metavar="DATA...", help="Files, or one folder with train, dev and test files.")
     ],
     format_: Format = "auto",
     scheme: Scheme = "auto",
@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Report the contents and problems of a corpus.
 
-    The exit code is 1 if it cannot be trained on as it is.
+    The exit code is 1 if the corpus cannot be trained on as it is.
     """
     from ner_cl.data.check import check as check_corpus
 
@@ -60,8 +60,8 @@ def check(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="The file to read.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="File to read.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
     from_: Annotated[str, typer.Option("--from", help="Format of IN: auto, conll, jsonl, docbin or hub.")] = "auto",
     to: Annotated[str, typer.Option("--to", help="Format of OUT: auto, conll, jsonl or docbin.")] = "auto",
     scheme: Scheme = "iob2",
@@ -94,20 +94,20 @@ def convert(
 
 @app.command()
 def split(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A file, or a folder with train, dev and test.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="File, or folder with train, dev and test files.")],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT_DIR", help="A new folder: step-01/train.jsonl ... stream.yaml")
+        Path, typer.Argument(metavar="OUT_DIR", help="New folder to write: step-01/train.jsonl ... stream.yaml")
     ],
     protocol: Annotated[str, typer.Option("--protocol", help="disjoint, greedy or overlap.")] = "disjoint",
     steps: Annotated[
         str | None, typer.Option("--steps", metavar="LIST", help="Types of each step, such as '[[PER], [LOC, ORG]]'.")
     ] = None,
     order: Annotated[
-        str, typer.Option("--order", help="Without --steps: alphabetical, frequency or random.")
+        str, typer.Option("--order", help="Without --steps: order of types, alphabetical, frequency or random.")
     ] = "alphabetical",
-    increment: Annotated[int, typer.Option("--increment", min=1, help="Without --steps: types a step.")] = 1,
+    increment: Annotated[int, typer.Option("--increment", min=1, help="Without --steps: types per step.")] = 1,
     first: Annotated[int | None, typer.Option("--first", min=1, help="Without --steps: types in step 1.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the slices, and a random order.")] = 13,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the slices, and of a random order.")] = 13,
     format_: Format = "auto",
     on_overlap: Overlap = "error",
 ) -> None:
@@ -137,11 +137,11 @@ def split(
 
 @app.command()
 def forget(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
 ) -> None:
     """Delete the sentences that a model keeps for later steps.
 
-    Its predictions do not change. Copies elsewhere, such as the folders of earlier steps, are not touched.
+    The model's predictions do not change. Copies elsewhere, such as in the folders of earlier steps, are not touched.
     """
     from ner_cl.model.kept import forget_sentences
 

@@ -23,16 +23,16 @@ _SCORES = ("precision", "recall", "f1")
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Annotated sentences.")],
     types: Types = None,
     lenient: Annotated[
-        bool, typer.Option("--lenient", help="Also give seqeval's lenient reading beside the strict one.")
+        bool, typer.Option("--lenient", help="Also give seqeval's lenient scores, beside the strict ones.")
     ] = False,
     merge: Annotated[
-        str | None, typer.Option("--merge", help="Merge blocks otherwise: resolver, viterbi, vote or majority.")
+        str | None, typer.Option("--merge", help="Merge blocks in another way: resolver, viterbi, vote or majority.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write the JSON here.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write JSON to FILE.")] = None,
     format_: Format = "auto",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
@@ -40,13 +40,14 @@ def evaluate(
 ) -> None:
     """Score a model on annotated sentences.
 
-    Scoring is strict: a span counts if start, end and type all agree. A sentence counts only for the types it is
-    annotated for.
+    Scoring is strict: a predicted span is right if start, end and type all match. A sentence counts only for the types
+    it is annotated for.
 
-    If each step has its own block (head addner), `alone` is F1 of a block by itself, and `merging` is the gain or loss
-    from merging the blocks.
+    If each step has its own block (head addner), `alone` is the F1 of a block by itself, and `merging` is the gain or
+    loss from merging the blocks.
 
-    The expected calibration error is the mean difference between a score and the share of spans with it that are right.
+    The expected calibration error is the mean difference between scores and the share of spans with such scores that
+    are right.
     """
     from ner_cl.data.readers import read_sentences
     from ner_cl.model.predict import score_merged_and_nested, score_sentences

@@ -26,26 +26,31 @@ _TEXTS = (
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
     format_: Annotated[
-        str, typer.Option("--format", help="onnx, spacy (a pipeline folder), or hf (a transformers token classifier).")
+        str, typer.Option("--format", help="onnx, spacy (a pipeline folder) or hf (a transformers token classifier).")
     ] = "onnx",
     int8: Annotated[
-        bool, typer.Option("--int8", help="For onnx: weights as 8-bit integers; faster, less exact.")
+        bool, typer.Option("--int8", help="For onnx: store weights as 8-bit integers; faster, less exact.")
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Fail if the exported model finds something else.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Fail if the exported model finds something else; with --int8, if F1 drops too much."
+        ),
+    ] = False,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="DATA", help="Annotated sentences to compare on, for F1 of both.")
+        str | None, typer.Option("--data", metavar="DATA", help="Annotated sentences to compare both on, with F1.")
     ] = None,
-    language: Annotated[str, typer.Option("--language", help="For spacy: the language of its tokenizer.")] = "en",
+    language: Annotated[str, typer.Option("--language", help="For spacy: language of the tokenizer.")] = "en",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
     as_json: Json = False,
 ) -> None:
     """Write a model for ONNX Runtime, spaCy or transformers.
 
-    The output of --format onnx is a model folder that works everywhere except for learning.
+    The output of --format onnx is a model folder that can be used for everything except learning.
     """
     from ner_cl.data.readers import read_sentences
     from ner_cl.integrations.export import FORMATS, export_model

@@ -18,13 +18,13 @@ __all__ = ["info"]
 
 def info(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="A model folder or a run folder.", show_default=False)
+        Path | None, typer.Argument(metavar="[MODEL]", help="Model folder or run folder.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Describe this installation, a model or a run.
 
-    For a model: types by step, F1 after each step, sizes, and what strategies keep. For a run folder: its matrix.
+    For a model: the types of each step, F1 after each step, sizes, and what strategies keep. For a run: its matrix.
     """
     if folder is None:
         values = _installation()

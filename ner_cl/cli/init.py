@@ -12,64 +12,65 @@ from ner_cl.files import replace_file
 __all__ = ["init"]
 
 _TEMPLATE = """\
-# A configuration of ner-cl. Every key but `stream` may be left out: the values here are the defaults.
-#   ner-cl train {path} --dry-run      looks at configuration and data, and writes nothing
-#   ner-cl train {path}                learns all steps, and prints F1 of every type after each
-# Any key can be overridden: --set training.epochs=3, or the environment variable NER_CL__TRAINING__EPOCHS=3.
+# A ner-cl configuration. Only `stream` is required; all other values here are the defaults.
+#   ner-cl train {path} --dry-run      checks configuration and data; writes nothing
+#   ner-cl train {path}                learns all steps; prints F1 of every type after each
+# To override a key: --set training.epochs=3, or the environment variable NER_CL__TRAINING__EPOCHS=3.
 
 seed: 13
 
 encoder:
-  name: minilm-l6          # an alias, a Hugging Face id (bert-base-cased), or a folder
+  name: minilm-l6          # alias, Hugging Face id (bert-base-cased), or folder
 
 head:
-  name: {head: <17}  # extendner: one output layer that grows; addner: one layer a step; spankl: scores of spans
+  name: {head: <17}  # extendner: one growing output layer; addner: one layer per step; spankl: scores spans
 
 {stream}
-strategies:                # how old types are held; `ner-cl info` lists the names
+strategies:                # how old types are preserved; `ner-cl info` lists all strategies
   - {{name: distill, temperature: 2.0, alpha: 1.0, beta: 1.0}}
-  - {{name: frozen_trunk, layers: auto}}   # embeddings and the lowest layers stay as they are
+  - {{name: frozen_trunk, layers: auto}}   # keeps embeddings and the lowest layers fixed
 
 training:
-  epochs: auto             # a step: at most 10, more where sentences are few
-  batch_tokens: 512        # word pieces of a batch, padding included
+  epochs: auto             # per step: at most 10, or more if there are few sentences
+  batch_tokens: 512        # word pieces per batch, padding included
   optimizer: {{name: adamw, lr: 1.5e-4, head_lr: 1.0e-3}}
-  precision: auto          # bf16 where the device computes in it, else fp32
+  precision: auto          # bf16 if the device computes in it, else fp32
   early_stopping: {{patience: 3}}
 
 gate:
-  max_drop: null           # 0.05 stops when F1 of an old type falls by more than 5 points in a step
+  max_drop: null           # 0.05: stop if the F1 of an old type drops by more than 5 points in a step
 
 output: runs/{name}
 """
 
 _OWN_STREAM = """\
-stream:                    # what arrives when
-  # CoNLL columns, JSON lines or spaCy DocBin; looked up under $NER_CL_DATA, beside this file, and here.
+stream:                    # which types and sentences arrive in which step
+  # CoNLL columns, JSON lines or spaCy DocBin.
+  # Looked up under $NER_CL_DATA, then next to this file, then in the working directory.
   corpus:
     train: data/train.jsonl
     dev: data/dev.jsonl
     test: data/test.jsonl
-  # The new types of each step. Instead of it: order: frequency, increment: 1.
+  # The new types of each step. Alternatively, replace `steps` by, for instance, order: frequency and increment: 1.
   steps: [[PERSON], [LOCATION]]
-  # disjoint: each sentence to one step, by chance. greedy: to one step, rare types first.
+  # disjoint: each sentence goes to one step, at random. greedy: to one step, rare types first.
   # overlap: to every step whose types it mentions.
   protocol: disjoint
 """
 
 _PINNED_STREAM = """\
-stream:                    # what arrives when: a pinned stream, any key of which can be overridden here
+stream:                    # a pinned stream; its keys can be overridden here
   file: {file}
 """
 
 
 def init(
-    config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The file to write.")] = Path("ner-cl.yaml"),
-    head: Annotated[str, typer.Option("--head", help="extendner, addner or spankl.")] = "extendner",
+    config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="File to write.")] = Path("ner-cl.yaml"),
+    head: Annotated[str, typer.Option("--head", help="Head of the model: extendner, addner or spankl.")] = "extendner",
     stream: Annotated[
-        str | None, typer.Option("--stream", metavar="NAME", help="A pinned stream, by name or by file.")
+        str | None, typer.Option("--stream", metavar="NAME", help="Pinned stream to use: a name or a file.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a commented configuration to start from."""
     from ner_cl.registry import heads

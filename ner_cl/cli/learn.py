@@ -28,35 +28,35 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 __all__ = ["learn", "publish", "result_to_dict"]
 
 EncoderName: TypeAlias = Annotated[
-    str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder instead.")
+    str | None, typer.Option("--encoder", metavar="NAME", help="Start a new model on this encoder.")
 ]
 Dev: TypeAlias = Annotated[
-    str | None, typer.Option("--dev", metavar="DATA", help="Sentences to select on and to measure old types with.")
+    str | None, typer.Option("--dev", metavar="DATA", help="Sentences for selecting the model and measuring old types.")
 ]
 Replay: TypeAlias = Annotated[
     str | None,
-    typer.Option("--replay", metavar="DATA", help="Sentences annotated for old types, to be trained on again."),
+    typer.Option("--replay", metavar="DATA", help="Sentences annotated for old types to train on again."),
 ]
 Unlabeled: TypeAlias = Annotated[
     str | None,
-    typer.Option("--unlabeled", metavar="TXT", help="Raw text of the domain, a text a line, to hold old types in."),
+    typer.Option("--unlabeled", metavar="TXT", help="Raw in-domain text to preserve old types on, a text per line."),
 ]
 Output: TypeAlias = Annotated[
-    Path | None, typer.Option("--output", metavar="DIR", help="The new model; MODEL-stepN by default.")
+    Path | None, typer.Option("--output", metavar="DIR", help="Folder of the new model; MODEL-stepN by default.")
 ]
 Strategies: TypeAlias = Annotated[
-    str | None, typer.Option("--strategies", metavar="LIST", help="A name, or a list in YAML or JSON.")
+    str | None, typer.Option("--strategies", metavar="LIST", help="Strategies: a name, or a list in YAML or JSON.")
 ]
 
 Isolate: TypeAlias = Annotated[
-    bool, typer.Option("--isolate", help="Leave all that finds old types as it is, and check that to the last bit.")
+    bool, typer.Option("--isolate", help="Change nothing that is used to find old types, and check that bit for bit.")
 ]
 
 
 def learn(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Sentences annotated for the new types.")],
-    types: Annotated[str, typer.Option("--types", metavar="A,B", help="The new types, in order.")],
-    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="The model that learns more.")] = None,
+    types: Annotated[str, typer.Option("--types", metavar="A,B", help="New types, in order.")],
+    model: Annotated[Path | None, typer.Option("--model", metavar="DIR", help="Model folder to start from.")] = None,
     encoder: EncoderName = None,
     head: Annotated[
         str | None,
@@ -70,7 +70,7 @@ def learn(
     settings: Settings = None,
     output: Output = None,
     max_drop: MaxDrop = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 13,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 13,
     format_: Format = "auto",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
@@ -78,8 +78,8 @@ def learn(
 ) -> None:
     """Teach a model new types without the old data.
 
-    Prints F1 of every type before and after. Types that the dev data are not annotated for are measured by agreement
-    with the model before the step.
+    Prints the F1 of every type before and after. Old types without mentions in the annotation of the dev data are
+    measured by agreement with the model before the step.
     """
     from ner_cl.cli.progress import progress
     from ner_cl.config.composition import isolating, parsed_or_none

@@ -28,23 +28,26 @@ __all__ = [
 
 Settings: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as a.b=c; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key, such as a.b=c; may be repeated."),
 ]
 MaxDrop: TypeAlias = Annotated[
     float | None,
-    typer.Option("--max-drop", min=0.0, max=1.0, help="Fail if F1 (0 to 1) of an old type falls by more than this."),
+    typer.Option("--max-drop", min=0.0, max=1.0, help="Fail if F1 (0 to 1) of an old type drops by more than this."),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Types: TypeAlias = Annotated[str | None, typer.Option("--types", metavar="A,B", help="Only these types.")]
+Types: TypeAlias = Annotated[str | None, typer.Option("--types", metavar="A,B", help="Use only these types.")]
 Format: TypeAlias = Annotated[
     str, typer.Option("--format", help="Format of the data: auto, conll, jsonl, docbin or hub.")
 ]
 Alignment: TypeAlias = Annotated[
-    str, typer.Option("--alignment", help="A span that cuts a word: error, or expand it to whole words.")
+    str, typer.Option("--alignment", help="If a span cuts a word: error, or expand it to whole words.")
 ]
 Overlap: TypeAlias = Annotated[
     str,
-    typer.Option("--on-overlap", help="Overlapping spans: error, the longest only, or keep them all (head spankl)."),
+    typer.Option(
+        "--on-overlap",
+        help="If spans overlap: error, keep the longest, or keep all (head spankl; addner across steps).",
+    ),
 ]
 
 

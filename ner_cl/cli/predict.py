@@ -23,28 +23,28 @@ _FORMATS = ("jsonl", "conll", "docbin")
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     source: Annotated[
         str,
         typer.Argument(
-            metavar="[FILE|-]", help="Text, a document a line, or JSON lines with text.", show_default=False
+            metavar="[FILE|-]", help="Text with one document per line, or JSON lines with text.", show_default=False
         ),
     ] = "-",
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write here, not to stdout.")] = None,
-    format_: Annotated[str, typer.Option("--format", help="jsonl, conll or docbin.")] = "jsonl",
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write to FILE, not stdout.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="Output format: jsonl, conll or docbin.")] = "jsonl",
     min_score: Annotated[
-        float, typer.Option("--min-score", min=0.0, max=1.0, help="Leave out entities less probable than this.")
+        float, typer.Option("--min-score", min=0.0, max=1.0, help="Leave out entities whose score is below this.")
     ] = 0.0,
     types: Types = None,
     nested: Annotated[
-        bool, typer.Option("--nested", help="Entities may overlap: of different steps (head addner), or any (spankl).")
+        bool, typer.Option("--nested", help="Let entities overlap: of different steps (head addner), or any (spankl).")
     ] = False,
 ) -> None:
     """Find entities in text.
 
-    Each input line is a document, blank lines included, and gives one output record.
+    Each input line is a document, even if it is blank, and gives one output record.
 
-    JSONL records hold text, spans (start and end in code points, label, score, step), and id and meta of the input.
+    A JSONL record holds text, spans (start and end in code points, label, score, step), and id and meta of the input.
     """
     from ner_cl.model.store import load_model
     from ner_cl.registry import nearest

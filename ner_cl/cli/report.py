@@ -16,23 +16,23 @@ __all__ = ["report"]
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of several seeds.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or folder of several seeds.")],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="The page; RUN/report.html by default.")
+        Path | None, typer.Option("--output", metavar="FILE", help="File of the page; RUN/report.html by default.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="Also write every figure as PNG and SVG.")
+        Path | None, typer.Option("--figures", metavar="DIR", help="Also write every figure here, as PNG and SVG.")
     ] = None,
     no_predict: Annotated[
-        bool, typer.Option("--no-predict", help="Load no model; show what the run kept, and say what is missing.")
+        bool, typer.Option("--no-predict", help="Load no model; show what the run saved, and say what is missing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the results of a run on one self-contained page.
 
-    The page shows F1 of every type over the steps, forgetting and transfer, confused words, lost and made-up mentions,
-    calibration, time and memory, and the exact configuration; for several seeds, means. With --json all values go to
-    stdout, and a page is written only with --output.
+    The page shows the F1 of every type over the steps, forgetting and transfer, confused words, lost and made-up
+    mentions, calibration, time and memory, and the exact configuration; for several seeds, means. With --json all
+    values go to stdout, and a page is written only with --output.
     """
     from ner_cl.report.collect import collect
     from ner_cl.report.figures import draw_all  # fails early if the extra `report` is not installed

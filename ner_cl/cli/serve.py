@@ -15,45 +15,68 @@ __all__ = ["serve"]
 _STATE = ".ner-cl-serve.json"
 _ACCESS = ("local", "open", "token")
 
-Model: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder to begin with.")]
-Host: TypeAlias = Annotated[str, typer.Option("--host", help="Address to listen at.")]
-Port: TypeAlias = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for any that is free.")]
+Model: TypeAlias = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder to start with.")]
+Host: TypeAlias = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+Port: TypeAlias = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for any free one.")]
 Root: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--model-root", metavar="DIR", help="Where models are published from; the folder MODEL is in."),
+    typer.Option("--model-root", metavar="DIR", help="Folder to publish models from; that of MODEL by default."),
 ]
 State: TypeAlias = Annotated[
-    str | None, typer.Option("--state", metavar="FILE|none", help=f"Remembers what is published; DIR/{_STATE}.")
+    str | None,
+    typer.Option(
+        "--state", metavar="FILE|none", help=f"Records the published model; {_STATE} in --model-root by default."
+    ),
 ]
 Tokens: TypeAlias = Annotated[
-    Path | None, typer.Option("--tokens", metavar="FILE", help="Hashed tokens; without any nobody may publish.")
+    Path | None, typer.Option("--tokens", metavar="FILE", help="File of hashed tokens; without it nobody may publish.")
 ]
 Who: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--access", metavar="local|open|token", help="Who needs a token: publishers, or all; local on 127.0.0.1."
+        "--access",
+        metavar="local|open|token",
+        help="Whose queries are answered: local (requests to a local host name), open (all), token (all with a token). "
+        "By default local on 127.0.0.1, else token. Publishing always needs a token.",
     ),
 ]
 Probe: TypeAlias = Annotated[
-    Path | None, typer.Option("--probe", metavar="TXT", help="What models are compared on, a text a line.")
+    Path | None, typer.Option("--probe", metavar="TXT", help="Texts that a new model is compared on, one per line.")
 ]
-Device: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda:0, or auto for a GPU where there is one.")]
-Threads: TypeAlias = Annotated[int | None, typer.Option("--threads", min=1, help="Of a prediction on a CPU.")]
-BatchTokens: TypeAlias = Annotated[int, typer.Option("--batch-tokens", min=16, help="Word pieces computed at once.")]
-WaitMs: TypeAlias = Annotated[float, typer.Option("--wait-ms", min=0, max=1000, help="Most to wait for company.")]
-QueueRequests: TypeAlias = Annotated[int, typer.Option("--queue-requests", min=1, help="Open at once; then 429.")]
-QueueTokens: TypeAlias = Annotated[int, typer.Option("--queue-tokens", min=1, help="Word pieces waiting; then 429.")]
-MaxBytes: TypeAlias = Annotated[int, typer.Option("--max-body-bytes", min=1, help="Of a request.")]
-MaxTexts: TypeAlias = Annotated[int, typer.Option("--max-texts", min=1, help="Of a request.")]
-MaxCharacters: TypeAlias = Annotated[int, typer.Option("--max-characters", min=1, help="Of a text.")]
+Device: TypeAlias = Annotated[str, typer.Option("--device", help="cpu, cuda:0, or auto for a GPU if there is one.")]
+Threads: TypeAlias = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Number of threads for prediction on a CPU.")
+]
+BatchTokens: TypeAlias = Annotated[
+    int, typer.Option("--batch-tokens", min=16, help="Maximum number of word pieces per batch.")
+]
+WaitMs: TypeAlias = Annotated[
+    float, typer.Option("--wait-ms", min=0, max=1000, help="Milliseconds a text may wait for others to join.")
+]
+QueueRequests: TypeAlias = Annotated[
+    int, typer.Option("--queue-requests", min=1, help="Maximum number of open requests; beyond it, 429.")
+]
+QueueTokens: TypeAlias = Annotated[
+    int, typer.Option("--queue-tokens", min=1, help="Maximum number of waiting word pieces; beyond it, 429.")
+]
+MaxBytes: TypeAlias = Annotated[
+    int, typer.Option("--max-body-bytes", min=1, help="Maximum size of a request, in bytes.")
+]
+MaxTexts: TypeAlias = Annotated[int, typer.Option("--max-texts", min=1, help="Maximum number of texts per request.")]
+MaxCharacters: TypeAlias = Annotated[
+    int, typer.Option("--max-characters", min=1, help="Maximum number of characters per text.")
+]
 AnswerSeconds: TypeAlias = Annotated[
-    float, typer.Option("--answer-seconds", min=0.1, max=86400, help="A request that waits longer gets 503.")
+    float, typer.Option("--answer-seconds", min=0.1, max=86400, help="Seconds after which a waiting request gets 503.")
 ]
 DrainSeconds: TypeAlias = Annotated[
-    float, typer.Option("--drain-seconds", min=0, max=3600, help="How long requests are still accepted after SIGTERM.")
+    float,
+    typer.Option(
+        "--drain-seconds", min=0, max=3600, help="Seconds for which requests are still accepted after SIGTERM."
+    ),
 ]
 StopSeconds: TypeAlias = Annotated[
-    float, typer.Option("--stop-seconds", min=0, max=3600, help="How long accepted requests may take after that.")
+    float, typer.Option("--stop-seconds", min=0, max=3600, help="Seconds that accepted requests may take after that.")
 ]
 
 
@@ -81,8 +104,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, with a page at /.
 
-    Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM accepted requests
-    are still answered, and the exit code is 0.
+    Needs the extra serve: pip install "ner-cl[serve]". Logs are JSON lines on stderr. After SIGTERM, requests already
+    accepted are still answered, and the exit code is 0.
     """
     root = model_root if model_root is not None else model.absolute().parent
     protected = _access(access, host, tokens)

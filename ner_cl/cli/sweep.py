@@ -16,19 +16,19 @@ __all__ = ["sweep"]
 
 
 def sweep(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration to start from.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration to start from.")],
     search: Annotated[
         list[str] | None,
         typer.Option(
             "--search",
             metavar="KEY=VALUES",
-            help="low..high, low..high:log or [a, b]; may be repeated. Else the section sweep.search.",
+            help="low..high, low..high:log or [a, b]; may be repeated. Replaces the section sweep.search.",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Only the first so many steps count.")] = None,
-    trials: Annotated[int | None, typer.Option("--trials", help="How many, those of earlier calls included.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Learn only this many first steps.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Number of trials, including earlier ones.")] = None,
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The folder of the sweep.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder of the sweep.")] = None,
     as_json: Json = False,
 ) -> None:
     """Search for the options that best learn and keep the types of the first steps.

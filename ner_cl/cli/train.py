@@ -21,16 +21,16 @@ __all__ = ["train"]
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration; `ner-cl init` writes one.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file; `ner-cl init` writes one.")],
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The run folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Run folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="1,2,3", help="A run for each seed, in OUTPUT/seed-N.")
     ] = None,
     orders: Annotated[
         int | None,
-        typer.Option("--orders", min=1, metavar="N", help="A run for each of N orders of steps, in OUTPUT/order-N."),
+        typer.Option("--orders", min=1, metavar="N", help="A run for each of N step orders, in OUTPUT/order-1, ..."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and describe configuration and data; write nothing.")
@@ -42,7 +42,7 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a stream of steps and show F1 of every type after each."""
+    """Learn a stream of steps and show the F1 of every type after each."""
     from ner_cl.config import load_config
 
     overrides = list(settings or ())

@@ -32,19 +32,19 @@ class StrategyOptions(Options):
 
 
 class HeadOptions(Options):
-    """Which head, how it starts new columns and how it is decoded.
+    """Which head to use, how it initialises new columns and how it is decoded.
 
     Attributes:
         name: `extendner`, `addner` or `spankl`.
-        new_rows: start of a new block: `random` (normal, sd 0.02) or `outside` (the first block's `O` row plus that
-            noise: a word of a new type was `O` so far).
-        continuation: AddNER only. When a valid continuation in one block meets a begin in another, the continuation
-            `wins`, or the two `compare` their probabilities (section 3.3 leaves it open).
-        merge: AddNER only. How blocks are merged: by the paper's `resolver`; by one `viterbi` over all of them, given
-            that at most one names a word; by a `vote`, weighted, over the blocks that know a type; or by `majority` of
-            those, span by span.
-        width: SpanKL only. Size of the two vectors that a word has for each type.
-        max_words: SpanKL only. Words of the longest span that is considered.
+        new_rows: initial weights of a new block: `random` (normal, sd 0.02) or `outside` (the first block's `O` row
+            plus that noise, as words of a new type were `O` so far).
+        continuation: AddNER only. When a valid continuation in one block meets the beginning of a mention in another,
+            the continuation `wins`, or the two `compare` their probabilities (section 3.3 leaves it open).
+        merge: AddNER only. How blocks are merged: by the paper's `resolver`; by one `viterbi` search over all of them,
+            given that at most one names a word; by a weighted `vote` of the blocks that know a type; or by a `majority`
+            of those blocks, span by span.
+        width: SpanKL only. Size of the two vectors that each word has for each type.
+        max_words: SpanKL only. Maximum number of words in a span.
     """
 
     name: str = "extendner"

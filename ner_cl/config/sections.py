@@ -33,12 +33,14 @@ __all__ = [
 
 
 class EncoderOptions(Options):
-    """Which encoder, and how long its windows are.
+    """Which encoder to use, and how long its windows are.
 
     Attributes:
         name: alias (`minilm-l6`), Hugging Face id, or folder.
-        max_pieces: longest row in word pieces, special ones included; longer sentences are read in windows.
-        window_overlap: word pieces that neighbouring windows share; by default 64, or a quarter of a shorter row.
+        max_pieces: maximum length of a window in word pieces, special ones included; longer sentences are read in
+            several windows.
+        window_overlap: number of word pieces that neighbouring windows share; by default 64, but at most a quarter of
+            `max_pieces`.
     """
 
     name: str = "minilm-l6"
@@ -55,12 +57,12 @@ class EncoderOptions(Options):
 
 
 class CorpusOptions(Options):
-    """Where sentences are and how to read them.
+    """The corpus files and how to read them.
 
-    Relative paths are looked up under `$NER_CL_DATA`, then beside the configuration, then in the working directory.
+    Relative paths are looked up under `$NER_CL_DATA`, then next to the configuration, then in the working directory.
 
-    `unlabeled` is raw text of the domain for every step: a text file (`.txt`) with a text a line, or a file like the
-    others, whose annotation is not looked at.
+    `unlabeled` is raw in-domain text that every step may read: a text file (`.txt`) with one text per line, or a file
+    like the others, whose annotation is ignored.
     """
 
     format: str = "auto"
@@ -74,20 +76,23 @@ class CorpusOptions(Options):
 
 
 class StreamOptions(Options):
-    """Which types arrive when.
+    """Which types arrive in which step.
 
     Attributes:
-        file: a pinned stream (a YAML file with the keys of this section), whose values the other keys override.
-        name: what the stream is called in reports.
-        corpus: the sentences.
-        steps: types of each step; or leave it out and give `order` and `increment`.
-        order: `alphabetical`, `frequency` or `random`; used when `steps` is not given.
-        increment: types a step.
-        first: types in step 1, if not `increment`.
-        protocol: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap` (every sentence with a new type).
-        dev: how dev sentences are given to steps: `slice`, `whole`, or `auto` (as the protocol's authors did).
-        seed: draws the slices; the type order too when it is `random`.
-        orders: other published orders of `steps`: give one as `steps` to use it, or take several by `train --orders`.
+        file: a pinned stream: a YAML file with the keys of this section. Other keys given here override it.
+        name: name of the stream in reports.
+        corpus: the corpus files.
+        steps: types of each step. Leave it out to have steps made from `order` and `increment`.
+        order: order of types if `steps` is not given: `alphabetical`, `frequency` (most training mentions first) or
+            `random`.
+        increment: number of types per step if `steps` is not given.
+        first: number of types in step 1 if `steps` is not given; by default `increment`.
+        protocol: how sentences are given to steps: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap`
+            (every sentence that mentions a type of the step).
+        dev: how dev sentences are given to steps: `slice` (divided like the training data), `whole` (all of them to
+            every step), or `auto` (as the protocol's authors did: `whole` for `greedy`, else `slice`).
+        seed: seed of the slices, and of the type order if it is `random`.
+        orders: other published orders of `steps`. To use one, give it as `steps`; `train --orders` runs several.
     """
 
     file: str | None = None
@@ -113,18 +118,18 @@ class StreamOptions(Options):
 
 
 class OptimizerOptions(Options):
-    """The optimizer; a fresh one is made in every step.
+    """The optimizer; every step starts with a new one.
 
     Attributes:
         name: `adamw` or `sgd`.
         lr: peak learning rate of the encoder.
         head_lr: peak learning rate of the head.
-        weight_decay: decoupled for `adamw`; biases and LayerNorm weights are spared.
-        momentum: for `sgd`.
-        warmup: share of the updates over which the rate rises; it then falls linearly to 0.
-        clip: largest gradient norm; 0 turns clipping off.
-        apply_to: whether soft masks and projections of strategies act on the `update` or, as the papers do under `sgd`,
-            on the `gradient`. Adam would divide a mask on the gradient out again, so that is refused.
+        weight_decay: decoupled for `adamw`; biases and normalisation weights are exempt.
+        momentum: momentum of `sgd`.
+        warmup: share of the updates during which the learning rate rises; it then falls linearly to 0.
+        clip: maximum gradient norm; 0 turns clipping off.
+        apply_to: whether soft masks and projections of strategies act on the `update` or, as in the papers, on the
+            `gradient`. The latter needs `sgd` without weight decay and momentum: Adam would divide the mask out again.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -152,15 +157,16 @@ class OptimizerOptions(Options):
 
 
 class EarlyStoppingOptions(Options):
-    """When to stop a step, and which weights to keep.
+    """When to stop training in a step, and which weights to keep.
 
     Attributes:
-        patience: epochs without a better score; 0 trains all epochs. The best weights are restored either way.
-        metric: micro F1 on the dev sentences of the step over the `new` types, or over all `seen` types, where the
-            old types' gold is what the model said before the step (no old annotation is needed).
-        every: epochs from one look at the dev sentences to the next; the last epoch is always looked at. `auto` is 1,
-            or where dev sentences by far outnumber those trained on, as many as it takes for looking to cost no more
-            than training.
+        patience: stop after this many epochs without a better score; 0 trains all epochs. The best weights are restored
+            either way.
+        metric: micro F1 on the step's dev sentences, over the `new` types or over all types `seen` so far. For old
+            types, the predictions of the model before the step serve as gold, so no old annotation is needed.
+        every: number of epochs from one evaluation on the dev sentences to the next; the last epoch is always
+            evaluated. `auto` is 1 or, if dev sentences far outnumber training sentences, large enough for evaluation to
+            cost no more than training.
     """
 
     patience: int = Field(3, ge=0)
@@ -172,17 +178,20 @@ class TrainingOptions(Options):
     """How one step is trained.
 
     Attributes:
-        epochs: passes over the step's sentences, at most. `auto` is 10, or of few sentences as many times 10, with as
-            much more patience, as it takes to make 100 updates: a handful of updates teaches nothing.
-        batch_tokens: word pieces of one batch, padding included.
-        eval_batch_tokens: the same when only predicting.
-        accumulate: batches that make one update.
-        precision: `auto` is bf16 where the device computes in it, else fp32.
-        train_embeddings: train the word-piece embeddings too. They are half the parameters of a small encoder, a
-            step sees few of their rows, and training them costs time and gains nothing measurable.
-        calibrate: at the end of a step, find the temperature under which scores say how often they are right on the
-            dev sentences. Tags do not depend on it.
-        checkpoint_seconds: least time between two checkpoints inside a step; 0 makes one after every update.
+        epochs: maximum number of passes over the step's sentences. `auto` is 10 or, if there are few sentences, the
+            smallest multiple of 10 that makes 100 updates, as a handful of updates teaches nothing; `patience` is
+            raised by the same factor.
+        batch_tokens: word pieces per batch, padding included.
+        eval_batch_tokens: the same for prediction.
+        accumulate: number of batches per update.
+        precision: number format of the encoder: `fp32`, `bf16`, or `auto`, which is bf16 if the device computes in it,
+            else fp32.
+        train_embeddings: train the word-piece embeddings too. They are half the parameters of a small encoder, and a
+            step sees few of their rows; training them takes time and has no measurable benefit.
+        calibrate: at the end of a step, find the temperature at which scores tell how often they are right on the dev
+            sentences. Tags do not depend on it.
+        checkpoint_seconds: minimum number of seconds between two checkpoints within a step; 0 makes one after every
+            update.
     """
 
     epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -198,7 +207,7 @@ class TrainingOptions(Options):
 
 
 class GateOptions(Options):
-    """The forgetting gate: `max_drop` is the largest fall in F1 (0 to 1) that any old type may take in one step."""
+    """The forgetting gate: `max_drop` is the largest drop in F1 (0 to 1) allowed for any old type in one step."""
 
     max_drop: float | None = Field(None, ge=0, le=1)
 
@@ -206,8 +215,8 @@ class GateOptions(Options):
 class Config(Options):
     """A whole run: a stream of steps on one encoder and head, with a list of strategies.
 
-    An empty list of strategies is the default one. `tracker` shows losses and scores in an experiment tracker while the
-    run goes on; it changes nothing else.
+    An empty list of strategies stands for the default one. `tracker` shows losses and scores in an experiment tracker
+    during the run; it changes nothing else.
     """
 
     seed: int = Field(13, ge=0)

@@ -11,9 +11,9 @@ class SweepOptions(Options):
     """What `ner-cl sweep` searches.
 
     Attributes:
-        search: key path → `low..high`, `low..high:log` or a list of values.
-        steps: only the first so many steps of the stream count.
-        trials: how many sets of values are tried.
+        search: what to try for each key path: `low..high`, `low..high:log` or a list of values.
+        steps: number of steps, from the first, that every trial learns.
+        trials: number of sets of values to try.
     """
 
     search: dict[str, str | list[bool | int | float | str | None]] = Field(default_factory=dict)

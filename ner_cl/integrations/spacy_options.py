@@ -12,21 +12,21 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class ComponentOptions(Options):
-    """The settings of the component, in the pipeline's `config.cfg`.
+    """Settings of the component in the pipeline's `config.cfg`.
 
     Attributes:
-        model: a model folder, looked at when the first document comes; None where the pipeline folder holds it.
-        types: only these types; all by default.
-        min_score: entities below this probability are left out.
-        thresholds: the same by type, in place of `min_score`.
-        overwrite_ents: whether entities found here take the place of those in `doc.ents` that they overlap; else
-            those stay and the ones found here give way.
-        spans_key: key of `doc.spans` for everything that was found; None for none.
-        nested: whether `doc.spans` holds what is found where nothing competes, so that spans may overlap: those of
-            different steps (head addner), or any (spankl); `doc.ents` never overlap.
-        precision: number format of the encoder; `auto` is bf16 where the processor computes in it.
-        device: such as `cpu` or `cuda:0`; `auto` is a GPU where there is one.
-        batch_tokens: word pieces of one batch, padding included; None for what suits the device.
+        model: model folder, first read when the first document arrives; None if the pipeline folder holds the model.
+        types: find only these types; all by default.
+        min_score: leave out entities whose probability is below this.
+        thresholds: the same by type; overrides `min_score`.
+        overwrite_ents: whether entities found here replace those in `doc.ents` that they overlap; otherwise those stay,
+            and the ones found here are left out.
+        spans_key: key in `doc.spans` for everything that was found; None for none.
+        nested: whether `doc.spans` holds what is found where entities do not compete, so that spans may overlap: those
+            of different steps (head addner), or any (spankl); `doc.ents` never overlap.
+        precision: number format of the encoder; `auto` is bf16 if the processor computes in it, else fp32.
+        device: such as `cpu` or `cuda:0`; `auto` is a GPU if there is one.
+        batch_tokens: word pieces per batch, padding included; None for a size that suits the device.
     """
 
     model: str | None = None

@@ -17,8 +17,8 @@ class AgemOptions(ReferenceOptions):
     """Which sentences are kept, and how many of them each update is compared with.
 
     Attributes:
-        draw: remembered sentences an update, as many of each earlier step; by default as many as make one training
-            batch (`training.batch_tokens`).
+        draw: number of remembered sentences per update, the same number from each earlier step; by default as many as
+            fill a training batch (`training.batch_tokens`).
     """
 
     name: Literal["agem"] = "agem"

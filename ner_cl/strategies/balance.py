@@ -17,12 +17,11 @@ class BalanceOptions(StrategyOptions):
 
     Attributes:
         strength: weight of the terms in which the student imitates the teacher.
-        balance: `root` multiplies it by √((C_old - 1) / (C_new - C_old)), C being columns of the head before and after
-            the step; `none` does not.
-        reduction: `mean_each` gives each term the scale of a mean over the words that pay it, which are counted over
-            the whole step, so that it does not depend on what else is in a batch; `sum_then_mean` is one mean over all
-            words.
-        freeze_old_rows: the rows of `O` and of old types do not change after their own step, as in the authors' code.
+        balance: `root` multiplies that weight by √((C_old - 1) / (C_new - C_old)), where C_old and C_new are the
+            numbers of columns of the head before and after the step; `none` does not.
+        reduction: `mean_each` gives each term the scale of a mean over the words that contribute to it, counted over
+            the whole step so that the rest of a batch does not matter; `sum_then_mean` takes one mean over all words.
+        freeze_old_rows: keep the rows of `O` and of old types fixed after their own step, as in the authors' code.
     """
 
     strength: float = Field(2.0, ge=0)

@@ -22,13 +22,14 @@ _ROUNDS = 8  # halvings of the interval, to less than a hundredth of it
 
 
 class BiasCorrectionOptions(StrategyOptions):
-    """How far old types are lifted, and how much evidence that takes.
+    """How far the logits of old types are raised, and how much evidence that takes.
 
     Attributes:
-        strength: share of the measured lift that is made (τ); 0 leaves the logits alone.
-        evidence: mentions that the assumption "old types are found as often as before" counts as.
-        most: largest lift that is looked for.
-        sentences: dev sentences it is measured on, at most.
+        strength: share of the measured lift that is applied (τ); 0 leaves the logits unchanged.
+        evidence: k: the lift aims at the share m / (m + k) of the missing mentions, m being the number found before the
+            step. A larger k demands more evidence.
+        most: largest lift that is tried.
+        sentences: maximum number of dev sentences used for the measurement.
     """
 
     name: Literal["bias_correction"] = "bias_correction"

@@ -33,15 +33,16 @@ class CfnerOptions(BalanceOptions):
     """How many neighbours count, and how the teacher's answers are used.
 
     Attributes:
-        neighbours: words whose mean has as much say as the word itself; 0 for none.
-        candidates: only so many words of a kind, the first of the step, are anybody's neighbours; 0 for all.
-        columns: what the neighbours of a word labelled `O` speak of: `all` columns, or the `old` ones alone, over which
-            their probabilities then sum to 1, as in the authors' code. There new columns can take a word from its old
-            type: its neighbours pay for it, and no gradient is left.
-        sharpen: of a word labelled `O` that the teacher finds an old type in, its best answer alone is imitated.
-        curriculum: such words are treated so, and have neighbours, only where the student itself is as sure of an old
-            tag as a threshold says, which falls from 0.9 in the first epoch to 0 in the last one planned; until then
-            they are imitated as other words are.
+        neighbours: number of neighbours of a word; the mean of their probabilities counts as much as the word's own. 0
+            for none.
+        candidates: only this many words of each kind, the first in the step, can be neighbours; 0 for all.
+        columns: columns in which the neighbours of a word labelled `O` contribute probabilities: `all`, or only the
+            `old` ones, over which they then sum to 1, as in the authors' code. With `old`, new columns can take a word
+            from its old type: its neighbours supply the probability, and no gradient is left.
+        sharpen: for a word labelled `O` in which the teacher finds an old type, imitate only the teacher's best tag.
+        curriculum: treat such a word in this way, and use its neighbours, only where the student's highest probability
+            among the old columns, `O` included, reaches a threshold, which falls from 0.9 in the first epoch to 0 in
+            the last planned one; until then the word is imitated like others.
     """
 
     name: Literal["cfner"] = "cfner"

@@ -32,12 +32,14 @@ class CpfdOptions(BalanceOptions):
     """Which of the teacher's answers are believed, and what the student imitates.
 
     Attributes:
-        floor: least threshold, in nats, below which the entropy of the teacher's answer for a word labelled `O` must be
-            for that answer to be its label; the threshold is else the median of the words with the same answer.
-        least_share: least factor on the cross entropy of a sentence, which is else the share of its words labelled `O`
-            whose answer is believed: with 0, a sentence of which nothing is believed teaches no new type either.
-        type_balance: more weight for words pseudo-labelled with old types where a sentence has many of them.
-        attention: weight of the distance of attention maps, beside the divergence of logits; 0 for none.
+        floor: lower bound, in nats, of the entropy threshold, which is otherwise the median over the words with the
+            same answer. The teacher's answer for a word labelled `O` becomes its label if the entropy of the answer is
+            below the threshold.
+        least_share: lower bound of the factor on a sentence's cross entropy, which is otherwise the share of its words
+            labelled `O` whose answer is believed. With 0, a sentence in which nothing is believed does not teach new
+            types either.
+        type_balance: give words pseudo-labelled with old types more weight in sentences that have many of them.
+        attention: weight of the distance between attention maps, besides the divergence of logits; 0 for none.
     """
 
     name: Literal["cpfd"] = "cpfd"

@@ -26,18 +26,19 @@ __all__ = ["Das", "DasOptions", "contrast_loss", "proxy_loss"]
 
 
 class DasOptions(StrategyOptions):
-    """What importance is measured on, which units it protects, and options of the contrastive term.
+    """What importance is measured on, which units it protects, and options of the contrastive term and of pre-training.
 
     Attributes:
-        general_sentences: sentences of the first step on which general, pre-trained knowledge is probed before anything
-            is learned, drawn at random; 0 protects only what was learned in steps.
-        sentences: sentences of a step on which its importance is measured, drawn at random; 0 takes all.
-        families: which units are protected: attention `heads`, `intermediate` and `output` units of feed-forward nets.
-        contrast: weight of the contrastive term; 0 for none. It costs three more forward passes with gradients.
-        temperature: of the contrastive term.
-        pretrain_epochs: passes of masked language modelling over the raw text of the step, and over the unlabeled text
-            given for it, before the step is learned: the method as published. 0 for none.
-        pretrain_lr: learning rate of it, falling linearly to 0.
+        general_sentences: number of sentences of the first step, drawn at random, used to probe general, pre-trained
+            knowledge before anything is learned; 0 protects only what was learned in steps.
+        sentences: number of sentences of a step, drawn at random, on which its importance is measured; 0 takes all.
+        families: which units are protected: attention `heads`, and `intermediate` and `output` units of feed-forward
+            nets.
+        contrast: weight of the contrastive term, which costs three more forward passes with gradients; 0 for none.
+        temperature: temperature of the contrastive term.
+        pretrain_epochs: passes of masked language modelling before the step is learned, over the step's own text and
+            the unlabeled text given for it, as in the published method; 0 for none.
+        pretrain_lr: learning rate of these passes, falling linearly to 0.
     """
 
     name: Literal["das"] = "das"

@@ -23,14 +23,13 @@ __all__ = ["Distill", "DistillStrategyOptions"]
 
 
 class DistillStrategyOptions(StrategyOptions, DistillOptions):
-    """Options of the loss, how the teacher is run, and which raw text it labels besides the step's sentences.
+    """Options of the loss, how the teacher is run, and how much raw text it labels besides the step's sentences.
 
     Attributes:
-        cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
-            beside the student in every update, which costs time and gives the same targets.
-        unlabeled: share of the rows of a batch that are raw text of the domain, where a step comes with some; 0 leaves
-            it unread.
-        unlabeled_sentences: of the raw text, at most so many sentences are looked at in a step, drawn at random.
+        cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
+            in every update, which takes longer and gives the same targets.
+        unlabeled: share of the rows of a batch that are raw in-domain text, if the step has any; 0 ignores such text.
+        unlabeled_sentences: maximum number of sentences of raw text used in a step, drawn at random.
     """
 
     name: Literal["distill"] = "distill"

@@ -22,12 +22,13 @@ class EwcOptions(StrategyOptions):
     """How strong the pull is, and how the Fisher information is measured.
 
     Attributes:
-        strength: weight of the penalty (λ in `λ/2 · Σ F (θ - θ*)²`); 0 turns it off. For most weights the Fisher
-            information of a sentence is tiny, so useful values are large.
-        decay: what the Fisher information of earlier steps is multiplied by at the end of each step (γ).
-        fisher: whose labels the gradients are of: `sample` draws them from the model (the Fisher information), `gold`
-            takes the annotation (the empirical Fisher), where `O` says nothing of types that were not annotated.
-        samples: sentences of the step it is measured on.
+        strength: weight of the penalty (λ in `λ/2 · Σ F (θ - θ*)²`); 0 turns it off. The Fisher information of a
+            sentence is tiny for most weights, so useful values are large.
+        decay: factor on the Fisher information of earlier steps at the end of each step (γ).
+        fisher: which labels the gradients are taken for: `sample` draws them from the model (the Fisher information);
+            `gold` uses the annotation (the empirical Fisher), where `O` says nothing about types that were not
+            annotated.
+        samples: number of sentences of the step used for the measurement, drawn at random.
     """
 
     name: Literal["ewc"] = "ewc"

@@ -24,7 +24,7 @@ class FrozenOptions(StrategyOptions):
     """How long step 1 trains the encoder.
 
     Attributes:
-        warmup_epochs: epochs of step 1 in which the encoder is trained; afterwards it never changes.
+        warmup_epochs: number of epochs of step 1 in which the encoder is trained; afterwards it never changes.
     """
 
     name: Literal["frozen"] = "frozen"

@@ -20,12 +20,12 @@ class FrozenTrunkOptions(StrategyOptions):
     """How much of the encoder continues to learn.
 
     Attributes:
-        layers: top layers that are trained; `auto` is five sixths of them, rounded up, and 0 trains the whole encoder,
-            as without the strategy.
-        since: the first step in which no other layers are trained: 1 leaves those as they are pre-trained, 2 as step 1
-            made them.
-        cache: run the frozen part over the step's sentences once and keep what it gives; without it, it runs in every
-            update, which takes longer and gives the same up to rounding.
+        layers: number of top layers that are trained; `auto` is five sixths of all layers, rounded up, and 0 trains the
+            whole encoder, as without the strategy.
+        since: the first step that trains only these layers: with 1 the others stay as pre-trained, with 2 as step 1
+            left them.
+        cache: run the frozen part once over the step's sentences and keep its outputs; `false` runs it in every update,
+            which takes longer and gives the same result up to rounding.
     """
 
     name: Literal["frozen_trunk"] = "frozen_trunk"

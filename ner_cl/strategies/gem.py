@@ -14,15 +14,15 @@ __all__ = ["Gem", "GemOptions"]
 
 
 class GemOptions(ReferenceOptions):
-    """Which sentences are kept, how many of them each update is compared with, and how strongly.
+    """Which sentences are kept, how many of them each update is compared with, and how strongly they count.
 
     Attributes:
-        draw: remembered sentences of each earlier step an update; by default as many as make one training batch
-            (`training.batch_tokens`).
-        margin: least weight of every step's gradient in an update, the gradient of the new sentences having weight 1,
-            once any of them is opposed (the paper's memory strength γ).
-        ridge: added to the squared length of every step's gradient when weights are sought (the published code's ε);
-            keeps weights small where gradients are.
+        draw: number of remembered sentences per update from each earlier step; by default as many as fill a training
+            batch (`training.batch_tokens`).
+        margin: minimum weight of every earlier step's gradient in an update that opposes any of them (the paper's
+            memory strength γ); the gradient of the new sentences has weight 1.
+        ridge: added to the squared length of every step's gradient when weights are computed (the published code's ε);
+            keeps weights small where gradients are small.
     """
 
     name: Literal["gem"] = "gem"

@@ -22,15 +22,15 @@ class GpmOptions(StrategyOptions):
     """How much of the inputs of old steps is protected, and how much text the bases are computed from.
 
     Attributes:
-        threshold: share of the inputs' energy that the basis of a layer explains after step 1, in [0, 1]; 0 turns the
+        threshold: share of the inputs' energy that a layer's basis explains after step 1, in [0, 1]; 0 turns the
             strategy off.
-        increase: added to the share in every later step; the share never passes 1.
-        samples: sentences of the step whose inputs are looked at, drawn at random.
-        positions: of their word pieces, at most so many.
-        wide: what becomes, after step 1, of weights with more inputs than the encoder is wide, which are the second
-            halves of its feed-forward blocks: `project` them as all others, as in the paper, or `freeze` them. Their
-            projection takes longer than that of all others together.
-        heads: protect old head blocks too: what they make of word vectors, and their biases.
+        increase: added to that share in every later step; the share never exceeds 1.
+        samples: number of sentences of the step whose inputs are used, drawn at random.
+        positions: maximum number of word pieces taken from them.
+        wide: what happens after step 1 to weights with more inputs than the encoder is wide (the second halves of its
+            feed-forward blocks): `project` them like all others, as in the paper, or `freeze` them. Projecting them
+            takes longer than projecting all others together.
+        heads: protect old head blocks too: their outputs for word vectors, and their biases.
     """
 
     name: Literal["gpm"] = "gpm"

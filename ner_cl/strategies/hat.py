@@ -26,9 +26,9 @@ class HatStrategyOptions(StrategyOptions, HatOptions):
     """Which units have gates, and how the gates are learned.
 
     Attributes:
-        strength: weight of the term that asks a step to use few units that no earlier one uses.
-        s_max: how hard gates are at the end of each epoch.
-        clamp: how far from 0 the embedding of a gate may go.
+        strength: weight of the loss term that makes a step use few units that no earlier step uses.
+        s_max: how hard gates are at the end of each epoch; larger is harder.
+        clamp: maximum distance of a gate's embedding from 0.
         gate_lr: peak learning rate of the embeddings, under plain gradient descent.
     """
 

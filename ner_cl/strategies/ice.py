@@ -27,11 +27,11 @@ class IceOptions(StrategyOptions):
     """What a new classifier competes with, and how long step 1 trains the encoder.
 
     Attributes:
-        outside: the logit of `O` (δ), the same for every word; step 1 sets it for good.
-        previous_logits: new columns compete with the frozen columns of old types too (ICE-PL&O in the paper); without
-            it, with `O` alone (ICE-O).
-        warmup_epochs: epochs of step 1 in which the encoder is trained; afterwards it never changes. 0, as in the
-            paper, takes the pre-trained encoder as it is.
+        outside: the logit of `O` (δ), the same for every word; set in step 1 and kept by later steps.
+        previous_logits: let new columns compete with the frozen columns of old types too (ICE-PL&O in the paper);
+            otherwise they compete with `O` alone (ICE-O).
+        warmup_epochs: number of epochs of step 1 in which the encoder is trained; afterwards it never changes. 0, as in
+            the paper, uses the encoder as pre-trained.
     """
 
     name: Literal["ice"] = "ice"

@@ -25,18 +25,20 @@ __all__ = ["Is3", "Is3Options", "hold_back_old_columns"]
 
 
 class Is3Options(StrategyOptions):
-    """Weights of the terms, and how much gold labels of new types may change the columns of old ones.
+    """Weights of the terms, and how strongly gold labels of new types may change the columns of old ones.
 
     Attributes:
-        distillation: weight of the KL to the teacher on words labelled `O`.
-        old_gradient: factor on the gradient of the cross entropy in the columns of old types; 1 leaves it as it is.
+        distillation: weight of the KL term, on words labelled `O`.
+        old_gradient: factor on the gradient of the cross entropy in the columns of old types; 1 leaves it unchanged.
         prototypes: weight of the cross entropy on prototypes of old tags; 0 for none.
-        prototype_length: prototypes are mean directions of word vectors; they are given the mean length of the word
-            vectors of their tag (`words`), or stay as they are, at most 1 long (`unit`), as in the authors' code.
-        reduction: `sum_then_mean` divides cross entropy and KL by the number of all words; `mean_each` divides each by
-            that of its own words, as in the paper, but counted over the whole step, so that batches do not matter.
-        cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
-            beside the student in every update, which costs time and gives the same targets.
+        prototype_length: length of prototypes, which are mean directions of word vectors: `words` gives them the mean
+            length of the word vectors of their tag; `unit` leaves them as they are, at most 1 long, as in the authors'
+            code.
+        reduction: `sum_then_mean` divides both cross entropy and KL by the number of all words; `mean_each` divides
+            each by the number of its own words, as in the paper, but counted over the whole step, so that batches do
+            not matter.
+        cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
+            in every update, which takes longer and gives the same targets.
     """
 
     name: Literal["is3"] = "is3"

@@ -21,8 +21,8 @@ class JointOptions(StrategyOptions):
     """Which steps of the upper bound are trained.
 
     Attributes:
-        last_only: train only the last step, where the bound is all data with all types; earlier rows of the matrix are
-            then null. A run then costs one training instead of one a step.
+        last_only: train only the last step, on all data with all types; earlier rows of the matrix are then null. A run
+            then trains once, not once per step.
     """
 
     name: Literal["joint"] = "joint"

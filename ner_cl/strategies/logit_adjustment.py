@@ -20,10 +20,13 @@ class LogitAdjustmentOptions(StrategyOptions):
     """How far logits are adjusted, and how much evidence that takes.
 
     Attributes:
-        strength: share of the logarithm that is added (τ); 0 leaves the logits alone, 1 is the whole correction.
-        evidence: mentions that the assumption "as often as training sentences" counts as.
-        prior: how often a new type is met is told by `dev` sentences; or it is taken to be as much rarer elsewhere, as
-            `old_types` are in the step's sentences than in those that taught them.
+        strength: share of the log ratio that is added (τ); 0 leaves the logits unchanged, 1 applies the whole
+            correction.
+        evidence: number of pseudo-mentions (k) that say "as often as in training", so that a few mentions change
+            little.
+        prior: what tells how often a new type occurs: `dev` sentences; or `old_types`, on the assumption that the type
+            is rarer elsewhere by the same factor as old types are rarer in the step's sentences than in those that
+            taught them.
     """
 
     name: Literal["logit_adjustment"] = "logit_adjustment"

@@ -23,11 +23,11 @@ class LwfOptions(StrategyOptions):
 
     Attributes:
         strength: weight of the distillation term (λ); 0 is plain fine-tuning.
-        temperature: divides both logits inside the KL term.
-        scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature. The
+        temperature: divides the logits of both teacher and student in the KL term.
+        scale: multiply the KL term by temperature², so that its gradient does not shrink as the temperature rises. The
             paper has no such factor.
-        cache: ask the teacher once about every word of the step and keep the answers; without it, the teacher runs
-            beside the student in every update, which costs time and gives the same targets.
+        cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
+            in every update, which takes longer and gives the same targets.
     """
 
     name: Literal["lwf"] = "lwf"

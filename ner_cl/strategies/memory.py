@@ -22,13 +22,14 @@ class MemoryOptions(Options):
     """How many sentences of each step are kept, and which.
 
     Attributes:
-        budget: how many, in the unit that `unit` says.
-        unit: `step`, so many sentences a step; `step_fraction`, that share of a step's sentences; `new_fraction`, of
-            every step at most that share of the newest step's sentences; `total`, so many sentences shared evenly by
-            all steps; `type`, sentences with so many mentions of each type. `auto` is `step_fraction` for a budget
-            below 1, else `step`; 1.0 could be either and is refused. A share is rounded, but never to nothing.
-        selection: `random`; `reservoir`, the same distribution drawn in one pass; `balanced`, each time the sentence
-            that most raises the count of the type that is rarest so far; `herding`, the sentences whose mean word
+        budget: how much is kept, in the unit given by `unit`.
+        unit: `step`: this many sentences per step; `step_fraction`: this share of a step's sentences; `new_fraction`:
+            of every step at most this share of the newest step's number of sentences; `total`: this many sentences,
+            shared evenly by all steps; `type`: sentences with this many mentions of each type. `auto` is
+            `step_fraction` for a budget below 1, else `step`; 1.0 could mean either and is refused. A share is rounded,
+            but never to 0 sentences.
+        selection: `random`; `reservoir`: the same distribution, drawn in one pass; `balanced`: each time the sentence
+            that most raises the count of the type that is rarest so far; `herding`: the sentences whose mean word
             vectors come nearest to the mean of each type (iCaRL).
     """
 

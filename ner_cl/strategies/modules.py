@@ -28,12 +28,13 @@ class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
     """What a module consists of, and which encoder it is built on.
 
     Attributes:
-        trunk: `learned` trains the encoder in step 1, whose block reads it directly, and freezes it then; `pretrained`
-            never trains it, and step 1 has a module like all others. A model that has learned steps already keeps the
-            encoder it has.
-        cache: run the frozen encoder over the step's sentences once and keep what it gives the modules; without it, it
-            runs in every update, which takes longer and gives the same up to rounding.
-        fusion_epochs: with `join: fusion`, epochs in which attention over the adapters is learned, after the adapter.
+        trunk: `learned` trains the encoder in step 1, whose block reads it directly, then freezes it; `pretrained`
+            never trains it, and step 1 gets a module like all other steps. A model that has already learned steps keeps
+            its encoder.
+        cache: run the frozen encoder once over the step's sentences and keep the outputs that modules read; `false`
+            runs it in every update, which takes longer and gives the same result up to rounding.
+        fusion_epochs: for `join: fusion`: number of epochs in which attention over the adapters is learned, after the
+            adapter.
     """
 
     name: Literal["modules"] = "modules"

@@ -23,19 +23,21 @@ class NclOptions(StrategyOptions):
     """The prior, the trust region and the learning rates.
 
     Attributes:
-        lr: step size γ of the encoder; the schedule of `training` scales it, its optimizer's own rates do not count.
-        head_lr: the same of the head.
-        momentum: of the steps.
-        layers: how many of the encoder's last layers learn after step 1. The rest is frozen then.
-        data_size: N, words that a step's information counts for: the prior before step 1 is the identity over N. Larger
-            holds old types tighter.
+        lr: step size γ of the encoder, scaled by the schedule of `training`; the learning rates of its optimizer do not
+            count.
+        head_lr: the same for the head.
+        momentum: momentum of these updates.
+        layers: number of last layers of the encoder that learn after step 1; the rest is then frozen.
+        data_size: N, the number of words that a step's information counts for; the prior before step 1 is the identity
+            over N. A larger value holds old types more tightly.
         prior: λ, weight of the pull towards the weights before the step.
-        damping: α, added to each factor before it is inverted. The prior keeps them invertible without.
-        radius: longest update in the metric of the precision; 0 for no bound but the rate.
-        samples: sentences of the step that its Fisher information is measured on, drawn at random.
+        damping: α, added to each factor before it is inverted; not needed for inversion, which the prior makes
+            possible.
+        radius: maximum length of an update in the metric of the precision; with 0 only the learning rate limits it.
+        samples: number of sentences of the step, drawn at random, on which its Fisher information is measured.
         kronecker_sum: how the information of two steps is added: `additive` or `nearest`.
-        first_step: who trains step 1, where there is nothing to hold yet: the `optimizer` of `training`, as under any
-            other strategy, or `ncl` as in the paper (those layers that learn later too; the rest by the optimizer).
+        first_step: what trains step 1, where there is nothing to hold yet: the `optimizer` of `training`, as under any
+            other strategy, or `ncl`, as in the paper (the optimizer still trains what does not learn later).
     """
 
     name: Literal["ncl"] = "ncl"

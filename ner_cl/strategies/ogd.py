@@ -25,11 +25,12 @@ class OgdOptions(StrategyOptions):
     """How many directions are stored, and over which parameters.
 
     Attributes:
-        per_step: sentences with mentions whose gradients are stored after a step, drawn at random; a direction each.
-            0 turns the strategy off.
-        scope: the parameters that directions are stored of: `head_and_last`, the head's blocks and the last layers of
-            the encoder; `last`, those layers alone; `encoder`, all of the encoder that is trained.
-        last: how many layers, counted from the end, `head_and_last` and `last` mean.
+        per_step: number of sentences with mentions, drawn at random, whose gradients are stored after a step, one
+            direction each; 0 turns the strategy off.
+        scope: parameters that directions cover: `head_and_last`, the head's blocks and the last layers of the encoder;
+            `last`, those layers alone; `encoder`, everything that is trained in the encoder except its input
+            embeddings, whose gradients would reveal the sentence.
+        last: number of layers, counted from the end, that `head_and_last` and `last` cover.
     """
 
     name: Literal["ogd"] = "ogd"

@@ -22,12 +22,13 @@ __all__ = ["PackNetStrategy", "PackNetStrategyOptions"]
 
 
 class PackNetStrategyOptions(StrategyOptions, PackNetOptions):
-    """Which weights are allocated to steps, and how many of them a step leaves to later ones.
+    """Which weights are shared out among steps, and how many of them a step leaves to later ones.
 
     Attributes:
-        prune_first: share of its weights that step 1 frees; 0 leaves nothing to learn a later step with.
+        prune_first: share of its weights that step 1 frees; 0 leaves no weights for later steps to learn with.
         prune: share of its weights that each later step frees.
-        retrain_epochs: passes over the step's sentences, at most, with what is left after pruning.
+        retrain_epochs: maximum number of passes over the step's sentences, after pruning, with the weights that are
+            left.
     """
 
     name: Literal["packnet"] = "packnet"

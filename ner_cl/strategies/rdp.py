@@ -31,14 +31,14 @@ class RdpOptions(StrategyOptions):
     """Weights of the terms other than cross entropy, and how pseudo-labels are made.
 
     Attributes:
-        distillation: weight of the KL to the teacher on words labelled `O`.
-        soft_labels: weight of the cross entropy to soft labels, on all words.
+        distillation: weight of the KL term, on words labelled `O`.
+        soft_labels: weight of the cross entropy with soft labels, on all words.
         entropy: weight of the student's own entropy, on all words.
-        prototypes: correct the teacher's pseudo-labels by how near a word is to the mean vector of each tag; without
-            it, they are what the teacher finds likeliest.
-        duplets: learn every sentence once more without the words of new types (TBCL).
-        consistency: with `duplets`: weight of the squared distance between what the student says of a word of an old
-            type in the whole and in the erased sentence.
+        prototypes: correct the teacher's pseudo-labels by how near a word is to the mean vector of each tag; `false`
+            takes the tag that the teacher finds most likely.
+        duplets: learn every sentence a second time without the words of new types (TBCL).
+        consistency: with `duplets`: weight of the squared distance between the student's outputs for a word of an old
+            type in the whole sentence and in the erased one.
     """
 
     name: Literal["rdp"] = "rdp"

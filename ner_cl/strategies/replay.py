@@ -41,20 +41,20 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
     """What is remembered (see `MemoryOptions`), how it is mixed in, and how missing annotation is handled.
 
     Attributes:
-        mixing: `concatenate`, remembered and new sentences shuffled together, a mean over the words of both (CT0);
-            `batch_ratio`, the same mean, but a share `ratio` of the rows of every batch is remembered; `loss`, batches
-            as in `batch_ratio`, the loss being a mean over the new words plus `weight` times one over the remembered
-            words (ER); `der`, `alpha` times the squared distance to the logits of the end of the sentence's own step,
-            plus `beta` times cross entropy, in place of the second mean (DER++).
-        labels: `own`, a remembered sentence says nothing of types that its step did not annotate; `relabel`, the model
-            before the step adds the other old types where gold leaves room; `naive`, `O` denies every type: wrong, and
-            here to show what it does.
-        rehearsal: `concatenate` only: in every epoch, so many sentences of each earlier step, drawn with replacement
-            (CT0); by default every remembered sentence once.
-        ratio: remembered rows among the rows of a batch; in (0, 1).
-        weight: of the loss on remembered rows; not under `der`. 0 trains as if nothing was remembered.
-        alpha: `der`: weight of the squared distance.
-        beta: `der`: weight of the cross entropy.
+        mixing: `concatenate`: remembered and new sentences shuffled together, with one mean over the words of both
+            (CT0); `batch_ratio`: the same mean, but a share `ratio` of the rows of every batch is remembered; `loss`:
+            batches as in `batch_ratio`, with a mean over the new words plus `weight` times a mean over the remembered
+            words (ER); `der`: as `loss`, but the second mean is replaced by `alpha` times the squared distance from the
+            logits at the end of the sentence's own step, plus `beta` times cross entropy (DER++).
+        labels: `own`: a remembered sentence says nothing about types that its step did not annotate; `relabel`: the
+            model before the step adds the other old types where gold leaves room; `naive`: `O` denies every type, which
+            is wrong and here for comparison only.
+        rehearsal: `concatenate` only: number of sentences of each earlier step per epoch, drawn with replacement (CT0);
+            by default every remembered sentence once.
+        ratio: share of remembered rows in a batch; in (0, 1).
+        weight: weight of the loss on remembered rows; not for `der`. 0 trains as if nothing were remembered.
+        alpha: for `der`: weight of the squared distance.
+        beta: for `der`: weight of the cross entropy.
     """
 
     name: Literal["replay"] = "replay"

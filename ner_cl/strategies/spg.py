@@ -19,14 +19,14 @@ class SpgOptions(StrategyOptions):
     """How importance is measured, and what it holds back. There is no strength, as importance is a share in [0, 1].
 
     Attributes:
-        cross_head: measure what earlier steps need through their blocks too, without labels: by the sum of a block's
+        cross_head: also measure what earlier steps need through their blocks, without labels: by the sum of a block's
             logits. Otherwise only the step's own loss counts.
-        old_blocks: columns of earlier steps are held back by the mean importance of the encoder (`gate`), kept as they
-            are (`freeze`), or left `free`.
-        head_factor_on_new: hold the new block back like the old ones, as the authors' code does; it about halves the
+        old_blocks: what happens to columns of earlier steps: held back by the mean importance of the encoder (`gate`),
+            kept as they are (`freeze`), or left `free`.
+        head_factor_on_new: hold the new block back like the old ones, as in the authors' code; this about halves the
             new block's learning rate.
-        dropout: measure with dropout on, as the authors' code does.
-        sentences: measure on at most so many sentences, drawn at random; 0 takes all of the step.
+        dropout: keep dropout on while measuring, as in the authors' code.
+        sentences: maximum number of sentences to measure on, drawn at random; 0 takes all of the step.
     """
 
     name: Literal["spg"] = "spg"

@@ -15,11 +15,11 @@ __all__ = ["WeightAverage", "WeightAverageOptions"]
 
 
 class WeightAverageOptions(StrategyOptions):
-    """How much the old weights count, and in which parameters.
+    """How much the old weights count, and for which parameters.
 
     Attributes:
-        old_share: share of the weights before the step (λ), 0 to 1: 0 keeps the new ones, 1 the old ones.
-        parts: `all` averages every parameter that existed before the step, `encoder` leaves the head as trained.
+        old_share: share of the weights before the step (λ), 0 to 1: 0 keeps the new weights, 1 restores the old ones.
+        parts: `all` averages every parameter that existed before the step; `encoder` leaves the head as trained.
     """
 
     name: Literal["weight_average"] = "weight_average"

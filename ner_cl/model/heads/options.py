@@ -13,13 +13,13 @@ class DistillOptions(Options):
     """Weights and form of the distillation loss (Monaikul et al. 2021, section 3).
 
     Attributes:
-        temperature: divides both logits inside the KL term.
+        temperature: divides the logits of both teacher and student in the KL term.
         alpha: weight of the KL term.
         beta: weight of the cross entropy.
-        form: `full` normalises the student over all columns, `sub` over the teacher's columns only.
-        reduction: `sum_then_mean` is one mean over all words of what each word costs; `mean_each` averages KL and
-            cross entropy over their own words first.
-        scale: multiply the KL term by temperature², so that its gradient does not shrink with the temperature.
+        form: ExtendNER: `full` normalises the student over all columns, `sub` over the teacher's columns only.
+        reduction: ExtendNER: `sum_then_mean` takes one mean over all words; `mean_each` first averages KL and cross
+            entropy over their own words in a batch, so the result depends on how sentences are batched.
+        scale: multiply the KL term by temperature², so that its gradient does not shrink as the temperature rises.
         blocks: AddNER and SpanKL: `sum` or `mean` of the KL terms of the old blocks.
     """
 

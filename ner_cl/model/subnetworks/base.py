@@ -27,7 +27,7 @@ class SubnetworkOptions(Options):
     """Options that rebuild the sub-networks of a saved model before their weights are loaded.
 
     Attributes:
-        layers: layers of the encoder, counted from the top, that compute otherwise for each step; 0 is all of them.
+        layers: number of encoder layers, counted from the top, that compute differently for each step; 0 is all.
     """
 
     name: str

@@ -28,10 +28,10 @@ class HatOptions(SubnetworkOptions):
     """Which units have gates.
 
     Attributes:
-        layers: how many of the encoder's layers, counted from the top, have gates and learn after step 1; 0 is all of
-            them. What lies below runs once for all steps and does not change after step 1.
-        heads: whether attention heads have gates too, one each, besides the intermediate units of the feed-forward
-            nets. Without them attention does not change after step 1.
+        layers: number of encoder layers, counted from the top, that have gates and learn after step 1; 0 is all. The
+            layers below run once for all steps and do not change after step 1.
+        heads: put gates on attention heads too, one each, besides the intermediate units of the feed-forward nets.
+            Without them attention does not change after step 1.
     """
 
     name: Literal["hat"] = "hat"

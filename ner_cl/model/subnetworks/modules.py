@@ -38,16 +38,16 @@ class ModuleOptions(SubnetworkOptions):
     """What modules consist of, and their join.
 
     Attributes:
-        kind: `copy` (the top layers once more), `lora` (low-rank changes of their weights), `adapter` (a bottleneck
-            behind each of them) or `ladder` (bottlenecks beside them, which cost next to nothing to run).
-        layers: how many of the encoder's layers, counted from the top, have a part in a module; 0 is all of
-            them, and so is more than there are.
-        size: units of a bottleneck, or rank; a `copy` has none.
-        join: what a module makes of earlier ones. `separate`: nothing. `concat`: its block reads the final states of
-            all of them side by side. `skip`: each layer above the lowest, and the block, sees theirs through matrices
-            of its own. `sequence`: its lowest layer sees the final states of the one before and what its block says.
-            `fusion`: of kind `adapter`, attention over the outputs of all adapters so far. `vote`: its block knows
-            older types too, and blocks vote.
+        kind: `copy` (a second copy of the top layers), `lora` (low-rank changes to their weights), `adapter` (a
+            bottleneck after each of them) or `ladder` (bottlenecks beside them, which cost next to nothing to run).
+        layers: number of encoder layers, counted from the top, that a module extends; 0, or more than there are, is
+            all.
+        size: units of a bottleneck, or the rank; not used by `copy`.
+        join: what a module reads from earlier ones. `separate`: nothing. `concat`: its block reads the final states of
+            all modules so far side by side. `skip`: each layer above the lowest, and the block, also reads their states
+            through matrices of its own. `sequence`: its lowest layer reads the final states of the module before it and
+            the output of that module's block. `fusion` (kind `adapter` only): attention over the outputs of all
+            adapters so far. `vote`: its block knows older types too, and blocks vote.
     """
 
     name: Literal["modules"] = "modules"

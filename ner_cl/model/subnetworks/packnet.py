@@ -25,7 +25,7 @@ class PackNetOptions(SubnetworkOptions):
     """Which weights are divided among steps.
 
     Attributes:
-        layers: how many of the encoder's layers, counted from the top, have weights that are shared out; 0 is all.
+        layers: number of encoder layers, counted from the top, whose weights are shared out among steps; 0 is all.
     """
 
     name: Literal["packnet"] = "packnet"
