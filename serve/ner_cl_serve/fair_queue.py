@@ -87,8 +87,8 @@ def estimated_pieces(text: str) -> int:
 class FairQueue:
     """Waiting texts in two lanes: those that fit into one batch, and longer ones.
 
-    In the short lane, jobs take turns at one text each, and jobs that were served go to the end. So a request with a
-    single text is in the next batch or the one after it, however many texts another has sent. Not thread-safe.
+    In the short lane, jobs take turns at one text each, and jobs that were served go to the end. So how long a request
+    with a single text waits depends on how many requests wait, not on how many texts each has. Not thread-safe.
 
     Args:
         batch_tokens: word pieces of one batch; a longer text goes to the long lane.
