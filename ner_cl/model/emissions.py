@@ -17,6 +17,7 @@ from ner_cl.data.batching import EncodedSentences
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision, autocast
+from ner_cl.model.restoring import modes_restored
 
 __all__ = ["Place", "emissions_of", "stretches_of"]
 
@@ -186,10 +187,6 @@ def _evaluating(model: NerModel) -> Iterator[None]:
     if not model.training:  # visiting all modules takes a tenth of the time of a short text
         yield
         return
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_restored(model):
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ner_cl.model.restoring import modes_restored, random_state_restored
 from ner_cl.strategies.base import StepContext
 
 __all__ = ["GradientSum", "measuring", "relative_importance", "sampled_loss"]
@@ -80,16 +81,11 @@ def measuring(context: StepContext, purpose: str, *, dropout: bool) -> Iterator[
         dropout: whether dropout is on, as in training.
     """
     model = context.model
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.autocast(model.device.type, enabled=False):
+    fp32 = torch.autocast(model.device.type, enabled=False)
+    with random_state_restored(model.device), modes_restored(model), fp32:
         torch.manual_seed(int(context.generator(purpose).integers(2**62)))
         model.train(dropout)
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        yield
 
 
 def sampled_loss(decisions: Sequence[Float[Tensor, "decision _"]], *, generator: torch.Generator) -> Float[Tensor, ""]:

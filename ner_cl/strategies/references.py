@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions
 from ner_cl.model.precision import autocast
+from ner_cl.model.restoring import random_state_restored
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.memory import Memory, MemoryOptions
 from ner_cl.strategies.rows import cross_entropy
@@ -79,7 +80,7 @@ class References:
         if not trained:
             return total
         words = sum(len(self._encoded.windows[row].word_pieces) for row in rows)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        with random_state_restored(device), torch.enable_grad():
             torch.manual_seed(int(generator.integers(2**62)))
             for part in self._encoded.plan(rows, batch_tokens=context.train_tokens):
                 batch = self._encoded.batch(part).to(device)

@@ -17,6 +17,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
+from ner_cl.model.restoring import random_state_restored
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.teacher import Teacher
 from ner_cl.train.changes import LearnResult, TypeChange, changes_of
@@ -91,7 +92,7 @@ def compact(
     held_back, train = raw[::_HELD_BACK], [s for number, s in enumerate(raw) if number % _HELD_BACK]
     # Imitation ignores annotation, but the loop skips sentences that are annotated for no type.
     train = [sentence.with_spans((), model.types) for sentence in train]
-    with engine.random_numbers_apart():
+    with random_state_restored(engine.device):
         student = _single(model, seed).to(engine.device)
     teacher = model.copy().to(engine.device).eval()
 
@@ -103,7 +104,7 @@ def compact(
     def agreement() -> float | None:
         return micro_f1(count_spans(reference, find(student, held_back), student.types))
 
-    with engine.random_numbers_apart():
+    with random_state_restored(engine.device):
         for event in _imitation(teacher, student, train, held_back, agreement, options, engine, seed):
             on_event(event)
     measured = list(dev) or held_back

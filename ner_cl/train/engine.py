@@ -1,7 +1,6 @@
 """Device, processes and precision of training, through `accelerate`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -58,12 +57,6 @@ class Engine:
     def is_main(self) -> bool:
         """Whether this process is the one that writes files and output."""
         return bool(self._state.is_main_process)
-
-    @contextmanager
-    def random_numbers_apart(self) -> Iterator[None]:
-        """Restores torch's random state on exit, whatever is drawn or seeded inside."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            yield
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces each gradient by its mean over processes; one that is None in all processes stays None.

@@ -18,6 +18,7 @@ from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
+from ner_cl.model.restoring import random_state_restored
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.memory import check_kept
@@ -83,9 +84,13 @@ class Learner:
         self.sentences, self.carried = 0, 0.0
         check_model(self.strategies, model)
         check_optimizer([strategy.options for strategy in self.strategies], training.optimizer)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Gives every strategy what the model holds for it from earlier steps."""
         for strategy in self.strategies:
-            load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
-            strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
+            load_state(strategy, self.model.strategy_state.get(strategy.options.name, {}))
+            strategy.load_sentences(self.model.kept_sentences.get(strategy.options.name, ()))
 
     @property
     def needs_earlier_data(self) -> bool:
@@ -117,7 +122,7 @@ class Learner:
             ModelError: if a type is known already.
             CheckFailed: if a strategy isolates steps but an old block changed.
         """
-        with self.engine.random_numbers_apart():
+        with random_state_restored(self.engine.device):
             yield from self._learn_step(
                 step,
                 self.model.tagset.steps if old_steps is None else old_steps,
@@ -238,9 +243,7 @@ class Learner:
         measured = (model.head.temperatures, model.strategy_state, model.kept_sentences)
         model.head.temperatures, model.strategy_state, model.kept_sentences = engine.from_main(measured)
         if not engine.is_main:
-            for strategy in self.strategies:
-                load_state(strategy, model.strategy_state.get(strategy.options.name, {}))
-                strategy.load_sentences(model.kept_sentences.get(strategy.options.name, ()))
+            self._give_back()
 
     @property
     def progress(self) -> Progress:
