@@ -28,7 +28,7 @@ BAD_FILES = {
 }
 
 
-def refused(capsys: pytest.CaptureFixture[str], words: list[str], output: Path, said: str) -> None:
+def assert_refused(capsys: pytest.CaptureFixture[str], words: list[str], output: Path, said: str) -> None:
     """Runs the words and asserts that they are refused as they must be."""
     before = sorted(output.parent.rglob("*"))
     assert main(["-q", *words]) == 2
@@ -54,7 +54,7 @@ def test_a_bad_file_is_refused(
         "train": ["train", str(toy.config), "--set", f"stream.corpus.train={tmp_path / name}"],
         "learn": ["learn", str(tmp_path / name), "--model", str(model_folder), "--types", "ORG"],
     }
-    refused(capsys, [*words[verb], "--output", str(output)], output, said)
+    assert_refused(capsys, [*words[verb], "--output", str(output)], output, said)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_a_bad_configuration_is_refused(
     words: list[str], said: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run"
-    refused(capsys, ["train", str(toy.config), "--output", str(output), *words], output, said)
+    assert_refused(capsys, ["train", str(toy.config), "--output", str(output), *words], output, said)
 
 
 def test_a_key_misspelt_in_the_file_is_refused(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy.write_config(tmp_path / "config.yaml", sede=13)
     output = tmp_path / "run"
-    refused(
+    assert_refused(
         capsys,
         ["train", str(config), "--output", str(output)],
         output,
@@ -99,4 +99,4 @@ def test_a_bad_step_is_refused(
 ) -> None:
     output = tmp_path / "new"
     words = [str(model_folder) if word == "MODEL" else word for word in words]
-    refused(capsys, ["learn", str(toy.orgs), "--output", str(output), *words], output, said)
+    assert_refused(capsys, ["learn", str(toy.orgs), "--output", str(output), *words], output, said)

@@ -41,7 +41,9 @@ def test_a_configuration_dry_runs(name: str, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.usefixtures("corpora")
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("streams/*.yaml")))
 def test_a_pinned_stream_dry_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    dry_run(capsys, str(CONFIGS / "presets" / "extendner.yaml"), "--set", f"stream.file={CONFIGS / 'streams' / name}")
+    stream = CONFIGS / "streams" / name
+    described = dry_run(capsys, str(CONFIGS / "presets" / "extendner.yaml"), "--set", f"stream.file={stream}")
+    assert len(described["steps"]) > 1
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("presets/*.yaml")), ids=lambda path: path.stem)

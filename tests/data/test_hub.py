@@ -20,7 +20,7 @@ def tagged() -> Dataset:
     return Dataset.from_dict(ROWS, features=FEATURES)
 
 
-def check(sentences: list[Sentence]) -> None:
+def assert_read(sentences: list[Sentence]) -> None:
     assert [sentence.words for sentence in sentences] == [("Ada", "Lovelace", "writes"), ("In", "London")]
     assert [sentence.spans for sentence in sentences] == [(Span(0, 2, "PER"),), (Span(1, 2, "LOC"),)]
     assert all(sentence.annotated_types == {"PER", "LOC"} for sentence in sentences)
@@ -29,7 +29,7 @@ def check(sentences: list[Sentence]) -> None:
 def test_parquet_with_class_labels(tagged: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     tagged.to_parquet(path)
-    check(read_sentences(path))
+    assert_read(read_sentences(path))
 
 
 def test_sources_count_rows(tagged: Dataset, tmp_path: Path) -> None:
@@ -44,12 +44,12 @@ def test_json_with_string_tags(tmp_path: Path) -> None:
         {"tokens": t, "ner_tags": [NAMES[i] for i in n]} for t, n in zip(ROWS["tokens"], ROWS["ner_tags"], strict=True)
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    check(read_sentences(path, format="hub"))
+    assert_read(read_sentences(path, format="hub"))
 
 
 def test_folder_of_splits(tagged: Dataset, tmp_path: Path) -> None:
     DatasetDict({"train": tagged.select([0]), "test": tagged}).save_to_disk(tmp_path / "d")
-    check(read_sentences(f"{tmp_path / 'd'}#test", format="hub"))
+    assert_read(read_sentences(f"{tmp_path / 'd'}#test", format="hub"))
     assert len(read_sentences(tmp_path / "d", format="hub")) == 1
     with pytest.raises(DataError, match="cannot be loaded as a data set"):
         read_sentences(f"{tmp_path / 'd'}#none", format="hub")

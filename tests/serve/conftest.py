@@ -40,7 +40,7 @@ class Running:
         return self.client.post("/v1/model", json=body)
 
 
-def eventually(holds: Callable[[], bool]) -> None:
+def assert_eventually(holds: Callable[[], bool]) -> None:
     """Waits for what the service does after its response has arrived."""
     until = time.monotonic() + 30
     while not holds():

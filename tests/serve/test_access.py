@@ -10,7 +10,7 @@ import pytest
 from ner_cl.errors import ConfigError
 from ner_cl_serve.tokens import Tokens, add_token, main
 from tests.serve.conftest import Running
-from tests.serve.test_entities import refused
+from tests.serve.test_entities import assert_refused
 
 OPEN, PROTECTED, ADMIN = ("/healthz", "/readyz", "/", "/page/page.js"), ("/metrics", "/v1/model"), "/v1/model"
 
@@ -22,7 +22,7 @@ def bearer(token: str) -> dict[str, str]:
 def test_without_tokens_nobody_may_publish(serving: Callable[..., Running]) -> None:
     running = serving(tokens=None)
     assert running.find("Ada").status_code == 200
-    assert "--tokens" in refused(running.publish(model="step3"), 403, "no_admin")
+    assert "--tokens" in assert_refused(running.publish(model="step3"), 403, "no_admin")
 
 
 def test_an_open_service_asks_publishers_only(
@@ -33,11 +33,11 @@ def test_an_open_service_asks_publishers_only(
     assert running.find("Ada").status_code == 200
     assert all(running.client.get(path).status_code == 200 for path in (*OPEN, *PROTECTED))
     response = running.publish(model="step3")
-    refused(response, 401, "no_token")
+    assert_refused(response, 401, "no_token")
     assert response.headers["www-authenticate"] == "Bearer"
     for token, status, code in (("guess", 401, "wrong_token"), (token_file[1]["client"], 403, "not_admin")):
         answer = running.client.post(ADMIN, json={"model": "step3"}, headers=bearer(token))
-        refused(answer, status, code)
+        assert_refused(answer, status, code)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_page_from_elsewhere_cannot_give_this_machine_a_name_of_its_own(
     response = running.client.post("/v1/entities", json={"texts": ["Ada"]}, headers={"Host": host})
     assert response.status_code == status
     if status != 200:
-        refused(response, 421, "wrong_host")
+        assert_refused(response, 421, "wrong_host")
 
 
 @pytest.mark.parametrize("access", ["open", "token"])
@@ -78,14 +78,14 @@ def test_a_protected_service_asks_everybody(
     running = serving(access="token")
     running.client.headers.pop("Authorization")
     for path in PROTECTED:
-        refused(running.client.get(path), 401, "no_token")
+        assert_refused(running.client.get(path), 401, "no_token")
         assert running.client.get(path, headers=bearer(token_file[1]["client"])).status_code == 200
     assert all(running.client.get(path).status_code == 200 for path in OPEN)
     # Whoever may not ask learns nothing of what is wrong with the body either.
-    refused(running.client.post("/v1/entities", content=b"{"), 401, "no_token")
-    refused(running.client.get("/v1/model", headers={"Authorization": "Basic QTpC"}), 401, "no_token")
+    assert_refused(running.client.post("/v1/entities", content=b"{"), 401, "no_token")
+    assert_refused(running.client.get("/v1/model", headers={"Authorization": "Basic QTpC"}), 401, "no_token")
     strange = running.client.get("/v1/model", headers={"Authorization": b"Bearer \xff\xfe"})
-    refused(strange, 401, "wrong_token")
+    assert_refused(strange, 401, "wrong_token")
 
 
 def test_tokens_are_kept_as_hashes_only(tmp_path: Path) -> None:

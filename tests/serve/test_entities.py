@@ -13,7 +13,7 @@ import torch
 
 from ner_cl.types import Entity
 from ner_cl_serve.settings import Batching, Limits
-from tests.serve.conftest import TEXT, Running, eventually
+from tests.serve.conftest import TEXT, Running, assert_eventually
 from tests.tiny import tiny_model
 
 TEXTS = [TEXT, "", "the report \U0001f600 of Ada Smith", "Oslo", "\u200b", "Bob\tmet\r\nCarla Jones ."]
@@ -33,7 +33,7 @@ def documents(response: httpx.Response) -> list[list[dict[str, object]]]:
     return [document["entities"] for document in response.json()["documents"]]
 
 
-def refused(response: httpx.Response, status: int, code: str) -> str:
+def assert_refused(response: httpx.Response, status: int, code: str) -> str:
     """The message of an error of the right shape."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -157,7 +157,7 @@ BAD_BODIES = {
 def test_a_bad_body_is_refused_with_one_sentence(running: Running, kind: str) -> None:
     body, status, code, said = BAD_BODIES[kind]
     response = running.client.post("/v1/entities", content=body, headers={"Content-Type": "application/json"})
-    assert said in refused(response, status, code)
+    assert said in assert_refused(response, status, code)
 
 
 def test_a_body_without_a_length_is_cut_off_where_it_gets_too_large(running: Running) -> None:
@@ -174,21 +174,21 @@ def test_a_body_without_a_length_is_cut_off_where_it_gets_too_large(running: Run
         content=parts(),  # type: ignore[arg-type]
         headers={"Content-Type": "application/json"},
     )
-    refused(response, 413, "body_too_large")
+    assert_refused(response, 413, "body_too_large")
     assert sent < 1000
 
 
 def test_only_json_is_read(running: Running) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         response = running.client.post("/v1/entities", content=b'{"texts": ["Ada"]}', headers={"Content-Type": kind})
-        assert "application/json" in refused(response, 415, "not_json")
+        assert "application/json" in assert_refused(response, 415, "not_json")
 
 
 def test_what_is_nowhere_and_what_is_not_done_there_are_told_in_the_same_shape(running: Running) -> None:
-    refused(running.client.get("/v1/nothing"), 404, "not_found")
-    refused(running.client.get("/v1/entities/"), 404, "not_found")
+    assert_refused(running.client.get("/v1/nothing"), 404, "not_found")
+    assert_refused(running.client.get("/v1/entities/"), 404, "not_found")
     response = running.client.delete("/v1/model")
-    assert "GET, POST" in refused(response, 405, "method_not_allowed")
+    assert "GET, POST" in assert_refused(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET, POST"
 
 
@@ -196,7 +196,7 @@ def test_a_full_queue_is_told_with_the_time_to_wait(serving: Callable[..., Runni
     running = serving(batching=Batching(queue_requests=1))
     with running.service.batcher.admit():
         response = running.find("Ada")
-        refused(response, 429, "queue_full")
+        assert_refused(response, 429, "queue_full")
         assert int(response.headers["retry-after"]) >= 1
     assert running.find("Ada").status_code == 200
 
@@ -204,7 +204,7 @@ def test_a_full_queue_is_told_with_the_time_to_wait(serving: Callable[..., Runni
 def test_an_answer_that_takes_too_long_is_given_up(serving: Callable[..., Running]) -> None:
     running = serving(limits=Limits(answer_seconds=0.05))
     response = running.find(f"{TEXT} " * 2000)
-    refused(response, 503, "too_slow")
+    assert_refused(response, 503, "too_slow")
     assert int(response.headers["retry-after"]) >= 1
 
 
@@ -219,7 +219,7 @@ def test_a_client_that_leaves_is_computed_no_further(running: Running) -> None:
     body = json.dumps({"texts": [f"{TEXT} " * 2000]}).encode()
     with raw_request(running, body, length=len(body)):
         time.sleep(0.2)
-    eventually(lambda: running.service.metrics.abandoned._value.get() > before)
+    assert_eventually(lambda: running.service.metrics.abandoned._value.get() > before)
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_failure(
@@ -228,7 +228,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure(
     running = serving()
     raw_request(running, b'{"texts": ["Ada"', length=100).close()
     left = running.service.metrics.requests.labels("/v1/entities", "POST", "499")
-    eventually(lambda: left._value.get() == 1)
+    assert_eventually(lambda: left._value.get() == 1)
     assert running.find("Ada").status_code == 200
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ner_cl_serve.logs import JsonFormatter, configure_logs
-from tests.serve.conftest import TEXT, Running, eventually
-from tests.serve.test_entities import refused
+from tests.serve.conftest import TEXT, Running, assert_eventually
+from tests.serve.test_entities import assert_refused
 
 
 def test_a_service_that_runs_is_alive_and_ready(running: Running) -> None:
@@ -27,7 +27,7 @@ def test_what_can_be_read_can_be_asked_for_its_head(running: Running, path: str)
 def test_a_service_that_stops_is_alive_but_not_ready(serving: Callable[..., Running]) -> None:
     running = serving()
     running.service.draining.begun = True
-    refused(running.client.get("/readyz"), 503, "not_ready")
+    assert_refused(running.client.get("/readyz"), 503, "not_ready")
     response = running.find("Ada")
     assert response.status_code == 200
     assert response.headers["connection"] == "close"
@@ -50,7 +50,7 @@ def test_metrics_count_what_happened(serving: Callable[..., Running]) -> None:
     running.client.get("/v1/nothing")
     running.publish(model="nothing")
     requests = running.service.metrics.requests
-    eventually(lambda: requests.labels("/v1/model", "POST", "404")._value.get() == 1)
+    assert_eventually(lambda: requests.labels("/v1/model", "POST", "404")._value.get() == 1)
     text = running.client.get("/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert lines['ner_cl_requests_total{method="POST",route="/v1/entities",status="200"}'] == "1.0"
@@ -87,7 +87,7 @@ def test_logs_are_json_and_hold_no_text(running: Running, caplog: pytest.LogCapt
     running.find("Secretive Ada", "Bob")
     running.find("Secretive\0")
     running.client.get("/Secretive?q=Secretive")
-    eventually(lambda: len(caplog.records) >= 3)
+    assert_eventually(lambda: len(caplog.records) >= 3)
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert len(lines) == 3
     assert not any("Secretive" in line for line in lines)
@@ -121,7 +121,7 @@ def test_what_fails_is_logged_without_its_message(
 
     monkeypatch.setattr(type(running.service.publisher.current.model), "predict", fail)
     response = running.find("Secretive Ada")
-    refused(response, 500, "internal_error")
+    assert_refused(response, 500, "internal_error")
     monkeypatch.undo()
     assert running.find("Bob").status_code == 200
     lines = [JsonFormatter().format(record) for record in caplog.records if record.exc_info]

@@ -13,7 +13,7 @@ import pytest
 from ner_cl_serve.settings import Batching
 from ner_cl_serve.state import StateFile
 from tests.serve.conftest import TEXT, Running
-from tests.serve.test_entities import refused
+from tests.serve.test_entities import assert_refused
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_publishing_what_serves_already_keeps_the_one_before(serving: Callable[.
 
 
 def test_without_a_model_before_there_is_none_to_bring_back(running: Running) -> None:
-    refused(running.publish(previous=True), 409, "no_previous_model")
+    assert_refused(running.publish(previous=True), 409, "no_previous_model")
 
 
 def test_models_that_agree_too_little_are_not_published(serving: Callable[..., Running]) -> None:
     running = serving()
     before = running.client.get("/v1/model").json()["model"]
-    message = refused(running.publish(model="step3", min_agreement=1.0), 409, "agreement_too_low")
+    message = assert_refused(running.publish(model="step3", min_agreement=1.0), 409, "agreement_too_low")
     assert "less than 1" in message
     assert running.client.get("/v1/model").json()["model"] == before
     assert running.publish(model="step2", min_agreement=1.0).status_code == 200
@@ -108,7 +108,7 @@ def test_a_broken_model_is_refused_and_the_old_one_goes_on(
     running = serving(model_root=root)
     before = running.find(TEXT).json()
     damage(root / "step3")
-    message = refused(running.publish(model="step3"), 422, "model_refused")
+    message = assert_refused(running.publish(model="step3"), 422, "model_refused")
     assert str(root) not in message
     assert running.find(TEXT).json() == before
     assert not (root / "step3" / "exploded").exists()
@@ -118,7 +118,7 @@ def test_a_model_that_changed_since_it_served_is_not_brought_back(serving: Calla
     running = serving(model_root=root)
     assert running.publish(model="step3").status_code == 200
     (root / "step2" / "metrics.json").write_text('{"changed": true}')
-    refused(running.publish(previous=True), 409, "model_changed")
+    assert_refused(running.publish(previous=True), 409, "model_changed")
     assert running.publish(model="step2").status_code == 200
 
 
@@ -155,7 +155,7 @@ def test_no_path_leads_out_of_the_model_root(serving: Callable[..., Running], ro
         "x" * 256,
         "nothing",
     ):
-        message = refused(running.publish(model=name), 404, "model_not_found")
+        message = assert_refused(running.publish(model=name), 404, "model_not_found")
         assert str(tmp_path) not in message.replace(name[:100], "")
     assert running.publish(model="inside").status_code == 200
 
@@ -165,7 +165,7 @@ def test_no_path_leads_out_of_the_model_root(serving: Callable[..., Running], ro
     [{}, {"model": "step3", "previous": True}, {"previous": False}, {"model": ""}, {"model": "a\0b"}, {"model": 1}],
 )
 def test_what_to_publish_must_be_said_clearly(running: Running, body: dict[str, object]) -> None:
-    refused(running.publish(**body), 422, "invalid_request")
+    assert_refused(running.publish(**body), 422, "invalid_request")
 
 
 # --- while requests go on
@@ -275,5 +275,5 @@ def test_a_state_that_cannot_be_written_down_is_not_published(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(StateFile, "write", fail)
-    refused(running.publish(model="step3"), 503, "not_persisted")
+    assert_refused(running.publish(model="step3"), 503, "not_persisted")
     assert running.find(TEXT).json() == before

@@ -143,6 +143,7 @@ def test_the_new_step_may_change_what_is_its_own(folder: Path, stream: Stream) -
     learn(learner, stream, 1)
     learner.strategies.append(FlipOneBit("head.blocks.1.bias"))
     learn(learner, stream, 2)
+    assert set(learner.model.types) == {t for step in stream.steps[:2] for t in step.types}
 
 
 @pytest.mark.parametrize("join", ["fusion", "sequence", "skip", "vote"])

@@ -78,7 +78,7 @@ def combined(change: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[
     return {**change, **found}
 
 
-def close(found: Dense, expected: Dense, tolerance: float = 2e-5) -> None:
+def assert_near(found: Dense, expected: Dense, tolerance: float = 2e-5) -> None:
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -95,10 +95,10 @@ def test_directions_are_left_as_weighted_least_squares_leaves_them(seed: int, co
     subspace, change, metric = directions(count, generator), vector(generator), metric_of(gates)
     project = Projector(gates)
     found = combined(change, project(change, [subspace]))
-    close(metric * dense(found), out_of(dense(change), rows_of(subspace), metric))
+    assert_near(metric * dense(found), out_of(dense(change), rows_of(subspace), metric))
     assert np.abs(rows_of(subspace) @ (metric * dense(found))).max() < 1e-5 * np.linalg.norm(dense(change))
     again = combined(found, project(found, [subspace]))
-    close(metric * dense(again), metric * dense(found))
+    assert_near(metric * dense(again), metric * dense(found))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1), (4,), (1, 4)])
@@ -107,7 +107,7 @@ def test_a_gate_on_directions_may_broadcast(shape: tuple[int, ...]) -> None:
     gates = {"a": torch.rand(shape, generator=generator)}
     subspace, change, metric = directions(2, generator), vector(generator), metric_of(gates)
     found = combined(change, Projector(gates)(change, [subspace]))
-    close(metric * dense(found), out_of(dense(change), rows_of(subspace), metric))
+    assert_near(metric * dense(found), out_of(dense(change), rows_of(subspace), metric))
 
 
 @settings(max_examples=40, deadline=None)
@@ -121,7 +121,7 @@ def test_directions_over_parameters_that_do_not_change_bind_the_others(seed: int
     metric = metric_of(gates, names)
     found = combined(change, Projector(gates)(change, [subspace]))
     assert found.keys() == set(names)
-    close(metric * dense(found, names), out_of(dense(change, names), rows_of(subspace, names), metric))
+    assert_near(metric * dense(found, names), out_of(dense(change, names), rows_of(subspace, names), metric))
 
 
 def test_directions_behind_closed_gates_ask_for_nothing() -> None:
@@ -164,7 +164,7 @@ def test_many_directions_over_a_large_parameter_are_multiplied_in_pieces() -> No
     gate, change = torch.rand(150_000, generator=generator), torch.randn(150_000, generator=generator)
     found = Projector({"w": gate})({"w": change}, [Subspace({"w": basis})])["w"]
     expected = out_of(change.double().numpy(), basis.double().numpy(), gate.double().numpy())
-    close((gate * found).double().numpy(), expected)
+    assert_near((gate * found).double().numpy(), expected)
 
 
 def test_what_was_computed_for_a_subspace_is_kept_as_long_as_it_is_asked_for() -> None:
@@ -215,7 +215,7 @@ def test_a_weight_keeps_what_it_makes_of_the_inputs(seed: int, outputs: int, ran
     gates = {} if kind == "none" else {"w": gate}
     found = Projector(gates)({"w": weight}, [InputSubspace({"w": basis})])["w"]
     masked = (gate * found).double().numpy()
-    close(masked, out_of_inputs_densely(weight, basis, gate), 1e-4)
+    assert_near(masked, out_of_inputs_densely(weight, basis, gate), 1e-4)
     assert np.abs(masked @ basis.double().numpy()).max() < 1e-5 * float(weight.norm())
 
 
@@ -225,7 +225,7 @@ def test_rows_that_are_solved_or_closed_stay_finite_however_many_rounds_follow()
     gate[0], gate[1], weight[2] = 0, 1, 0
     basis = torch.linalg.qr(torch.randn(8, 3, generator=generator))[0]
     found = weight - in_inputs(weight, basis, gate, rounds=200)
-    close((gate * found).double().numpy(), out_of_inputs_densely(weight, basis, gate), 1e-5)
+    assert_near((gate * found).double().numpy(), out_of_inputs_densely(weight, basis, gate), 1e-5)
     assert torch.equal(found[0], weight[0])
     assert torch.equal(found[2], weight[2])
 
@@ -294,7 +294,7 @@ def test_everything_at_once_gives_the_nearest_allowed_update(seed: int) -> None:
     metric = metric_of(gates)
     expected = -nearest(-dense(change), metric, equal, opposed)
     found = dense(combined(change, Projector(gates)(change, constraints)))
-    close(found, expected, 2e-4)
+    assert_near(found, expected, 2e-4)
     scale = np.linalg.norm(dense(change))
     assert np.abs(equal @ (metric * found)).max() < 1e-5 * scale
     assert (-opposed @ (metric * found) > -1e-5 * scale * np.linalg.norm(opposed, axis=1)).all()
@@ -305,7 +305,7 @@ def test_neither_the_order_nor_doubles_of_references_change_the_result(seed: int
     change, gates, constraints, _, _ = mixture(seed)
     expected = dense(combined(change, Projector(gates)(change, constraints)))
     doubled = [*constraints[::-1], *(c for c in constraints if isinstance(c, HalfSpace))]
-    close(dense(combined(change, Projector(gates)(change, doubled))), expected, 1e-4)
+    assert_near(dense(combined(change, Projector(gates)(change, doubled))), expected, 1e-4)
 
 
 def test_a_reference_inside_the_kept_directions_asks_for_nothing_more() -> None:
@@ -318,7 +318,7 @@ def test_a_reference_inside_the_kept_directions_asks_for_nothing_more() -> None:
     alone = Projector({})(change, [subspace])
     for reference in (inside, {name: -part for name, part in inside.items()}):
         both = Projector({})(change, [subspace, HalfSpace(reference)])
-        close(dense(both), dense(alone))
+        assert_near(dense(both), dense(alone))
 
 
 # -- margin, ridge, and the length they count in --------------------------------------------------------------------
