@@ -140,13 +140,7 @@ def compare(
     Raises:
         DataError: if a folder has no finished run, or runs differ in more than their method.
     """
-    read = {name: [load_run(path) for path in find_runs(folder)] for name, folder in _named(folders).items()}
-    groups = {name: [run for run in runs if run.is_done] for name, runs in read.items()}
-    undone = [run.name for runs in read.values() for run in runs if not run.is_done]
-    for name, runs in groups.items():
-        if not runs:
-            raise DataError(f"{name}: no run is done; go on with it by --resume, or leave it out")
-        check_one_method(name, runs)
+    groups, undone = _finished(folders)
     held = baseline or next(iter(groups))
     if held not in groups:
         raise DataError(f"--baseline {held}: is none of {', '.join(groups)}")
@@ -157,13 +151,8 @@ def compare(
     }
     tests = {name: {h for run in runs if (h := outputs[run.folder].fingerprint)} for name, runs in groups.items()}
     found = differences(groups, tests)
-    spoiling = [item for item in found if item.spoils]
-    if spoiling and not allow_differences:
-        raise DataError(
-            f"runs differ in more than their method: {spoiling[0]}"
-            f"{f' and {len(spoiling) - 1} more' if len(spoiling) > 1 else ''}; "
-            "compare runs of one setting, or use --allow-differences"
-        )
+    if not allow_differences:
+        _check_comparable(found)
     first = groups[held][0]
     joint = _joint(groups)
     return Comparison(
@@ -180,6 +169,28 @@ def compare(
             *dict.fromkeys(note for item in outputs.values() for note in item.notes),
         ),
     )
+
+
+def _finished(folders: Sequence[Path]) -> tuple[dict[str, list[RunRecord]], list[str]]:
+    """Return the finished runs of each method, and the names of those that are not finished."""
+    read = {name: [load_run(path) for path in find_runs(folder)] for name, folder in _named(folders).items()}
+    groups = {name: [run for run in runs if run.is_done] for name, runs in read.items()}
+    for name, runs in groups.items():
+        if not runs:
+            raise DataError(f"{name}: no run is done; go on with it by --resume, or leave it out")
+        check_one_method(name, runs)
+    return groups, [run.name for runs in read.values() for run in runs if not run.is_done]
+
+
+def _check_comparable(found: Sequence[Difference]) -> None:
+    """Refuses runs whose results cannot be compared."""
+    spoiling = [item for item in found if item.spoils]
+    if spoiling:
+        more = f" and {len(spoiling) - 1} more" if len(spoiling) > 1 else ""
+        raise DataError(
+            f"runs differ in more than their method: {spoiling[0]}{more}; "
+            "compare runs of one setting, or use --allow-differences"
+        )
 
 
 def _named(folders: Sequence[Path]) -> dict[str, Path]:

@@ -85,21 +85,35 @@ def learn(
     """
     step, dev_sentences = _prepare(model, train, types, dev, reading, seed)
     options = validate(TrainingOptions, training or {}, "training")
-    parsed = _parse(strategies)
-    old_types, student = model.types, model.copy(memory=True)
-    parsed = parsed or _begun(model)
-    if not isolate and model.subnetworks is None:
-        parsed = tuple(or_default(parsed))  # strategies added below join the default ones
+    student = model.copy(memory=True)
     if replay is not None:
         kept = _read(replay, {**reading, "explicit_types": True})
-        _check_replay(kept, old_types, types)
+        _check_replay(kept, model.types, types)
         student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
-        parsed = _with(parsed, {"name": "replay"})
-        _check_replayed(parsed)
+    chosen = _chosen(strategies, model, isolate=isolate, replays=replay is not None)
     raw = [] if unlabeled is None else read_unlabeled(unlabeled)
-    if isolate:
-        parsed = _isolating(parsed, model)
-    learner = Learner(student, parsed, options, seed=seed)
+    learner = Learner(student, chosen, options, seed=seed)
+    _check_data(learner, raw=bool(raw))
+    # A model that knows no type finds nothing; decoding needs one.
+    before = learner.predict(dev_sentences) if model.types else [[] for _ in dev_sentences]
+    for event in learner.learn_step(step, unlabeled=raw):
+        on_event(event)
+    return _result(learner, step, model, dev_sentences, before)
+
+
+def _chosen(strategies: Sequence[Any], model: NerModel, *, isolate: bool, replays: bool) -> tuple[StrategyOptions, ...]:
+    """The strategies of the step: those given, or those the model was isolated with, or the default."""
+    chosen = _parse(strategies) or _begun(model)
+    if not isolate and model.subnetworks is None:
+        chosen = tuple(or_default(chosen))  # a strategy added below joins the default ones
+    if replays:
+        chosen = _with(chosen, {"name": "replay"})
+        _check_replayed(chosen)
+    return _isolating(chosen, model) if isolate else chosen
+
+
+def _check_data(learner: Learner, *, raw: bool) -> None:
+    """Refuses strategies that need data a single step does not have, and raw text that none of them reads."""
     if learner.needs_earlier_data:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
     if raw and not any(strategy.reads_unlabeled for strategy in learner.strategies):
@@ -107,11 +121,6 @@ def learn(
         if any(strategy.isolates for strategy in learner.strategies):
             advice = "nothing does where steps are kept apart; leave it out"
         raise ConfigError(f"strategies: none of them reads unlabeled text; {advice}")
-    # A model that knows no type finds nothing; decoding needs one.
-    before = learner.predict(dev_sentences) if old_types else [[] for _ in dev_sentences]
-    for event in learner.learn_step(step, unlabeled=raw):
-        on_event(event)
-    return _result(learner, step, model, dev_sentences, before)
 
 
 def _result(
