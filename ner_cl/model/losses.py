@@ -15,6 +15,7 @@ __all__ = [
     "kd_sub",
     "marginal_cross_entropy",
     "masked_mean",
+    "mention_weights",
     "over_blocks",
     "unknown_as_outside",
 ]
@@ -94,6 +95,24 @@ def kd_merged(
     outside = torch.cat([log_probs[..., :1], log_probs[..., old:]], dim=-1).logsumexp(dim=-1, keepdim=True)
     merged = torch.cat([outside, log_probs[..., 1:old]], dim=-1)
     return (target.exp() * (target - merged)).sum(dim=-1)
+
+
+def mention_weights(
+    teacher: Float[Tensor, "*word old"], factor: float, *, decisions: bool = False
+) -> Float[Tensor, "*word"] | Float[Tensor, "*word old"]:
+    """`1 + (factor - 1) · p`, where `p` is the teacher's probability that a word belongs to a mention.
+
+    Sentences collected for a new type mention old types rarely, so a mean over words hears little of what the teacher
+    knows of them. (Chen et al. 2017, "Learning efficient object detection models with knowledge distillation", section
+    3.2, also weigh distillation by class; there it is the background that weighs more.)
+
+    Args:
+        teacher: logits, `O` first; or of yes, for decisions.
+        factor: the weight where the teacher is certain of a mention; 1 gives weights of 1.
+        decisions: every logit is a yes/no decision of its own, with its own weight.
+    """
+    inside = teacher.float().sigmoid() if decisions else 1 - teacher.float().softmax(dim=-1)[..., 0]
+    return 1 + (factor - 1) * inside
 
 
 def marginal_cross_entropy(

@@ -92,10 +92,7 @@ class Distill(Strategy):
         def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if teacher is None or not options.alpha:
                 return {}
-            scale = options.alpha * (options.temperature**2 if options.scale else 1.0)
-            said = teacher.says(context, batch)
-            kl = head.imitation(emissions, said, temperature=options.temperature, blocks=options.blocks)
-            return {"kd_raw": scale * kl}
+            return {"kd_raw": head.imitation(emissions, teacher.says(context, batch), options)}
 
         return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, "unlabeled")
 

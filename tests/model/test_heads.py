@@ -28,7 +28,7 @@ OPTIONS = [
     for temperature, form, reduction, scale, blocks in itertools.product(
         (1.0, 2.5), ("full", "sub"), ("sum_then_mean", "mean_each"), (True, False), ("sum", "mean")
     )
-]
+] + [DistillOptions(mention_weight=4.0, form=form, blocks="mean") for form in ("full", "sub")]
 
 
 def make_head(name: str, steps: int, *, seed: int = 0, scale: float = 10.0, **options: object) -> Head:
@@ -259,7 +259,9 @@ def word_kl(teacher: list[float], student: list[float], options: DistillOptions,
     target = [math.exp(z / t) / sum(math.exp(y / t) for y in teacher) for z in teacher]
     log_sum = math.log(sum(math.exp(z / t) for z in columns))
     kl = sum(p * (math.log(p) - student[c] / t + log_sum) for c, p in enumerate(target))
-    return kl * t * t if options.scale else kl
+    outside = math.exp(teacher[0]) / sum(math.exp(y) for y in teacher)
+    weight = outside + options.mention_weight * (1 - outside)
+    return kl * weight * (t * t if options.scale else 1)
 
 
 def word_ce(logits: list[float], target: int) -> float:
@@ -305,7 +307,7 @@ def addner_reference(
 
 @BOTH
 @pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda o: f"T{o.temperature}-{o.form}-{o.reduction}-{o.scale}-{o.blocks}"
+    "options", OPTIONS, ids=lambda o: f"T{o.temperature}-{o.form}-{o.reduction}-{o.scale}-{o.blocks}-{o.mention_weight}"
 )
 def test_distillation_agrees_with_a_word_by_word_reading(name: str, options: DistillOptions) -> None:
     reference = addner_reference if name == "addner" else extendner_reference

@@ -1,6 +1,7 @@
 """SpanKL against a reading of its equations in Python floats, span by span."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -97,11 +98,18 @@ def test_the_cost_is_the_sum_over_spans_span_by_span(seed: int) -> None:
         assert found.item() == pytest.approx(total / sum(LENGTHS), rel=1e-4)
 
 
-@given(seed=SEEDS, temperature=st.sampled_from([1.0, 2.5]), blocks=st.sampled_from(["sum", "mean"]))
+@given(
+    seed=SEEDS,
+    temperature=st.sampled_from([1.0, 2.5]),
+    blocks=st.sampled_from(["sum", "mean"]),
+    weight=st.sampled_from([1.0, 3.0]),
+)
 @PROPERTY
-def test_the_divergence_is_that_of_every_span_and_old_type(seed: int, temperature: float, blocks: str) -> None:
+def test_the_divergence_is_that_of_every_span_and_old_type(
+    seed: int, temperature: float, blocks: Literal["sum", "mean"], weight: float
+) -> None:
     head, emissions, batch, teacher = random_case(seed)
-    options = DistillOptions(temperature=temperature, blocks=blocks, alpha=0.7, beta=1.3)  # type: ignore[arg-type]
+    options = DistillOptions(temperature=temperature, blocks=blocks, mention_weight=weight, alpha=0.7, beta=1.3)
     terms = head.distillation(emissions, batch, teacher, options)
     expected = [0.0, 0.0]
     for row, start, end in every_span():
@@ -109,7 +117,8 @@ def test_the_divergence_is_that_of_every_span_and_old_type(seed: int, temperatur
             wanted = logit(head, teacher, row, start, end, type_) / temperature
             said = logit(head, emissions.flat(), row, start, end, type_) / temperature
             target = sigmoid(wanted)
-            expected[block] += (entropy_to(target, said) - entropy_to(target, wanted)) / (1, 2)[block]
+            counts = 1 + (weight - 1) * sigmoid(wanted * temperature)
+            expected[block] += counts * (entropy_to(target, said) - entropy_to(target, wanted)) / (1, 2)[block]
     kl = sum(expected) / sum(LENGTHS) * temperature**2 / (2 if blocks == "mean" else 1)
     assert terms["kd"].item() == pytest.approx(0.7 * kl, rel=1e-3, abs=1e-5)
     ce = head.supervised(emissions, batch, unannotated="unknown")

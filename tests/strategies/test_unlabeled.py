@@ -15,6 +15,7 @@ from ner_cl.data.batching import Batch, rows_from
 from ner_cl.data.stream import Step
 from ner_cl.errors import DataError
 from ner_cl.model.heads.emissions import Emissions
+from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.distill import Distill, DistillStrategyOptions
@@ -76,7 +77,7 @@ def test_terms_are_shares_of_one_mean_over_all_words(folder: Path, head: str) ->
         torch.testing.assert_close(found[name], term * (1 - share))
     with torch.no_grad():
         said = before(batch.select(raw)).flat()
-    imitation = context.model.head.imitation(emissions.select(raw), said, temperature=3.0)
+    imitation = context.model.head.imitation(emissions.select(raw), said, DistillOptions(temperature=3.0, scale=False))
     torch.testing.assert_close(found["kd_raw"], 0.5 * 9 * share * imitation, atol=1e-6, rtol=1e-5)
     assert found.keys() == {*alone, "kd_raw"}
     assert found["kd_raw"] > 0
@@ -96,10 +97,11 @@ def test_a_student_that_says_the_same_of_old_types_costs_nothing(folder: Path, h
         columns[..., old], columns[..., old + 1] = said[..., 0] - math.log(2), said[..., 0] - math.log(4)
         columns[..., 0] = said[..., 0] - math.log(4)
     changed = context.model.head.of_scores(columns, batch.word_mask)
-    assert context.model.head.imitation(changed, said, temperature=1.0).item() == pytest.approx(0, abs=1e-6)
+    options = DistillOptions(temperature=1.0)
+    assert context.model.head.imitation(changed, said, options).item() == pytest.approx(0, abs=1e-6)
     columns[..., 1] += 2.0
     changed = context.model.head.of_scores(columns, batch.word_mask)
-    assert context.model.head.imitation(changed, said, temperature=1.0).item() > 1e-3
+    assert context.model.head.imitation(changed, said, options).item() > 1e-3
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.6])
@@ -240,8 +242,8 @@ def test_blocks_weigh_the_same_in_raw_text_as_elsewhere(folder: Path, head: str)
     teacher = emissions.flat().detach() + torch.randn(
         emissions.flat().shape, generator=torch.Generator().manual_seed(1)
     )
-    total = model.head.imitation(emissions, teacher, temperature=1.0, blocks="sum")
-    mean = model.head.imitation(emissions, teacher, temperature=1.0, blocks="mean")
+    total = model.head.imitation(emissions, teacher, DistillOptions(temperature=1.0, blocks="sum"))
+    mean = model.head.imitation(emissions, teacher, DistillOptions(temperature=1.0, blocks="mean"))
     torch.testing.assert_close(mean, total / (1 if head == "extendner" else 2))
 
 

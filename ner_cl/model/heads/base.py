@@ -15,7 +15,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.decode import coupling, spans_of_rows
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
-from ner_cl.model.losses import kd_sub, masked_mean, over_blocks
+from ner_cl.model.losses import kd_sub, masked_mean, mention_weights, over_blocks
 
 __all__ = ["Head"]
 
@@ -244,7 +244,12 @@ class Head(nn.Module, ABC):
         return scores
 
     def divergences(
-        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+        self,
+        emissions: Emissions,
+        teacher: Float[Tensor, "row word old"],
+        *,
+        temperature: float,
+        mention_weight: float = 1.0,
     ) -> list[Float[Tensor, ""]]:
         """KL from the teacher for each block with old columns, as a mean over words.
 
@@ -252,6 +257,7 @@ class Head(nn.Module, ABC):
             emissions: the student's.
             teacher: logits of the teacher, all its blocks concatenated.
             temperature: divides both logits.
+            mention_weight: factor for words in mentions of the block's types; see `mention_weights`.
         """
         terms = []
         start, old = 0, teacher.shape[-1]
@@ -259,7 +265,7 @@ class Head(nn.Module, ABC):
             said = teacher[..., start : start + block.shape[-1]]
             if said.shape[-1]:
                 kl = kd_sub(said, block[..., : said.shape[-1]], temperature=temperature)
-                terms.append(masked_mean(kl, emissions.word_mask))
+                terms.append(masked_mean(kl * mention_weights(said, mention_weight), emissions.word_mask))
             start = min(old, start + block.shape[-1])
         return terms
 
@@ -276,32 +282,22 @@ class Head(nn.Module, ABC):
             teacher: logits of the teacher, all its blocks concatenated.
             options: weights and form.
         """
-        kl = over_blocks(self.divergences(emissions, teacher, temperature=options.temperature), options.blocks)
-        if options.scale:
-            kl = kl * options.temperature**2
         ce = self.supervised(emissions, batch, unannotated="unknown")
-        return {"ce": options.beta * ce, "kd": options.alpha * kl}
+        return {"ce": options.beta * ce, "kd": self.imitation(emissions, teacher, options)}
 
     def imitation(
-        self,
-        emissions: Emissions,
-        teacher: Float[Tensor, "row word old"],
-        *,
-        temperature: float,
-        blocks: Literal["sum", "mean"] = "sum",
+        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> Float[Tensor, ""]:
-        """KL from the teacher on unannotated words, which leaves open whether they are of new types.
+        """Weighted KL from the teacher on words without annotation, which leaves open whether they are of new types.
 
         Args:
             emissions: the student's.
             teacher: logits of the teacher, all its blocks concatenated.
-            temperature: divides both logits.
-            blocks: how the terms of old blocks are combined.
-
-        Returns:
-            A mean over words.
+            options: weight and form.
         """
-        return over_blocks(self.divergences(emissions, teacher, temperature=temperature), blocks)
+        weight, temperature = options.mention_weight, options.temperature
+        terms = self.divergences(emissions, teacher, temperature=temperature, mention_weight=weight)
+        return options.alpha * (options.scaling * over_blocks(terms, options.blocks))
 
     @abstractmethod
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:

@@ -19,6 +19,7 @@ from ner_cl.model.losses import (
     kd_sub,
     marginal_cross_entropy,
     masked_mean,
+    mention_weights,
     unknown_as_outside,
 )
 from ner_cl.registry import heads
@@ -69,8 +70,7 @@ class ExtendNer(Head):
         logits = emissions.blocks[0]
         student = self.as_annotated(logits, batch) if options.form == "full" else logits[..., : teacher.shape[-1]]
         kl = (kd_full if options.form == "full" else kd_sub)(teacher, student, temperature=options.temperature)
-        if options.scale:
-            kl = kl * options.temperature**2
+        kl = kl * options.scaling * mention_weights(teacher, options.mention_weight)
         typed = batch.word_mask & (batch.targets > 0)
         outside = batch.word_mask & (batch.targets == 0)
         ce = _cross_entropy(logits, batch.targets)
@@ -86,16 +86,12 @@ class ExtendNer(Head):
         return {"ce": options.beta * terms["ce"], "kd": options.alpha * terms["kd"]}
 
     def imitation(
-        self,
-        emissions: Emissions,
-        teacher: Float[Tensor, "row word old"],
-        *,
-        temperature: float,
-        blocks: Literal["sum", "mean"] = "sum",
+        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], options: DistillOptions
     ) -> Float[Tensor, ""]:
         """KL from the teacher, with the new columns counted as `O`; see `kd_merged`."""
-        kl = kd_merged(teacher, emissions.blocks[0], temperature=temperature)
-        return masked_mean(kl, emissions.word_mask)
+        kl = kd_merged(teacher, emissions.blocks[0], temperature=options.temperature)
+        kl = kl * mention_weights(teacher, options.mention_weight)
+        return options.alpha * (options.scaling * masked_mean(kl, emissions.word_mask))
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """Viterbi over all columns (section 4.2 of the paper); other types are then hidden."""

@@ -14,7 +14,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.bands import apart, crossing, span_band, tags_of_apart, within
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.losses import bernoulli_kl
+from ner_cl.model.losses import bernoulli_kl, mention_weights
 from ner_cl.registry import heads
 
 __all__ = ["SpanKl"]
@@ -107,7 +107,12 @@ class SpanKl(Head):
         return total + self._mean(cost * share[:, None, None, :], batch.word_mask)
 
     def divergences(
-        self, emissions: Emissions, teacher: Float[Tensor, "row word old"], *, temperature: float
+        self,
+        emissions: Emissions,
+        teacher: Float[Tensor, "row word old"],
+        *,
+        temperature: float,
+        mention_weight: float = 1.0,
     ) -> list[Float[Tensor, ""]]:
         """KL of yes/no decisions for each old block: summed over spans, averaged over types, divided by all words."""
         terms = []
@@ -117,6 +122,7 @@ class SpanKl(Head):
                 break
             said = self._band([teacher[..., start : start + block.shape[-1]]])
             kl = bernoulli_kl(said, self._band([block]), temperature=temperature)
+            kl = kl * mention_weights(said, mention_weight, decisions=True)
             terms.append(self._mean(kl / kl.shape[-1], emissions.word_mask))
             start += block.shape[-1]
         return terms
