@@ -84,13 +84,13 @@ def test_step_one_is_cross_entropy_and_needs_no_teacher(folder: Path, head: str)
 @BOTH
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_teacher_is_the_model_before_the_step(folder: Path, head: str, cache: bool) -> None:
-    strategy, context, before = begin(folder, head, cache=cache, temperature=3.0, form="sub", blocks="mean")
+    strategy, context, before = begin(folder, head, cache=cache, temperature=3.0, form="sub", mention_weight=5.0)
     batch = all_rows(context)
     emissions = fixed_emissions(context, batch)
     with torch.no_grad():
         teacher = before(batch).flat()
     expected = context.model.head.distillation(
-        emissions, batch, teacher, DistillOptions(temperature=3.0, form="sub", blocks="mean")
+        emissions, batch, teacher, DistillOptions(temperature=3.0, form="sub", mention_weight=5.0)
     )
     found = strategy.losses(context, batch, emissions)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
