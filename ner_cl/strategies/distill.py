@@ -25,6 +25,9 @@ __all__ = ["Distill", "DistillStrategyOptions"]
 class DistillStrategyOptions(StrategyOptions, DistillOptions):
     """Options of the loss, how the teacher is run, and how much raw text it labels besides the step's sentences.
 
+    The papers treat all words alike: `alpha: 1` and `mention_weight: 1`. By default a word outside mentions counts half
+    as much as one of a new type, and one in a mention of an old type twice as much.
+
     Attributes:
         cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
             in every update, which takes longer and gives the same targets.
@@ -33,6 +36,8 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
     """
 
     name: Literal["distill"] = "distill"
+    alpha: float = Field(0.5, ge=0)
+    mention_weight: float = Field(4.0, ge=1)
     cache: bool = True
     unlabeled: float = Field(0.25, ge=0, lt=1)
     unlabeled_sentences: int = Field(2000, ge=1)

@@ -10,7 +10,6 @@ from ner_cl.config import parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ConfigError
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.build import build_strategies
@@ -89,9 +88,7 @@ def test_the_teacher_is_the_model_before_the_step(folder: Path, head: str, cache
     emissions = fixed_emissions(context, batch)
     with torch.no_grad():
         teacher = before(batch).flat()
-    expected = context.model.head.distillation(
-        emissions, batch, teacher, DistillOptions(temperature=3.0, form="sub", mention_weight=5.0)
-    )
+    expected = context.model.head.distillation(emissions, batch, teacher, strategy.options)
     found = strategy.losses(context, batch, emissions)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert expected["kd"] > 0.1
@@ -181,7 +178,7 @@ def test_the_next_step_has_the_next_teacher(folder: Path, head: str) -> None:
     emissions = fixed_emissions(third, batch)
     with torch.no_grad():
         teacher = after_step_two(batch).flat()
-    expected = third.model.head.distillation(emissions, batch, teacher, DistillOptions())
+    expected = third.model.head.distillation(emissions, batch, teacher, strategy.options)
     torch.testing.assert_close(strategy.losses(third, batch, emissions), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -193,7 +190,7 @@ def test_without_alpha_no_gradient_comes_from_the_teacher(folder: Path, head: st
     with torch.no_grad():
         teacher = before(batch).flat()
     loss = torch.stack(list(strategy.losses(context, batch, emissions).values())).sum()
-    expected = context.model.head.distillation(emissions, batch, teacher, DistillOptions())["ce"]
+    expected = context.model.head.distillation(emissions, batch, teacher, strategy.options)["ce"]
     torch.testing.assert_close(loss, expected)
     loss.backward()
     if head == "addner":

@@ -77,7 +77,8 @@ def test_terms_are_shares_of_one_mean_over_all_words(folder: Path, head: str) ->
         torch.testing.assert_close(found[name], term * (1 - share))
     with torch.no_grad():
         said = before(batch.select(raw)).flat()
-    imitation = context.model.head.imitation(emissions.select(raw), said, DistillOptions(temperature=3.0, scale=False))
+    options = DistillOptions(temperature=3.0, scale=False, mention_weight=4.0)
+    imitation = context.model.head.imitation(emissions.select(raw), said, options)
     torch.testing.assert_close(found["kd_raw"], 0.5 * 9 * share * imitation, atol=1e-6, rtol=1e-5)
     assert found.keys() == {*alone, "kd_raw"}
     assert found["kd_raw"] > 0
