@@ -3,7 +3,7 @@
 Everything is a pure function of its arguments: the same folder contents, the same weights, the same sentences.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +217,16 @@ def toy_training(head: str) -> TrainingOptions:
     return SPAN_TRAINING if head == "spankl" else TOY_TRAINING
 
 
+ALIKE = {"name": "distill", "alpha": 1.0, "mention_weight": 1.0}
+"""Distillation with the papers' weights, for tests whose numbers were chosen with them."""
+
+
 def trained_model(
     folder: Path,
     head: str | HeadOptions = "extendner",
     *,
     stream: Stream | None = None,
-    strategies: Sequence[str] = ("distill",),
+    strategies: Sequence[str | Mapping[str, object]] = ("distill",),
     training: TrainingOptions | None = None,
 ) -> NerModel:
     """A tiny model that has learned the steps of a toy stream (PER, then LOC) one after the other.
@@ -231,7 +235,7 @@ def trained_model(
         folder: of the encoder; built there if it is not yet.
         head: name or options.
         stream: what to learn.
-        strategies: names.
+        strategies: names or mappings.
         training: options of the loop; by default those under which the head learns the stream.
     """
     stream = stream or toy_stream()

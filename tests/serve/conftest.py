@@ -18,7 +18,7 @@ from ner_cl_serve.connection import Connection
 from ner_cl_serve.service import Service, open_service
 from ner_cl_serve.settings import Settings
 from ner_cl_serve.tokens import add_token
-from tests.tiny import trained_model
+from tests.tiny import ALIKE, trained_model
 
 TEXT = "Ada Smith visited Rome North and Bob saw Oslo ."
 
@@ -52,7 +52,7 @@ def assert_eventually(holds: Callable[[], bool]) -> None:
 def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`step2` has learned PER and LOC; `step3` knows ORG besides, untaught."""
     root = tmp_path_factory.mktemp("models")
-    model = trained_model(tmp_path_factory.mktemp("encoder"))
+    model = trained_model(tmp_path_factory.mktemp("encoder"), strategies=[ALIKE])
     model.history = [
         {
             "step": 1,

@@ -100,7 +100,7 @@ def test_the_two_terms_contradict_each_other_on_old_mentions(folder: Path) -> No
 
 @pytest.mark.parametrize("head", ["addner", "spankl"])
 def test_where_blocks_share_nothing_it_is_distillation(folder: Path, head: str) -> None:
-    lwf, distill = Lwf(LwfOptions()), Distill(DistillStrategyOptions())
+    lwf, distill = Lwf(LwfOptions()), Distill(DistillStrategyOptions(alpha=1.0, mention_weight=1.0))
     context, _ = begin(folder, head, lwf)
     same, _ = begin(folder, head, distill)
     batch = all_rows(context)

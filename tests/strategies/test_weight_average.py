@@ -17,7 +17,7 @@ from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.weight_average import WeightAverage, WeightAverageOptions
 from ner_cl.train.learner import Learner
 from ner_cl.train.run import run_stream
-from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_stream
+from tests.tiny import ALIKE, tiny_encoder, tiny_model, toy_context, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learner_of, run_config, same_weights, weights_of
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
@@ -94,13 +94,13 @@ def test_what_does_not_train_is_not_kept(folder: Path) -> None:
 def test_the_published_step_is_scored_with_the_averaged_weights(tmp_path: Path) -> None:
     """The matrix, the published model and its metrics are of one and the same weights."""
     training = SHORT_TRAINING.model_dump(mode="json") | {"epochs": 4}
-    strategies = [{"name": "weight_average", "old_share": 0.5}]
+    strategies = [ALIKE, {"name": "weight_average", "old_share": 0.5}]
     run = run_stream(run_config(tmp_path, strategies=strategies, training=training))
     model = load_model(run.folder / "steps" / "02")
     test = read_sentences(tmp_path / "corpus" / "test.conll")
     counts = count_spans(test, predict_sentences(model, test, precision="fp32"), ["PER", "LOC"])
     assert run.matrix.counts[1] == counts
-    plain = run_stream(run_config(tmp_path, strategies=["distill"], training=training, output=str(tmp_path / "plain")))
+    plain = run_stream(run_config(tmp_path, strategies=[ALIKE], training=training, output=str(tmp_path / "plain")))
     assert plain.matrix.counts[0] == run.matrix.counts[0]
     assert plain.matrix.counts[1] != run.matrix.counts[1]
 
