@@ -159,7 +159,8 @@ def test_spans_key(pipeline: Build) -> None:
 @pytest.mark.parametrize("head", ["addner", "spankl"])
 def test_nested_spans_beside_entities_that_do_not_overlap(head: str, tmp_path: Path, pipeline: Build) -> None:
     model = trained_model(tmp_path / "encoder", head)
-    model.head.blocks[1].load_state_dict(model.head.blocks[0].state_dict())  # both steps say the same of every word
+    # Both steps say the same of every word, the second one a little less surely: equal logits differ by their rounding.
+    model.head.blocks[1].load_state_dict({k: 0.99 * v for k, v in model.head.blocks[0].state_dict().items()})
     model.save(tmp_path / "model")
     doc = pipeline(model=str(tmp_path / "model"), nested=True)("the Ada Smith met")
     group = doc.spans["ner_cl"]

@@ -17,7 +17,7 @@ from ner_cl.train.changes import LearnResult, TypeChange
 from ner_cl.train.events import StepStarted
 from ner_cl.train.learn import _hold_back, _prepare
 from ner_cl.types import Sentence, Span
-from tests.tiny import toy_sentences
+from tests.tiny import ALIKE, toy_sentences
 from tests.train.toy_runs import (
     GOOD_TRAINING,
     SHORT_TRAINING,
@@ -50,7 +50,7 @@ def old_model(encoder: Path) -> NerModel:
 
 @pytest.fixture(scope="module")
 def learned(old_model: NerModel) -> LearnResult:
-    return ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, strategies=["distill"], training=GOOD_TRAINING)
+    return ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, strategies=[ALIKE], training=GOOD_TRAINING)
 
 
 def test_the_new_model_knows_more_and_the_old_one_is_unchanged(encoder: Path, old_model: NerModel) -> None:
