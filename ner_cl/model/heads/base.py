@@ -294,6 +294,9 @@ class Head(nn.Module, ABC):
             emissions: the student's.
             teacher: logits of the teacher, all its blocks concatenated.
             options: weight and form.
+
+        Returns:
+            A mean over words.
         """
         weight, temperature = options.mention_weight, options.temperature
         terms = self.divergences(emissions, teacher, temperature=temperature, mention_weight=weight)
