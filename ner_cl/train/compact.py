@@ -52,7 +52,7 @@ class _Imitate(Strategy):
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Returns the summed KL divergence of all blocks as `kd`; there is no gold."""
         teacher = self._teacher.says(context, batch)
-        return {"kd": context.model.head.distillation(emissions, batch, teacher, DistillOptions())["kd"]}
+        return {"kd": context.model.head.imitation(emissions, teacher, DistillOptions())}
 
 
 def compact(
