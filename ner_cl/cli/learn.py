@@ -98,6 +98,7 @@ def learn(
             unlabeled=unlabeled,
             strategies=listed,
             isolate=isolate,
+            must_measure=max_drop is not None,
             training=training,
             seed=seed,
             on_event=display,

@@ -152,7 +152,7 @@ class NerComponent:
             ConfigError: if the component's option `types` is set.
             DataError: if no sentence is fully annotated, or none mentions a type.
             ModelError: if a type is known already.
-            CheckFailed: if an old type's F1 drops by more than `max_drop`.
+            CheckFailed: if an old type's F1 drops by more than `max_drop`, or (before training) none can be measured.
         """
         from ner_cl.integrations.spacy_examples import sentences_of
         from ner_cl.train.changes import check_gate
@@ -173,7 +173,7 @@ class NerComponent:
             )
         if dev is not None:
             options["dev"] = sentences_of(dev, types, all_types=False).sentences
-        result = learn(self.load(), data.sentences, types=types, **options)
+        result = learn(self.load(), data.sentences, types=types, must_measure=max_drop is not None, **options)
         if max_drop is not None:
             result.check(max_drop)
         result.model.history[-1]["left_out"] = data.left_out

@@ -9,7 +9,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.train.isolation import Fingerprints
 from ner_cl.types import Sentence, Span
 
-__all__ = ["LearnResult", "TypeChange", "changes_of", "check_gate"]
+__all__ = ["LearnResult", "TypeChange", "changes_of", "check_gate", "check_measurable"]
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,7 @@ class LearnResult:
         worst = self.largest_drop
         old = [change for change in self.changes if change.type not in self._new]
         if old and worst is None:
-            raise CheckFailed(
-                f"none of the old types ({', '.join(change.type for change in old)}) could be measured; give dev "
-                "sentences that mention them, annotated or not; the model is not published"
-            )
+            raise _not_measured([change.type for change in old])
         if worst is not None and worst.drop > max_drop:
             raise CheckFailed(
                 f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}, on "
@@ -142,3 +139,16 @@ def check_gate(max_drop: float) -> None:
     """Raises ConfigError for a gate that cannot fail."""
     if not max_drop <= 1:  # refuses NaN too
         raise ConfigError(f"max_drop: {max_drop} is more than all of F1, which is 1; 0.05 is 5 points")
+
+
+def check_measurable(dev: Sequence[Sentence], before: Sequence[Sequence[Span]], old_types: Sequence[str]) -> None:
+    """Raises CheckFailed if dev sentences neither mention an old type nor make the old model find one."""
+    if old_types and not any(before) and not any(s.restrict(old_types).spans for s in dev):
+        raise _not_measured(old_types)
+
+
+def _not_measured(old_types: Sequence[str]) -> CheckFailed:
+    return CheckFailed(
+        f"none of the old types ({', '.join(old_types)}) can be measured; give dev sentences that mention them, "
+        "annotated or not; no model is published"
+    )

@@ -18,7 +18,7 @@ from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import nearest
 from ner_cl.strategies.replay import ReplayOptions
-from ner_cl.train.changes import LearnResult, changes_of
+from ner_cl.train.changes import LearnResult, changes_of, check_measurable
 from ner_cl.train.events import Event
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record
@@ -44,6 +44,7 @@ def learn(
     unlabeled: str | Path | Sequence[str] | None = None,
     strategies: Sequence[Any] = (),
     isolate: bool = False,
+    must_measure: bool = False,
     training: TrainingOptions | Mapping[str, Any] | None = None,
     seed: int = 13,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -65,6 +66,8 @@ def learn(
         strategies: options or `{"name": …}` mappings; distillation on a frozen trunk by default.
         isolate: change nothing that old types are found with, and verify this bit for bit. Uses the strategy that gave
             the model its sub-networks, else `modules`, unless `strategies` lists another isolating one.
+        must_measure: before any training, refuse dev sentences that old types cannot be measured on, which
+            `result.check` would refuse after it.
         training: options of the training loop, or a mapping of them.
         seed: seed of all random draws.
         on_event: called with every event.
@@ -77,7 +80,7 @@ def learn(
     Raises:
         DataError: if the data cannot be read or do not mention a type, or `replay` is not annotated for old types only.
         ModelError: if a type is known already.
-        CheckFailed: if old blocks are isolated and one of them changed.
+        CheckFailed: if old blocks are isolated and one of them changed, or with `must_measure`.
 
     Example:
         >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
@@ -96,6 +99,8 @@ def learn(
     _check_data(learner, raw=bool(raw))
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if model.types else [[] for _ in dev_sentences]
+    if must_measure:
+        check_measurable(dev_sentences, before, model.types)
     for event in learner.learn_step(step, unlabeled=raw):
         on_event(event)
     return _result(learner, step, model, dev_sentences, before)

@@ -13,8 +13,8 @@ from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
-from ner_cl.train.changes import LearnResult, TypeChange
-from ner_cl.train.events import StepStarted
+from ner_cl.train.changes import LearnResult, TypeChange, check_measurable
+from ner_cl.train.events import Event, StepStarted
 from ner_cl.train.learn import _hold_back, _prepare
 from ner_cl.types import Sentence, Span
 from tests.tiny import ALIKE, toy_sentences
@@ -226,8 +226,30 @@ def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_
     assert result.model.history[-1]["sentences"] == 1
     assert [(change.measured, change.after) for change in result.changes] == [("nothing", None)] * 2
     assert [line.split()[1:3] for line in result.table.splitlines()[1:]] == [["-", "-"], ["new", "-"]]
-    with pytest.raises(CheckFailed, match=r"none of the old types \(PER\) could be measured; give dev"):
+    with pytest.raises(CheckFailed, match=r"none of the old types \(PER\) can be measured; give dev"):
         result.check(1.0)
+
+
+def test_what_cannot_be_measured_is_refused_before_it_is_trained(old_model: NerModel) -> None:
+    events: list[Event] = []
+    with pytest.raises(CheckFailed, match=r"none of the old types \(PER\) can be measured"):
+        ner_cl.learn(old_model, NEW[:39], types=["LOC"], must_measure=True, on_event=events.append)
+    assert not events
+
+
+@pytest.mark.parametrize(("mentions", "found", "measurable"), [(1, 0, True), (0, 1, True), (0, 0, False)])
+def test_an_old_type_is_measured_on_what_gold_mentions_or_the_old_model_finds(
+    mentions: int, found: int, measurable: bool
+) -> None:
+    span = Span(0, 1, "PER")
+    dev = Sentence(("Ada", "left"), (span,) * mentions, frozenset({"PER", "LOC"}))
+    before = [[span] * found]
+    if measurable:
+        check_measurable([dev], before, ["PER"])
+    else:
+        with pytest.raises(CheckFailed):
+            check_measurable([dev], before, ["PER"])
+    check_measurable([dev], before, [])  # a model that knows no type forgets none
 
 
 def test_a_sentence_that_was_not_annotated_for_the_new_type_stays_so(old_model: NerModel) -> None:
