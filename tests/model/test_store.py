@@ -112,6 +112,15 @@ def test_what_was_saved_comes_back(encoder: Path, tmp_path: Path, head: str) -> 
     assert any(predicted)
 
 
+def test_loading_draws_nothing(saved: Path) -> None:
+    """All weights are read, so the caller's random numbers stay as they were, and no time is spent on others."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_model(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
 @EVERY
 def test_a_loaded_model_can_go_on_growing(encoder: Path, tmp_path: Path, head: str) -> None:
     full_model(encoder, head).save(tmp_path / "a")
