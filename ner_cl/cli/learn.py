@@ -106,7 +106,7 @@ def learn(
             alignment=alignment,
             on_overlap=on_overlap,
         )
-    publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json))
+    publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=unlabeled is not None))
     if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):
         say(f"note: it keeps {kept} sentences to learn more with; ner-cl data forget {folder} deletes them")
 
@@ -123,7 +123,7 @@ def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: C
     say(f"the model is in {folder}")
 
 
-def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
+def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool) -> None:
     """Print the result and notes about it."""
     if as_json:
         emit_json(result_to_dict(result, folder))
@@ -143,6 +143,9 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool) -> None:
         if change.measured == "agreement" and change.drop > NOTABLE_FALL:
             fell = f"{change.type} fell by {100 * change.drop:.1f} points of agreement"
             say(f"note: {fell} with {change.mentions} mentions found before; give --dev sentences to measure on more")
+    reads = "distill" in {options["name"] for options in result.model.history[-1]["strategies"]}
+    if reads and not raw_text and any(change.drop > NOTABLE_FALL for change in result.changes):
+        say("note: raw text of your domain, given with --unlabeled, helps to keep old types")
 
 
 def _start(

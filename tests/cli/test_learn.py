@@ -276,6 +276,18 @@ def test_raw_text_is_read_as_the_strategies_ask(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(("strategies", "advised"), [("distill", True), ("finetune", False)])
+def test_raw_text_is_advised_where_types_fell_and_the_strategies_read_it(
+    strategies: str, advised: bool, toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(tmp_path / "new")]
+    wild = ["--strategies", strategies, "--set", "training.optimizer.lr=0.1", "--dev", str(toy.data / "test.jsonl")]
+    assert main([*words, *QUICK, *wild]) == 0
+    said = capsys.readouterr().err
+    assert "note: PER fell by" in said
+    assert ("given with --unlabeled" in said) is advised
+
+
 def test_isolation_is_checked_told_and_written_down(
     toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
