@@ -58,7 +58,9 @@ def evaluate(
         measured = tagger.head.votes
         tagger.head.merge_by(merge)
         if merge == "vote" and not measured:
-            say("no vote of this model was ever measured: each counts 1; head.merge: vote measures them from step 1")
+            say(
+                "no vote of this model was ever measured, so each counts 1; modules with head.merge: vote measures them"
+            )
     asked = names(types)
     tagger.check_types(asked)
     sentences = read_sentences(data, format=format_, alignment=alignment, on_overlap=on_overlap)

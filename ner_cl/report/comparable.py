@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ner_cl.errors import DataError
 from ner_cl.report.runs import RunRecord, method_of
@@ -36,7 +36,7 @@ class Difference:
     """A difference between methods other than their strategies.
 
     Attributes:
-        what: key path of the configuration, or `data`, `test`, `orders`, `seeds`, `environment`.
+        what: key path of the configuration, or `data`, `dev`, `test`, `orders`, `seeds`, `environment`.
         values: the value of each method.
         spoils: whether it makes the comparison unfair, because more than the method differs.
     """
@@ -75,7 +75,7 @@ def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, s
         groups: runs of each method.
         tests: fingerprints of the test sets of each method's runs, where known.
     """
-    found = [*_of_settings(groups), *_of_data(groups)]
+    found = [*_of_settings(groups), *_of_data(groups, "data"), *_of_data(groups, "dev")]
     known = {name: ", ".join(sorted(hashes)) for name, hashes in tests.items() if hashes}
     found += _unequal("test", known, spoils=True)
     orders = {name: _orders(runs) for name, runs in groups.items()}
@@ -101,16 +101,16 @@ def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
     return found
 
 
-def _of_data(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
-    """Compare the training sentences of methods whose runs share an order of steps."""
+def _of_data(groups: Mapping[str, Sequence[RunRecord]], part: Literal["data", "dev"]) -> list[Difference]:
+    """Compare the training or dev sentences of methods whose runs share an order of steps."""
     hashes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, runs in groups.items():
         for run in runs:
-            for step, value in run.data.items():
+            for step, value in (run.data if part == "data" else run.dev).items():
                 hashes[f"step {step} of {' '.join('+'.join(types) for types in run.steps)}"][name].add(value[:12])
     for where, by_method in hashes.items():
         values = {name: ", ".join(sorted(found)) for name, found in by_method.items()}
-        if differing := _unequal(f"data of {where}", values, spoils=True):
+        if differing := _unequal(f"{part} of {where}", values, spoils=True):
             return differing  # one is enough; further differences have the same cause
     return []
 

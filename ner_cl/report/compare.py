@@ -155,11 +155,12 @@ def compare(
         _check_comparable(found)
     first = groups[held][0]
     joint = _joint(groups)
+    orders = list(dict.fromkeys(run.steps for runs in groups.values() for run in runs))
     return Comparison(
         stream=f"{first.config.stream.name}, protocol {first.config.stream.protocol}, {len(first.steps)} steps",
         baseline=held,
         types=first.matrix.types,
-        methods=tuple(_method(name, runs, outputs, joint) for name, runs in groups.items()),
+        methods=tuple(_method(name, runs, outputs, joint, orders) for name, runs in groups.items()),
         contrasts=tuple(
             _contrast(name, groups[held], runs, outputs, resamples) for name, runs in groups.items() if name != held
         ),
@@ -213,14 +214,19 @@ def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
     return Spread.of(finals).mean
 
 
-def _method(name: str, runs: Sequence[RunRecord], outputs: Mapping[Path, Outputs], joint: float | None) -> Method:
+def _method(
+    name: str,
+    runs: Sequence[RunRecord],
+    outputs: Mapping[Path, Outputs],
+    joint: float | None,
+    orders: Sequence[tuple[tuple[str, ...], ...]],
+) -> Method:
     first = runs[0]
     judged = [
         outcomes(outputs[run.folder].test, last.spans, run.matrix.types, learned=run.matrix.learned)
         for run in runs
         if (last := _last(outputs, run))
     ]
-    orders = list(dict.fromkeys(run.steps for run in runs))
     rows = [
         RunScores(
             str(run.folder),

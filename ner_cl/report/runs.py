@@ -37,8 +37,10 @@ class RunRecord:
         matrix: exact counts of every type after every step.
         environment: versions and machine; None for unknown values.
         costs: costs of the finished steps.
-        seconds: total time of all steps, without reading data and models; None if no step was timed.
+        seconds: total time of all steps, without reading data and models; None if a step was not timed.
         data: training data fingerprint of every step in the history of the newest model.
+        dev: the same for dev sentences, `none` without any; lacks steps of runs that did not record it.
+        published: whether there is a model of the last step, which the forgetting gate may have refused.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class RunRecord:
     costs: tuple[StepCost, ...]
     seconds: float | None
     data: dict[int, str]
+    dev: dict[int, str]
+    published: bool
 
     @property
     def name(self) -> str:
@@ -61,8 +65,8 @@ class RunRecord:
 
     @property
     def is_done(self) -> bool:
-        """Whether every step was learned."""
-        return len(self.matrix.counts) == len(self.steps)
+        """Whether every step was learned, and the last one was not refused by the forgetting gate."""
+        return len(self.matrix.counts) == len(self.steps) and self.published
 
     @property
     def pair(self) -> tuple[int, tuple[tuple[str, ...], ...]]:
@@ -100,14 +104,18 @@ def load_run(folder: Path) -> RunRecord:
         raise DataError(f"{folder}: no step is done yet")
     events = _lines(folder / "events.jsonl")
     done = {event["step"]: event for event in events if event["event"] == "StepDone"}
+    learned = [step for step, row in enumerate(matrix.counts, start=1) if row is not None]
+    history = _history(folder, len(matrix.counts))
     return RunRecord(
         folder=folder,
         config=config,
         matrix=matrix,
         environment=_environment(folder / "env.json"),
         costs=tuple(_cost(event) for _, event in sorted(done.items())),
-        seconds=sum(event["seconds"] for event in done.values()) if done else None,
-        data=_data(folder, len(matrix.counts)),
+        seconds=sum(event["seconds"] for event in done.values()) if done and done.keys() >= set(learned) else None,
+        data={record["step"]: record["data"] for record in history if record.get("data")},
+        dev={record["step"]: record["dev"] or "none" for record in history if "dev" in record},
+        published=bool(learned) and (learned[-1] in done or (folder / "steps" / f"{learned[-1]:02d}").is_dir()),
     )
 
 
@@ -148,12 +156,12 @@ def _cost(event: dict[str, Any]) -> StepCost:
     return StepCost(event["step"], *numbers, event.get("peak_memory") or None)
 
 
-def _data(folder: Path, steps: int) -> dict[int, str]:
-    """Read the training data fingerprints from the history of the newest model."""
+def _history(folder: Path, steps: int) -> Sequence[dict[str, Any]]:
+    """Read the history of the newest model, a record for each step."""
     for step in range(steps, 0, -1):
         if history := _lines(folder / "steps" / f"{step:02d}" / "history.jsonl"):
-            return {record["step"]: record["data"] for record in history if record.get("data")}
-    return {}
+            return history
+    return []
 
 
 def _lines(path: Path) -> Sequence[dict[str, Any]]:

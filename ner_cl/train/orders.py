@@ -37,9 +37,11 @@ def with_orders(config: Config, count: int) -> list[Config]:
         ConfigError: if there are fewer than `count` orders.
     """
     own = stream_steps(config)
-    if count > math.factorial(len(own)) and count > 1 + len(config.stream.orders):
-        raise ConfigError(f"--orders {count}: {len(own)} steps have {math.factorial(len(own))} orders; ask for fewer")
-    orders = list(dict.fromkeys([own, *config.stream.orders]))[:count]
+    orders = list(dict.fromkeys([own, *config.stream.orders]))
+    possible = math.factorial(len(own)) + sum(sorted(order) != sorted(own) for order in orders)
+    if count > possible:
+        raise ConfigError(f"--orders {count}: {len(own)} steps have {possible} orders; ask for fewer")
+    orders = orders[:count]
     draw = 0
     while len(orders) < count:
         draw += 1

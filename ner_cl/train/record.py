@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from ner_cl.data.stream import Step
+from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tally import tally
 from ner_cl.train.learner import Learner
 
@@ -21,6 +21,7 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
         "step": step.number,
         "types": list(step.types),
         "data": step.data_hash,
+        "dev": fingerprint(step.dev) if step.dev else None,
         "sentences": len(step.train),
         "mentions": {type_: mentions[type_] for type_ in step.types},
         "words": {type_: words[type_] for type_ in step.types},

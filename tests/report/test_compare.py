@@ -166,13 +166,14 @@ def test_more_than_the_method_is_refused(methods: list[Path], tmp_path: Path, ke
     assert f"- {what}: " in to_markdown(allowed)
 
 
-def test_other_data_are_refused(methods: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "value"), [("data", "0" * 64), ("dev", "0" * 64), ("dev", None)])
+def test_other_data_are_refused(methods: list[Path], tmp_path: Path, part: str, value: str | None) -> None:
     other = Path(shutil.copytree(methods[1] / "seed-1", tmp_path / "other"))
     history = other / "steps" / "02" / "history.jsonl"
     records = [json.loads(line) for line in history.read_text().splitlines()]
-    records[0]["data"] = "0" * 64
+    records[0][part] = value
     history.write_text("\n".join(map(json.dumps, records)))
-    with pytest.raises(DataError, match="data of step 1 of PER LOC: "):
+    with pytest.raises(DataError, match=f"{part} of step 1 of PER LOC: "):
         compare([methods[0], other])
 
 
@@ -186,6 +187,9 @@ def test_other_orders_without_one_in_common_are_refused(methods: list[Path], tmp
     found = compare([methods[0], tmp_path / "turned"], allow_differences=True)
     assert "orders: PER → LOC (finetune); LOC → PER (turned)" in [str(item) for item in found.differences]
     assert (found.contrasts[0].pairs, found.contrasts[0].micro, found.contrasts[0].runs) == (0, None, {})
+    # An order has the same number in all methods.
+    rows = csv.DictReader(io.StringIO(to_csv(found)))
+    assert [(row["run"], row["order"]) for row in rows] == [("finetune", "1"), ("finetune", "1"), ("turned", "2")]
 
 
 def test_a_run_that_is_not_done_is_left_out(methods: list[Path], tmp_path: Path) -> None:

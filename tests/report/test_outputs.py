@@ -80,5 +80,16 @@ def test_a_record_has_times_memory_and_data(seeds: Path) -> None:
     assert all(cost.train_seconds <= cost.seconds for cost in run.costs)
     assert all(cost.peak_memory and cost.peak_memory > 2**20 for cost in run.costs)
     assert run.seconds
-    assert set(run.data) == {1, 2}
+    assert set(run.data) == set(run.dev) == {1, 2}
     assert run.pair == (2, (("PER",), ("LOC",)))
+
+
+def test_a_step_that_was_refused_or_not_timed_is_no_done_step(run: Path) -> None:
+    events = (run / "events.jsonl").read_text().splitlines()
+    kept = [line for line in events if not (json.loads(line)["event"] == "StepDone" and json.loads(line)["step"] == 2)]
+    (run / "events.jsonl").write_text("\n".join(kept) + "\n")
+    killed = load_run(run)  # after it had published its model
+    assert (killed.is_done, killed.seconds) == (True, None)
+    shutil.rmtree(run / "steps" / "02")  # the forgetting gate refused it
+    refused = load_run(run)
+    assert (refused.is_done, len(refused.matrix.counts)) == (False, 2)

@@ -230,6 +230,19 @@ def test_a_vote_is_measured_once_on_the_steps_dev_sentences(folder: Path, stream
     assert (float(head.ballot(3).weight), float(head.ballot(3).temperature)) == (1.0, 1.0)
 
 
+def test_a_vote_is_not_measured_where_nothing_is_known_of_the_steps_types(folder: Path, stream: Stream) -> None:
+    step = stream.steps[0]
+    silent = [sentence.restrict(()) for sentence in toy_sentences(20, seed=5, types=step.types)]
+    ballots = []
+    for dev in (step.dev, (*step.dev, *silent)):
+        learner = learner_of(folder, "vote", kind="copy")
+        list(learner.learn_step(Step(step.number, step.types, step.train, dev)))
+        assert isinstance(learner.model.head, AddNer)
+        ballot = learner.model.head.ballot(1)
+        ballots.append((float(ballot.weight), float(ballot.temperature)))
+    assert ballots[0] == ballots[1] != (1.0, 1.0)
+
+
 @pytest.mark.parametrize("merge", ["viterbi", "majority", "vote"])
 def test_blocks_of_their_own_types_may_be_merged_in_any_way(folder: Path, stream: Stream, merge: str) -> None:
     model = tiny_model(folder, HeadOptions(name="addner", merge=merge))

@@ -55,6 +55,20 @@ def test_more_orders_than_there_are_are_refused(home: Path) -> None:
         orders_of(home, 7)
 
 
+def test_listed_orders_count_once(home: Path) -> None:
+    """Also if the configured one is among them, or they group the types in another way."""
+    steps = [["PER"], ["LOC"]]
+    turned, together = [["LOC"], ["PER"]], [["LOC", "PER"]]
+    assert len(orders_of(home, 2, steps=steps, orders=[steps, turned])) == 2
+    with pytest.raises(ConfigError, match="--orders 3: 2 steps have 2 orders"):
+        orders_of(home, 3, steps=steps, orders=[steps, turned])
+    assert orders_of(home, 3, steps=steps, orders=[together]) == [
+        (("PER",), ("LOC",)),
+        (("LOC", "PER"),),
+        (("LOC",), ("PER",)),
+    ]
+
+
 def test_steps_that_are_not_listed_are_read_off_the_corpus(home: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, types=("PER", "LOC", "ORG"))
     drawn = config(home, steps=None, corpus=corpus, increment=1, first=2)

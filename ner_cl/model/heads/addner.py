@@ -146,7 +146,8 @@ class AddNer(Head):
         if not nested:
             return super().spans(emissions, types=types)
         readings = [[type_ for type_ in step if types is None or type_ in types] for step in self.tagset.steps]
-        return torch.cat([spans_of_rows(self.decode(emissions, types=step)) for step in readings if step])
+        found = [spans_of_rows(self.decode(emissions, types=step)) for step in readings if step]
+        return torch.cat(found) if found else super().spans(emissions, types=types)
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
         """The maximum coupling of all blocks that know any of `types` and, with `merge: vote`, of the vote.
