@@ -112,6 +112,10 @@ class Gpm(Strategy):
             basis = empty if old is None else self._bases.pop(old).to(products.device)
             self._bases[names] = extend_basis(basis, products, share=share).cpu()
 
+    def release(self) -> None:
+        """Releases the copies of the bases on the model's device."""
+        self._constraints = ()
+
     def state_dict(self) -> dict[str, Tensor]:
         """The basis of each group of layers that share their input."""
         return dict(self._bases)

@@ -62,8 +62,8 @@ class References:
     def gradient(self, context: StepContext, rows: Sequence[int], generator: np.random.Generator) -> dict[str, Tensor]:
         """The gradient of the mean loss over some rows, in the precision and mode of training.
 
-        The newest block is excluded, as it has nothing to remember. Neither `.grad` nor torch's global random stream,
-        which dropout draws from, is changed.
+        The newest block has a part in it only where all blocks share a softmax (ExtendNER). Neither `.grad` nor torch's
+        global random stream, which dropout draws from, is changed.
 
         Args:
             context: gives model, precision and batch size.
@@ -74,8 +74,8 @@ class References:
             The gradients, by name, of every trained parameter that the loss depends on; empty if there is none.
         """
         model, device = context.model, context.model.device
-        newest = {id(parameter) for parameter in model.head.new_block().parameters()}
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in newest}
+        apart = {id(p) for p in model.head.new_block().parameters()} if model.head.apart else set()
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in apart}
         total: dict[str, Tensor] = {}
         if not trained:
             return total

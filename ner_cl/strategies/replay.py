@@ -1,8 +1,10 @@
 """Replay: training on sentences of earlier steps again, each annotated only for the types of its own step."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, Literal, final
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch, rows_from
+from ner_cl.data.batching import Batch, EncodedSentences, rows_from
 from ner_cl.model.emissions import emissions_of
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean
@@ -43,9 +45,9 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
     Attributes:
         mixing: `concatenate`: remembered and new sentences shuffled together, with one mean over the words of both
             (CT0); `batch_ratio`: the same mean, but a share `ratio` of the rows of every batch is remembered; `loss`:
-            batches as in `batch_ratio`, with a mean over the new words plus `weight` times a mean over the remembered
-            words (ER); `der`: as `loss`, but the second mean is replaced by `alpha` times the squared distance from the
-            logits at the end of the sentence's own step, plus `beta` times cross entropy (DER++).
+            batches as in `batch_ratio`, with a mean over the epoch's new words plus `weight` times a mean over its
+            remembered words (ER); `der`: as `loss`, but the second mean is replaced by `alpha` times the squared
+            distance from the logits at the end of the sentence's own step, plus `beta` times cross entropy (DER++).
         labels: `own`: a remembered sentence says nothing about types that its step did not annotate; `relabel`: the
             model before the step adds the other old types where gold leaves room; `naive`: `O` denies every type, which
             is wrong and here for comparison only.
@@ -112,6 +114,7 @@ class Replay(Strategy):
         self._shown: list[Sentence] = []
         self._origins: dict[int, tuple[int, Sentence]] = {}
         self._targets: _Stored | None = None
+        self._scale = 1.0
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The step's sentences, followed by the remembered ones."""
@@ -138,7 +141,10 @@ class Replay(Strategy):
             rows = [*own, *self._rehearsed(context, kept, generator)]
             return encoded.plan(rows, batch_tokens=context.train_tokens, generator=generator)
         ratio = self.options.ratio
-        return mixed(own, kept, encoded.lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
+        planned = mixed(own, kept, encoded.lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
+        if self.options.mixing in ("loss", "der"):
+            self._scale = _second_mean(encoded, planned)
+        return planned
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`replay`, the cross entropy of remembered rows, and with `der` also `replay_logits`."""
@@ -147,11 +153,10 @@ class Replay(Strategy):
 
         def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
             found = {}
-            scale = _second_mean(batch) if options.mixing in ("loss", "der") else 1.0
             if weight := options.beta if self._der else options.weight:
-                found["replay"] = scale * weight * cross_entropy(context.model.head, rows, said, reading)
+                found["replay"] = self._scale * weight * cross_entropy(context.model.head, rows, said, reading)
             if self._der and options.alpha and self._logits:
-                found["replay_logits"] = scale * options.alpha * self._distance(context, rows, said)
+                found["replay_logits"] = self._scale * options.alpha * self._distance(context, rows, said)
             return found
 
         return on_rows(batch, emissions, terms, "remembered")
@@ -261,15 +266,17 @@ class _Stored:
     logits: Float[Tensor, "place column"]
 
 
-def _second_mean(batch: Batch) -> float:
+def _second_mean(encoded: EncodedSentences, batches: Sequence[Sequence[int]]) -> float:
     """The factor that turns the remembered words' share of a mean over all words into a second mean of their own.
 
-    The strategy that trains on the new rows gives their share of the mean over all words: `n / (n + m)` times a mean of
-    their own. Remembered rows get the same factor instead of `m / (n + m)`, so the sum is `n / (n + m)` times the sum
-    of two means.
+    With n new and m remembered words in an epoch, the strategy that trains on the new ones gives `n / (n + m)` times
+    their mean. Remembered words get the same factor instead of `m / (n + m)`, so the sum is `n / (n + m)` times the sum
+    of two means. Counted over the epoch, the factor does not depend on how batches are cut.
     """
-    new, remembered = (sum(batch.row_words[row] for row in rows_from(batch.origins, o)) for o in ("own", "remembered"))
-    return new / remembered if new else 1.0
+    words = Counter[str]()
+    for row in chain(*batches):
+        words[encoded.origins[row]] += len(encoded.windows[row].word_pieces)
+    return words["own"] / words["remembered"] if words["own"] else 1.0
 
 
 def _key(sentence: Sentence) -> str:

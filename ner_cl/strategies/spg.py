@@ -90,6 +90,8 @@ class Spg(Strategy):
         self._importance = dict(state)
 
     def _block_gates(self, context: StepContext) -> dict[str, Tensor]:
+        if not self._importance:
+            return {}
         factor = 1 - self._mean_importance()
         old = {"gate": factor, "freeze": 0.0, "free": 1.0}[self.options.old_blocks]
         new = factor if self.options.head_factor_on_new else 1.0
@@ -102,9 +104,9 @@ class Spg(Strategy):
         }
 
     def _mean_importance(self) -> float:
-        """The mean importance over all entries of all tensors; 0 before the first measurement."""
+        """The mean importance over all entries of all tensors."""
         total = sum(float(tensor.double().sum()) for tensor in self._importance.values())
-        return total / max(1, sum(tensor.numel() for tensor in self._importance.values()))
+        return total / sum(tensor.numel() for tensor in self._importance.values())
 
     def _gradients(self, context: StepContext) -> list[list[Tensor]]:
         """The summed gradients of the trained parameters, for the step's own loss and for each earlier block."""

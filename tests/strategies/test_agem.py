@@ -1,6 +1,5 @@
 """A-GEM: the reference gradient is the one it should be, disturbs nothing, and no update opposes it."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,9 +127,9 @@ def test_the_reference_is_the_gradient_of_the_mean_loss_of_what_is_remembered(fo
                 else:
                     losses.append(-log_probs[word, first + (word > span.start)])
     torch.stack(losses).mean().backward()
-    assert not any(name.startswith("head.blocks.2") for name in found)
+    assert any(name.startswith("head.blocks.2") for name in found) == (head == "extendner")  # in the same softmax
     for name, parameter in model.named_parameters():
-        if name.startswith("head.blocks.2"):
+        if name.startswith("head.blocks.2") and head == "addner":
             continue
         assert parameter.grad is not None
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
@@ -172,11 +171,9 @@ def test_measuring_touches_neither_gradients_nor_weights_nor_the_random_stream(f
 def test_frozen_parameters_have_no_reference(folder: Path) -> None:
     model, strategy, context = prepared(folder)
     model.encoder.embeddings.requires_grad_(False)
-    names = {name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("head.blocks.2")}
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert reference_of(strategy, context).keys() == names
-    model.encoder.requires_grad_(False)
-    for block in list(model.head.blocks)[:2]:
-        block.requires_grad_(False)
+    model.requires_grad_(False)
     assert list(strategy.constraints(context)) == []
 
 
@@ -302,10 +299,9 @@ def test_a_small_step_of_sgd_does_not_raise_the_loss_on_the_memory(folder: Path,
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
             updater = Updater([strategy] if constrained else [], context, optimizer, clip=0.0)
             batch = context.encoded.batch(range(len(train)))  # type: ignore[union-attr]
-            before, new = memory_loss(model, kept), copy.deepcopy(model.head.new_block().state_dict())
+            before = memory_loss(model, kept)
             model.head.supervised(model(batch), batch, unannotated="negative").backward()
             assert updater.update()
-            model.head.new_block().load_state_dict(new)  # free to move, whatever it does to the softmax of all
             change = memory_loss(model, kept) - before
             raised[constrained] = max(raised[constrained], change)
     if head == "extendner":  # AddNER's blocks share the encoder only, and need not be at odds at all

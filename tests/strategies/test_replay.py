@@ -296,16 +296,27 @@ def test_a_second_loss_is_a_mean_of_its_own(folder: Path, head: str) -> None:
     strategy, context = begin(folder, head, mixing="loss", weight=0.7)
     distill = Distill(DistillStrategyOptions(alpha=0))
     distill.begin_step(toy_context(tiny_model(folder, head, steps=OLD), ["ORG"], grown=False))
+    assert context.encoded is not None
     batch = rows_of(context)
     emissions = fixed_emissions(context, batch)
-    new = rows_from(batch.origins, "own")
-    total = strategy.losses(context, batch, emissions)["replay"]
-    total = total + distill.losses(context, batch, emissions)["ce"]
-    l_new = distill.losses(context, batch.select(new), emissions.select(new))["ce"]
-    parts = own_means(strategy, context, batch, emissions)
-    l_mem = torch.stack([words * mean for words, mean in parts]).sum() / sum(words for words, _ in parts)
-    common = sum(batch.row_words[row] for row in new) / sum(batch.row_words)
-    torch.testing.assert_close(total, common * (l_new + 0.7 * l_mem))
+    planned = plan_of(strategy, context)
+    rows = list(itertools.chain(*planned))
+    for cut in (planned, [rows], [rows[:7], rows[7:]]):  # T9: however they are cut
+        words = sum(batch.row_words[row] for row in rows)
+        total, new, kept = torch.zeros(()), [], []
+        for numbers in cut:
+            part, said = batch.select(numbers), emissions.select(numbers)
+            terms = strategy.losses(context, part, said) | distill.losses(context, part, said)
+            total = total + sum(part.row_words) / words * torch.stack(list(terms.values())).sum()
+        for row in rows:
+            alone, said = batch.select([row]), emissions.select([row])
+            if batch.origins[row] == "own":
+                new.append((alone.row_words[0], distill.losses(context, alone, said)["ce"]))
+            else:
+                kept += own_means(strategy, context, alone, said)
+        l_new, l_mem = (sum(n * mean for n, mean in parts) / sum(n for n, _ in parts) for parts in (new, kept))
+        common = sum(n for n, _ in new) / words
+        torch.testing.assert_close(total, common * (l_new + 0.7 * l_mem))
 
 
 # --- DER++
@@ -355,6 +366,9 @@ def test_der_pays_for_the_distance_to_stored_logits_over_the_columns_there_were(
     context.encoded = model.encode(sentences)
     batch = rows_of(context)
     emissions = fixed_emissions(context, batch)
+    planned = Counter[bool]()
+    for row in itertools.chain(*plan_of(fresh, context)):
+        planned[batch.origins[row] == "own"] += batch.row_words[row]
     found = fresh.losses(context, batch, emissions)
     flat = emissions.flat()
     distances, words = [], 0
@@ -369,8 +383,7 @@ def test_der_pays_for_the_distance_to_stored_logits_over_the_columns_there_were(
             assert logits is not None
             wanted = logits[window.first_word + place]
             distances.append((flat[row, place, : len(wanted)] - wanted).square().mean())
-    own = sum(batch.row_words[row] for row in rows_from(batch.origins, "own"))
-    common = own / sum(batch.row_words)
+    common = planned[True] / planned[False] * words / sum(batch.row_words)
     torch.testing.assert_close(found["replay_logits"], 0.3 * common * torch.stack(distances).mean())
     parts = own_means(fresh, context, batch, emissions)
     l_mem = torch.stack([count * mean for count, mean in parts]).sum() / words
