@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from ner_cl.cli.console import emit, emit_json
-from ner_cl.cli.options import Alignment, Format, Json, MaxDrop, Overlap, Settings, check_model_output, training_options
+from ner_cl.cli.options import (
+    Alignment,
+    Format,
+    Json,
+    MaxDrop,
+    Overlap,
+    Scheme,
+    Settings,
+    beside,
+    check_model_output,
+    training_options,
+)
+from ner_cl.errors import ConfigError
 
 __all__ = ["compact"]
 
@@ -24,6 +36,7 @@ def compact(
     max_drop: MaxDrop = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 13,
     format_: Format = "auto",
+    scheme: Scheme = "auto",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
     as_json: Json = False,
@@ -40,13 +53,19 @@ def compact(
     from ner_cl.model.store import load_model
     from ner_cl.train.compact import compact as make_compact
 
+    if dev is None and (format_, scheme, alignment, on_overlap) != ("auto", "auto", "error", "error"):
+        raise ConfigError(
+            "--format, --scheme, --alignment and --on-overlap say how to read --dev; give it, or leave them out"
+        )
     training = training_options(settings or [])
     teacher = load_model(model)
-    folder = output or model.absolute().parent / f"{model.absolute().name}-compact"
+    folder = output or beside(model, "-compact")
     check_model_output(folder)
     sentences = read_unlabeled(text)
     measured = (
-        read_sentences(dev, format=format_, alignment=alignment, on_overlap=on_overlap) if dev is not None else ()
+        read_sentences(dev, format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
+        if dev is not None
+        else ()
     )
     with progress(1) as display:
         result = make_compact(

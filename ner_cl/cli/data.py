@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ner_cl.cli.console import emit, emit_json, say, table
-from ner_cl.cli.options import Alignment, Format, Json, Overlap, Types, names, parse_yaml
+from ner_cl.cli.options import Alignment, Format, Json, Overlap, Scheme, Types, names, parse_yaml
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.files import new_folder
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # imported only when a command runs, so that `--help` is fast
 __all__ = ["app"]
 
 app = typer.Typer(help="Check, convert, split or delete annotated sentences.", rich_markup_mode=None)
-
-Scheme = Annotated[str, typer.Option("--scheme", help="Tag scheme of column files: iob1, iob2, bioes or io.")]
 
 _PARTS = {"train": ("train",), "dev": ("dev", "valid", "validation", "devel"), "test": ("test",)}
 
@@ -64,24 +62,35 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
     from_: Annotated[str, typer.Option("--from", help="Format of IN: auto, conll, jsonl, docbin or hub.")] = "auto",
     to: Annotated[str, typer.Option("--to", help="Format of OUT: auto, conll, jsonl or docbin.")] = "auto",
-    scheme: Scheme = "iob2",
+    from_scheme: Annotated[
+        str,
+        typer.Option("--from-scheme", help="Tag scheme of IN, a column file: auto, iob1, iob2, bioes or io."),
+    ] = "auto",
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", help="Tag scheme of OUT, a column file: iob2 (default), iob1, bioes, io."),
+    ] = None,
     types: Types = None,
     alignment: Alignment = "error",
 ) -> None:
     """Convert annotated sentences to another format or tag scheme."""
     from ner_cl.data.readers import read_with_report
-    from ner_cl.data.writers import write_sentences
+    from ner_cl.data.writers import format_to_write, write_sentences
     from ner_cl.registry import nearest
 
+    if scheme is not None and format_to_write(target, to) != "conll":
+        raise ConfigError("--scheme is for column files, and OUT is none; leave it out (--from-scheme is for IN)")
     wanted = names(types)
-    sentences, report = read_with_report(source, format=from_, types=wanted, on_overlap="keep", alignment=alignment)
+    sentences, report = read_with_report(
+        source, format=from_, scheme=from_scheme, types=wanted, on_overlap="keep", alignment=alignment
+    )
     found = {span.type for sentence in sentences for span in sentence.spans}
     for type_ in wanted or ():
         if type_ not in found:
             say(f"note: {source} has no mention of {type_}{nearest(type_, found)}")
     for what, lines in sorted(report.repairs.items()):
         say(f"note: {what}: {len(lines)} (first in line {lines[0]})")
-    written = write_sentences(target, sentences, format=to, scheme=scheme)
+    written = write_sentences(target, sentences, format=to, scheme=scheme or "iob2")
     if written == "conll" and len({sentence.annotated_types for sentence in sentences}) > 1:
         say(
             "note: the sentences are annotated for different types, which column files cannot say; read from this "
@@ -103,12 +112,17 @@ def split(
         str | None, typer.Option("--steps", metavar="LIST", help="Types of each step, such as '[[PER], [LOC, ORG]]'.")
     ] = None,
     order: Annotated[
-        str, typer.Option("--order", help="Without --steps: order of types, alphabetical, frequency or random.")
-    ] = "alphabetical",
-    increment: Annotated[int, typer.Option("--increment", min=1, help="Without --steps: types per step.")] = 1,
+        str | None,
+        typer.Option("--order", help="Without --steps: order of types, alphabetical (default), frequency or random."),
+    ] = None,
+    increment: Annotated[
+        int | None, typer.Option("--increment", min=1, help="Without --steps: types per step, 1 by default.")
+    ] = None,
     first: Annotated[int | None, typer.Option("--first", min=1, help="Without --steps: types in step 1.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the slices, and of a random order.")] = 13,
     format_: Format = "auto",
+    scheme: Scheme = "auto",
+    alignment: Alignment = "error",
     on_overlap: Overlap = "error",
 ) -> None:
     """Split a corpus into the data of each step.
@@ -119,13 +133,18 @@ def split(
     from ner_cl.data.stream import build_stream, order_types
 
     chosen_protocol = check_protocol(protocol)
-    corpus, files = _corpus(source, format_, on_overlap)
+    if steps is not None and (order, increment, first) != (None, None, None):
+        raise ConfigError("--steps lists the types of each step; leave --order, --increment and --first out")
+    reading = {"format": format_, "scheme": scheme, "alignment": alignment, "on_overlap": on_overlap}
+    corpus, files = _corpus(source, reading)
     listed = None if steps is None else parse_yaml(steps, "--steps")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(step, list) for step in listed)):
         raise ConfigError(f"--steps {steps!r}: write a list of lists, such as '[[PER], [LOC, ORG]]'")
-    chosen = listed or order_types(corpus, order=order, increment=increment, first=first, seed=seed)
+    chosen = listed or order_types(
+        corpus, order=order or "alphabetical", increment=increment or 1, first=first, seed=seed
+    )
     stream = build_stream(corpus, chosen, protocol=chosen_protocol, seed=seed)
-    _write_stream(target, stream, files, {"format": format_, "on_overlap": on_overlap}, seed)
+    _write_stream(target, stream, files, reading, seed)
     rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
     emit(table(["step", "types", "train", "dev"], rows, text_columns=2))
     taken = set(chain(*allocate(corpus.train, chosen, protocol=chosen_protocol, seed=seed)))
@@ -211,7 +230,7 @@ def _text(report: "CheckReport") -> str:
     return "\n\n".join([*blocks, *(["no problems"] if report.ok else [])])
 
 
-def _corpus(source: str, format_: str, on_overlap: str) -> "tuple[Corpus, Mapping[str, str]]":
+def _corpus(source: str, reading: Mapping[str, str]) -> "tuple[Corpus, Mapping[str, str]]":
     """Load the corpus in a file or folder; also return its files by part."""
     from ner_cl.config import CorpusOptions, validate
     from ner_cl.data.corpus import load_corpus
@@ -219,8 +238,11 @@ def _corpus(source: str, format_: str, on_overlap: str) -> "tuple[Corpus, Mappin
     files = _parts_of(Path(source)) if Path(source).is_dir() else {"train": source}
     if "train" not in files:
         raise DataError(f"{source}: holds no file called train")
+    for part in files.keys() - _PARTS:
+        say(f"note: {files[part]} is left out; a corpus has train, dev and test")
+    files = {part: path for part, path in files.items() if part in _PARTS}
     # Without a test file nothing is scored: the training file replaces it here but is not written as a test set.
-    values = {"format": format_, "on_overlap": on_overlap, "test": files["train"], **files}
+    values = {**reading, "test": files["train"], **files}
     options = validate(CorpusOptions, values, "the corpus")
     return load_corpus(options, name=Path(source).stem), files
 

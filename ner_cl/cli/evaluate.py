@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ner_cl.cli.console import emit, emit_json, percent, say, table
-from ner_cl.cli.options import Alignment, Format, Json, Overlap, Types, names
+from ner_cl.cli.options import Alignment, Format, Json, Overlap, Scheme, Types, names
 from ner_cl.errors import DataError
 from ner_cl.files import replace_file
 
@@ -34,6 +34,7 @@ def evaluate(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write JSON to FILE.")] = None,
     format_: Format = "auto",
+    scheme: Scheme = "auto",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
     as_json: Json = False,
@@ -63,7 +64,7 @@ def evaluate(
             )
     asked = names(types)
     tagger.check_types(asked)
-    sentences = read_sentences(data, format=format_, alignment=alignment, on_overlap=on_overlap)
+    sentences = read_sentences(data, format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
     scored = _scored_types(tagger, asked, sentences, data)
     say(f"{len(sentences)} sentences")
     if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):

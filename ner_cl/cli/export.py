@@ -43,7 +43,9 @@ def export(
     data: Annotated[
         str | None, typer.Option("--data", metavar="DATA", help="Annotated sentences to compare both on, with F1.")
     ] = None,
-    language: Annotated[str, typer.Option("--language", help="For spacy: language of the tokenizer.")] = "en",
+    language: Annotated[
+        str | None, typer.Option("--language", help="For spacy: language of the tokenizer, en by default.")
+    ] = None,
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
     as_json: Json = False,
@@ -62,11 +64,15 @@ def export(
         raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, FORMATS)}; choose {', '.join(FORMATS)}")
     if int8 and format_ != "onnx":
         raise ConfigError(f"--int8 is for --format onnx, not for {format_}; leave it out")
+    if language is not None and format_ != "spacy":
+        raise ConfigError(f"--language is for --format spacy, not for {format_}; leave it out")
+    if data is None and (alignment, on_overlap) != ("error", "error"):
+        raise ConfigError("--alignment and --on-overlap say how to read --data; give it, or leave them out")
     if int8 and check and data is None:
         raise ConfigError("--check of --int8 compares F1: give annotated sentences with --data")
     tagger = load_model(model)
     sentences = read_sentences(data, alignment=alignment, on_overlap=on_overlap) if data is not None else ()
-    export_model(tagger, output, format=format_, int8=int8, language=language)
+    export_model(tagger, output, format=format_, int8=int8, language=language or "en")
     say(f"{format_} is in {output}")
     if check or data is not None:
         from ner_cl.integrations.parity import check_export

@@ -13,7 +13,9 @@ from ner_cl.cli.options import (
     Json,
     MaxDrop,
     Overlap,
+    Scheme,
     Settings,
+    beside,
     check_model_output,
     names,
     parse_yaml,
@@ -72,6 +74,7 @@ def learn(
     max_drop: MaxDrop = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 13,
     format_: Format = "auto",
+    scheme: Scheme = "auto",
     alignment: Alignment = "error",
     on_overlap: Overlap = "error",
     as_json: Json = False,
@@ -103,6 +106,7 @@ def learn(
             seed=seed,
             on_event=display,
             format=format_,
+            scheme=scheme,
             alignment=alignment,
             on_overlap=on_overlap,
         )
@@ -164,7 +168,7 @@ def _start(
             raise ConfigError("--model already has an encoder and a head; leave --encoder and --head out")
         student = load_model(model)
         number = len(student.tagset.steps) + 1
-        folder = output or model.absolute().parent / f"{model.absolute().name}-step{number}"
+        folder = output or beside(model, f"-step{number}")
     else:
         if encoder is None and head is None:
             raise ConfigError("name the model that learns more with --model, or start one with --encoder and --head")

@@ -17,8 +17,10 @@ __all__ = [
     "Json",
     "MaxDrop",
     "Overlap",
+    "Scheme",
     "Settings",
     "Types",
+    "beside",
     "check_model_output",
     "integers",
     "names",
@@ -38,6 +40,9 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instea
 Types: TypeAlias = Annotated[str | None, typer.Option("--types", metavar="A,B", help="Use only these types.")]
 Format: TypeAlias = Annotated[
     str, typer.Option("--format", help="Format of the data: auto, conll, jsonl, docbin or hub.")
+]
+Scheme: TypeAlias = Annotated[
+    str, typer.Option("--scheme", help="Tag scheme of column files: auto, iob1, iob2, bioes or io.")
 ]
 Alignment: TypeAlias = Annotated[
     str, typer.Option("--alignment", help="If a span cuts a word: error, or expand it to whole words.")
@@ -94,6 +99,12 @@ def check_model_output(folder: Path) -> None:
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"--output {folder}: nothing can be written in {parent}; choose another folder")
+
+
+def beside(model: Path, suffix: str) -> Path:
+    """Return the default output folder: next to a model folder, or here for a model of the Hugging Face hub."""
+    home = model.absolute().parent if model.is_dir() else Path.cwd()
+    return home / f"{model.absolute().name}{suffix}"
 
 
 def training_options(settings: list[str]) -> "TrainingOptions":

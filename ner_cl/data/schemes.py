@@ -92,11 +92,15 @@ class TagTable:
 
     @classmethod
     def _bare(cls, tags: Iterable[str], *, strict: bool) -> "TagTable":
-        """Build the table of a file whose tags are unprefixed types; `strict` refuses tags with an unknown prefix."""
+        """Build the table of a file whose tags are unprefixed types.
+
+        `strict`, for a scheme that was detected, also refuses tags that look as if they had a prefix other than `I-`.
+        """
         refused = {tag: _no_prefix(tag) for tag in tags if tag in _NO_TAG or not any(map(str.isalnum, tag))}
         if strict:
             refused |= {tag: _unknown_prefix(tag) for tag in tags if _UNKNOWN_PREFIX.fullmatch(tag)}
-        refused |= {tag: _mixed(tag) for tag in tags if tag != "O" and looks_like_tag(tag)}
+        prefixed = {tag: match[1] for tag in tags if (match := _PREFIXED.fullmatch(tag))}
+        refused |= {tag: _mixed(tag) for tag, prefix in prefixed.items() if strict or prefix in _PREFIXES["io"]}
         refused |= {tag: _whitespace(tag) for tag in tags if any(char.isspace() and char != " " for char in tag)}
         good = {tag: Tag("I", tag) for tag in tags if tag != "O" and tag not in refused}
         return cls("io", {"O": Tag("O", ""), **good}, refused)

@@ -14,7 +14,7 @@ from ner_cl.files import replace_file
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
-__all__ = ["write_sentences"]
+__all__ = ["format_to_write", "write_sentences"]
 
 _SUFFIXES = {
     **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv", ".txt"), "conll"),
@@ -58,15 +58,7 @@ def write_sentences(
         >>> path.read_text()
         'Ada\\tB-PER\\nwrites\\tO\\n\\n'
     """
-    name = fspath(path)
-    suffix = Path(name).suffix.lower()
-    chosen = _SUFFIXES.get(suffix) if format == "auto" else format
-    if chosen is None:
-        raise ConfigError(f"{name}: the ending {suffix!r} says no format; name one of {', '.join(_WRITERS)}")
-    if chosen not in _WRITERS:
-        raise ConfigError(
-            f"format {chosen!r} cannot be written{nearest(chosen, _WRITERS)}; known: {', '.join(_WRITERS)}"
-        )
+    name, chosen = fspath(path), format_to_write(path, format)
     scheme, items = check_scheme(scheme), list(sentences)
     for number, sentence in enumerate(items, start=1):
         if not (sentence.words or empty):
@@ -78,6 +70,17 @@ def write_sentences(
     except OSError as error:
         raise DataError(f"{name}: cannot be written ({error.strerror}); check the folder and its permissions") from None
     return chosen
+
+
+def format_to_write(path: str | PathLike[str], chosen: str = "auto") -> str:
+    """Return the format that `write_sentences` writes; see there for errors."""
+    suffix = Path(fspath(path)).suffix.lower()
+    found = _SUFFIXES.get(suffix) if chosen == "auto" else chosen
+    if found is None:
+        raise ConfigError(f"{fspath(path)}: the ending {suffix!r} says no format; name one of {', '.join(_WRITERS)}")
+    if found not in _WRITERS:
+        raise ConfigError(f"format {found!r} cannot be written{nearest(found, _WRITERS)}; known: {', '.join(_WRITERS)}")
+    return found
 
 
 def _conll(sentences: Sequence[Sentence], scheme: str) -> bytes:
@@ -150,8 +153,9 @@ def _docbin(sentences: Sequence[Sentence], scheme: str) -> bytes:
     for number, sentence in enumerate(sentences, start=1):
         if not all(word.strip() for word in sentence.words):
             raise DataError(f"{_where(sentence, number)}a DocBin cannot hold a word of whitespace only; drop it")
-        doc = Doc(vocab, words=list(sentence.words), spaces=_spaces(sentence))
-        spans = [DocSpan(doc, span.start, span.end, label=span.type) for span in sentence.spans]
+        tokens, spaces, places = _tokens(sentence)
+        doc = Doc(vocab, words=tokens, spaces=spaces)
+        spans = [DocSpan(doc, places[s.start], places[s.end - 1] + 1, label=s.type) for s in sentence.spans]
         if first_overlap(sentence.spans) is None:
             doc.set_ents(spans)
         else:
@@ -163,13 +167,32 @@ def _docbin(sentences: Sequence[Sentence], scheme: str) -> bytes:
     return data
 
 
-def _spaces(sentence: Sentence) -> list[bool]:
-    """Say for each word whether whitespace follows it."""
-    if not sentence.words:
-        return []
+def _tokens(sentence: Sentence) -> tuple[list[str], list[bool], list[int]]:
+    """Return spaCy's tokens, whether a space follows each, and the token index of each word.
+
+    As in spaCy, whitespace other than one space after a word is a token. What else stands between words, such as
+    zero-width characters, becomes a space if there is whitespace in it, and is left out otherwise.
+    """
     text, offsets = _text_and_offsets(sentence)
-    following = [*(start for start, _ in offsets[1:]), len(text)]
-    return [following_start > end for (_, end), following_start in zip(offsets, following, strict=True)]
+    tokens: list[str] = []
+    spaces: list[bool] = []
+    places: list[int] = []
+    before = 0
+    for start, end in [*offsets, (len(text), len(text))]:
+        between = text[before:start]
+        if between and not between.isspace():
+            between = " " if any(map(str.isspace, between)) else ""
+        if tokens and between.startswith(" "):
+            spaces[-1], between = True, between[1:]
+        if between:
+            tokens.append(between)
+            spaces.append(False)
+        if end > start:
+            places.append(len(tokens))
+            tokens.append(text[start:end])
+            spaces.append(False)
+        before = end
+    return tokens, spaces, places
 
 
 def _encoded(text: str, sentences: Sequence[Sentence]) -> bytes:

@@ -59,7 +59,10 @@ def _pipeline(model: NerModel, language: str) -> Any:
     try:
         nlp = spacy.blank(language)
     except ImportError as error:
-        raise ModelError(f"spaCy has no language {language!r}; give the code of one, such as en, or xx") from error
+        reason = " ".join(str(error).split())
+        if "E048" in reason:
+            reason = "spaCy has none of that code; give one that it has, such as en, or xx"
+        raise ModelError(f"language {language!r}: {reason[:240]}") from error
     component: Any = nlp.add_pipe("ner_cl")
     component.use(model)
     return nlp

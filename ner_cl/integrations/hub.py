@@ -43,7 +43,8 @@ def to_token_classifier(model: NerModel) -> Any:
     except ValueError as error:
         raise ModelError(f"there is no token classifier for this encoder ({str(error)[:120]})") from error
     output = getattr(classifier, "classifier", None)
-    if not isinstance(output, nn.Linear):
+    own = ("classifier.", f"{classifier.base_model_prefix}.")
+    if not isinstance(output, nn.Linear) or not all(name.startswith(own) for name in classifier.state_dict()):
         raise ModelError("the token classifier of this encoder has no single output layer; use --format onnx or spacy")
     classifier.base_model.load_state_dict(model.encoder.backbone.state_dict())
     weight, bias = one_layer(model)

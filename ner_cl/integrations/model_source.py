@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from ner_cl.errors import ModelError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does 
 __all__ = ["ModelSource"]
 
 _STRATEGY = "strategy"
+_Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
 @final
@@ -47,6 +48,7 @@ class ModelSource:
         self._folder = None if folder is None else folder.absolute()
         self._files = files
         self._model = model
+        self._read_as: _Signature | None = None
         self._placed = False
         self._process = os.getpid()
         self._lock = threading.RLock()
@@ -72,7 +74,7 @@ class ModelSource:
             if multiprocessing.parent_process() is not None:
                 _limit_threads()
             self._model = _to_device(self._model or self._read(), self.device)
-            self._files, self._placed = None, True  # the folder is kept, because pickling passes on its path
+            self._files, self._placed = None, True  # the folder is kept: it is passed on while it holds this model
         assert self._model is not None
         return self._model
 
@@ -96,8 +98,8 @@ class ModelSource:
         """Returns the contents of the model folder's files, by relative path; see `write` for errors."""
         if self._files is not None:
             return self._files
-        if self._folder is not None:
-            return {_relative(path, self._folder): path.read_bytes() for path in _model_files(self._folder)}
+        if (origin := self._origin()) is not None:
+            return {_relative(path, origin): path.read_bytes() for path in _model_files(origin)}
         with TemporaryDirectory() as folder:
             self.write(copy := Path(folder) / "model")
             return {_relative(path, copy): path.read_bytes() for path in _model_files(copy)}
@@ -111,8 +113,8 @@ class ModelSource:
         from ner_cl.files import publish_folder
         from ner_cl.model.store import save_model
 
-        if self._folder is not None:
-            paths, origin = _model_files(self._folder), self._folder
+        if (origin := self._origin()) is not None:
+            paths = _model_files(origin)
             if folder.absolute().resolve() != origin.resolve():
                 _refuse_foreign(folder)
                 publish_folder(folder, lambda draft: _copy(paths, origin, draft))
@@ -129,6 +131,7 @@ class ModelSource:
         from ner_cl.model.store import load_model
 
         if self._folder is not None:
+            self._read_as = _signature(self._folder)
             return load_model(self._folder)
         if self._files is None:
             raise _no_model()
@@ -139,12 +142,28 @@ class ModelSource:
             model.strategy_state, model.kept_sentences = dict(model.strategy_state), dict(model.kept_sentences)
             return model
 
+    def _origin(self) -> Path | None:
+        """The folder, unless it holds another model by now than the one that was read from it."""
+        if self._folder is None or (self._model is not None and _signature(self._folder) != self._read_as):
+            return None
+        return self._folder
+
     def __getstate__(self) -> dict[str, Any]:
-        files = None if self._folder is not None or (self._files is None and self._model is None) else self.files()
-        return {"folder": self._folder, "files": files, "device": self.device}
+        origin = self._origin()
+        files = None if origin is not None or (self._files is None and self._model is None) else self.files()
+        return {"folder": origin, "files": files, "device": self.device}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], files=state["files"], device=state["device"])
+
+
+def _signature(folder: Path) -> _Signature | None:
+    """Tells whether a model folder was replaced, by the inodes, sizes and times of its files; None without files."""
+    try:
+        found = [(path.name, path.stat()) for path in _model_files(folder)]
+    except (OSError, ModelError):
+        return None
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def _no_model() -> ModelError:

@@ -73,6 +73,7 @@ def _getter(name: str, span: Span) -> Any:
 
 def _setter(name: str, span: Span, value: Any) -> None:
     span.doc.user_data[_key(name, span)] = value
+    span.doc.user_data["._.", name, span.start_char, span.end_char] = value  # where `Doc.to_json` looks
 
 
 def _tokens(spans: Iterable[Span]) -> set[int]:

@@ -15,12 +15,13 @@ __all__ = ["restore"]
 _log = logging.getLogger("ner_cl_serve")
 
 
-def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedModel, State]:
-    """The model to start with, and the state to remember from now on.
+def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedModel, State, State]:
+    """The model to start with, the state of the service, and what the state file is to hold until a publication.
 
     A published model comes back if the service is started with the same MODEL as when it was published; a different
     MODEL is taken as a decision and served instead. If the published model can no longer be read, the one before it
-    is tried, then MODEL.
+    is tried, then MODEL; the file goes on naming the published one, which may be back at the next start (on a volume
+    that was mounted late, say).
 
     Raises:
         ModelError: if MODEL is needed and cannot be read.
@@ -33,16 +34,19 @@ def restore(model: Path, settings: Settings, file: StateFile) -> tuple[ServedMod
     if not path.is_relative_to(root.path) or path == root.path:
         raise ConfigError(f"{model}: lies outside the model root {root.path}; give another --model-root")
     remembered = file.read()
-    if remembered is not None and remembered.started_with == str(path):
-        for published in (remembered.model, remembered.previous):
-            if published is not None and (served := _reload(published, root, settings)) is not None:
-                if served.folder != root.name_of(path):
-                    facts = {"model": served.version, "given": model.name}
-                    _log.info("published model comes back", extra={"facts": facts})
-                before = remembered.previous if published == remembered.model else None
-                return served, State(str(path), Published(served.folder, served.digest), before)
+    if remembered is not None and remembered.started_with != str(path):
+        remembered = None
+    wanted = [] if remembered is None else [(remembered.model, remembered.previous), (remembered.previous, None)]
+    for published, before in wanted:
+        if published is not None and (served := _reload(published, root, settings)) is not None:
+            if served.folder != root.name_of(path):
+                facts = {"model": served.version, "given": model.name}
+                _log.info("published model comes back", extra={"facts": facts})
+            state = State(str(path), Published(served.folder, served.digest), before)
+            return served, state, state if remembered is None or published == remembered.model else remembered
     served = load_served(path, settings)
-    return served, State(str(path), Published(served.folder, served.digest))
+    state = State(str(path), Published(served.folder, served.digest))
+    return served, state, remembered or state
 
 
 def _reload(published: Published, root: ModelRoot, settings: Settings) -> ServedModel | None:

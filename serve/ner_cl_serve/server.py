@@ -80,10 +80,11 @@ def _bound(host: str, port: int) -> socket.socket:
         if sys.platform == "linux":  # inherited by every accepted connection
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _STUCK_SECONDS)
         bound.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name such as `a..b`
         if bound is not None:
             bound.close()
-        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({reason})") from error
     return bound
 
 

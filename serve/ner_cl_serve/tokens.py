@@ -62,7 +62,7 @@ class Tokens:
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"--tokens {path}: cannot be read as a list of tokens ({error})") from error
         for entry in entries:
-            if entry.role not in get_args(Role) or not _SHA256.fullmatch(entry.sha256):
+            if entry.role not in get_args(Role) or not _SHA256.fullmatch(str(entry.sha256)):
                 raise ConfigError(f"--tokens {path}: {entry.name!r} needs the role admin or client, and a SHA-256")
         if not entries:
             raise ConfigError(f"--tokens {path}: holds no token; add one with python -m ner_cl_serve.tokens")

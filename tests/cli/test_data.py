@@ -153,7 +153,8 @@ def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: py
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert found == {"step-01/train.jsonl", "stream.yaml"}
     values = yaml.safe_load((output / "stream.yaml").read_text())
-    assert values["corpus"] == {"format": "auto", "on_overlap": "error", "train": str(toy.data / "train.jsonl")}
+    reading = {"format": "auto", "scheme": "auto", "alignment": "error", "on_overlap": "error"}
+    assert values["corpus"] == {**reading, "train": str(toy.data / "train.jsonl")}
     assert set(values["steps"][0]) == {"PER", "LOC"}
 
 
@@ -166,6 +167,8 @@ def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: py
         (["--steps", "[[PER], [LCO]]"], "did you mean 'LOC'"),
         (["--steps", "[[PER], [PER]]"], "already in step 1"),
         (["--steps", "[[PER"], "not valid YAML"),
+        (["--steps", "[[PER], [LOC]]", "--order", "frequency"], "leave --order, --increment and --first out"),
+        (["--steps", "[[PER], [LOC]]", "--increment", "1"], "leave --order, --increment and --first out"),
     ],
 )
 def test_split_refuses_what_makes_no_stream(
@@ -174,6 +177,19 @@ def test_split_refuses_what_makes_no_stream(
     assert main(["data", "split", str(toy.data), str(tmp_path / "steps"), *words]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scheme_that_messages_ask_for_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells, lines = tmp_path / "x.conll", tmp_path / "x.jsonl"
+    cells.write_text("a\tO\ncell\tT-cell\n\ncell\tB-cell\ncell\tT-cell\n\n")
+    assert main(["data", "convert", str(cells), str(lines)]) == 2
+    assert "name the scheme io" in capsys.readouterr().err
+    assert main(["data", "convert", str(cells), str(lines), "--from-scheme", "io"]) == 0
+    assert {span.type for s in read_sentences(lines) for span in s.spans} == {"T-cell", "B-cell"}
+    assert main(["data", "split", str(cells), str(tmp_path / "steps"), "--scheme", "io"]) == 0
+    assert len(list((tmp_path / "steps").glob("step-*"))) == 2
+    assert main(["data", "convert", str(cells), str(lines), "--scheme", "io"]) == 2
+    assert "--scheme is for column files, and OUT is none" in capsys.readouterr().err
 
 
 # --- forget

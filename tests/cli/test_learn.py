@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ner_cl.cli.app import main
+from ner_cl.cli.options import beside
 from ner_cl.config import DEFAULT_STRATEGIES
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
@@ -381,3 +382,11 @@ def test_mentions_inside_of_mentions_are_learned_and_scored(
     assert report["types"]["LOC"]["support"] == 80
     assert main(["evaluate", str(tmp_path / "spankl"), str(data)]) == 2
     assert "spans overlap" in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub_grows_into_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not into a folder named like its owner, which would hide the hub's models of that owner."""
+    monkeypatch.chdir(tmp_path)
+    assert beside(Path("you/drug-tagger"), "-step3") == tmp_path / "drug-tagger-step3"
+    (tmp_path / "models" / "two").mkdir(parents=True)
+    assert beside(Path("models/two"), "-step3") == tmp_path / "models" / "two-step3"

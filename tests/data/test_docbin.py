@@ -111,3 +111,12 @@ def test_foreign_files(tmp_path: Path, content: bytes) -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_sentences(tmp_path / "x.spacy")
+
+
+def test_an_empty_span_group_says_that_there_is_nothing(tmp_path: Path) -> None:
+    """As in a corpus for spaCy's span categorizer, where most documents mention nothing."""
+    some, none = NLP("Ada came"), NLP("No one")
+    some.spans["sc"], none.spans["sc"] = [DocSpan(some, 0, 1, "PER")], []
+    sentences, report = read_with_report(store(tmp_path / "x.spacy", some, none))
+    assert [sentence.annotated_types for sentence in sentences] == [{"PER"}, {"PER"}]
+    assert not report.incomplete

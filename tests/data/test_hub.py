@@ -104,8 +104,15 @@ def test_a_saved_data_set_is_found_by_the_command_and_beside_a_configuration(
     rows = {"tokens": [["Ada", "slept"], ["Bob", "left"]], "ner_tags": [["B-PER", "O"], ["B-PER", "O"]]}
     data = Dataset.from_dict(rows)
     DatasetDict({"train": data, "validation": data.select([0]), "test": data}).save_to_disk(tmp_path / "set")
-    assert main(["data", "check", str(tmp_path / "set"), "--format", "hub", "--json"]) == 0
-    assert '"dev"' in capsys.readouterr().out
+    for flags in (["--format", "hub"], []):
+        assert main(["data", "check", str(tmp_path / "set"), *flags, "--json"]) == 0
+        assert '"dev"' in capsys.readouterr().out
+    data.save_to_disk(tmp_path / "one")
+    assert main(["data", "check", str(tmp_path / "one")]) == 0
+    assert [sentence.words for sentence in read_sentences(tmp_path / "one")] == [("Ada", "slept"), ("Bob", "left")]
+    DatasetDict({"train": data, "test": data, "extra": data}).save_to_disk(tmp_path / "more")
+    assert main(["data", "split", str(tmp_path / "more"), str(tmp_path / "steps")]) == 0
+    assert "#extra is left out" in capsys.readouterr().err
     (tmp_path / "configs").mkdir()
     config = tmp_path / "configs" / "c.yaml"
     corpus = "{format: hub, train: 'set#train', dev: 'set#validation', test: 'set#test'}"

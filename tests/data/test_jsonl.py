@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ner_cl.data.readers import ReadReport, read_with_report
+from ner_cl.data.readers import ReadReport, read_sentences, read_with_report
 from ner_cl.data.readers.align import CharSpan, align_spans
 from ner_cl.data.words import split_words
 from ner_cl.errors import DataError
@@ -318,3 +318,12 @@ def test_an_array_that_is_not_the_whole_file_is_refused(tmp_path: Path, content:
     path.write_text(content)
     with pytest.raises(DataError, match=rf"x\.json:{line}: .*{said}"):
         read_with_report(path)
+
+
+def test_a_record_may_have_data_of_its_own(tmp_path: Path) -> None:
+    """An object `data` makes a Label Studio task only of a record that is one otherwise."""
+    path = tmp_path / "x.jsonl"
+    record = {"text": "Ada took it", "spans": [{"start": 0, "end": 3, "label": "PER"}], "data": {"source": "x"}}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    (sentence,) = read_sentences(path)
+    assert sentence.spans == (Span(0, 1, "PER"),)

@@ -27,6 +27,7 @@ ONE = Sentence(("Ada", "came"), (Span(0, 1, "PER"),), frozenset({"PER"}))
         ("x.parquet#test", "hub"),
         ("x.arrow", "hub"),
         ("conll2003#train", "hub"),
+        ("owner/data-1.0#train", "hub"),
     ],
 )
 def test_format_by_ending(name: str, format_: str) -> None:

@@ -105,6 +105,15 @@ def test_tags_without_one_reading_are_refused(tags: list[str], refused: str, why
     assert why in table.refused[refused]
 
 
+def test_types_that_look_like_prefixed_tags_are_types_if_the_scheme_is_named() -> None:
+    tags = [["T-cell", "B-cell", "O", "T-cell"]]
+    assert set(TagTable.of(tags).refused) == {"T-cell", "B-cell"}
+    table = TagTable.of(tags, "io")
+    assert dict(table.refused) == {}
+    assert {tag: parts.type for tag, parts in table.tags.items()} == {"O": "", "T-cell": "T-cell", "B-cell": "B-cell"}
+    assert set(TagTable.of([["T-cell", "T-cell", "I-cell"]], "io").refused) == {"I-cell"}
+
+
 def test_a_named_scheme_is_held_to() -> None:
     assert "is not io," in TagTable.of([["B-A", "I-A"]], "io").refused["B-A"]
     assert "E-A" in TagTable.of([["B-A", "E-A"]], "iob2").refused

@@ -74,6 +74,37 @@ def test_docbin_holds_all_but_blank_words(drawn: list[Recipe], tmp_path: Path) -
     assert facts(read_sentences(path, on_overlap="keep")) == facts(items)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Ada ran.", "  Ada  ran\n\nto Rome \n", "Ada\tran", "Ada\u3000ran\u2028home", "\nAda", "東京 へ行く", "   "],
+)
+def test_a_docbin_holds_the_text_itself(text: str, tmp_path: Path) -> None:
+    """Offsets in it are those in the text that was read, whatever whitespace is between words."""
+    from spacy.tokens import DocBin
+    from spacy.vocab import Vocab
+
+    offsets = tuple(split_words(text))
+    spans = (Span(0, 1, "PER"), Span(len(offsets) - 1, len(offsets), "X")) if len(offsets) > 1 else ()
+    words = tuple(text[start:end] for start, end in offsets)
+    sentence = Sentence(words, spans, frozenset({"PER", "X"}), text, offsets)
+    write_sentences(tmp_path / "x.spacy", [sentence], empty=True)
+    (doc,) = DocBin().from_disk(tmp_path / "x.spacy").get_docs(Vocab())
+    assert doc.text == text
+    assert [(e.start_char, e.end_char) for e in doc.ents] == [offsets[span.start] for span in spans]
+    if words:
+        (back,) = read_sentences(tmp_path / "x.spacy")
+        assert (back.words, back.spans, back.text, back.offsets) == (words, spans, text, offsets)
+
+
+def test_what_is_no_whitespace_between_words_is_left_out_of_a_docbin(tmp_path: Path) -> None:
+    text = "Ada\u200bran \u200b to"
+    offsets = tuple(split_words(text))
+    sentence = Sentence(tuple(text[a:b] for a, b in offsets), (), frozenset({"PER"}), text, offsets)
+    write_sentences(tmp_path / "x.spacy", [sentence])
+    (back,) = read_sentences(tmp_path / "x.spacy")
+    assert (back.words, back.text) == (("Ada", "ran", "to"), "Adaran to")
+
+
 @given(drawn=recipes(column_word), scheme=st.sampled_from(["iob1", "iob2", "bioes"]))
 @ONE_FILE
 def test_columns_hold_flat_spans(drawn: list[Recipe], scheme: str, tmp_path: Path) -> None:

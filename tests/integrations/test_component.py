@@ -65,6 +65,15 @@ def test_whitespace_tokens_are_no_words(nlp: Language) -> None:
     assert [e.text.split() for e in plain.ents] == [e.text.split() for e in spaced.ents]
 
 
+def test_scores_are_in_the_json_of_a_document(nlp: Language) -> None:
+    doc = nlp("met Ada Smith in Oslo")
+    found = doc.to_json(underscore=["score", "step"])["underscore_span"]
+    assert [(item["start"], item["end"], item["value"]) for item in found["score"]] == [
+        (e.start_char, e.end_char, e._.score) for e in doc.ents
+    ]
+    assert [item["value"] for item in found["step"]] == [e._.step for e in doc.ents]
+
+
 @given(st.text(max_size=60) | st.text(alphabet="Ada \u200b\u200dRome\n\t\u0628\u0623🏳🌈\u00ad", max_size=40))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_gives_entities_inside_it_sorted_and_apart(nlp: Language, text: str) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 import ner_cl
 from ner_cl.cli.app import main
-from ner_cl.config import HeadOptions
+from ner_cl.config import EncoderOptions, HeadOptions
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ModelError
 from ner_cl.integrations.export import export_model
@@ -24,11 +24,13 @@ from ner_cl.integrations.hub import to_token_classifier
 from ner_cl.integrations.onnx import to_onnx
 from ner_cl.integrations.parity import Parity, check_export
 from ner_cl.model.emissions import emissions_of
+from ner_cl.model.encoder import Encoder
 from ner_cl.model.merge import exclusive_scores
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
 from ner_cl.model.subnetworks.modules import ModuleOptions
+from ner_cl.registry import heads
 from tests.tiny import tiny_encoder, tiny_model, toy_sentences, trained_model
 
 SENTENCES = toy_sentences(25, seed=11)
@@ -190,6 +192,40 @@ def test_spans_are_no_business_of_a_token_classifier(encoder: Path) -> None:
         to_token_classifier(tiny_model(encoder, "spankl", steps=[["PER"]]))
 
 
+def test_an_encoder_whose_token_classifier_has_a_layer_of_its_own_is_refused(encoder: Path) -> None:
+    """Its random weights would stand between the encoder and the output layer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+    config = transformers.AutoConfig.for_model(
+        "modernbert",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+    )
+    backbone = transformers.AutoModel.from_config(config)
+    model = NerModel(
+        Encoder(backbone, tokenizer, EncoderOptions(name=str(encoder))), heads["extendner"](32, HeadOptions())
+    )
+    model.grow(["PER"])
+    with pytest.raises(ModelError, match="no single output layer"):
+        to_token_classifier(model)
+
+
+def test_a_language_that_lacks_a_package_is_told(word_tagger: NerModel, tmp_path: Path, monkeypatch: Any) -> None:
+    def lacks(language: str) -> None:
+        raise ImportError("Japanese support requires SudachiPy: https://github.com/WorksApplications/SudachiPy")
+
+    monkeypatch.setattr("spacy.blank", lacks)
+    with pytest.raises(ModelError, match="language 'ja': Japanese support requires SudachiPy"):
+        export_model(word_tagger, tmp_path / "out", format="spacy", language="ja")
+
+
 def test_a_token_classifier_scores_words_as_the_head_does(word_tagger: NerModel, tmp_path: Path) -> None:
     export_model(word_tagger, tmp_path / "hf", format="hf")
     classifier = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -233,7 +269,9 @@ def test_the_command_writes_and_checks(model_folder: Path, tmp_path: Path, capsy
         (["--format", "onxx"], "did you mean 'onnx'?"),
         (["--format", "hf", "--int8"], "--int8 is for --format onnx"),
         (["--int8", "--check"], "give annotated sentences with --data"),
-        (["--format", "spacy", "--language", "tlh"], "spaCy has no language 'tlh'"),
+        (["--format", "spacy", "--language", "tlh"], "language 'tlh': spaCy has none of that code"),
+        (["--format", "hf", "--language", "de"], "--language is for --format spacy"),
+        (["--alignment", "expand"], "say how to read --data"),
     ],
 )
 def test_wrong_usage(

@@ -214,3 +214,29 @@ def test_no_network_is_asked_for(
     monkeypatch.setattr("socket.socket.connect", refuse)
     assert found(spacy.load(tmp_path / "pipeline"), texts) == expected
     assert os.environ.get("HF_HUB_OFFLINE") is None
+
+
+@pytest.mark.parametrize("change", ["linked to another", "replaced", "deleted"])
+def test_a_model_in_use_travels_though_its_folder_holds_another_by_now(
+    change: str, tmp_path: Path, pipeline: Build, model_folder: Path, texts: list[str], expected: list[object]
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "one")
+    other = load_model(model_folder)
+    other.grow(["NEW"])
+    (tmp_path / "latest").symlink_to(tmp_path / "one")
+    nlp = pipeline(model=str(tmp_path / "latest"))
+    found(nlp, texts)
+    if change == "linked to another":
+        other.save(tmp_path / "two")
+        (tmp_path / "latest").unlink()
+        (tmp_path / "latest").symlink_to(tmp_path / "two")
+    elif change == "replaced":
+        other.save(tmp_path / "one")
+    else:
+        shutil.rmtree(tmp_path / "one")
+    nlp.to_disk(tmp_path / "pipeline")
+    for again in (spacy.load(tmp_path / "pipeline"), pipeline(model=None).from_bytes(nlp.to_bytes())):
+        assert again.get_pipe("ner_cl").labels == ("PER", "LOC")
+        assert found(again, texts) == expected
+    copied = pickle.loads(pickle.dumps(nlp.get_pipe("ner_cl")))
+    assert copied.labels == ("PER", "LOC")

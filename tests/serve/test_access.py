@@ -120,7 +120,15 @@ def test_the_program_adds_a_token_and_prints_it(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(
     "content",
-    [None, "", "{}", "[]", '[{"name": "Ada"}]', json.dumps([{"name": "Ada", "role": "king", "sha256": "0" * 64}])],
+    [
+        None,
+        "",
+        "{}",
+        "[]",
+        '[{"name": "Ada"}]',
+        json.dumps([{"name": "Ada", "role": "king", "sha256": "0" * 64}]),
+        json.dumps([{"name": "Ada", "role": "admin", "sha256": 5}]),
+    ],
 )
 def test_a_file_of_tokens_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "tokens.json"

@@ -212,6 +212,7 @@ def logs_as_before() -> Iterator[None]:
         (["--stop-seconds", "inf"], "--stop-seconds"),
         (["--drain-seconds", "nan"], "--drain-seconds"),
         (["--host", "no.such.host.invalid", "--access", "open"], "cannot listen there"),
+        (["--host", "a..b", "--access", "open"], "cannot listen there"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_exit_code_2(

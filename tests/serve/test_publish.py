@@ -259,10 +259,13 @@ def test_a_published_model_that_is_gone_gives_way_to_the_one_before(
     running = serving(model_root=root, state=path)
     assert running.publish(model="other").status_code == 200
     assert running.publish(model="step3").status_code == 200
-    shutil.rmtree(root / "step3")
+    (root / "step3").rename(root / "away3")
     assert serving(model_root=root, state=path).find(TEXT).json()["model"].startswith("other@")
-    shutil.rmtree(root / "other")
+    (root / "other").rename(root / "away")
     assert serving(model_root=root, state=path).find(TEXT).json()["model"].startswith("step2@")
+    # What was published comes back as soon as it can be read again, though others were served meanwhile.
+    (root / "away3").rename(root / "step3")
+    assert serving(model_root=root, state=path).find(TEXT).json()["model"].startswith("step3@")
 
 
 def test_a_state_that_cannot_be_written_down_is_not_published(

@@ -115,14 +115,18 @@ def read_with_report(
 
 
 def detect_format(path: str | PathLike[str]) -> str:
-    """Detect the format of a file by its suffix, else by its first bytes; column files are the fallback."""
+    """Detect the format of a file by its suffix, else by its first bytes; column files are the fallback.
+
+    A name with `#` that is no file, and a folder written by `save_to_disk`, are data sets.
+    """
     name = fspath(path).split("#")[0]
     suffix = Path(name).suffix.lower()
     for format_ in readers:
         if suffix and suffix in _reader(format_).suffixes:
             return format_
     if not Path(fspath(path)).is_file():
-        return "hub" if "#" in fspath(path) and not suffix else "conll"
+        saved = any(Path(name, file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+        return "hub" if saved or ("#" in fspath(path) and not Path(name).is_file()) else "conll"
     with Path(fspath(path)).open("rb") as file:
         head = file.read(4096)
     if head.startswith((b"PAR1", b"ARROW1")):

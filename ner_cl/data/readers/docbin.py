@@ -61,7 +61,7 @@ def drafts_of_doc(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:
     """
     group = doc.spans.get(SPAN_GROUP, ())
     found = sorted([*doc.ents, *group], key=lambda span: span.start)
-    unset_is_unknown = doc.has_annotation("ENT_IOB") or not group
+    unset_is_unknown = doc.has_annotation("ENT_IOB") or SPAN_GROUP not in doc.spans
     starts = [span.start for span in found]
     for start, end in _sentence_borders(doc, found, number, report):
         # No span crosses a sentence boundary, so the spans that start in the sentence lie entirely in it.

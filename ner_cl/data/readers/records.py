@@ -47,7 +47,7 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
         report.repaired(f"line with answer {record['answer']!r} skipped", line)
         return None
     declared = _declared(record)
-    if isinstance(record.get("data"), Mapping):
+    if isinstance(record.get("data"), Mapping) and ("annotations" in record or "text" not in record):
         return _label_studio(record, declared, line, options, report)
     words = record.get("tokens", record.get("words"))
     tag_key = next((key for key in _TAG_KEYS if _is_list_of_tags(record.get(key))), None)
