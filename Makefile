@@ -1,4 +1,5 @@
-# Everything runs from a fresh clone with Python 3.10 or newer, a C compiler and access to the package index.
+# Everything runs from a fresh clone with Python 3.10 or newer and access to the package index. (A package without a
+# wheel for the machine needs a C compiler.)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -31,7 +32,9 @@ benchmark: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.train_speed
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=22"
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) ".[minilm]"

@@ -31,7 +31,7 @@ from ner_cl.report.tables import to_csv, to_markdown
 from ner_cl.strategies.frozen_trunk import FrozenTrunkOptions
 from ner_cl.train.events import EpochDone, Event, UpdateDone
 from ner_cl.train.orders import with_orders
-from ner_cl.train.run import run_stream
+from ner_cl.train.run import check_same_run, run_stream
 
 # Strategies whose step 1 is bit-identical to plain fine-tuning and that keep nothing from it; `frozen_trunk` only if it
 # starts after step 1.
@@ -131,6 +131,7 @@ def run_one(grid: Grid, name: str, config: Config) -> None:
     """Starts or resumes one run, unless it is done."""
     folder = Path(config.output)
     if _done(folder):
+        check_same_run(folder, config)
         return
     if not folder.exists() and (donor := _donor(grid, config)):
         share_first_step(donor, folder)
@@ -176,8 +177,7 @@ def _donor(grid: Grid, config: Config) -> Path | None:
     for other in grid.runs.values():
         same = other.model_copy(update={"strategies": config.strategies, "output": config.output}) == config
         folder = Path(other.output)
-        ready = (folder / "steps" / "01").is_dir() and (folder / "predictions" / "01.jsonl").is_file()
-        if same and ready and _plain_first_step(other):
+        if same and _plain_first_step(other) and _first_step_done(folder):
             return folder
     return None
 
@@ -209,6 +209,13 @@ def _below(grid: Grid, folder: Path) -> Iterator[Path]:
 def _done(folder: Path) -> bool:
     events = folder / "events.jsonl"
     return events.is_file() and '"event": "RunDone"' in events.read_text(encoding="utf-8")
+
+
+def _first_step_done(folder: Path) -> bool:
+    if not (folder / "predictions" / "01.jsonl").is_file():
+        return False
+    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return any('"event": "StepDone"' in line and json.loads(line)["step"] == 1 for line in lines)
 
 
 def _state(folder: Path) -> str:

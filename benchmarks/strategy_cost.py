@@ -3,10 +3,10 @@
     python -m benchmarks.strategy_cost [--only NAME,NAME] [--data FILE] [--sentences N] [--updates N] [--head NAME]
                                        [--threads T] [--batch-tokens N] [--output FILE]
 
-For each registered strategy, step 1 is learned briefly, so that there is something to protect, and updates of step 2
-are measured. A strategy that does not itself preserve old types is combined with `distill`; one that keeps sentences
-keeps 50; all other options are the defaults.
-    time     of an update, alternating with an update of `distill` on a model of the same kind: the median ratio. With
+For each registered strategy that the head allows, step 1 is learned briefly, so that there is something to protect, and
+For each registered strategy that the head allows, step 1 is learned briefly, so that there is something to protect,
+and updates of step 2 are measured. A strategy that does not itself preserve old types is combined with `distill`; one
+that keeps sentences keeps 50; all other options are the defaults.
              one thread on a CPU, CPU time is measured, which other processes do not affect
     memory   the most bytes of tensors alive at once during an update, minus those of `distill`; also per trained
              encoder parameter. For strategies that keep a number per parameter, `expected` lists what it should
@@ -33,6 +33,7 @@ from torch import nn
 from ner_cl.config import HeadOptions, StrategyOptions, TrainingOptions, parse_strategies
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
+from ner_cl.errors import NerClError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_precision
 from ner_cl.registry import strategies
@@ -40,6 +41,7 @@ from ner_cl.strategies.base import Strategy
 from ner_cl.train.environment import environment
 from ner_cl.train.events import EpochDone, UpdateDone
 from ner_cl.train.learner import Learner
+from ner_cl.train.refusals import check_model
 from ner_cl.types import Sentence
 
 DEFAULT_DATA = Path(__file__).parents[1] / "data" / "quickstart" / "train.jsonl"
@@ -113,9 +115,13 @@ def main() -> None:
 
 
 def fits(name: str, model: NerModel) -> bool:
-    """Whether a strategy with its default options supports this model's head."""
+    """Whether a strategy with its default options can teach this model."""
     class_: type[Strategy] = strategies[name]
-    return not class_(class_.options_class()).refuses_head(model.head.options)
+    try:
+        check_model([class_(class_.options_class())], model)
+    except NerClError:
+        return False
+    return True
 
 
 def options_of(names: Sequence[str]) -> tuple[StrategyOptions, ...]:

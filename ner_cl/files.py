@@ -33,6 +33,8 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with draft.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, draft)
         draft.replace(path)
@@ -54,6 +56,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(draft, ignore_errors=True)  # left by a process of the same number
     draft.mkdir()
     try:
         yield draft
@@ -65,6 +68,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary folder, then renames it to `folder`: readers see it complete or not at all.
 
+    An existing folder is renamed away first, so for a moment there is none; a process killed in that moment leaves it
+    under the name that `set_aside` finds.
+
     Args:
         folder: destination; an existing folder is replaced, and a symbolic link keeps pointing at its folder.
         write: fills the folder it is given.
@@ -74,6 +80,8 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
     replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
+    if replaced.exists() and not folder.exists():  # left by a killed process of the same number
+        replaced.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     draft.mkdir()
     try:

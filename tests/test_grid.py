@@ -11,7 +11,10 @@ import yaml
 
 from benchmarks import grid
 from ner_cl.config import parse_config
+from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.store import load_model
+from ner_cl.report.comparable import _of_settings
+from ner_cl.report.runs import RunRecord
 from ner_cl.train.run import run_stream
 from tests.train.toy_runs import run_values, step_files, teaches, weights_of
 
@@ -68,6 +71,8 @@ def test_a_grid_makes_its_runs_and_its_tables_once(
     assert all((output / f"results{ending}").is_file() for ending in (".md", ".csv", ".html"))
     run_grid(monkeypatch, *words)
     assert "updates an epoch" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="was written by another configuration"):
+        run_grid(monkeypatch, *words, "--set", "training.epochs=9")
 
 
 def test_each_of_several_streams_has_its_own_folder_and_table(
@@ -96,7 +101,11 @@ def test_a_run_with_a_shared_step_is_the_run_without(home: Path, monkeypatch: py
     values = run_values(home, strategies=["finetune"], seed=2, output=str(home / "alone"))
     alone = run_stream(parse_config(values)).folder
     shared = home / "shared" / "finetune" / "order-1" / "seed-2"
-    assert step_files(shared) == step_files(alone)
+    found, expected = ({n: b for n, b in step_files(run).items() if "history" not in n} for run in (shared, alone))
+    assert found == expected
+    first, second = load_model(shared / "steps" / "02").history
+    assert [options["name"] for options in first["strategies"]] == ["distill"]  # whose step it was
+    assert [options["name"] for options in second["strategies"]] == ["finetune"]
     events = [json.loads(line)["event"] for line in (shared / "events.jsonl").read_text().splitlines()]
     assert events.count("StepDone") == 2
 
@@ -137,3 +146,11 @@ def test_every_grid_of_the_project_is_whole(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(values["methods"]) * len(values["seeds"]) * len(values.get("streams", [""]))
     assert values["baseline"] in values["methods"]
+    monkeypatch.setattr(sys, "argv", ["grid", str(path)])
+    for item in grid.read_grids(grid._arguments()):
+        methods: dict[str, list[RunRecord]] = {}
+        for name, config in item.runs.items():
+            run = RunRecord(Path(name), config, Matrix.start([["X"]]), {}, (), None, {}, {}, published=True)
+            methods.setdefault(name.split("/")[0], []).append(run)
+        spoiling = [found.what for found in _of_settings(methods) if found.spoils]
+        assert bool(spoiling) == item.allow_differences, spoiling  # or no table could be made of the runs

@@ -54,18 +54,25 @@ class Difference:
 
 
 def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
-    """Check that all runs in a folder use the same method.
+    """Check that all runs in a folder use the same method with the same settings.
 
     Raises:
         DataError: if they do not; names two of the runs.
     """
     first = runs[0]
+    settings = _flat(first.config.model_dump(mode="json"))
     for run in runs[1:]:
         if (method_of(run.config), run.config.head) != (method_of(first.config), first.config.head):
             raise DataError(
                 f"{name}: {first.folder.name} and {run.folder.name} are of different methods; "
                 "give a folder for each, such as RUNS/*"
             )
+        for key, value in _flat(run.config.model_dump(mode="json")).items():
+            if not _is_free(key) and value != settings.get(key):
+                raise DataError(
+                    f"{name}: {first.folder.name} and {run.folder.name} differ in {key}: {settings.get(key)}, {value}; "
+                    "give a folder for each"
+                )
 
 
 def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, set[str]]) -> list[Difference]:
@@ -95,10 +102,14 @@ def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
     keys = dict.fromkeys(key for settings in flat.values() for values in settings for key in values)
     found: list[Difference] = []
     for key in keys:
-        if key.startswith(_SAID) or not any(key == free or key.startswith(f"{free}.") for free in _FREE):
+        if key.startswith(_SAID) or not _is_free(key):
             values = {name: _listed(one.get(key) for one in settings) for name, settings in flat.items()}
             found += _unequal(key, values, spoils=not key.startswith(_SAID))
     return found
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
 
 
 def _of_data(groups: Mapping[str, Sequence[RunRecord]], part: Literal["data", "dev"]) -> list[Difference]:

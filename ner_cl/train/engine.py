@@ -14,9 +14,15 @@ from ner_cl.errors import MissingExtra
 from ner_cl.evaluate.counts import Counts
 from ner_cl.model.precision import Precision, resolve_precision
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "has_gpu"]
 
 T = TypeVar("T")
+
+
+def has_gpu() -> bool:
+    """Whether there is an accelerator that computes in fp64 too, which Apple's do not."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found is not None and found.type != "mps"
 
 
 @final
@@ -37,7 +43,7 @@ class Engine:
             raise MissingExtra(f"tracker: {tracker} is not installed; run: pip install {tracker}")
         # `cpu` is explicit, because `accelerate` would otherwise let processes without a GPU each train alone.
         # Only a `PartialState`, so that an `Accelerator` in the same program can still choose its own precision.
-        self._state = PartialState(cpu=not torch.accelerator.is_available())
+        self._state = PartialState(cpu=not has_gpu())
         self._tracker, self._logs = tracker, logs
         self._tracking: GeneralTracker | None = None
         self.device: torch.device = self._state.device

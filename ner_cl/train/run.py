@@ -34,7 +34,7 @@ from ner_cl.train.record import Scores, drops, history_record, largest_drop
 from ner_cl.train.tracking import tracking
 from ner_cl.types import Sentence
 
-__all__ = ["Run", "learn_step", "open_stream", "run_stream", "stream_events"]
+__all__ = ["Run", "check_same_run", "learn_step", "open_stream", "run_stream", "stream_events"]
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,19 @@ def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
             raise ConfigError(
                 f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder"
             )
-        found = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-        if _without_output(_as_of_now(found)) != _without_output(config.model_dump(mode="json")):
-            raise ConfigError(
-                f"{resolved}: was written by another configuration; resume with the same one, or use --output"
-            )
+        check_same_run(folder, config)
     elif folder.exists() and not (folder.is_dir() and all(_may_be_first(path) for path in folder.iterdir())):
         raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
+
+
+def check_same_run(folder: Path, config: Config) -> None:
+    """Raises ConfigError unless the run in `folder` was made with this configuration."""
+    resolved = folder / "config.resolved.yaml"
+    found = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+    if _without_output(_as_of_now(found)) != _without_output(config.model_dump(mode="json")):
+        raise ConfigError(
+            f"{resolved}: was written by another configuration; resume with the same one, or use --output"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -199,9 +200,10 @@ def test_two_steps_train_and_old_columns_keep_their_ids(runs: Mapping[Pair, Run]
     assert models[1].tagset.tags[: len(models[0].tagset.tags)] == models[0].tagset.tags
     for model in models:
         assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-    assert models[1].predict("Ada visited Rome .") is not None
-    new = models[1].head.new_block().weight
-    assert not torch.equal(new, torch.zeros_like(new))
+    assert isinstance(models[1].predict("Ada visited Rome ."), list)
+    # The biases of a new block are all equal until it is trained.
+    trained = models[1].head.new_block().named_parameters()
+    assert any(len(parameter.unique()) > 1 for name, parameter in trained if name.endswith("bias"))
     assert Matrix.load(run.folder) == run.matrix
 
 
@@ -483,7 +485,7 @@ def test_what_cannot_be_composed_is_refused_with_a_reason(home: Path, name: str)
 def test_a_strategy_is_one_final_class_with_frozen_options(name: str) -> None:
     class_ = strategies[name]
     assert issubclass(class_, Strategy)
-    assert getattr(class_, "__final__", False)
+    assert getattr(class_, "__final__", sys.version_info < (3, 11))  # 3.10 does not mark final classes
     assert class_.__doc__
     options = class_.options_class()
     assert options.name == name

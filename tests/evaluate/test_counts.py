@@ -1,6 +1,5 @@
 import pytest
 from hypothesis import given, settings
-from nervaluate import Evaluator
 
 from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import Counts, count_spans, macro_f1, micro_f1, word_confusion
@@ -26,9 +25,10 @@ def test_ours_equals_seqeval_strict(drawn: Drawn) -> None:
 @given(annotations())
 @settings(max_examples=150, deadline=None)
 def test_ours_equals_nervaluate_strict(drawn: Drawn) -> None:
+    nervaluate = pytest.importorskip("nervaluate", reason="nervaluate needs Python 3.11")
     gold_tags = [iob2(gold, length) for length, gold, _ in drawn]
     predicted_tags = [iob2(predicted, length) for length, _, predicted in drawn]
-    report = Evaluator(gold_tags, predicted_tags, tags=list(TYPES), loader="list").evaluate()
+    report = nervaluate.Evaluator(gold_tags, predicted_tags, tags=list(TYPES), loader="list").evaluate()
     for type_, cell in count_spans(*corpus(drawn), TYPES).items():
         if type_ not in report["entities"]:  # nervaluate leaves out types that occur on neither side
             assert cell == Counts()

@@ -1,7 +1,7 @@
 """Which mentions were lost and made up."""
 
+import pytest
 from hypothesis import given, settings
-from nervaluate import Evaluator
 
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.mistakes import (
@@ -106,12 +106,13 @@ def test_outcomes_add_up_and_agree_with_words(drawn: Drawn) -> None:
 @settings(max_examples=150, deadline=None)
 def test_missed_and_made_up_are_those_of_muc_scoring(drawn: Drawn) -> None:
     """Where a span overlaps two of the other side, nervaluate pairs it with one of them."""
+    nervaluate = pytest.importorskip("nervaluate", reason="nervaluate needs Python 3.11")
     gold, predicted = corpus(drawn)
     sides = [(sentence.spans, tuple(spans)) for sentence, spans in zip(gold, predicted, strict=True)]
     if any(sum(s.overlaps(o) for o in b) > 1 for pair in sides for a, b in (pair, pair[::-1]) for s in a):
         return
     tags = [[iob2(spans[side], length) for length, *spans in drawn] for side in (0, 1)]
-    overall = Evaluator(*tags, tags=list(DRAWN_TYPES), loader="list").evaluate()["overall"].get("exact")
+    overall = nervaluate.Evaluator(*tags, tags=list(DRAWN_TYPES), loader="list").evaluate()["overall"].get("exact")
     found = outcomes(gold, predicted, DRAWN_TYPES).values()
     if overall is None:  # nervaluate says nothing of nothing
         assert set(found) == {Outcomes()}

@@ -379,7 +379,8 @@ def test_nothing_is_ever_unpickled(repository: Path) -> None:
     """`torch.load`, `torch.save` and the pickle family appear nowhere in the package."""
     forbidden = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
     found = []
-    for path in sorted((repository / "ner_cl").rglob("*.py")):
+    modules = [path for package in ("ner_cl", "serve") for path in (repository / package).rglob("*.py")]
+    for path in sorted(modules):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name.split(".")[0] for alias in node.names]

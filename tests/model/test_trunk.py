@@ -85,6 +85,7 @@ def test_the_trunk_is_run_once_a_step_in_training(tmp_path: Path, monkeypatch: p
         for _ in learner.learn_step(Step(2, ("LOC",), sentences, ())):
             pass
         assert (name, len(runs) < 2 * 10) == (name, name == "cached")
+        runs.clear()
         assert learner.model.subnetworks._cache is None  # type: ignore[union-attr]
 
 

@@ -204,9 +204,14 @@ def test_a_run_that_is_not_done_is_left_out(methods: list[Path], tmp_path: Path)
         compare([copy / "seed-2"])
 
 
-def test_a_folder_of_several_methods_is_refused(methods: list[Path]) -> None:
+def test_a_folder_of_several_methods_or_settings_is_refused(methods: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"are of different methods; give a folder for each"):
         compare([methods[0].parent])
+    mixed = tmp_path / "mixed"
+    shutil.copytree(methods[1] / "seed-1", mixed / "seed-1")
+    changed(methods[1] / "seed-2", mixed / "seed-2", training__epochs=5)
+    with pytest.raises(DataError, match=r"mixed: seed-1 and seed-2 differ in training\.epochs: \d+, 5; give a folder"):
+        compare([methods[0], mixed])
     with pytest.raises(DataError, match="given twice"):
         compare([methods[0], methods[0]])
 

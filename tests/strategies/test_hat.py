@@ -325,9 +325,17 @@ def test_an_encoder_of_another_kind_is_refused_in_one_line(folder: Path) -> None
 # -- learning the gates -----------------------------------------------------------------------------------------------
 
 
-def test_gates_of_known_embeddings() -> None:
-    gates = torch.sigmoid(400 * torch.tensor([-0.1, 0.0, 0.3]))
-    torch.testing.assert_close(gates, torch.tensor([4.248e-18, 0.5, 1.0]), rtol=1e-3, atol=0)
+def test_gates_of_known_embeddings(folder: Path) -> None:
+    _, hat = grown(folder)
+    hat.learn(1)
+    hat.scale = 400.0
+    known = torch.tensor([-0.1, 0.0, 0.3])
+    with torch.no_grad():
+        for embedding in hat.embedding.values():
+            embedding.view(-1)[:3] = known
+    for gate in hat.gates(1).values():
+        found = gate.reshape(-1)[:3]
+        torch.testing.assert_close(found, torch.tensor([4.248e-18, 0.5, 1.0]), rtol=1e-3, atol=0)
 
 
 def test_ht2_hard_gates_are_zero_or_one(folder: Path) -> None:

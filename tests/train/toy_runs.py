@@ -1,5 +1,6 @@
 """Small whole runs: a toy corpus in files, configurations for it, and what a run left behind."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,19 @@ def run_config(folder: Path, **changes: Any) -> Config:
 
 
 def step_files(run: Path) -> dict[str, bytes]:
-    """The weights of every step and the matrix, as bytes."""
-    paths = [*sorted((run / "steps").glob("[0-9]*/model.safetensors")), run / "matrix.json"]
-    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+    """Everything a run leaves that a later step, a report or a reader uses, as bytes; times are left out."""
+    models = [path for path in sorted((run / "steps").glob("[0-9]*/**/*")) if path.is_file()]
+    paths = [*models, *sorted((run / "predictions").glob("*.jsonl")), run / "matrix.json"]
+    return {str(path.relative_to(run)): _without_times(path) for path in paths if path.name != "README.md"}
+
+
+def _without_times(path: Path) -> bytes:
+    if path.name != "history.jsonl":
+        return path.read_bytes()
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return json.dumps(
+        [{k: v for k, v in r.items() if k not in ("finished", "train_seconds")} for r in records]
+    ).encode()
 
 
 def f1_after(run: Path) -> list[dict[str, float | None] | None]:
