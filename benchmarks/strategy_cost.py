@@ -3,10 +3,10 @@
     python -m benchmarks.strategy_cost [--only NAME,NAME] [--data FILE] [--sentences N] [--updates N] [--head NAME]
                                        [--threads T] [--batch-tokens N] [--output FILE]
 
-For each registered strategy that the head allows, step 1 is learned briefly, so that there is something to protect, and
 For each registered strategy that the head allows, step 1 is learned briefly, so that there is something to protect,
 and updates of step 2 are measured. A strategy that does not itself preserve old types is combined with `distill`; one
 that keeps sentences keeps 50; all other options are the defaults.
+    time     of an update, alternating with an update of `distill` on a model of the same kind: the median ratio. With
              one thread on a CPU, CPU time is measured, which other processes do not affect
     memory   the most bytes of tensors alive at once during an update, minus those of `distill`; also per trained
              encoder parameter. For strategies that keep a number per parameter, `expected` lists what it should
