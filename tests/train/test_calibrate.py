@@ -105,6 +105,7 @@ def test_few_spans_and_no_gold_leave_it_alone(models: dict[str, NerModel], head:
 def test_votes_have_temperatures_of_their_own(encoder: Path) -> None:
     model = tiny_model(encoder, HeadOptions(name="addner", merge="vote"), steps=(("LOC",),))
     assert calibrate(model, half_wrong(), precision="fp32") is None
+    assert model.head.temperatures == [1.0]
 
 
 def test_a_step_is_calibrated_and_the_model_remembers(encoder: Path, tmp_path: Path) -> None:

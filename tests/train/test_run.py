@@ -111,7 +111,7 @@ def test_a_resumed_step_counts_the_time_of_earlier_processes(home: Path) -> None
     assert second.train_seconds < second.seconds < 1000
 
 
-def test_the_checkpoint_of_another_step_or_seed_is_not_taken(home: Path, whole: Run) -> None:
+def test_the_checkpoint_of_another_seed_is_not_taken(home: Path, whole: Run) -> None:
     training = {"checkpoint_seconds": 0}
     stopped = run_config(home, output=str(home / "seeded"), seed=99, training=training)
     with pytest.raises(Interrupted):
