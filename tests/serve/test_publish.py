@@ -7,9 +7,12 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ner_cl_serve import publisher
+from ner_cl_serve.served import ServedModel
 from ner_cl_serve.settings import Batching
 from ner_cl_serve.state import StateFile
 from tests.serve.conftest import TEXT, Running
@@ -206,18 +209,27 @@ def test_swaps_under_load_lose_nothing_and_mix_nothing(serving: Callable[..., Ru
     assert len(answered) > 30
 
 
-def test_only_one_model_is_published_at_a_time(serving: Callable[..., Running]) -> None:
+def test_only_one_model_is_published_at_a_time(
+    serving: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = serving()
+    begun, go_on = threading.Event(), threading.Event()
+    load = publisher.load_served
+
+    def slow(*given: Any) -> ServedModel:
+        begun.set()
+        assert go_on.wait(30)
+        return load(*given)
+
+    monkeypatch.setattr(publisher, "load_served", slow)
     statuses: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: statuses.append(running.publish(model="step3").status_code)) for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(statuses) <= {200, 409}
-    assert 200 in statuses
+    first = threading.Thread(target=lambda: statuses.append(running.publish(model="step3").status_code))
+    first.start()
+    assert begun.wait(30)
+    assert_refused(running.publish(model="step3"), 409, "busy")
+    go_on.set()
+    first.join()
+    assert statuses == [200]
     assert running.client.get("/v1/model").json()["previous"].startswith("step2@")
 
 
