@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ner_cl.config import DEFAULT_STRATEGIES
 from ner_cl.data.stream import Stream
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.predict import predict_sentences
@@ -16,6 +17,7 @@ from tests.train.toy_runs import learn_all, learner_of, teaches
 
 # These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
 RIGID = {"frozen", "frozen_trunk", "gpm", "ice", "ncl", "weight_average"}
+LITTLE = {"frozen_trunk", "ncl", "weight_average"}  # of these, those that learn something with a head of tags
 
 # These keep steps apart, and have a test of what that means below; what they learn with is tested with each.
 APART = [name for name in strategies if strategies[name].isolates]
@@ -60,6 +62,15 @@ def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str
         assert old > (0.75 if (name, head) == ("frozen", "spankl") else 0.8)
     if name not in RIGID:
         assert new > 0.8
+    elif name in LITTLE and head != "spankl":
+        assert new > 0.05
+
+
+@pytest.mark.parametrize("head", ["addner", "extendner"])
+def test_t15_the_default_holds_and_learns(encoder: Path, stream: Stream, head: str) -> None:
+    """Though its lowest layer and embeddings are random here, and stay so."""
+    old, new = f1_of(encoder, stream, DEFAULT_STRATEGIES, head)
+    assert min(old, new) > 0.5
 
 
 @pytest.mark.parametrize("name", APART)
