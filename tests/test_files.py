@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ner_cl.files import publish_folder, replace_file, replace_text, set_aside
+from ner_cl.files import new_folder, publish_folder, replace_file, replace_text, set_aside
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -72,3 +72,25 @@ def test_what_a_killed_process_set_aside_is_found(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert set_aside(tmp_path / "model") == tmp_path / ".model.replaced-12"
     assert set_aside(tmp_path / "mod*") is None
+
+
+def test_what_a_killed_process_of_the_same_number_set_aside_is_not_lost(tmp_path: Path) -> None:
+    """In a container every service has the number 1."""
+    aside = tmp_path / f".model.replaced-{os.getpid()}"
+    aside.mkdir()
+    (aside / "weights").write_text("the only copy")
+
+    def fail(draft: Path) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        publish_folder(tmp_path / "model", fail)
+    assert (tmp_path / "model" / "weights").read_text() == "the only copy"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_new_folder_does_not_stumble_over_what_a_killed_process_left(tmp_path: Path) -> None:
+    (tmp_path / f".steps.{os.getpid()}.partial").mkdir()
+    with new_folder(tmp_path / "steps") as draft:
+        (draft / "x").write_text("whole")
+    assert [path.name for path in tmp_path.rglob("*")] == ["steps", "x"]
