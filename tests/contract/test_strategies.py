@@ -201,9 +201,9 @@ def test_two_steps_train_and_old_columns_keep_their_ids(runs: Mapping[Pair, Run]
     for model in models:
         assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
     assert isinstance(models[1].predict("Ada visited Rome ."), list)
-    # The biases of a new block are all equal until it is trained.
-    trained = models[1].head.new_block().named_parameters()
-    assert any(len(parameter.unique()) > 1 for name, parameter in trained if name.endswith("bias"))
+    if pair[0] != "ice":  # whose columns have no bias; those of other new blocks are all equal until they are trained
+        trained = models[1].head.new_block().named_parameters()
+        assert any(len(parameter.unique()) > 1 for name, parameter in trained if name.endswith("bias"))
     assert Matrix.load(run.folder) == run.matrix
 
 
