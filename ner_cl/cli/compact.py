@@ -16,9 +16,9 @@ from ner_cl.cli.options import (
     Settings,
     beside,
     check_model_output,
+    reading_options,
     training_options,
 )
-from ner_cl.errors import ConfigError
 
 __all__ = ["compact"]
 
@@ -53,20 +53,13 @@ def compact(
     from ner_cl.model.store import load_model
     from ner_cl.train.compact import compact as make_compact
 
-    if dev is None and (format_, scheme, alignment, on_overlap) != ("auto", "auto", "error", "error"):
-        raise ConfigError(
-            "--format, --scheme, --alignment and --on-overlap say how to read --dev; give it, or leave them out"
-        )
+    reading = reading_options(dev, "--dev", format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
     training = training_options(settings or [])
     teacher = load_model(model)
     folder = output or beside(model, "-compact")
     check_model_output(folder)
     sentences = read_unlabeled(text)
-    measured = (
-        read_sentences(dev, format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
-        if dev is not None
-        else ()
-    )
+    measured = read_sentences(dev, **reading) if dev is not None else ()
     with progress(1) as display:
         result = make_compact(
             teacher,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ner_cl.cli.console import emit, emit_json, say
-from ner_cl.cli.options import Alignment, Json, Overlap
+from ner_cl.cli.options import Alignment, Json, Overlap, reading_options
 from ner_cl.errors import ConfigError
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
@@ -55,23 +55,16 @@ def export(
     The output of --format onnx is a model folder that can be used for everything except learning.
     """
     from ner_cl.data.readers import read_sentences
-    from ner_cl.integrations.export import FORMATS, export_model
+    from ner_cl.integrations.export import export_model
     from ner_cl.model.store import load_model
-    from ner_cl.registry import nearest
     from ner_cl.types import Sentence
 
-    if format_ not in FORMATS:
-        raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, FORMATS)}; choose {', '.join(FORMATS)}")
-    if int8 and format_ != "onnx":
-        raise ConfigError(f"--int8 is for --format onnx, not for {format_}; leave it out")
-    if language is not None and format_ != "spacy":
-        raise ConfigError(f"--language is for --format spacy, not for {format_}; leave it out")
-    if data is None and (alignment, on_overlap) != ("error", "error"):
-        raise ConfigError("--alignment and --on-overlap say how to read --data; give it, or leave them out")
+    _check_usage(format_, int8=int8, language=language)
+    reading = reading_options(data, "--data", alignment=alignment, on_overlap=on_overlap)
     if int8 and check and data is None:
         raise ConfigError("--check of --int8 compares F1: give annotated sentences with --data")
     tagger = load_model(model)
-    sentences = read_sentences(data, alignment=alignment, on_overlap=on_overlap) if data is not None else ()
+    sentences = read_sentences(data, **reading) if data is not None else ()
     export_model(tagger, output, format=format_, int8=int8, language=language or "en")
     say(f"{format_} is in {output}")
     if check or data is not None:
@@ -82,6 +75,19 @@ def export(
         emit_json(_to_dict(parity)) if as_json else emit(_in_words(parity))
         if check:
             parity.check(format_, int8=int8)
+
+
+def _check_usage(format_: str, *, int8: bool, language: str | None) -> None:
+    """Refuse an unknown format, and options that are for another one."""
+    from ner_cl.integrations.export import FORMATS
+    from ner_cl.registry import nearest
+
+    if format_ not in FORMATS:
+        raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, FORMATS)}; choose {', '.join(FORMATS)}")
+    if int8 and format_ != "onnx":
+        raise ConfigError(f"--int8 is for --format onnx, not for {format_}; leave it out")
+    if language is not None and format_ != "spacy":
+        raise ConfigError(f"--language is for --format spacy, not for {format_}; leave it out")
 
 
 def _to_dict(parity: "Parity") -> dict[str, float | int | None]:

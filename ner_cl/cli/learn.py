@@ -19,6 +19,7 @@ from ner_cl.cli.options import (
     check_model_output,
     names,
     parse_yaml,
+    reading_options,
     training_options,
 )
 from ner_cl.errors import ConfigError
@@ -105,10 +106,7 @@ def learn(
             training=training,
             seed=seed,
             on_event=display,
-            format=format_,
-            scheme=scheme,
-            alignment=alignment,
-            on_overlap=on_overlap,
+            **reading_options(data, "DATA", format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap),
         )
     publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=unlabeled is not None))
     if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):

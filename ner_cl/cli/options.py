@@ -25,6 +25,7 @@ __all__ = [
     "integers",
     "names",
     "parse_yaml",
+    "reading_options",
     "training_options",
 ]
 
@@ -105,6 +106,16 @@ def beside(model: Path, suffix: str) -> Path:
     """Return the default output folder: next to a model folder, or here for a model of the Hugging Face hub."""
     home = model.absolute().parent if model.is_dir() else Path.cwd()
     return home / f"{model.absolute().name}{suffix}"
+
+
+def reading_options(data: str | None, flag: str, **options: str) -> dict[str, Any]:
+    """Return the options for reading the data of a flag; ConfigError if some are chosen and the data are not given."""
+    if data is None and any(value not in ("auto", "error") for value in options.values()):
+        chosen = " and ".join(
+            f"--{name.replace('_', '-')}" for name, value in options.items() if value not in ("auto", "error")
+        )
+        raise ConfigError(f"{chosen}: nothing is read; give {flag} too")
+    return options
 
 
 def training_options(settings: list[str]) -> "TrainingOptions":

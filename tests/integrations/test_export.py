@@ -271,7 +271,7 @@ def test_the_command_writes_and_checks(model_folder: Path, tmp_path: Path, capsy
         (["--int8", "--check"], "give annotated sentences with --data"),
         (["--format", "spacy", "--language", "tlh"], "language 'tlh': spaCy has none of that code"),
         (["--format", "hf", "--language", "de"], "--language is for --format spacy"),
-        (["--alignment", "expand"], "say how to read --data"),
+        (["--alignment", "expand"], "--alignment: nothing is read; give --data too"),
     ],
 )
 def test_wrong_usage(

@@ -116,10 +116,16 @@ def run_config(folder: Path, **changes: Any) -> Config:
 
 
 def step_files(run: Path) -> dict[str, bytes]:
-    """Everything a run leaves that a later step, a report or a reader uses, as bytes; times are left out."""
+    """Everything a run leaves that a later step, a report or a reader uses, as bytes; times are left out.
+
+    And `tokenizer_config.json`, in which transformers writes down whether the process was offline.
+    """
     models = [path for path in sorted((run / "steps").glob("[0-9]*/**/*")) if path.is_file()]
     paths = [*models, *sorted((run / "predictions").glob("*.jsonl")), run / "matrix.json"]
-    return {str(path.relative_to(run)): _without_times(path) for path in paths if path.name != "README.md"}
+    return {str(path.relative_to(run)): _without_times(path) for path in paths if path.name not in _LEFT_OUT}
+
+
+_LEFT_OUT = ("README.md", "tokenizer_config.json")
 
 
 def _without_times(path: Path) -> bytes:
