@@ -16,7 +16,7 @@ from torch import nn
 
 import ner_cl
 from ner_cl.cli.app import main
-from ner_cl.config import EncoderOptions, HeadOptions
+from ner_cl.config import HeadOptions
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ModelError
 from ner_cl.integrations.export import export_model
@@ -24,13 +24,13 @@ from ner_cl.integrations.hub import to_token_classifier
 from ner_cl.integrations.onnx import to_onnx
 from ner_cl.integrations.parity import Parity, check_export
 from ner_cl.model.emissions import emissions_of
-from ner_cl.model.encoder import Encoder
 from ner_cl.model.merge import exclusive_scores
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
 from ner_cl.model.subnetworks.modules import ModuleOptions
 from ner_cl.registry import heads
+from tests.model.test_attention import encoder_of
 from tests.tiny import tiny_encoder, tiny_model, toy_sentences, trained_model
 
 SENTENCES = toy_sentences(25, seed=11)
@@ -194,24 +194,7 @@ def test_spans_are_no_business_of_a_token_classifier(encoder: Path) -> None:
 
 def test_an_encoder_whose_token_classifier_has_a_layer_of_its_own_is_refused(encoder: Path) -> None:
     """Its random weights would stand between the encoder and the output layer."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-    config = transformers.AutoConfig.for_model(
-        "modernbert",
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        cls_token_id=2,
-        sep_token_id=3,
-    )
-    backbone = transformers.AutoModel.from_config(config)
-    model = NerModel(
-        Encoder(backbone, tokenizer, EncoderOptions(name=str(encoder))), heads["extendner"](32, HeadOptions())
-    )
+    model = NerModel(encoder_of(encoder, "modernbert"), heads["extendner"](32, HeadOptions()))
     model.grow(["PER"])
     with pytest.raises(ModelError, match="no single output layer"):
         to_token_classifier(model)
