@@ -80,8 +80,7 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     draft = folder.parent / f".{folder.name}.draft-{os.getpid()}"
     replaced = folder.parent / f".{folder.name}.replaced-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
-    if replaced.exists() and not folder.exists():  # left by a killed process of the same number
-        replaced.rename(folder)
+    _put_back(replaced, folder)  # left by a killed process of the same number
     shutil.rmtree(replaced, ignore_errors=True)
     draft.mkdir()
     try:
@@ -95,10 +94,15 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
             folder.rename(replaced)
         draft.rename(folder)
     finally:
-        if replaced.exists() and not folder.exists():  # the second rename failed: restore the old folder
-            replaced.rename(folder)
+        _put_back(replaced, folder)  # the second rename failed
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _put_back(replaced: Path, folder: Path) -> None:
+    """Renames a folder that was set aside back, unless there is another in its place."""
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -114,8 +118,7 @@ def recover_folders(parent: Path) -> None:
     """
     for replaced in parent.glob(".*.replaced-*"):
         folder = parent / replaced.name[1:].rpartition(".replaced-")[0]
-        if not folder.exists():
-            replaced.rename(folder)
+        _put_back(replaced, folder)
     for leftover in (*parent.glob(".*.draft-*"), *parent.glob(".*.replaced-*")):
         shutil.rmtree(leftover)
 

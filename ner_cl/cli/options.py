@@ -110,11 +110,9 @@ def beside(model: Path, suffix: str) -> Path:
 
 def reading_options(data: str | None, flag: str, **options: str) -> dict[str, Any]:
     """Return the options for reading the data of a flag; ConfigError if some are chosen and the data are not given."""
-    if data is None and any(value not in ("auto", "error") for value in options.values()):
-        chosen = " and ".join(
-            f"--{name.replace('_', '-')}" for name, value in options.items() if value not in ("auto", "error")
-        )
-        raise ConfigError(f"{chosen}: nothing is read; give {flag} too")
+    chosen = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in ("auto", "error")]
+    if data is None and chosen:
+        raise ConfigError(f"{' and '.join(chosen)}: nothing is read; give {flag} too")
     return options
 
 

@@ -335,9 +335,8 @@ class Head(nn.Module, ABC):
 
     def gold_logits(self, emissions: Emissions, batch: Batch) -> Float[Tensor, ""]:
         """Sums the logits of the gold tags over the words in mentions of the newest step's types."""
-        block = emissions.blocks[
-            -1
-        ]  # of the newest types alone: `ogd`, which asks, is refused where blocks know older ones
+        # Of the newest types alone: `ogd`, which asks, is refused where blocks know older ones.
+        block = emissions.blocks[-1]
         typed = batch.word_mask & (batch.targets > 2 * self.tagset.type_offset(len(self.tagset.steps)))
         index = (batch.targets - (len(self.tagset) - block.shape[-1])).clamp(min=0)
         logits = block.gather(-1, index.unsqueeze(-1)).squeeze(-1)
