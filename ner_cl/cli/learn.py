@@ -145,8 +145,7 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool)
         if change.measured == "agreement" and change.drop > NOTABLE_FALL:
             fell = f"{change.type} fell by {100 * change.drop:.1f} points of agreement"
             say(f"note: {fell} with {change.mentions} mentions found before; give --dev sentences to measure on more")
-    reads = "distill" in {options["name"] for options in result.model.history[-1]["strategies"]}
-    if reads and not raw_text and any(change.drop > NOTABLE_FALL for change in result.changes):
+    if result.reads_unlabeled and not raw_text and any(change.drop > NOTABLE_FALL for change in result.changes):
         say("note: raw text of your domain, given with --unlabeled, helps to keep old types")
 
 

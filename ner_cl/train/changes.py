@@ -46,12 +46,14 @@ class LearnResult:
         changes: one entry per type, in learning order.
         isolation: fingerprints of the old blocks' emissions, verified as unchanged; None unless steps are isolated.
         new: the types that were taught; None for those of the model's last step.
+        reads_unlabeled: whether one of the strategies makes use of unlabeled text.
     """
 
     model: NerModel
     changes: tuple[TypeChange, ...]
     isolation: Fingerprints | None = None
     new: tuple[str, ...] | None = None
+    reads_unlabeled: bool = False
 
     def __repr__(self) -> str:
         """The new types and the table; the `repr` of `model` would be too long for a notebook."""

@@ -142,7 +142,8 @@ def _result(
     record["measured"] = {change.type: change.measured for change in changes}
     grown.history = [*old.history, record]
     grown.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
-    return LearnResult(grown, changes, learner.isolation)
+    reads = any(strategy.reads_unlabeled for strategy in learner.strategies)
+    return LearnResult(grown, changes, learner.isolation, reads_unlabeled=reads)
 
 
 def _prepare(

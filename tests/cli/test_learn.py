@@ -277,7 +277,10 @@ def test_raw_text_is_read_as_the_strategies_ask(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(("strategies", "advised"), [("distill", True), ("finetune", False)])
+@pytest.mark.parametrize(
+    ("strategies", "advised"),
+    [("distill", True), ("cpfd", False), ("{name: distill, unlabeled: 0}", False), ("finetune", False)],
+)
 def test_raw_text_is_advised_where_types_fell_and_the_strategies_read_it(
     strategies: str, advised: bool, toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
