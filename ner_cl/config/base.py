@@ -24,3 +24,11 @@ class Options(BaseModel):
                     known = ", ".join(cls.model_fields)
                     raise ValueError(f"unknown key {str(key)!r}{nearest(str(key), cls.model_fields)}; known: {known}")
         return values
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the options that differ from their defaults.
+
+        Configurations are written out with all options, so one that equals its default was not necessarily chosen.
+        """
+        return tuple(name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default)

@@ -36,10 +36,11 @@ class HeadOptions(Options):
 
     Attributes:
         name: `extendner`, `addner` or `spankl`.
-        new_rows: initial weights of a new block: `random` (normal, sd 0.02) or `outside` (the first block's `O` row
-            plus that noise, as words of a new type were `O` so far).
-        continuation: AddNER only. When a valid continuation in one block meets the beginning of a mention in another,
-            the continuation `wins`, or the two `compare` their probabilities (section 3.3 leaves it open).
+        new_rows: initial weights of a new block: `random` (normal, sd 0.02) or, ExtendNER only, `outside` (the first
+            block's `O` row plus that noise, as words of a new type were `O` so far).
+        continuation: AddNER with `merge: resolver` only. When a valid continuation in one block meets the beginning of
+            a mention in another, the continuation `wins`, or the two `compare` their probabilities (section 3.3 leaves
+            it open).
         merge: AddNER only. How blocks are merged: by the paper's `resolver`; by one `viterbi` search over all of them,
             given that at most one names a word; by a weighted `vote` of the blocks that know a type; or by a `majority`
             of those blocks, span by span.
@@ -61,11 +62,11 @@ class HeadOptions(Options):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "HeadOptions":
-        # A saved configuration lists all defaults, so a default value does not count as chosen.
-        chosen = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
-        for name in chosen:
+        for name in self.chosen:
             if name in heads[self.name].without_effect:  # type: ignore[attr-defined]
                 raise ValueError(f"{name}: has no effect with head {self.name}; leave it out")
+        if "continuation" in self.chosen and self.merge != "resolver":
+            raise ValueError(f"continuation: has no effect with merge: {self.merge}; leave it out")
         return self
 
 
@@ -132,8 +133,14 @@ def check_head(options: Sequence[StrategyOptions], head: HeadOptions) -> None:
             "addner or spankl"
         )
     for item in options:
-        if reason := strategies[item.name](item).refuses_head(head):
+        strategy = strategies[item.name](item)
+        if reason := strategy.refuses_head(head):
             raise ConfigError(f"strategies: {item.name} {reason}")
+        for other in options if heads[head.name].apart else ():  # type: ignore[attr-defined]
+            if reason := strategy.excludes_apart.get(other.name, ""):
+                raise ConfigError(
+                    f"strategies: {item.name} and {other.name} cannot be combined with head {head.name}: {reason}"
+                )
 
 
 def check_optimizer(options: Sequence[StrategyOptions], optimizer: Any) -> None:

@@ -112,7 +112,7 @@ class StreamOptions(Options):
         if self.steps is None:
             return self
         for key in ("order", "increment", "first"):
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if key in self.chosen:
                 raise ValueError(f"{key} has no effect where steps are listed; leave it out, or set steps: null")
         return self
 

@@ -42,6 +42,8 @@ class StepContext:
         training_loss: the training loss of a batch, with all terms of all strategies; in fp32, and in the mode the
             model is in. For measurements at the end of a step.
         generator: makes an independent random stream for a purpose, the same whenever the step is run again.
+        epoch_factor: how many times as many epochs `training.epochs: auto` makes of a small step as of others; else 1.
+            Options that count epochs of training are multiplied by it.
         epoch: the epoch being trained, from 1; 0 before the first.
         update: number of updates made in this epoch so far.
         updates: number of updates in this epoch.
@@ -66,6 +68,7 @@ class StepContext:
     training_loss: Callable[[Batch], Float[Tensor, ""]]
     generator: Callable[[str], np.random.Generator]
     epochs: int = 0
+    epoch_factor: int = 1
     epoch: int = 0
     update: int = 0
     updates: int = 0
@@ -122,6 +125,7 @@ class Strategy(ABC):
         isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
         needs_earlier_data: whether it deliberately breaks the rules and reads the data of earlier steps.
         excludes: names of strategies it cannot be combined with, each with the reason.
+        excludes_apart: the same, for heads whose steps share no columns.
     """
 
     options_class: ClassVar[type[StrategyOptions]]
@@ -134,6 +138,7 @@ class Strategy(ABC):
     isolates: ClassVar[bool] = False
     needs_earlier_data: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
+    excludes_apart: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: StrategyOptions) -> None:
         self.options = options

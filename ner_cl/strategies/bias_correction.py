@@ -1,6 +1,6 @@
 """Bias correction: old types are found as often after a step as before it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import ClassVar, Literal, final
 
@@ -8,13 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ner_cl.config import HeadOptions, StrategyOptions
+from ner_cl.data.batching import plan_batches
 from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.heads_needed import tag_logits
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 
 __all__ = ["BiasCorrection", "BiasCorrectionOptions", "least_lift"]
 
@@ -98,11 +100,13 @@ class BiasCorrection(Strategy):
     def _counter(self, context: StepContext) -> Callable[[float], int]:
         """Returns a function from a lift of the old types' logits to the number of their mentions that are found."""
         model, old = context.model, context.old_types
-        rows: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], Bool[Tensor, "row word"]]] = []
-        for _, batch in model.encode(self._sentences).in_length_order(context.batch_tokens):
-            batch = batch.to(model.device)
-            with torch.no_grad(), autocast(context.precision, model.device):
-                rows.append((model.encoder(batch), batch.word_mask, batch.targets > 0))
+        vectors_of = _word_vectors(context, self._sentences)
+        rows: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], list[Sentence]]] = []
+        for chosen in plan_batches([len(words) for words in vectors_of], batch_tokens=context.batch_tokens):
+            vectors = pad_sequence([vectors_of[index] for index in chosen], batch_first=True)
+            lengths = torch.tensor([[len(vectors_of[index])] for index in chosen], device=model.device)
+            mask = torch.arange(vectors.shape[1], device=model.device) < lengths
+            rows.append((vectors, mask, [self._sentences[index] for index in chosen]))
 
         biases = {name: bias.detach().clone() for name, bias in model.head.named_parameters() if name.endswith("bias")}
 
@@ -110,16 +114,30 @@ class BiasCorrection(Strategy):
         def found(lift: float) -> int:
             model.head.shift(dict.fromkeys(old, lift))
             count = 0
-            for vectors, mask, gold in rows:
+            for vectors, mask, sentences in rows:
                 spans = model.head.spans(model.head(vectors, mask))
                 count += sum(
-                    model.types[type_] in old and not bool(gold[row, start:end].any())
+                    span.type in old and not any(span.overlaps(gold) for gold in sentences[row].spans)
                     for row, start, end, type_ in spans.tolist()
+                    for span in [Span(start, end, model.types[type_])]
                 )
             model.head.load_state_dict(biases, strict=False)  # exact to the last bit, unlike shifting by -lift
             return count
 
         return found
+
+
+@torch.no_grad()
+def _word_vectors(context: StepContext, sentences: Sequence[Sentence]) -> list[Float[Tensor, "word hidden"]]:
+    """The encoder's vectors of the words of each sentence, whose windows are joined, as for a prediction."""
+    model, encoded = context.model, context.model.encode(sentences)
+    windows: dict[int, Float[Tensor, "word hidden"]] = {}
+    for rows, batch in encoded.in_length_order(context.batch_tokens):
+        batch = batch.to(model.device)
+        with autocast(context.precision, model.device):
+            vectors = model.encoder(batch)
+        windows |= {row: vectors[place][batch.word_mask[place]] for place, row in enumerate(rows)}
+    return [torch.cat([windows[row] for row in rows]) for rows in encoded.rows_of]
 
 
 def least_lift(found: Callable[[float], int], goal: int, *, most: float) -> float:

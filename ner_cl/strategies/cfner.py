@@ -6,7 +6,7 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ner_cl.config import HeadOptions
@@ -52,6 +52,14 @@ class CfnerOptions(BalanceOptions):
     columns: Literal["all", "old"] = "all"
     sharpen: bool = True
     curriculum: bool = False
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "CfnerOptions":
+        if not self.neighbours and "candidates" in self.chosen:
+            raise ValueError("candidates: has no effect with neighbours: 0; leave it out")
+        if not self.neighbours and not self.sharpen and self.curriculum:
+            raise ValueError("curriculum: has no effect with neighbours: 0 and sharpen: false; leave it out")
+        return self
 
 
 @dataclass(frozen=True)

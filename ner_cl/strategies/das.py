@@ -54,9 +54,8 @@ class DasOptions(StrategyOptions):
     def _no_option_without_effect(self) -> "DasOptions":
         if len(set(self.families)) < len(self.families):
             raise ValueError(f"families: {', '.join(self.families)} names one twice; name each once")
-        # Configurations are written out with all defaults, so a default value is not a choice.
         for name, needed in (("temperature", "contrast"), ("pretrain_lr", "pretrain_epochs")):
-            if not getattr(self, needed) and getattr(self, name) != type(self).model_fields[name].default:
+            if not getattr(self, needed) and name in self.chosen:
                 raise ValueError(f"{name}: has no effect without {needed}; leave it out or set {needed} above 0")
         return self
 

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions
+from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
-from ner_cl.registry import strategies
+from ner_cl.registry import heads, strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.mixing import mixed
 from ner_cl.strategies.rows import on_rows
@@ -55,6 +55,14 @@ class Distill(Strategy):
     options_class = DistillStrategyOptions
     options: DistillStrategyOptions
     holds_old_types = True
+
+    def refuses_head(self, head: HeadOptions) -> str:
+        """Refuses options that the head does not read."""
+        apart = heads[head.name].apart  # type: ignore[attr-defined]
+        for name in ("form", "reduction") if apart else ("blocks",):
+            if name in self.options.chosen:
+                return f"has an option {name}, which has no effect with head {head.name}; leave it out"
+        return ""
 
     @property
     def reads_unlabeled(self) -> bool:

@@ -24,7 +24,8 @@ class FrozenOptions(StrategyOptions):
     """How long step 1 trains the encoder.
 
     Attributes:
-        warmup_epochs: number of epochs of step 1 in which the encoder is trained; afterwards it never changes.
+        warmup_epochs: number of epochs of step 1 in which the encoder is trained, times the factor by which
+            `training.epochs: auto` is raised; afterwards it never changes.
     """
 
     name: Literal["frozen"] = "frozen"
@@ -46,6 +47,10 @@ class Frozen(Strategy):
         ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "spg", "weight_average"),
         "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
     )
+
+    excludes_apart: ClassVar[Mapping[str, str]] = {
+        "replay": "the blocks that remembered sentences are annotated for are frozen, so they teach nothing"
+    }
 
     def begin_stage(self, context: StepContext) -> None:
         """Freezes the encoder right away if it does not train in this step."""

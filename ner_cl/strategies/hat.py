@@ -1,5 +1,6 @@
 """HAT: each step learns which units of the encoder it uses (Serrà et al. 2018, ICML)."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, final
 
@@ -19,7 +20,9 @@ from ner_cl.strategies.apart import ApartStrategy, own_loss, subnetworks_of
 from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 
-__all__ = ["HatStrategy", "HatStrategyOptions", "compensate", "scale_at", "sparsity"]
+__all__ = ["HatStrategy", "HatStrategyOptions", "compensate", "place_in_sweep", "scale_at", "sparsity"]
+
+_FEWEST_UPDATES = 10  # from soft gates to hard ones
 
 
 class HatStrategyOptions(StrategyOptions, HatOptions):
@@ -27,7 +30,8 @@ class HatStrategyOptions(StrategyOptions, HatOptions):
 
     Attributes:
         strength: weight of the loss term that makes a step use few units that no earlier step uses.
-        s_max: how hard gates are at the end of each epoch; larger is harder.
+        s_max: how hard gates are at the end of each epoch, or of each ten updates where epochs are shorter; larger is
+            harder.
         clamp: maximum distance of a gate's embedding from 0.
         gate_lr: peak learning rate of the embeddings, under plain gradient descent.
     """
@@ -87,8 +91,9 @@ class HatStrategy(ApartStrategy):
         hat.learn(context.number)
 
     def begin_update(self, context: StepContext) -> None:
-        """Hardens the gates over the course of the epoch."""
-        hat_of(context.model).scale = scale_at(context.update, context.updates, s_max=self.options.s_max)
+        """Hardens the gates over the course of the epoch, or of several short ones."""
+        update, updates = place_in_sweep(context)
+        hat_of(context.model).scale = scale_at(update, updates, s_max=self.options.s_max)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy of the new block, and a penalty for newly used units."""
@@ -118,15 +123,27 @@ def hat_of(model: NerModel) -> Hat:
     return model.subnetworks
 
 
+def place_in_sweep(context: StepContext) -> tuple[int, int]:
+    """The update, from 0, and the number of updates in which gates go from soft to hard.
+
+    That is one epoch in the paper. Nearly all updates of very short epochs would have hard gates, whose gradient is 0,
+    so there it is as many epochs as make ten updates, counted back from the last epoch of the step.
+    """
+    epochs = min(context.epochs, math.ceil(_FEWEST_UPDATES / context.updates))
+    done = (context.epoch - 1 - context.epochs) % epochs
+    return done * context.updates + context.update, epochs * context.updates
+
+
 def scale_at(update: int, updates: int, *, s_max: float) -> float:
     """How hard gates are at an update of an epoch (Serrà et al. 2018, "Hard attention training").
 
     Args:
         update: the update, from 0, where gates are softest (`1 / s_max`).
-        updates: number of updates in the epoch; at the last one, gates are hardest (`s_max`).
+        updates: number of updates in the epoch; at the last one, gates are hardest (`s_max`). A single one is soft,
+            as hard gates would not learn from it.
         s_max: how hard gates get.
     """
-    share = update / (updates - 1) if updates > 1 else 1.0
+    share = update / (updates - 1) if updates > 1 else 0.0
     return 1 / s_max + (s_max - 1 / s_max) * share
 
 

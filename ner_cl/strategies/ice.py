@@ -30,8 +30,9 @@ class IceOptions(StrategyOptions):
         outside: the logit of `O` (δ), the same for every word; set in step 1 and kept by later steps.
         previous_logits: let new columns compete with the frozen columns of old types too (ICE-PL&O in the paper);
             otherwise they compete with `O` alone (ICE-O).
-        warmup_epochs: number of epochs of step 1 in which the encoder is trained; afterwards it never changes. 0, as in
-            the paper, uses the encoder as pre-trained.
+        warmup_epochs: number of epochs of step 1 in which the encoder is trained, times the factor by which
+            `training.epochs: auto` is raised; afterwards it never changes. 0, as in the paper, uses the encoder as
+            pre-trained.
     """
 
     name: Literal["ice"] = "ice"

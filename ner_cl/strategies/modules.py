@@ -5,7 +5,7 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ner_cl.config import HeadOptions, StrategyOptions
@@ -41,6 +41,12 @@ class ModuleStrategyOptions(StrategyOptions, ModuleOptions):
     trunk: Literal["learned", "pretrained"] = "learned"
     cache: bool = True
     fusion_epochs: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _no_fusion_without_adapters(self) -> "ModuleStrategyOptions":
+        if self.join != "fusion" and "fusion_epochs" in self.chosen:
+            raise ValueError(f"fusion_epochs: has no effect with join: {self.join}; leave it out")
+        return self
 
 
 @strategies.register("modules")

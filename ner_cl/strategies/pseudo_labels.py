@@ -12,7 +12,7 @@ def label_old_types(context: StepContext, train: Sequence[Sentence]) -> Sequence
     """Adds the old model's spans to the step's sentences, then annotated for all old types too; others are unchanged.
 
     Labels are merged as spans: a predicted span that shares a word with a gold span is dropped entirely, so that no
-    partial mention is learned.
+    partial mention is learned. A head that scores whole spans can learn both, so there it is kept.
 
     Args:
         context: a step whose new block does not exist yet and so cannot add predictions.
@@ -24,16 +24,23 @@ def label_old_types(context: StepContext, train: Sequence[Sentence]) -> Sequence
     return [
         sentence
         if sentence.annotated_types.isdisjoint(context.types)
-        else with_old_types(sentence, spans, context.old_types)
+        else with_old_types(sentence, spans, context.old_types, nested=not context.model.head.tags_words)
         for sentence, spans in zip(train, predicted, strict=True)
     ]
 
 
-def with_old_types(sentence: Sentence, predicted: Sequence[Span], old_types: Sequence[str]) -> Sentence:
-    """A sentence annotated for all old types, with predicted spans of unannotated types that overlap no gold span."""
-    added = (
-        span
-        for span in predicted
-        if span.type not in sentence.annotated_types and not any(span.overlaps(gold) for gold in sentence.spans)
-    )
-    return sentence.with_spans([*sentence.spans, *added], sentence.annotated_types.union(old_types))
+def with_old_types(
+    sentence: Sentence, predicted: Sequence[Span], old_types: Sequence[str], *, nested: bool = False
+) -> Sentence:
+    """A sentence annotated for all old types, by predicted spans of those that it is not annotated for.
+
+    Args:
+        sentence: the sentence.
+        predicted: spans of any types.
+        old_types: the types that it is annotated for in addition.
+        nested: keep predicted spans that overlap a gold span.
+    """
+    missing = [span for span in predicted if span.type not in sentence.annotated_types]
+    if not nested:
+        missing = [span for span in missing if not any(span.overlaps(gold) for gold in sentence.spans)]
+    return sentence.with_spans([*sentence.spans, *missing], sentence.annotated_types.union(old_types))

@@ -51,8 +51,7 @@ class RdpOptions(StrategyOptions):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "RdpOptions":
-        # Configurations are written out with all defaults, so a default value is not a choice.
-        if not self.duplets and self.consistency != type(self).model_fields["consistency"].default:
+        if not self.duplets and "consistency" in self.chosen:
             raise ValueError("consistency: has no effect without duplets; leave it out or set duplets: true")
         return self
 

@@ -18,9 +18,10 @@ __all__ = ["freeze_encoder", "read_once"]
 def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> None:
     """Freezes the encoder, with dropout off, after the first `warmup_epochs` epochs of step 1.
 
-    From then on, it runs once over a step's sentences.
+    These are more where `training.epochs: auto` makes more epochs of a small step. From then on, the encoder runs once
+    over a step's sentences.
     """
-    if not context.old_types and epoch <= warmup_epochs:
+    if not context.old_types and epoch <= warmup_epochs * context.epoch_factor:
         return
     encoder = context.model.encoder
     encoder.requires_grad_(False)

@@ -76,10 +76,9 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "ReplayOptions":
-        # Configurations are written out with all defaults, so a default value is not a choice.
         unused = {"concatenate": ("ratio", "alpha", "beta"), "der": ("weight",)}.get(self.mixing, ("alpha", "beta"))
         for name in unused:
-            if getattr(self, name) != type(self).model_fields[name].default:
+            if name in self.chosen:
                 raise ValueError(
                     f"{name}: has no effect with mixing: {self.mixing}; leave it out or choose {_USED[name]}"
                 )
@@ -123,8 +122,10 @@ class Replay(Strategy):
         shown = [sentence.restrict(context.old_types) for _, sentence in kept]
         if shown and self.options.labels == "relabel":
             found = context.predict(shown)
+            nested = not context.model.head.tags_words
             shown = [
-                with_old_types(sentence, spans, context.old_types) for sentence, spans in zip(shown, found, strict=True)
+                with_old_types(sentence, spans, context.old_types, nested=nested)
+                for sentence, spans in zip(shown, found, strict=True)
             ]
         self._shown, self._targets = shown, None
         self._origins = dict(zip(map(id, shown), kept, strict=True))

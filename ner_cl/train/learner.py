@@ -152,7 +152,7 @@ class Learner:
         for strategy in self.strategies:
             strategy.begin_step(context)
         dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
-        train: Sequence[Sentence] = step.train
+        train: Sequence[Sentence] = [sentence for sentence in step.train if sentence.words]  # others have no loss
         for strategy in self.strategies:
             train = strategy.sentences(context, train)
         self._grow(step.types, step.number)
@@ -188,6 +188,7 @@ class Learner:
     def _train(self, context: StepContext, dev: Sequence[Sentence], fingerprint: str) -> Iterator[Event]:
         """Trains all stages of the step, starting from the checkpoint's stage if there is one."""
         first, times = plan_epochs(self.training, context, self.engine.processes)
+        context.epoch_factor = times
         epochs = [first, *(times * count for s in self.strategies for count in s.stages(context))]
         seconds, earlier_epochs, self.carried = 0.0, 0, 0.0
         for stage in range(self.checkpoint.stage_of(context.number, fingerprint), len(epochs)):

@@ -262,3 +262,15 @@ def test_span_scores_are_means_over_the_blocks_that_know_the_type() -> None:
     two = span_log_probability(tempered[1], emissions.word_mask, own_first).exp()
     expected = torch.stack([(0.5 * one[0] + 1.5 * two[0]) / 2, two[1], (0.5 * one[1] + 1.5 * two[2]) / 2])
     torch.testing.assert_close(head.span_scores(emissions, spans), expected.float())
+
+
+def test_a_vote_that_was_never_measured_has_the_mean_weight_of_the_others() -> None:
+    head = head_of("a", "b", "c", covers=True, merge="vote")
+    measured = head_of("a", "b", "c", covers=True, merge="vote")
+    for weights, other in ((((1, 0.2), (3, 0.6)), head), (((1, 0.2), (2, 0.4), (3, 0.6)), measured)):
+        for step, weight in weights:
+            other.ballot(step).measured(weight=weight, temperature=1.0)
+    emissions = emissions_of(head)
+    spans = torch.tensor([[0, 1, 3, 0], [0, 2, 4, 1], [1, 0, 1, 0]])
+    torch.testing.assert_close(head.span_scores(emissions, spans), measured.span_scores(emissions, spans))
+    assert torch.equal(head.decode(emissions), measured.decode(emissions))

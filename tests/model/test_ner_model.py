@@ -71,12 +71,12 @@ def test_head_and_encoder_by_name_or_by_options(folder: Path) -> None:
     other = NerModel.from_options(
         EncoderOptions(name=str(folder), max_pieces=64, window_overlap=8), HeadOptions(name="addner")
     )
-    third = NerModel.from_encoder(str(folder), head=HeadOptions(name="addner", new_rows="outside"))
-    fourth = NerModel.from_encoder(str(folder), head={"name": "addner", "new_rows": "outside"})
+    third = NerModel.from_encoder(str(folder), head=HeadOptions(name="addner", merge="viterbi"))
+    fourth = NerModel.from_encoder(str(folder), head={"name": "addner", "merge": "viterbi"})
     assert one.head.options == other.head.options
     assert fourth.head.options == third.head.options
     assert one.encoder.options == other.encoder.options
-    assert (third.head.name, third.head.options.new_rows) == ("addner", "outside")
+    assert (third.head.name, third.head.options.merge) == ("addner", "viterbi")
     with pytest.raises(ConfigError, match=r"^head: name: unknown head 'adner', did you mean 'addner'"):
         NerModel.from_encoder(str(folder), head="adner")
     with pytest.raises(ConfigError, match=r"^encoder: unknown key 'max_piece', did you mean 'max_pieces'"):

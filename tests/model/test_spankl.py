@@ -349,6 +349,9 @@ def test_a_new_block_finds_every_span_unlikely() -> None:
         ("spankl", "continuation", "compare"),
         ("spankl", "merge", "vote"),
         ("extendner", "width", 20),
+        ("extendner", "continuation", "compare"),
+        ("extendner", "merge", "viterbi"),
+        ("addner", "new_rows", "outside"),
         ("addner", "max_words", 8),
     ],
 )

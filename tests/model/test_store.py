@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,11 +79,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @EVERY
 def test_save_load_save_is_byte_equal(encoder: Path, tmp_path: Path, head: str) -> None:
-    if head == "spankl":
-        options = HeadOptions(name=head, width=6, max_words=9)
-    else:
-        options = HeadOptions(name=head, new_rows="outside", continuation="compare")
-    full_model(encoder, options).save(tmp_path / "one")
+    chosen: dict[str, dict[str, Any]] = {
+        "addner": {"continuation": "compare"},
+        "extendner": {"new_rows": "outside"},
+        "spankl": {"width": 6, "max_words": 9},
+    }
+    full_model(encoder, HeadOptions(name=head, **chosen[head])).save(tmp_path / "one")
     load_model(tmp_path / "one").save(tmp_path / "two")
     load_model(str(tmp_path / "two")).save(str(tmp_path / "three"))
     first = contents(tmp_path / "one")

@@ -50,7 +50,8 @@ def grown(folder: Path) -> Grown:
         model = copy.deepcopy(plain["vote" if join == "vote" else "resolver"])
         for step in range(1, steps + 1):
             if step == first:
-                model.isolate(ModuleOptions(kind=kind, join=join, size=4))
+                size = {} if kind == "copy" else {"size": 4}
+                model.isolate(ModuleOptions(kind=kind, join=join, **size))
             add(model, step, stir=step <= (steps if stirred is None else stirred))
         return model
 

@@ -1,5 +1,6 @@
 """Bias correction: old types are found as often as before the step, by one number on their logits and nothing else."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ner_cl.config import HeadOptions, check_composition, check_head, parse_strategies
+from ner_cl.data.encode import PieceEncoder
 from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
@@ -130,3 +132,22 @@ def test_what_leaves_no_old_type_to_lift_is_refused(other: str) -> None:
 def test_a_head_without_logits_of_tags_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no logit of a type to add to"):
         check_head(parse_strategies(["distill", "bias_correction"]), HeadOptions(name="spankl"))
+
+
+@BOTH
+def test_sentences_of_several_windows_are_counted_as_they_are_predicted(
+    models: dict[str, NerModel], head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mention at the border of two windows is one mention."""
+    counted: list[int] = []
+
+    def watch(found: Callable[[float], int], goal: int, *, most: float) -> float:
+        counted.append(found(0.0))
+        return 0.0
+
+    monkeypatch.setattr("ner_cl.strategies.bias_correction.least_lift", watch)
+    known = models[head].copy()
+    known.encoder.pieces = PieceEncoder(known.encoder.tokenizer, max_pieces=8, overlap=2)
+    assert len(known.encode(DEV)) > len(DEV)
+    _, learner = taught(known, "finetune", WHOLE)
+    assert counted == [old_found(learner)]

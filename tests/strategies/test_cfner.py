@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -351,3 +352,15 @@ def test_it_says_itself_how_old_types_are_held() -> None:
     assert [s.options.name for s in build_strategies(parse_strategies(["cfner", "gpm"]))] == ["cfner", "gpm"]
     with pytest.raises(ConfigError, match="cfner and cpfd both say how old types are held"):
         build_strategies(parse_strategies(["cfner", "cpfd"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"neighbours": 0, "candidates": 7}, "candidates: has no effect with neighbours: 0"),
+        ({"neighbours": 0, "sharpen": False, "curriculum": True}, "curriculum: has no effect with neighbours: 0"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        CfnerOptions(**options)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ner_cl.config import parse_strategies
+from ner_cl.config import HeadOptions, check_head, parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ConfigError
 from ner_cl.model.heads.emissions import Emissions
@@ -211,3 +211,17 @@ def test_an_empty_list_is_the_default() -> None:
 def test_two_ways_to_hold_old_types_are_refused() -> None:
     with pytest.raises(ConfigError, match="frozen and distill both say how old types are held; keep one of them"):
         build_strategies(parse_strategies(["frozen", "distill"]))
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [("addner", {"form": "sub"}), ("spankl", {"reduction": "mean_each"}), ("extendner", {"blocks": "mean"})],
+)
+def test_options_of_other_heads_are_refused(head: str, options: dict[str, str]) -> None:
+    strategies = parse_strategies([{"name": "distill", **options}])
+    [option] = options
+    with pytest.raises(ConfigError, match=f"distill has an option {option}, which has no effect with head {head}"):
+        check_head(strategies, HeadOptions(name=head))
+    for other in {"addner", "extendner"} - {head}:
+        if head != "spankl" or other != "addner":
+            check_head(strategies, HeadOptions(name=other))

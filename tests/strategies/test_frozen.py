@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ner_cl.config import OptimizerOptions
+from ner_cl.config import HeadOptions, OptimizerOptions, check_head, parse_strategies
 from ner_cl.data.stream import Step
+from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.trunk import all_layers
 from ner_cl.strategies.frozen import Frozen, FrozenOptions
@@ -128,6 +129,28 @@ def test_in_the_warm_up_everything_is_trained(folder: Path, head: str) -> None:
         Frozen(FrozenOptions(warmup_epochs=3)).begin_epoch(context)
         assert {parameter.requires_grad for parameter in model.encoder.parameters()} == {trained}
         assert {parameter.requires_grad for parameter in model.head.parameters()} == {True}
+
+
+def test_the_warm_up_of_a_small_step_is_as_much_longer_as_the_step(folder: Path) -> None:
+    model = tiny_model(folder)
+    step = toy_stream(steps=(("PER",), ("LOC",)), train=5).steps[0]
+    training = TOY_TRAINING.model_copy(update={"epochs": "auto", "batch_tokens": 4096})
+    learner = Learner(model, [FrozenOptions(warmup_epochs=1)], training)
+    before, moved = snapshot(model.encoder), 0
+    for event in learner.learn_step(Step(1, step.types, step.train, ())):
+        if isinstance(event, EpochDone):
+            now = snapshot(model.encoder)
+            moved += any(not torch.equal(weight, before[name]) for name, weight in now.items())
+            before = now
+    assert moved == 10  # of 100 epochs with one update each, where others have ten epochs
+
+
+@pytest.mark.parametrize("head", ["addner", "spankl"])
+def test_frozen_blocks_have_nothing_to_replay(head: str) -> None:
+    strategies = parse_strategies(["frozen", "replay"])
+    check_head(strategies, HeadOptions(name="extendner"))
+    with pytest.raises(ConfigError, match=f"frozen and replay cannot be combined with head {head}: the blocks"):
+        check_head(strategies, HeadOptions(name=head))
 
 
 @BOTH

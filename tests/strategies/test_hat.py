@@ -23,7 +23,15 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
 from ner_cl.model.subnetworks.hat import Hat, HatOptions
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.hat import HatStrategy, HatStrategyOptions, compensate, hat_of, scale_at, sparsity
+from ner_cl.strategies.hat import (
+    HatStrategy,
+    HatStrategyOptions,
+    compensate,
+    hat_of,
+    place_in_sweep,
+    scale_at,
+    sparsity,
+)
 from ner_cl.train.events import EpochDone, Note, UpdateDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record
@@ -354,7 +362,37 @@ def test_annealing_begins_anew_each_epoch_and_ends_hard() -> None:
     assert scales[0] == 1 / 400
     assert scales[-1] == 400
     assert {round(later - earlier, 9) for earlier, later in pairwise(scales)} == {round((400 - 1 / 400) / 4, 9)}
-    assert scale_at(0, 1, s_max=400.0) == 400
+    assert scale_at(0, 1, s_max=400.0) == 1 / 400  # hard gates would learn nothing
+
+
+@pytest.mark.parametrize(("updates", "epochs", "sweep"), [(25, 4, 1), (10, 4, 1), (9, 4, 2), (3, 10, 4), (1, 100, 10)])
+def test_gates_harden_over_ten_updates_at_least(folder: Path, updates: int, epochs: int, sweep: int) -> None:
+    """Whole epochs, and the last update of a step has hard gates."""
+    context = toy_context(tiny_model(folder, "addner"), ["PER"])
+    places = [
+        place_in_sweep(replace(context, epochs=epochs, epoch=epoch, updates=updates, update=update))
+        for epoch in range(1, epochs + 1)
+        for update in range(updates)
+    ]
+    assert {of for _, of in places} == {sweep * updates}
+    assert places[-1][0] == sweep * updates - 1
+    assert all((later - earlier) % (sweep * updates) == 1 for (earlier, _), (later, _) in pairwise(places))
+
+
+def test_in_a_tiny_step_gates_learn_too(folder: Path) -> None:
+    """Twenty epochs of one update."""
+    step = step_of(1, ["PER"])
+    training = SHORT.model_copy(update={"epochs": 20, "batch_tokens": 4096})
+    free = []
+    for strength in (0.0, 50.0):
+        strategies = parse_strategies([{"name": "hat", "layers": 0, "strength": strength, "gate_lr": 1.0}])
+        learner = Learner(tiny_model(folder, "addner"), strategies, training)
+        events = list(learner.learn_step(step))
+        assert {event.update for event in events if isinstance(event, UpdateDone)} == {1}
+        free.append(hat_of(learner.model).free)
+    assert free[0] is not None
+    assert free[1] is not None
+    assert free[1] > free[0] + 0.2
 
 
 @given(draw.lists(draw.tuples(draw.floats(0, 1, width=32), draw.booleans()), min_size=1, max_size=12))

@@ -55,7 +55,8 @@ def head_for(join: str) -> HeadOptions:
 
 def learner_of(folder: Path, join: str = "separate", *, steps: Sequence[Sequence[str]] = (), **options: Any) -> Learner:
     """A learner whose encoder is never trained: a tiny one that was trained for one type serves no other."""
-    values = {"name": "modules", "size": 4, "trunk": "pretrained", "join": join, **options}
+    size = {} if options.get("kind") == "copy" else {"size": 4}
+    values = {"name": "modules", "trunk": "pretrained", "join": join, **size, **options}
     return Learner(tiny_model(folder, head_for(join), steps=steps), parse_strategies([values]), SHORT_TRAINING)
 
 
@@ -151,10 +152,9 @@ def test_a_run_that_is_stopped_at_every_turn_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join: str
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)
+    options = {"name": "modules", "kind": "adapter", "join": join, "size": 4, "trunk": "pretrained"}
     values = {
-        "strategies": [
-            {"name": "modules", "kind": "adapter", "join": join, "size": 4, "trunk": "pretrained", "fusion_epochs": 2}
-        ],
+        "strategies": [options | ({"fusion_epochs": 2} if join == "fusion" else {})],
         "head": head_for(join).model_dump(),
     }
     whole = run_stream(run_config(tmp_path, **values, output=str(tmp_path / "whole")))
@@ -291,3 +291,15 @@ def test_a_model_keeps_the_join_it_has(folder: Path, stream: Stream) -> None:
     learn(Learner(learner.model, parse_strategies(["modules"]), SHORT_TRAINING), stream, 3)
     assert isinstance(learner.model.subnetworks, Modules)
     assert list(learner.model.subnetworks.join.steps) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"kind": "copy", "size": 4}, "size: has no effect with kind: copy"),
+        ({"kind": "adapter", "fusion_epochs": 2}, "fusion_epochs: has no effect with join: separate"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_strategies([{"name": "modules", **options}])

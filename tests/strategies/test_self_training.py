@@ -121,3 +121,10 @@ def test_pseudo_labels_count_as_gold(folder: Path, head: str) -> None:
             expected = expected + torch.nn.functional.cross_entropy(block[words], own[words])
     assert found.keys() == {"ce"}
     torch.testing.assert_close(found["ce"], expected)
+
+
+def test_a_head_of_whole_spans_keeps_what_lies_inside_gold(folder: Path) -> None:
+    context = toy_context(tiny_model(folder, "spankl", steps=[["PER", "LOC"]]), ["ORG"], grown=False)
+    merged = merge(context, [Span(0, 4, "ORG")], [Span(2, 4, "LOC"), Span(6, 7, "LOC")])
+    assert merged.spans == (Span(0, 4, "ORG"), Span(2, 4, "LOC"), Span(6, 7, "LOC"))
+    assert merged.annotated_types == {"PER", "LOC", "ORG"}

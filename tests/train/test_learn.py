@@ -355,3 +355,12 @@ def test_an_accelerator_beside_it_has_a_precision_of_its_own(lines: tuple[str, s
     command = [sys.executable, "-c", ACCELERATOR.format(*lines)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "bf16 cpu\n"), done.stderr
+
+
+def test_sentences_without_words_teach_nothing(old_model: NerModel) -> None:
+    blank = [Sentence((), (), frozenset({"LOC"}))] * 300  # enough for batches of nothing else
+    learned, same = (
+        ner_cl.learn(old_model, train, types=["LOC"], dev=DEV, training=SHORT_TRAINING)
+        for train in ([*blank, *NEW], NEW)
+    )
+    assert same_weights(learned.model, weights_of(same.model))

@@ -1,6 +1,7 @@
 """AddNER: one output layer per step, each with its own `O` (Monaikul et al. 2021, AAAI, section 3.1)."""
 
 from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import Literal, final
 
 import torch
@@ -37,6 +38,7 @@ class AddNer(Head):
 
     name = "addner"
     apart = True
+    without_effect = ("new_rows", "width", "max_words")  # a row on all columns of a softmax changes nothing
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
         super().__init__(hidden, options)
@@ -83,7 +85,7 @@ class AddNer(Head):
         self.ballots.load_state_dict(other.ballots.state_dict())
 
     def merge_by(self, merge: str) -> None:
-        """Changes how blocks are merged from now on; a vote that was never measured has weight 1.
+        """Changes how blocks are merged from now on.
 
         Raises:
             ModelError: if blocks also know older types and `merge` is not a vote.
@@ -189,11 +191,19 @@ class AddNer(Head):
         return weighted_vote([b.exp() for b in log_probs], known, weights, types=len(self.tagset.types)).log()
 
     def _ballots(self, emissions: Emissions, asked: Sequence[int]) -> tuple[list[Tensor], list[float]]:
-        """The tempered log-probabilities of some blocks and the weights of their votes."""
+        """The tempered log-probabilities of some blocks and the weights of their votes.
+
+        A vote that was never measured has the mean weight of those that were.
+        """
         ballots = [self.ballot(index + 1) for index in asked]
         logits = [emissions.blocks[index].float() for index in asked]
         tempered = [block / ballot.temperature for block, ballot in zip(logits, ballots, strict=True)]
-        weights = [float(ballot.weight) if self.options.merge == "vote" else 1.0 for ballot in ballots]
+        weights = [1.0] * len(ballots)
+        if self.options.merge == "vote":
+            everyone = [self.ballot(step) for step in range(1, len(self.ballots) + 1)]
+            measured = [float(ballot.weight) for ballot in everyone if ballot.is_measured]
+            usual = fmean(measured) if measured else 1.0
+            weights = [float(ballot.weight) if ballot.is_measured else usual for ballot in ballots]
         return [block.log_softmax(dim=-1) for block in tempered], weights
 
     def span_scores(self, emissions: Emissions, spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
@@ -233,6 +243,11 @@ class Ballot(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.tensor(1.0))
         self.register_buffer("temperature", torch.tensor(1.0))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether weight and temperature were measured, which are then not both exactly 1."""
+        return float(self.weight) != 1 or float(self.temperature) != 1
 
     def measured(self, *, weight: float, temperature: float) -> None:
         """Stores the measured values."""

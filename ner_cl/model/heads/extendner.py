@@ -37,6 +37,7 @@ class ExtendNer(Head):
     """
 
     name = "extendner"
+    without_effect = ("continuation", "merge", "width", "max_words")
 
     def _new_columns(self, types: int) -> int:
         return 2 * types + (0 if len(self.blocks) else 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,7 @@ class SpanKl(Head):
     name = "spankl"
     apart = True
     tags_words = False
-    without_effect: ClassVar[tuple[str, ...]] = ("new_rows", "continuation", "merge")
+    without_effect = ("new_rows", "continuation", "merge")
 
     def grow(
         self,

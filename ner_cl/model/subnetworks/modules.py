@@ -62,6 +62,12 @@ class ModuleOptions(SubnetworkOptions):
             raise ValueError(f"join: fusion attends over adapters, and kind is {self.kind}; set kind: adapter")
         return self
 
+    @model_validator(mode="after")
+    def _no_size_of_copies(self) -> "ModuleOptions":
+        if self.kind == "copy" and "size" in self.chosen:
+            raise ValueError("size: has no effect with kind: copy; leave it out")
+        return self
+
 
 @subnetworks.register("modules")
 @final
