@@ -31,7 +31,8 @@ from ner_cl.report.tables import to_csv, to_markdown
 from ner_cl.strategies.frozen_trunk import FrozenTrunkOptions
 from ner_cl.train.events import EpochDone, Event, UpdateDone
 from ner_cl.train.orders import with_orders
-from ner_cl.train.run import check_same_run, run_stream
+from ner_cl.train.run import run_stream
+from ner_cl.train.run_folder import check_same_run
 
 # Strategies whose step 1 is bit-identical to plain fine-tuning and that keep nothing from it; `frozen_trunk` only if it
 # starts after step 1.

@@ -31,6 +31,7 @@ from ner_cl.errors import CheckFailed, NerClError
 __all__ = ["app", "main"]
 
 _CHECK_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's RuntimeError on a CPU
 
 # Global flags, accepted before or after the subcommand.
 _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
@@ -116,6 +117,9 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return _INTERRUPTED, "interrupted"
     if isinstance(error, _UsageError):
         return _WRONG, _usage(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error):
+        smaller = "training.batch_tokens, training.eval_batch_tokens"
+        return _WRONG, f"out of memory; give smaller batches ({smaller}); a run goes on with --resume"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _WRONG, f"{where}{error.strerror or error}; check the path, its permissions and the space left"

@@ -80,15 +80,19 @@ def _run(folder: Path, *, as_json: bool) -> None:
 
 def _model(folder: Path, *, as_json: bool) -> None:
     from ner_cl.model.card import scored_on
+    from ner_cl.model.fetch import fetch, is_hub_id
     from ner_cl.model.store import load_model
 
+    name = str(folder)
+    if not folder.is_dir() and is_hub_id(folder):
+        folder = fetch(folder.as_posix())
     model = load_model(folder)
     steps = [
         {"step": number, "types": list(types), **_of_history(model.history, number)}
         for number, types in enumerate(model.tagset.steps, start=1)
     ]
     values: dict[str, Any] = {
-        "model": str(folder),
+        "model": name,
         "encoder": model.encoder.options.name,
         "head": model.head.options.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

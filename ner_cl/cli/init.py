@@ -94,12 +94,13 @@ def _stream_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     checkout = Path(__file__).parents[2]
-    for folder in (Path("configs/streams"), checkout / "configs" / "streams"):
-        known = sorted(path.stem for path in folder.glob("*.yaml"))
-        if name in known:
-            return folder / f"{name}.yaml"
-        if known:
-            raise ConfigError(
-                f"--stream {name!r}: unknown{nearest(name, known)}; known: {', '.join(known)}, or give a file"
-            )
+    folders = (Path("configs/streams"), checkout / "configs" / "streams")
+    known = {path.stem: path for folder in reversed(folders) for path in folder.glob("*.yaml")}
+    if name in known:
+        return known[name]
+    if known:
+        names = sorted(known)
+        raise ConfigError(
+            f"--stream {name!r}: unknown{nearest(name, names)}; known: {', '.join(names)}, or give a file"
+        )
     raise ConfigError(f"--stream {name!r}: no such file, and there is no folder configs/streams here; give a file")

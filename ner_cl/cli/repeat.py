@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
     from ner_cl.config import Config
     from ner_cl.evaluate.matrix import Matrix
 
-__all__ = ["train_all"]
+__all__ = ["runs_of", "train_all"]
 
 _SUMMARY = {
     "final/micro_f1": "final micro F1",
@@ -39,7 +39,7 @@ def train_all(
         orders: number of step orders; None keeps that of the configuration, without a folder for it.
         as_json: print JSON instead of a table.
     """
-    runs = {name: train_once(one).metrics for name, one in _configs(config, seeds, orders).items()}
+    runs = {name: train_once(one).metrics for name, one in runs_of(config, seeds, orders).items()}
     columns = {key: [metrics[key] for metrics in runs.values()] for key in _SUMMARY}
     means = {key: _mean(values) for key, values in columns.items()}
     deviations = {key: _deviation(values) for key, values in columns.items()}
@@ -57,7 +57,7 @@ def train_all(
     emit(table(["× 100", *titles, "mean", "sd"], rows))
 
 
-def _configs(config: "Config", seeds: Sequence[int], orders: int | None) -> "dict[str, Config]":
+def runs_of(config: "Config", seeds: Sequence[int], orders: int | None) -> "dict[str, Config]":
     """Return the configuration of every run, by the name of its folder below the output."""
     from ner_cl.train.orders import with_orders
 

@@ -28,13 +28,16 @@ def sweep(
     steps: Annotated[int | None, typer.Option("--steps", help="Learn only this many first steps.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Number of trials, including earlier ones.")] = None,
     settings: Settings = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Folder of the sweep.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Folder of the sweep; that of the run with -sweep by default."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search for the options that best learn and keep the types of the first steps.
 
     Each trial learns the first steps and is scored on their dev sentences; later steps and the test set are not used.
-    Repeat the command to continue a stopped sweep. OUTPUT/best.yaml is the configuration to train with.
+    Repeat the command to continue a stopped sweep. Its best.yaml is the configuration to train with.
     """
     from ner_cl.config import load_config
     from ner_cl.train.search import read_search
@@ -43,12 +46,10 @@ def sweep(
     overrides = [*(settings or ())]
     overrides += [f"sweep.{key}={value}" for key, value in (("steps", steps), ("trials", trials)) if value is not None]
     loaded = load_config(config, overrides=overrides)
-    if output is not None:
-        loaded = loaded.model_copy(update={"output": str(output)})
     if search:
         options = loaded.sweep.model_copy(update={"search": read_search(search)})
         loaded = loaded.model_copy(update={"sweep": options})
-    found = run_sweep(loaded, on_trial=lambda trial: say(_line(trial, loaded.sweep.trials)))
+    found = run_sweep(loaded, folder=output, on_trial=lambda trial: say(_line(trial, loaded.sweep.trials)))
     emit_json(_values(found)) if as_json else emit(_text(found))
     say(f"train with the best values: ner-cl train {found.folder / 'best.yaml'}")
 

@@ -1,6 +1,6 @@
 """`ner-cl train`: learn a whole stream of steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +9,8 @@ import typer
 
 from ner_cl.cli.console import emit, emit_json, say
 from ner_cl.cli.options import Json, MaxDrop, Settings, integers
-from ner_cl.cli.repeat import train_all
-from ner_cl.errors import CheckFailed
+from ner_cl.cli.repeat import runs_of, train_all
+from ner_cl.errors import CheckFailed, ConfigError
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.config import Config
@@ -55,27 +55,58 @@ def train(
         loaded = loaded.model_copy(update={"output": str(output)})
     numbers = integers(seeds, "--seeds")
     if dry_run:
-        from ner_cl.cli.describe import describe_run
-
-        description = describe_run(loaded)
-        emit_json(description.to_dict()) if as_json else emit(description.text)
+        _describe(runs_of(loaded, numbers, orders), resume=resume, as_json=as_json)
     elif numbers or orders:
 
         def train_once(one: "Config") -> "Matrix":
             say(f"run {Path(one.output).relative_to(loaded.output)}")
-            return _train_once(one, resume=resume, show=False)
+            return _train_once(one, resume=resume, show=_nothing)
 
         train_all(loaded, train_once, seeds=numbers, orders=orders, as_json=as_json)
     else:
-        matrix = _train_once(loaded, resume=resume, show=not as_json)
-        if as_json:
-            emit_json({"output": loaded.output, **matrix.to_dict()})
+        _train_once(loaded, resume=resume, show=_json if as_json else _table)
 
 
-def _train_once(config: "Config", *, resume: bool, show: bool) -> "Matrix":
-    """Train one run; with `show`, print its matrix, even if the forgetting gate stops it."""
+def _describe(runs: "Mapping[str, Config]", *, resume: bool, as_json: bool) -> None:
+    """Check every run and describe each order of steps; runs that differ in their seed do the same."""
+    from ner_cl.cli.describe import describe_run
+    from ner_cl.train.run_folder import check_folder
+
+    described = {}
+    for name, config in runs.items():
+        order = name.partition("seed-")[0].rstrip("/")
+        if order not in described:
+            described[order] = describe_run(config)
+        try:
+            check_folder(Path(config.output), config, resume=resume)
+        except ConfigError as error:
+            say(f"note: {error}")
+    if as_json and list(described) != [""]:
+        emit_json({order: description.to_dict() for order, description in described.items()})
+    elif as_json:
+        emit_json(described[""].to_dict())
+    else:
+        emit("\n\n".join(description.text for description in described.values()))
+
+
+def _json(matrix: "Matrix", folder: Path) -> None:
+    emit_json({"output": str(folder), **matrix.to_dict()})
+
+
+def _table(matrix: "Matrix", folder: Path) -> None:
+    from ner_cl.evaluate.matrix import render
+
+    emit(render(matrix))
+
+
+def _nothing(matrix: "Matrix", folder: Path) -> None:
+    """Print nothing."""
+
+
+def _train_once(config: "Config", *, resume: bool, show: "Callable[[Matrix, Path], None]") -> "Matrix":
+    """Train one run and show its matrix, even if the forgetting gate stops it."""
     from ner_cl.cli.progress import progress
-    from ner_cl.evaluate.matrix import Matrix, render
+    from ner_cl.evaluate.matrix import Matrix
     from ner_cl.train.run import run_stream
 
     folder = Path(config.output)
@@ -84,11 +115,9 @@ def _train_once(config: "Config", *, resume: bool, show: bool) -> "Matrix":
         with progress(len(config.stream.steps or ()) or None) as display, _how_to_go_on(folder, display) as receive:
             matrix = run_stream(config, resume=resume, on_event=receive).matrix
     except CheckFailed:
-        if show:
-            emit(render(Matrix.load(folder)))
+        show(Matrix.load(folder), folder)
         raise
-    if show:
-        emit(render(matrix))
+    show(matrix, folder)
     say(f"everything is in {folder}")
     return matrix
 

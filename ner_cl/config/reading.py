@@ -141,6 +141,9 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
         if pinned is None:
             raise ConfigError(f"{source}: stream.file: {stream['file']} does not exist; give the path of a stream file")
         base = _read_yaml(pinned)
+        for where, values in ((pinned, base), (f"{source}: stream", stream)):
+            if not isinstance(values.get("corpus") or {}, Mapping):
+                raise ConfigError(f"{where}: corpus: give a mapping of train, dev and test to files")
         files = {**(base.get("corpus") or {}), **(stream.get("corpus") or {})}
         stream = {**base, **stream, "corpus": files}
         stream.pop("file")

@@ -55,6 +55,15 @@ class Predictions:
                 spans = [[item.span.start, item.span.end, item.span.type, item.score] for item in row]
                 file.write(json.dumps(spans, ensure_ascii=False).encode() + b"\n")
 
+    @staticmethod
+    def test_of(path: Path) -> str:
+        """The fingerprint of the test set in a file written by `save`; "" if the file is damaged."""
+        with path.open(encoding="utf-8") as file:
+            try:
+                return str(json.loads(file.readline())["test"])
+            except (ValueError, KeyError, TypeError):
+                return ""
+
     @classmethod
     def load(cls, path: Path) -> "Predictions":
         """Read a file written by `save`.

@@ -48,7 +48,7 @@ class Agem(ReferenceStrategy):
             return ()
         generator = context.generator(f"agem/{context.epoch}/{context.update}")
         rows = self._references.draw(
-            self._references.groups, generator, count=self.options.draw, tokens=context.train_tokens
+            self._references.groups, generator, count=self.options.draw, tokens=context.batch_tokens
         )
         gradient = self._references.gradient(context, rows, generator)
         return (HalfSpace(gradient),) if gradient else ()

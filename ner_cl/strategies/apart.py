@@ -49,7 +49,7 @@ class ApartStrategy(Strategy):
         self._cached = context.model.subnetworks
         assert self._cached is not None
         self._cached.cache(
-            context.model, context.encoded, batch_tokens=context.batch_tokens, precision=context.precision
+            context.model, context.encoded, batch_tokens=context.eval_batch_tokens, precision=context.precision
         )
 
 

@@ -32,8 +32,8 @@ class StepContext:
         old_types: the types learned before.
         model: the student; its new block exists once `sentences` has run.
         epochs: maximum number of epochs planned for this stage; set once the sentences are encoded.
-        train_tokens: word pieces of a training batch.
-        batch_tokens: word pieces of a prediction batch.
+        batch_tokens: word pieces of a training batch.
+        eval_batch_tokens: word pieces of a prediction batch.
         precision: number format of forward passes.
         earlier: the sentences of steps 1 to `number`, annotated for all types seen. Empty unless a strategy has
             `needs_earlier_data` (the joint upper bound).
@@ -59,8 +59,8 @@ class StepContext:
     types: tuple[str, ...]
     old_types: tuple[str, ...]
     model: NerModel
-    train_tokens: int
     batch_tokens: int
+    eval_batch_tokens: int
     precision: Precision
     earlier: tuple[Sentence, ...]
     reset_model: Callable[[], None]
@@ -102,7 +102,7 @@ class StepContext:
         own = rows_from(encoded.origins, "own")
         if sentences is not None:
             own = self.at_most(own, sentences, purpose)
-        for rows in encoded.plan(own, batch_tokens=self.train_tokens):
+        for rows in encoded.plan(own, batch_tokens=self.batch_tokens):
             yield encoded.batch(rows).to(self.model.device)
 
 

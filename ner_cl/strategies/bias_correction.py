@@ -102,7 +102,7 @@ class BiasCorrection(Strategy):
         model, old = context.model, context.old_types
         vectors_of = _word_vectors(context, self._sentences)
         rows: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], list[Sentence]]] = []
-        for chosen in plan_batches([len(words) for words in vectors_of], batch_tokens=context.batch_tokens):
+        for chosen in plan_batches([len(words) for words in vectors_of], batch_tokens=context.eval_batch_tokens):
             vectors = pad_sequence([vectors_of[index] for index in chosen], batch_first=True)
             lengths = torch.tensor([[len(vectors_of[index])] for index in chosen], device=model.device)
             mask = torch.arange(vectors.shape[1], device=model.device) < lengths
@@ -132,7 +132,7 @@ def _word_vectors(context: StepContext, sentences: Sequence[Sentence]) -> list[F
     """The encoder's vectors of the words of each sentence, whose windows are joined, as for a prediction."""
     model, encoded = context.model, context.model.encode(sentences)
     windows: dict[int, Float[Tensor, "word hidden"]] = {}
-    for rows, batch in encoded.in_length_order(context.batch_tokens):
+    for rows, batch in encoded.in_length_order(context.eval_batch_tokens):
         batch = batch.to(model.device)
         with autocast(context.precision, model.device):
             vectors = model.encoder(batch)

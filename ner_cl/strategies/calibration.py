@@ -40,7 +40,7 @@ def calibrate_vote(context: StepContext) -> None:
     annotated = [model.types[index] in context.types for index in model.head.known[-1]]
     temperature = best_temperature(logits, targets, torch.tensor(annotated, device=logits.device))
     found = predict_sentences(
-        model, dev, types=context.types, batch_tokens=context.batch_tokens, precision=context.precision
+        model, dev, types=context.types, batch_tokens=context.eval_batch_tokens, precision=context.precision
     )
     f1 = micro_f1(count_spans(dev, found, context.types)) or 0.0
     model.head.ballot(context.number).measured(weight=max(LEAST_WEIGHT, f1), temperature=temperature)
@@ -54,7 +54,7 @@ def _words(context: StepContext, head: AddNer, dev: Sequence[Sentence]) -> tuple
         model,
         model.encode(dev),
         steps=[step],
-        batch_tokens=context.batch_tokens,
+        batch_tokens=context.eval_batch_tokens,
         precision=context.precision,
     ):
         for row, index in enumerate(indices):

@@ -88,7 +88,7 @@ class Distill(Strategy):
             return batches
         rows = [row for batch in batches for row in batch]
         lengths, ratio = context.encoded.lengths, self.options.unlabeled
-        return mixed(rows, raw, lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
+        return mixed(rows, raw, lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and, on raw rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""

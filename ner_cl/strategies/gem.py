@@ -52,7 +52,7 @@ class Gem(ReferenceStrategy):
         generator = context.generator(f"gem/{context.epoch}/{context.update}")
         found = []
         for group in self._references.groups:
-            rows = self._references.draw([group], generator, count=self.options.draw, tokens=context.train_tokens)
+            rows = self._references.draw([group], generator, count=self.options.draw, tokens=context.batch_tokens)
             if gradient := self._references.gradient(context, rows, generator):
                 found.append(HalfSpace(gradient, self.options.margin, self.options.ridge))
         return found

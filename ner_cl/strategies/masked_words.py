@@ -98,7 +98,7 @@ def pretrain(context: StepContext, gates: Mapping[str, Tensor], *, epochs: int, 
         for epoch in range(epochs)
         for rows in encoded.plan(
             range(len(encoded)),
-            batch_tokens=context.train_tokens,
+            batch_tokens=context.batch_tokens,
             generator=context.generator(f"das/pretrain/{epoch}"),
         )
     ]

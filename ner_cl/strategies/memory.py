@@ -138,7 +138,7 @@ class Memory:
         others: Iterator[int] = iter(generator.permutation(len(own)).tolist())
         if self.options.selection == "random":
             return others
-        features = type_features(context.model, own, context.types, batch_tokens=context.batch_tokens)
+        features = type_features(context.model, own, context.types, batch_tokens=context.eval_batch_tokens)
         return in_turn([chain(in_turn([_herd(*part) for part in features.values()]), others)])
 
     def _limits(self, sizes: Sequence[int], new: int) -> list[int]:

@@ -87,7 +87,7 @@ class Neighbours:
         """The student's logits for distinct words in ascending order."""
         encoded, model = context.encoded, context.model
         rows = torch.unique(self._words.rows[numbers]).tolist()
-        plan = encoded.plan(rows, batch_tokens=context.batch_tokens)
+        plan = encoded.plan(rows, batch_tokens=context.eval_batch_tokens)
         found = torch.empty(len(numbers), len(model.tagset), device=model.device)
         with (
             torch.no_grad(),

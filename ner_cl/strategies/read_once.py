@@ -51,7 +51,7 @@ def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
         context.encoded,
         learning or top_layers(encoder, 1),
         whole=not learning,
-        batch_tokens=context.batch_tokens,
+        batch_tokens=context.eval_batch_tokens,
         precision=context.precision,
     )
     encoder.shortcut = partial(_from_the_trunk_up if learning else _to_the_end, cache)

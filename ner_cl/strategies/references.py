@@ -82,7 +82,7 @@ class References:
         words = sum(len(self._encoded.windows[row].word_pieces) for row in rows)
         with random_state_restored(device), torch.enable_grad():
             torch.manual_seed(int(generator.integers(2**62)))
-            for part in self._encoded.plan(rows, batch_tokens=context.train_tokens):
+            for part in self._encoded.plan(rows, batch_tokens=context.batch_tokens):
                 batch = self._encoded.batch(part).to(device)
                 with autocast(context.precision, device):
                     emissions = model(batch)

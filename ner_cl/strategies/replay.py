@@ -140,9 +140,9 @@ class Replay(Strategy):
         own = [row for batch in batches for row in batch if encoded.origins[row] != "remembered"]
         if self.options.mixing == "concatenate":
             rows = [*own, *self._rehearsed(context, kept, generator)]
-            return encoded.plan(rows, batch_tokens=context.train_tokens, generator=generator)
+            return encoded.plan(rows, batch_tokens=context.batch_tokens, generator=generator)
         ratio = self.options.ratio
-        planned = mixed(own, kept, encoded.lengths, tokens=context.train_tokens, ratio=ratio, generator=generator)
+        planned = mixed(own, kept, encoded.lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
         if self.options.mixing in ("loss", "der"):
             self._scale = _second_mean(encoded, planned)
         return planned
@@ -171,7 +171,9 @@ class Replay(Strategy):
             self._logits = {}
             return
         encoded = context.model.encode(new)
-        for rows, said in emissions_of(context.model, encoded, batch_tokens=context.batch_tokens, precision="fp32"):
+        for rows, said in emissions_of(
+            context.model, encoded, batch_tokens=context.eval_batch_tokens, precision="fp32"
+        ):
             for place, (row, logits) in enumerate(zip(rows, said.flat(), strict=True)):
                 own = logits[said.word_mask[place]].float()
                 self._logits[_key(new[row])] = own.cpu().clone()

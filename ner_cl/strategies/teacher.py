@@ -79,7 +79,7 @@ def teacher_logits(teacher: NerModel, encoded: EncodedSentences, context: StepCo
     """
     device = teacher.device
     logits: Tensor | None = None
-    for _, batch in encoded.in_length_order(context.batch_tokens):
+    for _, batch in encoded.in_length_order(context.eval_batch_tokens):
         batch = batch.to(device)
         with torch.no_grad(), autocast(context.precision, device):
             flat = teacher(batch).flat()
@@ -101,7 +101,7 @@ def teacher_reads(
         context: gives batch size and precision.
         rows: the rows to read; all by default.
     """
-    for _, batch in encoded.in_length_order(context.batch_tokens, among=rows):
+    for _, batch in encoded.in_length_order(context.eval_batch_tokens, among=rows):
         batch = batch.to(teacher.device)
         with torch.no_grad(), autocast(context.precision, teacher.device):
             vectors = teacher.encoder(batch)

@@ -1,16 +1,18 @@
 """Distils a model with many sub-networks into one with a single encoder."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import StrategyOptions, TrainingOptions
+from ner_cl.config import StrategyOptions, TrainingOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.data.protocols import generator
+from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import count_spans, micro_f1
 from ner_cl.model.heads.emissions import Emissions
@@ -57,10 +59,10 @@ class _Imitate(Strategy):
 
 def compact(
     model: NerModel,
-    sentences: Sequence[Sentence],
+    sentences: str | PathLike[str] | Sequence[str] | Sequence[Sentence],
     *,
     dev: Sequence[Sentence] = (),
-    training: TrainingOptions | None = None,
+    training: TrainingOptions | Mapping[str, Any] | None = None,
     seed: int = 13,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> LearnResult:
@@ -71,10 +73,11 @@ def compact(
 
     Args:
         model: the teacher; it is not changed.
-        sentences: text similar to what the model will tag; annotation is ignored.
+        sentences: text similar to what the model will tag, as texts, a file of them, or sentences, whose annotation is
+            ignored.
         dev: annotated sentences for evaluation; types they are not annotated for are measured by agreement with the
             teacher. If empty, a tenth of `sentences` is used.
-        training: options of the training loop.
+        training: options of the training loop, or a mapping of them.
         seed: seed of all random draws.
         on_event: called with every event.
 
@@ -85,10 +88,10 @@ def compact(
         ModelError: if the model has no sub-networks, or has blocks that know types of earlier steps too.
         DataError: if there are too few sentences.
     """
-    _check(model, sentences)
-    options = training or TrainingOptions()
+    raw = _raw(sentences)
+    _check(model, raw)
+    options = validate(TrainingOptions, training or {}, "training")
     engine = Engine(options.precision)
-    raw = [Sentence(sentence.words) for sentence in sentences]
     held_back, train = raw[::_HELD_BACK], [s for number, s in enumerate(raw) if number % _HELD_BACK]
     # Imitation ignores annotation, but the loop skips sentences that are annotated for no type.
     train = [sentence.with_spans((), model.types) for sentence in train]
@@ -115,6 +118,15 @@ def compact(
     student.history = _history(model, changes)
     student.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
     return LearnResult(student, changes, new=())
+
+
+def _raw(texts: str | PathLike[str] | Sequence[str] | Sequence[Sentence]) -> list[Sentence]:
+    """Sentences without annotation."""
+    if isinstance(texts, str | PathLike):
+        return read_unlabeled(texts)
+    if any(isinstance(text, str) for text in texts):
+        return read_unlabeled([text for text in texts if isinstance(text, str)])
+    return [Sentence(sentence.words) for sentence in texts if isinstance(sentence, Sentence)]
 
 
 def _history(teacher: NerModel, changes: Sequence[TypeChange]) -> list[dict[str, Any]]:
@@ -192,8 +204,8 @@ def _context(
         types=student.tagset.steps[-1],
         old_types=student.types,
         model=student,
-        train_tokens=options.batch_tokens,
-        batch_tokens=options.eval_batch_tokens,
+        batch_tokens=options.batch_tokens,
+        eval_batch_tokens=options.eval_batch_tokens,
         precision=engine.precision,
         earlier=(),
         reset_model=nothing,

@@ -48,7 +48,11 @@ def learn(
     training: TrainingOptions | Mapping[str, Any] | None = None,
     seed: int = 13,
     on_event: Callable[[Event], None] = lambda event: None,
-    **reading: Any,
+    format: str = "auto",  # noqa: A002  as in read_sentences
+    scheme: str = "auto",
+    on_overlap: str = "error",
+    alignment: str = "error",
+    explicit_types: bool = False,
 ) -> LearnResult:
     """Teaches a model new types without the old data.
 
@@ -71,7 +75,11 @@ def learn(
         training: options of the training loop, or a mapping of them.
         seed: seed of all random draws.
         on_event: called with every event.
-        **reading: options of `read_sentences`, such as `format` or `alignment`, for data given as files.
+        format: format of data given as files; see `read_sentences` for this and the following options.
+        scheme: tag scheme of column files.
+        on_overlap: what to do with overlapping spans.
+        alignment: what to do with a span that cuts a word.
+        explicit_types: refuse a sentence without declared types in a file that knows several.
 
     Returns:
         The new model, on the old one's device (training itself uses a GPU if there is one), with F1 before and after
@@ -86,6 +94,8 @@ def learn(
         >>> result = ner_cl.learn(model, "drugs.jsonl", types=["DRUG"])   # doctest: +SKIP
         >>> print(result.table)                                           # doctest: +SKIP
     """
+    reading: dict[str, Any] = {"format": format, "scheme": scheme, "on_overlap": on_overlap, "alignment": alignment}
+    reading["explicit_types"] = explicit_types
     step, dev_sentences = _prepare(model, train, types, dev, reading, seed)
     options = validate(TrainingOptions, training or {}, "training")
     student = model.copy(memory=True)

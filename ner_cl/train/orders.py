@@ -3,7 +3,7 @@
 import math
 from typing import TypeAlias
 
-from ner_cl.config import Config, StreamOptions
+from ner_cl.config import Config, StreamOptions, with_values
 from ner_cl.data.corpus import load_corpus
 from ner_cl.data.protocols import generator
 from ner_cl.data.stream import Corpus, order_types
@@ -12,6 +12,9 @@ from ner_cl.errors import ConfigError
 __all__ = ["Order", "steps_of", "stream_steps", "with_orders"]
 
 Order: TypeAlias = tuple[tuple[str, ...], ...]
+
+# How steps are made, which has no effect where they are listed.
+_NO_ORDER = {f"stream.{key}": StreamOptions.model_fields[key].default for key in ("order", "increment", "first")}
 
 
 def steps_of(options: StreamOptions, corpus: Corpus) -> Order:
@@ -28,7 +31,7 @@ def stream_steps(config: Config) -> Order:
 
 
 def with_orders(config: Config, count: int) -> list[Config]:
-    """Copies the configuration for each of `count` different orders of its steps; only `stream.steps` differs.
+    """Copies the configuration for each of `count` different orders of its listed steps.
 
     The first is the configured order, followed by the published ones in `stream.orders`, then permutations drawn with
     `stream.seed`. A larger `count` only appends orders.
@@ -49,4 +52,4 @@ def with_orders(config: Config, count: int) -> list[Config]:
         drawn = tuple(own[index] for index in permutation)
         if drawn not in orders:
             orders.append(drawn)
-    return [config.model_copy(update={"stream": config.stream.model_copy(update={"steps": o})}) for o in orders]
+    return [with_values(config, {"stream.steps": order, **_NO_ORDER}) for order in orders]

@@ -1,40 +1,35 @@
 """Trains a whole stream: learns every step, evaluates after each, and keeps everything in one run folder."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
-
-from ner_cl.config import Config, validate
+from ner_cl.config import Config
 from ner_cl.data.corpus import load_corpus
 from ner_cl.data.stream import Step, Stream, build_stream, fingerprint
-from ner_cl.errors import CheckFailed, ConfigError
+from ner_cl.errors import CheckFailed, DataError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.evaluate.predictions import Predictions, predictions_file
-from ner_cl.files import recover_folders, replace_text, write_json
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import ScoredSpan, score_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies.joint import JointOptions
+from ner_cl.train.changes import fell_too_far
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
-from ner_cl.train.environment import environment
 from ner_cl.train.events import Event, EventLog, Note, RunDone, StepDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.memory import peak_memory, reset_peak_memory
 from ner_cl.train.orders import steps_of
 from ner_cl.train.record import Scores, drops, history_record, largest_drop
+from ner_cl.train.run_folder import all_or_nothing, check_folder, open_folder
 from ner_cl.train.tracking import tracking
 from ner_cl.types import Sentence
 
-__all__ = ["Run", "check_same_run", "learn_step", "open_stream", "run_stream", "stream_events"]
+__all__ = ["Run", "learn_step", "open_stream", "run_stream", "stream_events"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def run_stream(config: Config, *, resume: bool = False, on_event: Callable[[Even
 
     Raises:
         ConfigError: if the output folder holds another run, or this one and `resume` is false.
-        DataError: if the corpus cannot be read.
+        DataError: if the corpus cannot be read, or is not the one that the steps so far were trained on.
         CheckFailed: if a step fails the forgetting gate; that step is not published.
     """
     for event in stream_events(config, resume=resume):
@@ -85,19 +80,22 @@ def stream_events(config: Config, *, resume: bool = False) -> Iterator[Event]:
     stream = open_stream(config)
     folder = Path(config.output)
     engine = Engine(config.training.precision, tracker=config.tracker, logs=folder / "tracker")
-    _check_folder(folder, config, resume=resume)
+    check_folder(folder, config, resume=resume)
     engine.wait()
     log = EventLog(folder / "events.jsonl" if engine.is_main else None)
-    with _all_or_nothing(folder) if engine.is_main else nullcontext(), tracking(engine, config, folder) as tracker:
+    with all_or_nothing(folder) if engine.is_main else nullcontext(), tracking(engine, config, folder) as tracker:
         for event in _learn_stream(config, stream, engine, folder, started):
             log.write(event)
-            tracker.write(event)
+            if problem := tracker.write(event):
+                note = Note(step=getattr(event, "step", len(stream.steps)), text=problem)
+                log.write(note)
+                yield note
             yield event
 
 
 def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, started: float) -> Iterator[Event]:
     if engine.is_main:
-        _open_folder(folder, config)
+        open_folder(folder, config)
     engine.wait()
     model, matrix = _start(config, stream, folder)
     if engine.is_main and matrix.counts:
@@ -162,102 +160,6 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
     return last_only and step.number < len(stream.steps)
 
 
-# Possible contents of the folder of a run that was killed before it wrote its configuration.
-_FIRST_FILES = {"env.json", "events.jsonl", "checkpoints", "predictions", "steps", "tracker"}
-
-
-def _check_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Rejects a folder that holds another run, or holds this one if it is not to be resumed."""
-    resolved = folder / "config.resolved.yaml"
-    if resolved.exists():
-        if not resume:
-            raise ConfigError(
-                f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder"
-            )
-        check_same_run(folder, config)
-    elif folder.exists() and not (folder.is_dir() and all(_may_be_first(path) for path in folder.iterdir())):
-        raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
-
-
-def check_same_run(folder: Path, config: Config) -> None:
-    """Raises ConfigError unless the run in `folder` was made with this configuration."""
-    resolved = folder / "config.resolved.yaml"
-    found = yaml.safe_load(resolved.read_text(encoding="utf-8"))
-    if _without_output(_as_of_now(found)) != _without_output(config.model_dump(mode="json")):
-        raise ConfigError(
-            f"{resolved}: was written by another configuration; resume with the same one, or use --output"
-        )
-
-
-@contextmanager
-def _all_or_nothing(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, and removes a new folder if the run fails before its first event (no encoder, say)."""
-    with _lock(folder):
-        was_there = folder.exists()
-        try:
-            yield
-        finally:
-            if not was_there and not (folder / "events.jsonl").is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Locks the folder against a second run; the lock is released however the process ends.
-
-    Raises:
-        ConfigError: if another run is writing to the folder, or it is not writable.
-    """
-    folder = folder.absolute()
-    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"output: another run is writing to {folder}; wait for it, or use --output") from None
-    except OSError as error:
-        raise ConfigError(f"output: {folder} cannot be written ({error.strerror}); use --output") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _may_be_first(path: Path) -> bool:
-    """Whether a run killed before it wrote its configuration may have left this file or folder."""
-    return path.name in _FIRST_FILES or path.name.startswith(".config.resolved.yaml.")
-
-
-def _open_folder(folder: Path, config: Config) -> None:
-    """Creates the run folder, or cleans up what a killed process left in an existing one."""
-    for part in ("steps", "checkpoints"):
-        recover_folders(folder / part)
-    resolved = folder / "config.resolved.yaml"
-    if resolved.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "env.json", environment())
-    replace_text(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-
-
-def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
-    """Adds defaults for keys that an earlier version did not know, if the values are still valid."""
-    try:
-        return validate(Config, values, "config.resolved.yaml").model_dump(mode="json")
-    except ConfigError:
-        return values
-
-
-def _without_output(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that identify a run: all but its folder, tracker, sweep section and checkpoint interval."""
-    training = {key: value for key, value in values["training"].items() if key != "checkpoint_seconds"}
-    return {
-        **{key: value for key, value in values.items() if key not in ("output", "tracker", "sweep")},
-        "training": training,
-    }
-
-
 def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
     """The model to continue with and the matrix rows so far, of published and of skipped steps."""
     matrix = Matrix.start([step.types for step in stream.steps])
@@ -270,9 +172,25 @@ def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matr
         if not published.is_dir():
             break
         model = load_model(published)
+        _check_data(model, step, stream, folder)
         row = model.metrics["counts"]
         matrix = matrix.with_row({type_: Counts(**row[type_]) for type_ in stream.seen(step.number)})
     return model or NerModel.from_options(config.encoder, config.head), matrix
+
+
+def _check_data(model: NerModel, step: Step, stream: Stream, folder: Path) -> None:
+    """Refuses to go on with other sentences than those that a published step was trained and evaluated on."""
+    record, predicted = model.history[-1], predictions_file(folder, step.number)
+    parts = {
+        "training": record["data"] == step.data_hash,
+        "dev": record.get("dev") == (fingerprint(step.dev) if step.dev else None),
+        "test": not predicted.is_file() or Predictions.test_of(predicted) == fingerprint(stream.test),
+    }
+    if changed := [part for part, same in parts.items() if not same]:
+        raise DataError(
+            f"{folder}: step {step.number} was learned with other {' and '.join(changed)} sentences than are "
+            "there now; restore the data, or start again with --output"
+        )
 
 
 def _before_and_after(matrix: Matrix) -> tuple[Scores, Scores]:
@@ -285,7 +203,7 @@ def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
     """Applies the forgetting gate."""
     type_, drop = largest_drop(*_before_and_after(matrix))
     limit = config.gate.max_drop
-    if limit is not None and drop > limit:
+    if limit is not None and fell_too_far(drop, limit):
         raise CheckFailed(
             f"step {step.number}: F1 of {type_} fell by {100 * drop:.1f} points, more than gate.max_drop "
             f"{100 * limit:.1f}; the step's model is not published"

@@ -1,17 +1,22 @@
 """The search space of a sweep: one dimension per configuration key."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any, TypeAlias
 
 import yaml
 
 from ner_cl.errors import ConfigError
 
-__all__ = ["Dimension", "parse_search", "read_search"]
+__all__ = ["Dimension", "check_values", "parse_search", "read_search"]
 
 Value: TypeAlias = bool | int | float | str | None
+
+# What a sweep opens once for all trials, or does not use.
+_FIXED = ("gate", "output", "stream", "sweep", "tracker", "training.precision")
+_MOST_COMBINATIONS = 1000
 
 _RANGE = re.compile(r"\s*(?P<low>\S+?)\s*\.\.\s*(?P<high>[^\s:]+)\s*(?P<log>:\s*log)?\s*")
 
@@ -69,7 +74,40 @@ def parse_search(search: Mapping[str, Any]) -> list[Dimension]:
         raise ConfigError(
             "sweep.search: names no key to search; give for instance --search training.optimizer.lr=1e-5..1e-3:log"
         )
+    for key in search:
+        for fixed in _FIXED:
+            if key == fixed or key.startswith(f"{fixed}."):
+                raise ConfigError(
+                    f"sweep.search.{key}: every trial has the same {fixed}; search options of the encoder, the head, "
+                    "the strategies or training"
+                )
     return [_dimension(key, value) for key, value in search.items()]
+
+
+def check_values(dimensions: Sequence[Dimension], valid: Callable[[Mapping[str, Value]], object]) -> None:
+    """Checks that each value of a list, and both ends of a range, are part of some valid combination.
+
+    Args:
+        dimensions: the search space.
+        valid: raises ConfigError for a combination that is not valid.
+
+    Raises:
+        ConfigError: what is wrong with the first value that is not.
+    """
+    values = [dimension.choices or (dimension.low, dimension.high) for dimension in dimensions]
+    wrong: dict[tuple[str, Value], ConfigError] = {}
+    found: set[tuple[str, Value]] = set()
+    for combination in islice(product(*values), _MOST_COMBINATIONS):
+        items = [(dimension.key, value) for dimension, value in zip(dimensions, combination, strict=True)]
+        try:
+            valid(dict(items))
+            found.update(items)
+        except ConfigError as error:
+            for item in items:
+                wrong.setdefault(item, error)
+    for item, why in wrong.items():
+        if item not in found:
+            raise why
 
 
 def _dimension(key: str, value: Any) -> Dimension:

@@ -9,13 +9,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ner_cl.config import Config, with_values
-from ner_cl.data.stream import Stream
+from ner_cl.data.stream import Stream, fingerprint
 from ner_cl.errors import ConfigError, DataError, MissingExtra, TrainingError
 from ner_cl.evaluate.counts import micro_f1
 from ner_cl.evaluate.metrics import mean
@@ -24,7 +25,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.train.engine import Engine
 from ner_cl.train.learner import Learner
 from ner_cl.train.run import learn_step, open_stream
-from ner_cl.train.search import Dimension, parse_search
+from ner_cl.train.search import Dimension, check_values, parse_search
 
 try:
     import optuna
@@ -35,6 +36,7 @@ __all__ = ["Sweep", "Trial", "dev_score", "run_sweep"]
 
 _STUDY = "sweep"
 _SETTING = "setting"
+_MOST_INVALID = 100  # sets of values drawn one after the other
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,19 @@ class Sweep:
     best: Trial
 
 
-def run_sweep(config: Config, *, on_trial: Callable[[Trial], None] = lambda trial: None) -> Sweep:
+def run_sweep(
+    config: Config, *, folder: str | Path | None = None, on_trial: Callable[[Trial], None] = lambda trial: None
+) -> Sweep:
     """Runs trials until there are `config.sweep.trials`, including those of earlier calls with the same folder.
 
     Args:
         config: base configuration; `sweep` gives the search space and the numbers of steps and trials.
+        folder: where to keep the trials; by default beside the run folder, with `-sweep` at the end of its name.
         on_trial: called after every trial.
 
     Raises:
-        ConfigError: if the search space is invalid, all steps of the stream count, or the folder holds another sweep.
+        ConfigError: if the search space is invalid or cannot be searched, all steps of the stream count, or the folder
+            holds another sweep.
         DataError: if one of the steps has no dev sentences with its types.
         TrainingError: if no trial succeeded.
     """
@@ -87,19 +93,30 @@ def run_sweep(config: Config, *, on_trial: Callable[[Trial], None] = lambda tria
     stream = open_stream(config)
     steps = _checked_steps(stream, config.sweep.steps)
     engine = Engine(config.training.precision)
-    folder = Path(config.output)
+    check_values(dimensions, partial(with_values, config))
+    folder = Path(f"{config.output}-sweep") if folder is None else Path(folder)
     study = _study(folder, config, stream)
 
     def objective(trial: "optuna.Trial") -> float:
         values = {dimension.key: _suggested(trial, dimension) for dimension in dimensions}
-        return dev_score(with_values(config, values), stream, steps, engine)
+        try:
+            changed = with_values(config, values)
+        except ConfigError as error:
+            raise optuna.TrialPruned(str(error)) from error
+        return dev_score(changed, stream, steps, engine)
 
-    with_values(config, {dimension.key: _first(dimension) for dimension in dimensions})  # rejects a wrong key early
-    while len(_done(study)) < config.sweep.trials:
+    invalid = 0
+    while (before := len(_done(study))) < config.sweep.trials:
         # The seed depends on the number of trials, or a resumed sweep would repeat its earlier draws.
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
         study.optimize(objective, n_trials=1, catch=(TrainingError,))
-        on_trial(_done(study)[-1])
+        if len(done := _done(study)) > before:
+            invalid = 0
+            on_trial(done[-1])
+        elif (invalid := invalid + 1) == _MOST_INVALID:
+            raise ConfigError(
+                f"sweep.search: {invalid} sets of values in a row were invalid; search fewer keys at once"
+            )
     trials = _done(study)
     best = max(trials, key=lambda trial: -1.0 if trial.score is None else trial.score)
     if best.score is None:
@@ -137,7 +154,7 @@ def _checked_steps(stream: Stream, steps: int) -> int:
 
 def _study(folder: Path, config: Config, stream: Stream) -> "optuna.Study":
     """Opens the study in the folder, or creates one."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by `on_trial`
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / 'sweep.db').absolute()}",
@@ -147,6 +164,7 @@ def _study(folder: Path, config: Config, stream: Stream) -> "optuna.Study":
     )
     values = config.model_dump(mode="json", exclude={"output": True, "tracker": True, "sweep": {"trials"}})
     values["data"] = [step.data_hash for step in stream.steps[: config.sweep.steps]]
+    values["dev"] = [fingerprint(step.dev) for step in stream.steps[: config.sweep.steps]]
     setting = json.dumps(values, sort_keys=True)
     if study.user_attrs.setdefault(_SETTING, setting) != setting:
         raise ConfigError(f"output: {folder} holds a sweep of another configuration; use --output for another folder")
@@ -162,13 +180,10 @@ def _suggested(trial: "optuna.Trial", dimension: Dimension) -> Any:
     return trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log)
 
 
-def _first(dimension: Dimension) -> Any:
-    return dimension.choices[0] if dimension.choices else dimension.low
-
-
 def _done(study: "optuna.Study") -> list[Trial]:
-    """All finished trials, failed ones included, numbered from 1."""
-    ended = [trial for trial in study.trials if trial.state.is_finished()]
+    """All finished trials, failed ones included, numbered from 1; sets of values that were invalid do not count."""
+    pruned = optuna.trial.TrialState.PRUNED
+    ended = [trial for trial in study.trials if trial.state.is_finished() and trial.state != pruned]
     return [
         Trial(number, dict(trial.params), trial.value, trial.duration.total_seconds() if trial.duration else 0.0)
         for number, trial in enumerate(ended, start=1)
@@ -176,6 +191,6 @@ def _done(study: "optuna.Study") -> list[Trial]:
 
 
 def _write_best(folder: Path, config: Config) -> None:
-    values = config.model_dump(mode="json", exclude={"sweep", "output"})
+    values = config.model_dump(mode="json", exclude={"sweep"})
     made = f"# Found by ner-cl sweep, {time.strftime('%Y-%m-%d')}, on the first {config.sweep.steps} steps by dev F1.\n"
     replace_text(folder / "best.yaml", made + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

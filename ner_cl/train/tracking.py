@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 from ner_cl.config import Config
 from ner_cl.errors import ConfigError
 from ner_cl.train.engine import Engine
-from ner_cl.train.events import EpochDone, Event, RunDone, StepDone
+from ner_cl.train.events import EpochDone, Event, EventLog, RunDone, StepDone
 
 __all__ = ["Tracking", "tracking"]
 
@@ -21,19 +21,37 @@ class Tracking:
 
     Args:
         engine: the engine whose tracker was started; without a tracker, nothing is sent.
-        epochs: epochs already done by earlier processes of the same run.
+        log: the events of earlier processes of the same run, as in `events.jsonl`.
     """
 
-    def __init__(self, engine: Engine, *, epochs: int = 0) -> None:
+    def __init__(self, engine: Engine, *, log: Iterable[Mapping[str, Any]] = ()) -> None:
         self._engine = engine
-        self._epochs = epochs
+        self._stage = 0
+        self._epochs: list[tuple[int, int, int]] = []
+        self._works = True
+        for values in log:
+            self._count(values["event"], values)
 
-    def write(self, event: Event) -> None:
-        """Sends the numbers of one event."""
-        if isinstance(event, EpochDone):
-            self._epochs += 1
-        if values := _values(event):
-            self._engine.track(values, at=self._epochs)
+    def write(self, event: Event) -> str:
+        """Sends the numbers of one event; returns why that failed the first time, and sends nothing from then on."""
+        self._count(type(event).__name__, vars(event))
+        values = _values(event)
+        if not values or not self._works:
+            return ""
+        try:
+            self._engine.track(values, at=len(self._epochs))
+        except Exception as error:  # each tracker has its own errors, and none of them may end a training
+            self._works = False
+            return f"the tracker failed and gets nothing more of this run ({_reason(error)}); training goes on"
+        return ""
+
+    def _count(self, name: str, event: Mapping[str, Any]) -> None:
+        """Counts an epoch; those after it were lost with an earlier process."""
+        if name == "StepStarted":
+            self._stage = event.get("stage", 0)
+        elif name == "EpochDone":
+            epoch = (event["step"], self._stage, event["epoch"])
+            self._epochs = [*(earlier for earlier in self._epochs if earlier < epoch), epoch]
 
 
 @contextmanager
@@ -46,20 +64,32 @@ def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]
     if config.tracker is None:
         yield Tracking(engine)
         return
-    events = folder / "events.jsonl"
-    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
+    log = EventLog(folder / "events.jsonl").read()
     try:
-        engine.start_tracking(folder.name, _flat(config.model_dump(mode="json")))
+        engine.start_tracking(_name_of(folder), _flat(config.model_dump(mode="json")))
     except Exception as error:  # each tracker has its own errors
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
-            f"tracker: {config.tracker} cannot be started ({reason}); set it up as its documentation says, or leave "
-            "tracker out"
+            f"tracker: {config.tracker} cannot be started ({_reason(error)}); set it up as its documentation says, or "
+            "leave tracker out"
         ) from error
     try:
-        yield Tracking(engine, epochs=sum('"event": "EpochDone"' in line for line in lines))
+        yield Tracking(engine, log=log)
     finally:
-        engine.stop_tracking()
+        with suppress(Exception):  # what is lost is the end of a curve, not the run
+            engine.stop_tracking()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _name_of(folder: Path) -> str:
+    """A name for a run: its folder's, with that of the method if the folder is one of several seeds or orders."""
+    parts = folder.absolute().parts
+    first = len(parts) - 1
+    while first > 1 and re.fullmatch(r"(seed|order)-\d+", parts[first]):
+        first -= 1
+    return "/".join(parts[first:])
 
 
 def _values(event: Event) -> dict[str, float]:

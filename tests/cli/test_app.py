@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ner_cl
 import ner_cl.config
@@ -80,6 +81,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         (DataError("a.jsonl:3: is\nbroken"), 2, "a.jsonl:3: is broken"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(28, "No space left on device", "runs/x"), 2, "runs/x: No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "out of memory; give smaller batches"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory;"),
         (ValueError("odd"), 2, "unexpected ValueError: odd"),
     ],
 )

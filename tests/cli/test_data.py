@@ -141,6 +141,11 @@ def test_split_writes_what_the_stream_gives(toy: Toy, tmp_path: Path, capsys: py
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
 
+    other = [*words[:3], str(tmp_path / "other"), *words[4:]]
+    assert main([*other, "--json"]) == 0
+    sizes = [{"step": s.number, "types": list(s.types), "train": 100, "dev": len(s.dev)} for s in stream.steps]
+    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "other"), "steps": sizes}
+
 
 def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "steps"
@@ -164,6 +169,10 @@ def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: py
         (["--protocol", "gredy"], "did you mean 'greedy'"),
         (["--order", "frequent"], "did you mean 'frequency'"),
         (["--steps", "[PER, LOC]"], "list of lists"),
+        (["--steps", "[]"], "list of lists"),
+        (["--steps", "[[PER], []]"], "list of lists"),
+        (["--steps", "[[NO], [PER]]"], "False is no name; write names such as 'NO' or '1' in quotes"),
+        (["--steps", "[[PER], [1]]"], "1 is no name"),
         (["--steps", "[[PER], [LCO]]"], "did you mean 'LOC'"),
         (["--steps", "[[PER], [PER]]"], "already in step 1"),
         (["--steps", "[[PER"], "not valid YAML"),

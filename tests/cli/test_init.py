@@ -36,6 +36,10 @@ def test_a_pinned_stream_is_taken_by_name_or_by_file(
     assert Path(yaml.safe_load(Path("a.yaml").read_text())["stream"]["file"]).samefile(file)
     assert main(["init", "b.yaml", "--stream", str(file)]) == 0
     assert load_config("b.yaml").stream == load_config("a.yaml").stream
+    (Path("configs") / "streams").mkdir(parents=True)
+    (Path("configs") / "streams" / "mine.yaml").write_text("name: mine")
+    for name in ("mine", "wnut17"):  # one's own streams hide none of the others
+        assert main(["init", f"{name}.yaml", "--stream", name]) == 0
     assert main(["init", "c.yaml", "--stream", "wnut71"]) == 2
     assert "did you mean 'wnut17'" in capsys.readouterr().err
     assert not Path("c.yaml").exists()

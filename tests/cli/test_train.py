@@ -90,6 +90,24 @@ def test_the_gate_ends_a_run_that_forgets(toy: Toy, tmp_path: Path, capsys: pyte
     assert captured.out == render(Matrix.load(output)) + "\n"
     assert "step 2: F1 of PER fell by" in captured.err.splitlines()[-1]
     assert [path.name for path in (output / "steps").iterdir()] == ["01"]
+    again = ["train", str(toy.config), "--output", str(output), "--resume", *settings]
+    assert main([*again, "--max-drop", "0.1", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"output": str(output), **Matrix.load(output).to_dict()}
+    assert main([*again, "-q", "--max-drop", "1"]) == 0  # the gate decides what is published, and may be opened
+    assert {path.name for path in (output / "steps").iterdir()} == {"01", "02"}
+
+
+def test_a_dry_run_checks_every_run(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", str(toy.config), "--output", str(tmp_path), "--dry-run"]
+    assert main([*words, "--orders", "3"]) == 2
+    assert "--orders 3: 2 steps have 2 orders" in capsys.readouterr().err
+    (tmp_path / "order-2" / "seed-1").mkdir(parents=True)
+    (tmp_path / "order-2" / "seed-1" / "thesis.txt").touch()
+    assert main([*words, "--orders", "2", "--seeds", "1,2", "--json"]) == 0
+    captured = capsys.readouterr()
+    orders = {name: [step["types"] for step in run["steps"]] for name, run in json.loads(captured.out).items()}
+    assert orders == {"order-1": [["PER"], ["LOC"]], "order-2": [["LOC"], ["PER"]]}
+    assert captured.err.count("seed-1 exists and is no run folder") == 1
 
 
 def test_seeds_give_a_run_each_and_their_mean(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,14 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> Non
         load_config(path)
 
 
+@pytest.mark.parametrize(("inside", "outside"), [("[a]", "{}"), ("{train: x.jsonl}", "x.conll")])
+def test_a_corpus_that_is_no_mapping_is_refused(tmp_path: Path, inside: str, outside: str) -> None:
+    (tmp_path / "pinned.yaml").write_text(f"corpus: {inside}\nsteps: [[PER]]\n")
+    path = config_file(tmp_path, f"stream: {{file: pinned.yaml, corpus: {outside}}}\n")
+    with pytest.raises(ConfigError, match=r"corpus: give a mapping of train, dev and test to files"):
+        load_config(path)
+
+
 def test_anchors_and_merges_are_read(tmp_path: Path) -> None:
     text = CONFIG + "training: &base {epochs: 2}\ngate: {<<: {max_drop: 0.1}, max_drop: 0.2}\n"
     config = load_config(config_file(tmp_path, text))

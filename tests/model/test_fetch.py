@@ -1,5 +1,6 @@
 """Models of the hub, from its cache: nothing here can reach the hub itself."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_the_command_line_takes_names_too(capsys: pytest.CaptureFixture[str]) ->
     assert main(["predict", "ada/tagger", "text.txt"]) == 0
     assert main(["predict", "ada/other", "text.txt"]) == 2
     assert "ada/other: no such model folder, and not to be had from the Hugging Face hub" in capsys.readouterr().err
+
+
+def test_the_sizes_told_of_it_are_those_of_its_files(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "ada/tagger", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    snapshot = tmp_path / "cache" / "models--ada--tagger" / "snapshots" / COMMITS["main"]
+    assert told["model"] == "ada/tagger"
+    assert told["bytes"] == sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())
 
 
 @pytest.mark.usefixtures("shared")

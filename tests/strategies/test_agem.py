@@ -110,7 +110,7 @@ def test_the_reference_is_the_gradient_of_the_mean_loss_of_what_is_remembered(fo
     """Against the loss written out: each word under its own step's annotation alone (§7.0)."""
     model, strategy, context = prepared(folder, head, draw=1000)
     no_dropout(model)
-    context.train_tokens = 10_000
+    context.batch_tokens = 10_000
     found = reference_of(strategy, context)
     losses = []
     for number, types in enumerate((["PER"], ["LOC"])):
@@ -225,7 +225,7 @@ def test_a_draw_of_several_batches_has_the_gradient_of_one(folder: Path) -> None
     model, strategy, context = prepared(folder, draw=1000)
     no_dropout(model)
     in_batches = reference_of(strategy, context)
-    context.train_tokens = 10_000
+    context.batch_tokens = 10_000
     at_once = reference_of(strategy, context)
     for name, part in at_once.items():
         torch.testing.assert_close(in_batches[name], part, rtol=1e-3, atol=1e-6)
@@ -238,7 +238,7 @@ def test_the_mean_is_over_words_however_steps_are_mixed(folder: Path) -> None:
     context = toy_context(model, ["ORG"])
     references = References(context, [few, many])
     rows = [row for group in references.groups for row in group]
-    for context.train_tokens in (10_000, 64):
+    for context.batch_tokens in (10_000, 64):
         found = references.gradient(context, rows, np.random.default_rng(0))
         model.zero_grad(set_to_none=True)
         words = sum(len(sentence.words) for sentence in (*few, *many))
@@ -296,7 +296,7 @@ def test_a_small_step_of_sgd_does_not_raise_the_loss_on_the_memory(folder: Path,
             strategy.load_sentences(kept)
             train = [Sentence(w, (Span(0, len(w), "LOC"),), frozenset(["LOC"])) for w in words]
             context = toy_context(model, ["LOC"], train=train)
-            context.train_tokens = 10_000
+            context.batch_tokens = 10_000
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
             updater = Updater([strategy] if constrained else [], context, optimizer, clip=0.0)
             batch = context.encoded.batch(range(len(train)))  # type: ignore[union-attr]

@@ -275,7 +275,7 @@ def test_d6_importance_does_not_depend_on_how_batches_are_cut(folder: Path, head
     found = []
     for size in (16, 1000):
         das, context = ready(tiny_model(folder, head, steps=[["PER"], ["LOC"]]), general_sentences=0)
-        context.train_tokens = size
+        context.batch_tokens = size
         das.gates(context)
         das.end_step(context)
         found.append(das.state_dict())

@@ -42,7 +42,7 @@ def prepared(
     strategy = Gem(GemOptions(**options))
     strategy.load_sentences([s for type_ in remembered for s in sentences([type_], count=8)])
     context = toy_context(model, ["MISC"], train=sentences(["MISC"], seed=9))
-    context.train_tokens = 10_000
+    context.batch_tokens = 10_000
     strategy.gates(context)
     return model, strategy, context
 

@@ -175,7 +175,7 @@ def test_heads_are_held_too_if_asked(folder: Path) -> None:
 
 def measured(model: NerModel, options: GpmOptions, *, tokens: int = 128) -> dict[str, Tensor]:
     context = toy_context(model, ["PER"], train=toy_sentences(30, types=("PER",)))
-    context.train_tokens = tokens
+    context.batch_tokens = tokens
     strategy = Gpm(options)
     strategy.end_step(context)
     return strategy.state_dict()

@@ -65,7 +65,7 @@ def test_words_of_a_kind_are_neighbours_of_each_other(context: StepContext) -> N
 
 @pytest.mark.parametrize("tokens", [16, 4096])
 def test_a_word_is_asked_about_where_it_stands(context: StepContext, tokens: int) -> None:
-    context.batch_tokens = tokens
+    context.eval_batch_tokens = tokens
     near = torch.tensor([[5, 90, -1], [90, 31, 5], [0, -1, -1]])
     logits, real = Neighbours(words_of(context), 3).ask(context, near)
     assert real.tolist() == (near >= 0).tolist()

@@ -450,7 +450,7 @@ def test_every_batch_has_its_share_of_remembered_rows(folder: Path, mixing: str,
         assert new >= 1
         assert len(batch) - new == math.ceil(new * ratio / (1 - ratio) - 1e-6)
         padded = max(encoded.lengths[row] for row in batch) * len(batch)
-        assert new == 1 or padded <= context.train_tokens
+        assert new == 1 or padded <= context.batch_tokens
     drawn = Counter(row for batch in plan for row in batch if encoded.origins[row] == "remembered")
     assert max(drawn.values()) - min(drawn[row] for row in rows_from(encoded.origins, "remembered")) <= 1
     assert plan_of(strategy, context) == plan
@@ -470,7 +470,7 @@ def test_rehearsal_draws_as_often_from_every_earlier_step(folder: Path) -> None:
         if encoded.windows[row].first_word == 0
     )
     assert drawn == {"ORG": 30, "PER": 20, "LOC": 20}
-    assert all(max(encoded.lengths[r] for r in batch) * len(batch) <= context.train_tokens for batch in plan)
+    assert all(max(encoded.lengths[r] for r in batch) * len(batch) <= context.batch_tokens for batch in plan)
     assert plan_of(strategy, context) == plan
     assert plan_of(strategy, context, seed=2) != plan
 

@@ -90,7 +90,7 @@ def measured(
     *,
     steps: Sequence[Sequence[str]] = (("PER",), ("MISC",), ("LOC",)),
     scale: float = 1.0,
-    train_tokens: int = 128,
+    batch_tokens: int = 128,
     **options: Any,
 ) -> tuple[Spg, NerModel, StepContext]:
     """The strategy after measuring the newest of `steps`, which distillation taught."""
@@ -102,7 +102,7 @@ def measured(
     model.grow(steps[-1], generator=torch.Generator().manual_seed(3))
     model.eval()
     context.encoded = model.encode(train)
-    context.train_tokens = train_tokens
+    context.batch_tokens = batch_tokens
     plain = context_loss([distill], context)
     context.training_loss = lambda batch: scale * plain(batch)
     spg = Spg(SpgOptions(**{"dropout": False, **options}))
@@ -247,7 +247,7 @@ def test_p6_a_loss_four_times_as_large_has_the_same_importance(folder: Path, hea
 
 @BOTH
 def test_importance_does_not_depend_on_how_batches_are_cut(folder: Path, head: str) -> None:
-    small, large = (measured(folder, head, train_tokens=size)[0].state_dict() for size in (20, 1000))
+    small, large = (measured(folder, head, batch_tokens=size)[0].state_dict() for size in (20, 1000))
     for name, importance in without_noise(small):
         torch.testing.assert_close(importance, large[name], atol=2e-4, rtol=1e-3)
 

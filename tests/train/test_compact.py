@@ -95,3 +95,14 @@ def test_what_cannot_be_made_compact_is_refused(isolated: NerModel, tmp_path: Pa
         ner_cl.compact(voting, RAW)
     with pytest.raises(DataError, match="3 sentences are too few"):
         ner_cl.compact(isolated, RAW[:3])
+
+
+def test_texts_and_a_mapping_of_options_do_as_well(isolated: NerModel, tmp_path: Path) -> None:
+    texts = [" ".join(sentence.words) for sentence in RAW]
+    file = tmp_path / "raw.txt"
+    file.write_text("\n".join(texts))
+    training = TRAINING.model_dump(mode="json") | {"epochs": 1}
+    one, other = (ner_cl.compact(isolated, given, training=training) for given in (texts, str(file)))
+    same = ner_cl.compact(isolated, RAW, training=TRAINING.model_copy(update={"epochs": 1}))
+    assert same_weights(one.model, other.model)
+    assert same_weights(one.model, same.model)

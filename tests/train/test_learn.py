@@ -364,3 +364,16 @@ def test_sentences_without_words_teach_nothing(old_model: NerModel) -> None:
         for train in ([*blank, *NEW], NEW)
     )
     assert same_weights(learned.model, weights_of(same.model))
+
+
+def test_an_option_that_does_not_exist_is_no_option_of_reading(old_model: NerModel) -> None:
+    with pytest.raises(TypeError, match="max_drop"):
+        ner_cl.learn(old_model, NEW, types=["LOC"], max_drop=0.05)  # type: ignore[call-arg]
+
+
+def test_the_gate_allows_what_it_says(learned: LearnResult) -> None:
+    """0.8 - 0.75 is more than 0.05 in floating point."""
+    result = LearnResult(learned.model, (TypeChange("PER", 0.8, 0.75, "gold"),))
+    result.check(0.05)
+    with pytest.raises(CheckFailed):
+        result.check(0.0499)

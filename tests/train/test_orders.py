@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ner_cl.config import parse_config
+from ner_cl.config import Config, parse_config, validate
 from ner_cl.errors import ConfigError
 from ner_cl.train.orders import stream_steps, with_orders
 from tests.train.toy_runs import run_values, write_corpus
@@ -77,3 +77,9 @@ def test_steps_that_are_not_listed_are_read_off_the_corpus(home: Path, tmp_path:
         (("LOC", "ORG"), ("PER",)),
         (("PER",), ("LOC", "ORG")),
     ]
+
+
+def test_what_is_written_of_an_order_can_be_read_again(home: Path) -> None:
+    derived = config(home, steps=None, order="frequency", increment=1)
+    for one in with_orders(derived, 2):
+        assert validate(Config, one.model_dump(mode="json"), "config.resolved.yaml") == one

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 import ner_cl
-from ner_cl.config import parse_config, parse_strategies
-from ner_cl.errors import CheckFailed, ConfigError, ModelError, TrainingError
+from ner_cl.config import Config, parse_config, parse_strategies
+from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError, TrainingError
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.kept import forget_sentences
@@ -195,8 +195,34 @@ def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
     for changes in ({"seed": 14}, {"training": {"epochs": 3}}, {"strategies": ["finetune"]}):
         with pytest.raises(ConfigError, match=r"config.resolved.yaml: was written by another configuration"):
             run_stream(run_config(home, output=str(whole.folder), **changes), resume=True)
-    often = run_config(home, output=str(whole.folder), training={"checkpoint_seconds": 1})
+    with pytest.raises(ConfigError, match="in which seed is 13, not 14; resume"):
+        run_stream(run_config(home, output=str(whole.folder), seed=14), resume=True)
+    often = run_config(home, output=str(whole.folder), training={"checkpoint_seconds": 1}, gate={"max_drop": 0.9})
     assert run_stream(often, resume=True).matrix == whole.matrix
+
+
+def with_corpus(home: Path, folder: Path, output: Path) -> Config:
+    """The run's configuration with a copy of its corpus in `folder`."""
+    shutil.copytree(home / "corpus", folder)
+    values = run_values(home, output=str(output))
+    values["stream"]["corpus"] |= {part: str(folder / f"{part}.conll") for part in ("train", "dev", "test")}
+    return parse_config(values)
+
+
+def test_the_corpus_may_be_somewhere_else(home: Path, whole: Run, tmp_path: Path) -> None:
+    assert run_stream(with_corpus(home, tmp_path / "moved", whole.folder), resume=True).matrix == whole.matrix
+
+
+@pytest.mark.parametrize(("part", "named"), [("train", "training"), ("dev", "dev"), ("test", "test")])
+def test_a_run_does_not_go_on_with_other_data(home: Path, whole: Run, tmp_path: Path, part: str, named: str) -> None:
+    shutil.copytree(whole.folder, tmp_path / "run")
+    config = with_corpus(home, tmp_path / "corpus", tmp_path / "run")
+    file = tmp_path / "corpus" / f"{part}.conll"
+    file.write_text("\n\n".join(file.read_text().split("\n\n")[:-4]))
+    before = step_files(tmp_path / "run")
+    with pytest.raises(DataError, match=rf"run: step 1 was learned with other {named} sentences than are there now"):
+        run_stream(config, resume=True)
+    assert step_files(tmp_path / "run") == before
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_goes_on(home: Path) -> None:
@@ -222,7 +248,7 @@ def test_a_run_that_fails_before_it_begins_leaves_no_folder(home: Path, monkeypa
             with pytest.raises(ModelError, match="no encoder"):
                 run_stream(config.model_copy(update={"output": str(output)}))
     assert not (home / "gone").exists()
-    assert there.is_dir()
+    assert list(there.iterdir()) == []  # so that the corrected run can begin
 
 
 def test_a_run_where_nothing_can_be_written_is_refused(home: Path) -> None:

@@ -35,8 +35,8 @@ def sweep_config(home: Path, output: Path, **sweep: Any) -> Config:
 
 def test_a_sweep_finds_the_rate_that_learns(home: Path, tmp_path: Path) -> None:
     told: list[Trial] = []
-    config = sweep_config(home, tmp_path / "sweep")
-    found = run_sweep(config, on_trial=told.append)
+    config = sweep_config(home, tmp_path / "run")
+    found = run_sweep(config, folder=tmp_path / "sweep", on_trial=told.append)
     assert list(found.trials) == told
     assert [trial.number for trial in told] == [1, 2, 3, 4]
     assert all(1e-4 <= trial.values["training.optimizer.lr"] <= 1e-2 for trial in told)
@@ -117,3 +117,39 @@ def test_without_dev_sentences_nothing_can_be_chosen(home: Path, tmp_path: Path)
 def test_a_key_that_does_not_exist_is_refused_before_training(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key 'lrr'"):
         run_sweep(sweep_config(home, tmp_path, search={"training.optimizer.lrr": "1..2"}))
+
+
+@pytest.mark.parametrize("key", ["stream.protocol", "training.precision", "gate.max_drop", "output", "sweep.steps"])
+def test_what_all_trials_share_is_not_searched(home: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"sweep.search.{key}: every trial has the same "):
+        run_sweep(sweep_config(home, tmp_path, search={key: ["disjoint", "overlap"]}))
+
+
+def test_a_value_that_is_valid_with_nothing_is_refused_before_training(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.optimizer\.name.*'sgd'"):
+        run_sweep(sweep_config(home, tmp_path, search={"training.optimizer.name": ["adamw", "adamx"]}))
+
+
+def test_values_that_do_not_go_together_are_no_trial(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`width` is for one head only: three of the four combinations are valid."""
+    monkeypatch.setattr("ner_cl.train.sweep.dev_score", lambda config, *rest: float(config.head.width == 20))
+    search = {"head.name": ["extendner", "spankl"], "head.width": [20, 50]}
+    found = run_sweep(sweep_config(home, tmp_path, search=search, trials=8))
+    assert [trial.number for trial in found.trials] == list(range(1, 9))
+    assert {tuple(trial.values.values()) for trial in found.trials} <= {
+        ("extendner", 50),
+        ("spankl", 20),
+        ("spankl", 50),
+    }
+    assert found.best.values == {"head.name": "spankl", "head.width": 20}
+
+
+def test_a_sweep_lies_beside_the_run_that_it_is_for(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ner_cl.train.sweep.dev_score", lambda *given: 0.5)
+    found = run_sweep(sweep_config(home, tmp_path / "run", trials=1))
+    assert found.folder == tmp_path / "run-sweep"
+    assert parse_config(yaml.safe_load((found.folder / "best.yaml").read_text())).output == str(tmp_path / "run")

@@ -18,9 +18,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from ner_cl.errors import ConfigError, MissingExtra
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.train.engine import Engine
-from ner_cl.train.events import EpochDone, RunDone, StepDone
+from ner_cl.train.events import EpochDone, Event, Note, RunDone, StepDone
 from ner_cl.train.run import run_stream
-from ner_cl.train.tracking import Tracking
+from ner_cl.train.tracking import Tracking, _name_of
 from tests.train.toy_runs import Interrupted, interrupt_at, run_config, run_values, step_files
 
 
@@ -189,15 +189,64 @@ class Kept(GeneralTracker):
         self.finished = True
 
 
-def test_undefined_scores_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def epoch_line(step: int, epoch: int) -> dict[str, Any]:
+    return {"event": "EpochDone", "step": step, "epoch": epoch}
+
+
+def kept_engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr("ner_cl.train.engine.get_available_trackers", lambda: ["kept"])
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "kept", Kept)
     engine = Engine(tracker="kept")
     engine.start_tracking("run", {"seed": 1})
+    return engine
+
+
+def test_an_epoch_that_is_trained_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process was killed after the third epoch of the second stage, and its last checkpoint is of the first."""
+    engine = kept_engine(monkeypatch)
+    log: list[dict[str, Any]] = []
+    for stage, epochs in ((0, 2), (1, 3)):
+        log.append({"event": "StepStarted", "step": 1, "stage": stage})
+        log += [epoch_line(1, epoch) for epoch in range(1, epochs + 1)]
+    told = Tracking(engine, log=[*log, {"event": "StepStarted", "step": 1, "stage": 1}])
+    told.write(EpochDone(step=1, epoch=2, losses={"ce": 0.5}, score=None, best=True, seconds=1.0, sentences=3))
+    assert [at for _, at in Kept.newest.points] == [4]
+
+
+@pytest.mark.parametrize("broken", ["log", "finish"])
+def test_a_tracker_that_fails_on_the_way_does_not_end_the_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise RuntimeError("server away\nmore")
+
+    monkeypatch.setattr("ner_cl.train.engine.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", type("Broken", (Kept,), {broken: refuse}))
+    told: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note):
+            told.append(event.text)
+
+    run = run_stream(run_config(home, output=str(home / broken), tracker="tensorboard"), on_event=listen)
+    assert len(run.matrix.counts) == 2
+    expected = ["the tracker failed and gets nothing more of this run (server away); training goes on"]
+    assert [text for text in told if "tracker" in text] == (expected if broken == "log" else [])
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("runs/a", "a"), ("runs/a/seed-1", "a/seed-1"), ("runs/a/order-2/seed-1", "a/order-2/seed-1")]
+)
+def test_a_run_is_named_after_its_method(folder: str, name: str) -> None:
+    assert _name_of(Path(folder)) == name
+
+
+def test_undefined_scores_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = kept_engine(monkeypatch)
     kept = Kept.newest
     assert kept.project == "ner_cl"
-    told = Tracking(engine, epochs=7)
-    told.write(EpochDone(step=1, epoch=1, losses={"ce": 0.5}, score=None, best=True, seconds=1.0, sentences=3))
+    told = Tracking(engine, log=[epoch_line(0, number) for number in range(1, 8)])
+    told.write(EpochDone(step=1, epoch=8, losses={"ce": 0.5}, score=None, best=True, seconds=1.0, sentences=3))
     told.write(
         StepDone(
             step=1,

@@ -1,0 +1,145 @@
+"""The folder of a run: whether it may be written to, who writes to it, and what is left of a run that never began."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ner_cl.config import Config, validate
+from ner_cl.errors import ConfigError
+from ner_cl.files import recover_folders, replace_text, write_json
+from ner_cl.train.environment import environment
+
+__all__ = ["all_or_nothing", "check_folder", "check_same_run", "open_folder"]
+
+_CONFIG, _ENVIRONMENT, _EVENTS = "config.resolved.yaml", "env.json", "events.jsonl"
+
+# Possible contents of the folder of a run that was killed before it wrote its configuration.
+_FIRST_FILES = {_ENVIRONMENT, _EVENTS, "checkpoints", "predictions", "steps", "tracker"}
+
+_FREE = ("gate", "output", "sweep", "tracker")
+"""Sections that do not change what is trained."""
+
+_PATHS = ("train", "dev", "test", "unlabeled")
+
+
+def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Rejects a folder that holds another run, or holds this one if it is not to be resumed.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if (folder / _CONFIG).exists():
+        if not resume:
+            raise ConfigError(
+                f"output: {folder} holds a run already; use --resume to go on with it, or --output for another folder"
+            )
+        check_same_run(folder, config)
+    elif folder.exists() and not (folder.is_dir() and all(_may_be_first(path) for path in folder.iterdir())):
+        raise ConfigError(f"output: {folder} exists and is no run folder; use --output for another folder")
+
+
+def check_same_run(folder: Path, config: Config) -> None:
+    """Checks that the run in `folder` was made with this configuration.
+
+    Where the corpus lies is not compared, only what its files are called: a resumed run compares the sentences.
+
+    Raises:
+        ConfigError: naming the first key that differs.
+    """
+    resolved = folder / _CONFIG
+    found = _identity(_as_of_now(yaml.safe_load(resolved.read_text(encoding="utf-8"))))
+    if (difference := _difference(found, _identity(config.model_dump(mode="json")))) is not None:
+        key, was, now = difference
+        raise ConfigError(
+            f"{resolved}: was written by another configuration, in which {key} is {was}, not {now}; resume with the "
+            "same one, or use --output"
+        )
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, and leaves nothing of a run that fails before its first event (no encoder, say)."""
+    with _lock(folder):
+        was_there, had_begun = folder.exists(), (folder / _CONFIG).exists()
+        try:
+            yield
+        finally:
+            if not (folder / _EVENTS).is_file() and not had_begun:
+                for name in (_CONFIG, _ENVIRONMENT):
+                    (folder / name).unlink(missing_ok=True)
+                if not was_there:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_folder(folder: Path, config: Config) -> None:
+    """Creates the run folder, or cleans up what a killed process left in an existing one."""
+    for part in ("steps", "checkpoints"):
+        recover_folders(folder / part)
+    resolved = folder / _CONFIG
+    if resolved.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _ENVIRONMENT, environment())
+    replace_text(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Locks the folder against a second run; the lock is released however the process ends.
+
+    Raises:
+        ConfigError: if another run is writing to the folder, or it is not writable.
+    """
+    folder = folder.absolute()
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"output: another run is writing to {folder}; wait for it, or use --output") from None
+    except OSError as error:
+        raise ConfigError(f"output: {folder} cannot be written ({error.strerror}); use --output") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _may_be_first(path: Path) -> bool:
+    """Whether a run killed before it wrote its configuration may have left this file or folder."""
+    return path.name in _FIRST_FILES or path.name.startswith(f".{_CONFIG}.")
+
+
+def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds defaults for keys that an earlier version did not know, if the values are still valid."""
+    try:
+        return validate(Config, values, _CONFIG).model_dump(mode="json")
+    except ConfigError:
+        return values
+
+
+def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that identify a run: those that change what is trained or how it is scored."""
+    kept = {key: value for key, value in values.items() if key not in _FREE}
+    kept["training"] = {key: value for key, value in kept["training"].items() if key != "checkpoint_seconds"}
+    corpus = kept["stream"]["corpus"]
+    names = {key: Path(corpus[key]).name for key in _PATHS if corpus.get(key)}
+    kept["stream"] = {**kept["stream"], "corpus": {**corpus, **names}}
+    return kept
+
+
+def _difference(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The key path of the first difference, and both values there; None if there is none."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in dict.fromkeys([*one, *other]):
+            inner = f"{path}.{key}" if path else str(key)
+            if found := _difference(one.get(key), other.get(key), inner):
+                return found
+        return None
+    return None if one == other else (path, one, other)
