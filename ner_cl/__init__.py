@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ner_cl.config import Config, TrainingOptions, load_config
     from ner_cl.data.readers import read_sentences
     from ner_cl.data.writers import write_sentences
+    from ner_cl.evaluate.scores import Scores, score, score_steps
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.store import load_model as load
     from ner_cl.train.changes import LearnResult
@@ -41,6 +42,7 @@ __all__ = [
     "NerClError",
     "NerModel",
     "Run",
+    "Scores",
     "Sentence",
     "Span",
     "TrainingError",
@@ -51,6 +53,8 @@ __all__ = [
     "load_config",
     "read_sentences",
     "run_stream",
+    "score",
+    "score_steps",
     "write_sentences",
 ]
 
@@ -61,6 +65,7 @@ _LATER = {
     "LearnResult": "ner_cl.train.changes:LearnResult",
     "NerModel": "ner_cl.model.ner_model:NerModel",
     "Run": "ner_cl.train.run:Run",
+    "Scores": "ner_cl.evaluate.scores:Scores",
     "TrainingOptions": "ner_cl.config:TrainingOptions",
     "compact": "ner_cl.train.compact:compact",
     "learn": "ner_cl.train.learn:learn",
@@ -68,6 +73,8 @@ _LATER = {
     "load_config": "ner_cl.config:load_config",
     "read_sentences": "ner_cl.data.readers:read_sentences",
     "run_stream": "ner_cl.train.run:run_stream",
+    "score": "ner_cl.evaluate.scores:score",
+    "score_steps": "ner_cl.evaluate.scores:score_steps",
     "write_sentences": "ner_cl.data.writers:write_sentences",
 }
 

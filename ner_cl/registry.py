@@ -93,8 +93,9 @@ def _place(part: object) -> tuple[str, str]:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the closest valid name, or ""."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    by_sound = {each.casefold(): each for each in valid}
+    close = difflib.get_close_matches(name.casefold(), list(by_sound), n=1, cutoff=0.5)
+    return f", did you mean {by_sound[close[0]]!r}?" if close else ""
 
 
 strategies: Registry[type] = Registry("strategy", modules=("ner_cl.strategies",), group="ner_cl.strategies")

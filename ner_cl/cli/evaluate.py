@@ -10,7 +10,7 @@ import typer
 
 from ner_cl.cli.console import emit, emit_json, percent, say, table
 from ner_cl.cli.options import Alignment, Format, Json, Overlap, Scheme, Types, names
-from ner_cl.errors import DataError
+from ner_cl.errors import ConfigError, DataError
 from ner_cl.files import replace_file
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
@@ -23,7 +23,9 @@ _SCORES = ("precision", "recall", "f1")
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Model folder; or several, the models of successive steps.")
+    ],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Annotated sentences.")],
     types: Types = None,
     lenient: Annotated[
@@ -47,6 +49,8 @@ def evaluate(
     If each step has its own block (head addner), `alone` is the F1 of a block by itself, and `merging` is the gain or
     loss from merging the blocks.
 
+    Of several models, each taught on top of another, the F1 of every type after every step is shown, with forgetting.
+
     The expected calibration error is the mean difference between scores and the share of spans with such scores that
     are right.
     """
@@ -54,6 +58,15 @@ def evaluate(
     from ner_cl.model.predict import score_merged_and_nested, score_sentences
     from ner_cl.model.store import load_model
 
+    reading: dict[str, Any] = {"format": format_, "scheme": scheme, "alignment": alignment, "on_overlap": on_overlap}
+    if len(models) > 1:
+        if lenient or merge is not None or types is not None:
+            raise ConfigError(
+                "of several models, all types are scored as the models are; leave --types, --lenient and --merge out"
+            )
+        _across_steps(models, data, reading, output, as_json=as_json)
+        return
+    [model] = models
     tagger = load_model(model, device="auto")
     if merge is not None:
         measured = tagger.head.votes
@@ -64,7 +77,7 @@ def evaluate(
             )
     asked = names(types)
     tagger.check_types(asked)
-    sentences = read_sentences(data, format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
+    sentences = read_sentences(data, types=asked, **reading)
     scored = _scored_types(tagger, asked, sentences, data)
     say(f"{len(sentences)} sentences")
     if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):
@@ -78,10 +91,31 @@ def evaluate(
     report["calibration"] = _calibration([sentence.restrict(scored) for sentence in sentences], found)
     if alone is not None:
         _add_alone(report, sentences, [[item.span for item in items] for items in alone])
+    _write(output, report)
+    emit_json(report) if as_json else emit(_text(report))
+
+
+def _write(output: Path | None, values: dict[str, Any]) -> None:
     if output is not None:
         with replace_file(output) as file:
-            file.write((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
-    emit_json(report) if as_json else emit(_text(report))
+            file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _across_steps(
+    models: Sequence[Path], data: str, reading: dict[str, Any], output: Path | None, *, as_json: bool
+) -> None:
+    """Score the models of successive steps on the same sentences."""
+    from ner_cl.evaluate.matrix import render
+    from ner_cl.evaluate.scores import score_steps
+
+    matrix = score_steps(models, data, **reading)
+    values = {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}
+    _write(output, values)
+    if as_json:
+        emit_json(values)
+        return
+    rows = [[key, percent(value)] for key, value in matrix.metrics.items()]
+    emit(f"{render(matrix)}\n\n{table(['score', '× 100'], rows)}")
 
 
 def _scored_types(

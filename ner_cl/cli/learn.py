@@ -91,6 +91,7 @@ def learn(
 
     training = training_options(settings or [])
     listed = _strategies(strategies)
+    _note_left_out(listed)
     student, folder = _start(model, encoder, head, output, apart=isolate or bool(isolating(parsed_or_none(listed))))
     with progress(1) as display:
         result = learn_step(
@@ -168,7 +169,7 @@ def _start(
         folder = output or beside(model, f"-step{number}")
     else:
         if encoder is None and head is None:
-            raise ConfigError("name the model that learns more with --model, or start one with --encoder and --head")
+            raise ConfigError("name the model that learns more with --model, or start one with --encoder or --head")
         if output is None:
             raise ConfigError("--output: name the folder of the new model")
         student = NerModel.from_encoder(encoder or "minilm-l6", head=_head(head or ("addner" if apart else None)))
@@ -184,6 +185,26 @@ def _head(name: str | None) -> Any:
         return HeadOptions()
     value = parse_yaml(name, "--head")
     return validate(HeadOptions, value if isinstance(value, dict) else {"name": name}, "--head")
+
+
+def _note_left_out(listed: list[Any]) -> None:
+    """Say so if the list only adds to the default but replaces it: `distill` is added to such a list, and no more."""
+    from ner_cl.config import DEFAULT_STRATEGIES
+    from ner_cl.config.composition import check_composition, parsed_or_none
+    from ner_cl.registry import strategies
+
+    options = parsed_or_none(listed)
+    if not options or any(strategies[item.name].holds_old_types for item in options):  # type: ignore[attr-defined]
+        return
+    for name in DEFAULT_STRATEGIES:
+        held = strategies[name].holds_old_types  # type: ignore[attr-defined]
+        if held or name in {item.name for item in options}:
+            continue
+        try:
+            check_composition([*options, *parsed_or_none([name])])
+        except ConfigError:
+            continue
+        say(f"note: {name} is part of the default and not of --strategies; list it too to keep it")
 
 
 def _strategies(text: str | None) -> list[Any]:

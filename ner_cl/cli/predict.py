@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 __all__ = ["predict"]
 
 _FORMATS = ("jsonl", "conll", "docbin")
+_ANNOTATED = (".bio", ".bioes", ".conll", ".conllu", ".iob", ".iob2", ".spacy")
 
 
 def predict(
@@ -53,6 +54,11 @@ def predict(
         raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, _FORMATS)}; choose {', '.join(_FORMATS)}")
     if format_ == "docbin" and output is None:
         raise ConfigError("--format docbin is binary; name a file with --output")
+    if Path(source).suffix.lower() in _ANNOTATED:
+        raise ConfigError(
+            f"{source}: is a file of annotated sentences, and predict reads texts; make one of them with: "
+            f"ner-cl data convert {source} {Path(source).with_suffix('.jsonl').name}"
+        )
     if format_ == "conll" and nested:
         raise ConfigError("--format conll has one tag a word and cannot say --nested; choose jsonl or docbin")
     tagger = load_model(model, device="auto")

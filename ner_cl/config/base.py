@@ -1,6 +1,6 @@
 """The base class of all configuration sections."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -22,7 +22,9 @@ class Options(BaseModel):
             for key in values:
                 if key not in cls.model_fields:
                     known = ", ".join(cls.model_fields)
-                    raise ValueError(f"unknown key {str(key)!r}{nearest(str(key), cls.model_fields)}; known: {known}")
+                    deeper = [path for path in _paths(cls) if path.endswith(f".{key}")]
+                    hint = f", did you mean {deeper[0]}?" if deeper else nearest(str(key), cls.model_fields)
+                    raise ValueError(f"unknown key {str(key)!r}{hint}; known: {known}")
         return values
 
     @property
@@ -32,3 +34,11 @@ class Options(BaseModel):
         Configurations are written out with all options, so one that equals its default was not necessarily chosen.
         """
         return tuple(name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default)
+
+
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The key paths of a section and of the sections in it."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _paths(field.annotation, f"{prefix}{name}.")

@@ -55,6 +55,11 @@ class HeadOptions(Options):
     width: int = Field(50, ge=1)
     max_words: int = Field(32, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
     @field_validator("name")
     @classmethod
     def _known_head(cls, name: str) -> str:
@@ -92,7 +97,8 @@ def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
             continue
         values = {"name": item} if isinstance(item, str) else item
         if not isinstance(values, Mapping) or "name" not in values:
-            raise ValueError(f"item {index} needs a name, for instance {{name: distill}}")
+            named = next((key for key in values if key in strategies), "distill") if isinstance(values, Mapping) else ""
+            raise ValueError(f"item {index} needs a name, for instance {{name: {named or 'distill'}}}")
         strategy = strategies[known_name(strategies, str(values["name"]))]
         try:
             parsed.append(strategy.options_class.model_validate(dict(values)))  # type: ignore[attr-defined]

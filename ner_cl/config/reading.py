@@ -35,6 +35,11 @@ def load_config(
     path = Path(path)
     values = _read_yaml(path)
     for key, text in sorted((os.environ if environment is None else environment).items()):
+        if key.startswith("NER_CL_") and "__" in key and not key.startswith(ENVIRONMENT_PREFIX):
+            meant = ENVIRONMENT_PREFIX + key.removeprefix("NER_CL_")
+            raise ConfigError(
+                f"environment variable {key}: names of keys begin with {ENVIRONMENT_PREFIX}; write {meant}"
+            )
         if key.startswith(ENVIRONMENT_PREFIX):
             assign(values, key[len(ENVIRONMENT_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
     for override in overrides:

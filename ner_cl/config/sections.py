@@ -50,7 +50,9 @@ class EncoderOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _room_for_words(cls, values: Any) -> Any:
-        """Reduces the default `window_overlap` for short rows."""
+        """Reduces the default `window_overlap` for short rows; takes a name alone, too."""
+        if isinstance(values, str):
+            return {"name": values}
         if isinstance(values, Mapping) and "window_overlap" not in values and isinstance(values.get("max_pieces"), int):
             return {**values, "window_overlap": max(0, min(64, values["max_pieces"] // 4))}
         return values

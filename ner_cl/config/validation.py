@@ -11,6 +11,14 @@ __all__ = ["first_problem", "validate"]
 
 Section = TypeVar("Section", bound=BaseModel)
 
+# Instead of pydantic's own messages, which speak of Python.
+_PLAINER = {
+    "missing": "this key is required",
+    "model_type": "write a mapping of keys to values",
+    "tuple_type": "write a list; steps are lists of types, such as [[PERSON], [LOCATION, ORGANIZATION]]",
+    "list_type": "write a list",
+}
+
 _CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[)")  # pydantic's names of type alternatives, not keys
 
 
@@ -27,7 +35,6 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"] if not _CHOICE.match(str(part)))
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        message = "this key is required"
+    message = _PLAINER.get(problem["type"], message)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"

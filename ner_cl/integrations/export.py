@@ -72,4 +72,4 @@ def _save_classifier(model: NerModel, classifier: Any, folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     classifier.save_pretrained(folder)
     model.encoder.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(model), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(model, library="transformers"), encoding="utf-8")

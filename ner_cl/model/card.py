@@ -14,11 +14,31 @@ def scored_on(record: Mapping[str, Any]) -> Literal["dev", "test"]:
     return "dev" if record.get("measured") else "test"
 
 
-def model_card(model: "NerModel") -> str:
-    """Markdown with Hugging Face front matter: types by step, and F1 of every type after every step."""
+_OWN_USE = """
+import ner_cl
+
+entities = ner_cl.load("this/folder").predict("Some text.")
+"""
+
+# `first` gives a word the tag of its first piece, which is the piece that was trained.
+_CLASSIFIER_USE = """
+from transformers import pipeline
+
+tagger = pipeline("token-classification", model="this/folder", aggregation_strategy="first")
+entities = tagger("Some text.")
+"""
+
+
+def model_card(model: "NerModel", *, library: Literal["ner_cl", "transformers"] = "ner_cl") -> str:
+    """Markdown with Hugging Face front matter: types by step, and F1 of every type after every step.
+
+    Args:
+        model: the model.
+        library: which library loads the folder that the card is for.
+    """
     lines = [
         "---",
-        "library_name: ner_cl",
+        f"library_name: {library}",
         "pipeline_tag: token-classification",
         "tags: [named-entity-recognition, continual-learning]",
         "---",
@@ -46,10 +66,7 @@ def model_card(model: "NerModel") -> str:
         lines += _compacted(record)
     lines += [
         "",
-        "```python",
-        "import ner_cl",
-        'entities = ner_cl.load("this/folder").predict("Some text.")',
-        "```",
+        f"```python{_OWN_USE if library == 'ner_cl' else _CLASSIFIER_USE}```",
         "",
     ]
     return "\n".join(lines)

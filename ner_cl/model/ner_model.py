@@ -122,6 +122,8 @@ class NerModel(nn.Module):
             batch: any batch.
             steps: in a model with sub-networks, run only those of these steps; the blocks of other steps then say `O`.
         """
+        if not isinstance(batch, Batch):
+            raise TypeError(f"a model is called with an encoded batch, not {type(batch).__name__}; use model.predict")
         if self.runtime is not None:
             return self.head.of_scores(self.runtime(batch), batch.word_mask)
         if self.subnetworks is None:

@@ -109,6 +109,9 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revisi
         if aside := set_aside(folder):
             raise ModelError(f"{folder}: a save that was killed left the model in {aside}; rename that to {folder}")
         raise ModelError(f"{folder}: no such model folder; train one with `ner-cl train` or `ner-cl learn`")
+    if (folder / "steps").is_dir() and not (folder / "config.json").is_file():
+        models = sorted(path.name for path in (folder / "steps").iterdir() if path.is_dir())
+        raise ModelError(f"{folder}: is a run; its models are {folder / 'steps'}/{{{','.join(models)}}}")
     settings = _read_json(folder / "config.json").get("ner_cl")
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'}: has no ner_cl block; this is not a ner_cl model folder")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.store import load_model
 from ner_cl.registry import nearest
 from ner_cl.strategies.replay import ReplayOptions
 from ner_cl.train.changes import LearnResult, changes_of, check_measurable
-from ner_cl.train.events import Event
+from ner_cl.train.events import Event, Note
 from ner_cl.train.learner import Learner
 from ner_cl.train.record import history_record
 from ner_cl.types import Sentence, Span
@@ -35,7 +37,7 @@ _FEWEST_TAUGHT = 2  # mentions of each type that must stay in the training sente
 
 
 def learn(
-    model: NerModel,
+    model: NerModel | str | PathLike[str],
     train: Data,
     *,
     types: Sequence[str],
@@ -57,12 +59,13 @@ def learn(
     """Teaches a model new types without the old data.
 
     Args:
-        model: the current model; it is not changed.
+        model: the current model, or its folder; it is not changed.
         train: sentences annotated for the new types, or a file of them; annotation of other types is ignored.
         types: the new types, in order.
         dev: sentences for model selection and for measuring old types; old types without gold mentions there are
-            measured by agreement with the model before the step. Without `dev`, a tenth of `train` is held back; with
-            fewer than 40 sentences none is, so that all epochs are trained and nothing is measured.
+            measured by agreement with the model before the step. Without `dev`, a tenth of `train` is held back, with
+            all its annotation; with fewer than 40 sentences none is, so that all epochs are trained and nothing is
+            measured.
         replay: sentences annotated for old types, or a file of them: they replace the memory of the strategy `replay`,
             which is added to the strategies if not listed.
         unlabeled: raw texts of the domain, or a text file with one per line. `distill` also distils old types on them,
@@ -96,7 +99,9 @@ def learn(
     """
     reading: dict[str, Any] = {"format": format, "scheme": scheme, "on_overlap": on_overlap, "alignment": alignment}
     reading["explicit_types"] = explicit_types
-    step, dev_sentences = _prepare(model, train, types, dev, reading, seed)
+    if not isinstance(model, NerModel):
+        model = load_model(str(model))
+    step, dev_sentences, ignored = _prepare(model, train, types, dev, reading, seed)
     options = validate(TrainingOptions, training or {}, "training")
     student = model.copy(memory=True)
     if replay is not None:
@@ -107,6 +112,11 @@ def learn(
     raw = [] if unlabeled is None else read_unlabeled(unlabeled)
     learner = Learner(student, chosen, options, seed=seed)
     _check_data(learner, raw=bool(raw))
+    if ignored:
+        text = (
+            f"mentions of {', '.join(ignored)} in the data are not trained on, as the model knows these types already"
+        )
+        on_event(Note(step=step.number, text=text))
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if model.types else [[] for _ in dev_sentences]
     if must_measure:
@@ -158,36 +168,39 @@ def _result(
 
 def _prepare(
     model: NerModel, train: Data, types: Sequence[str], dev: Data | None, reading: dict[str, Any], seed: int
-) -> tuple[Step, list[Sentence]]:
-    """Returns the step, with all types but the new ones hidden, and the dev sentences with all their annotation."""
+) -> tuple[Step, list[Sentence], list[str]]:
+    """The step, with all types but the new ones hidden; dev sentences with all annotation; known types in `train`."""
     if isinstance(types, str) or not types:
         raise ConfigError(f"types: give a list of new types, such as ['DRUG'], not {types!r}")
     model.tagset.grow(types)
     sentences = _read(train, reading)
     _check_mentions(sentences, types)
-    visible = [sentence.restrict(types) for sentence in sentences]
     if dev is not None:
         dev_sentences = _read(dev, reading)
     else:
-        visible, dev_sentences = _hold_back(visible, seed)
+        sentences, dev_sentences = _hold_back(sentences, types, seed)
+    visible = [sentence.restrict(types) for sentence in sentences]
     number = len(model.tagset.steps) + 1
     own = tuple(s.restrict(types) for s in dev_sentences)
-    return Step(number, tuple(types), tuple(visible), own), dev_sentences
+    mentioned = {span.type for sentence in sentences for span in sentence.spans}
+    step = Step(number, tuple(types), tuple(visible), own)
+    return step, dev_sentences, [type_ for type_ in model.types if type_ in mentioned]
 
 
-def _hold_back(sentences: list[Sentence], seed: int) -> tuple[list[Sentence], list[Sentence]]:
-    """Splits off dev sentences, taking the same share of sentences with mentions and of those without."""
+def _hold_back(sentences: list[Sentence], types: Sequence[str], seed: int) -> tuple[list[Sentence], list[Sentence]]:
+    """Splits off dev sentences, taking the same share of sentences with mentions of `types` and of those without."""
     if len(sentences) < 4 * _FEWEST_HELD_BACK:
         return sentences, []
     share = max(0.1, _FEWEST_HELD_BACK / len(sentences))
     draw = generator(seed, "held back")
     held_back: set[int] = set()
-    left, _ = tally(sentences)
+    visible = [sentence.restrict(types) for sentence in sentences]
+    left, _ = tally(visible)
     for mentions in (True, False):
-        group = [index for index, sentence in enumerate(sentences) if bool(sentence.spans) == mentions]
+        group = [index for index, sentence in enumerate(visible) if bool(sentence.spans) == mentions]
         wanted = round(share * len(group))
         for index in draw.permutation(group).tolist():
-            mentioned = Counter(span.type for span in sentences[index].spans)
+            mentioned = Counter(span.type for span in visible[index].spans)
             if wanted and all(left[type_] - count >= _FEWEST_TAUGHT for type_, count in mentioned.items()):
                 left -= mentioned
                 held_back.add(index)
@@ -249,6 +262,11 @@ def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
 def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None:
     if not sentences:
         raise DataError("there are no training sentences; give data that mention the new types")
+    if not any(sentence.annotated_types for sentence in sentences):
+        raise DataError(
+            f"none of the {len(sentences)} sentences is annotated for any type; name the types in annotated_types "
+            "(JSONL), or set all tokens to an entity or to O (DocBin)"
+        )
     found = {span.type for sentence in sentences for span in sentence.spans}
     for type_ in types:
         if type_ not in found:

@@ -103,6 +103,8 @@ def test_a_new_model_starts_on_an_encoder(
         (["--model", "MODEL", "--set", "training.epochs=0"], "epochs"),
         (["--model", "MODEL", "--set", "training.epochs=[3"], "not valid YAML"),
         (["--model", "MODEL", "--set", "training.optimizer=3", "--set", "training.optimizer.lr=3"], "optimizer"),
+        (["--model", "RUN"], "is a run; its models are"),
+        (["--model", "MODEL", "--strategies", "[{replay: 0.05}]"], "for instance {name: replay}"),
         (["--model", "MODEL", "--strategies", "destill"], "did you mean 'distill'"),
         (["--model", "MODEL", "--strategies", "joint"], "earlier steps"),
         (["--model", "MODEL", "--strategies", ""], "name one or more"),
@@ -115,7 +117,7 @@ def test_a_new_model_starts_on_an_encoder(
 def test_what_cannot_work_is_said_before_any_work(
     words: list[str], said: str, toy: Toy, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {"MODEL": str(model_folder), "DATA": str(toy.data)}
+    names = {"MODEL": str(model_folder), "DATA": str(toy.data), "RUN": str(model_folder.parents[1])}
     before = files(model_folder.parent)
     assert main(["-q", "learn", str(toy.orgs), "--types", "ORG", *(names.get(word, word) for word in words)]) == 2
     captured = capsys.readouterr()
@@ -393,3 +395,16 @@ def test_a_model_of_the_hub_grows_into_a_folder_here(tmp_path: Path, monkeypatch
     assert beside(Path("you/drug-tagger"), "-step3") == tmp_path / "drug-tagger-step3"
     (tmp_path / "models" / "two").mkdir(parents=True)
     assert beside(Path("models/two"), "-step3") == tmp_path / "models" / "two-step3"
+
+
+@pytest.mark.parametrize(
+    ("strategies", "noted"),
+    [("replay", True), ("replay,frozen_trunk", False), ("distill,replay", False), ("hat", False)],
+)
+def test_a_list_that_leaves_out_a_part_of_the_default_is_told(
+    strategies: str, noted: bool, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = "addner" if strategies == "hat" else "extendner"
+    words = ["learn", str(toy.orgs), "--encoder", str(toy.encoder), "--head", head, "--types", "ORG", *QUICK]
+    assert main([*words, "--strategies", strategies, "--output", str(tmp_path / "new")]) == 0
+    assert ("note: frozen_trunk is part of the default and not of --strategies" in capsys.readouterr().err) == noted

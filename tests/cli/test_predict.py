@@ -211,3 +211,14 @@ def test_a_blank_line_is_an_empty_document_in_a_docbin(model_folder: Path, tmp_p
         == 0
     )
     assert [len(doc) for doc in DocBin().from_disk(output).get_docs(Vocab())] == [4, 0, 3]
+
+
+@pytest.mark.parametrize("name", ["old.conll", "old.spacy"])
+def test_annotated_sentences_are_no_texts(
+    name: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("Ada B-PER\n")
+    assert main(["predict", str(model_folder), str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"ner-cl data convert {tmp_path / name} old.jsonl" in captured.err

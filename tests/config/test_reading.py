@@ -41,6 +41,34 @@ def test_a_corpus_that_is_no_mapping_is_refused(tmp_path: Path, inside: str, out
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("epochs=3", "unknown key 'epochs', did you mean training.epochs?"),
+        ("lr=1e-4", "unknown key 'lr', did you mean training.optimizer.lr?"),
+        ("stream.steps=[PER, LOC]", r"stream.steps.0: write a list; steps are lists of types, such as \[\[PERSON\]"),
+        ("training=3", "training: write a mapping of keys to values"),
+    ],
+)
+def test_a_likely_mistake_is_told_how_to_mend(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(config_file(tmp_path, CONFIG), overrides=[override])
+
+
+def test_head_and_encoder_may_be_names_alone(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path, CONFIG), overrides=["head=addner", "encoder=bert-base-cased"])
+    assert (config.head.name, config.encoder.name) == ("addner", "bert-base-cased")
+    with pytest.raises(ConfigError, match="did you mean 'addner'"):
+        load_config(config_file(tmp_path, CONFIG), overrides=["head=adner"])
+
+
+def test_a_variable_with_one_underscore_is_told(tmp_path: Path) -> None:
+    path = config_file(tmp_path, CONFIG)
+    with pytest.raises(ConfigError, match=r"NER_CL_TRAINING__EPOCHS: .*; write NER_CL__TRAINING__EPOCHS"):
+        load_config(path, environment={"NER_CL_TRAINING__EPOCHS": "3"})
+    assert load_config(path, environment={"NER_CL_DATA": "x", "NER_CL__TRAINING__EPOCHS": "3"}).training.epochs == 3
+
+
 def test_anchors_and_merges_are_read(tmp_path: Path) -> None:
     text = CONFIG + "training: &base {epochs: 2}\ngate: {<<: {max_drop: 0.1}, max_drop: 0.2}\n"
     config = load_config(config_file(tmp_path, text))

@@ -228,6 +228,10 @@ def test_the_pipeline_of_transformers_finds_the_entities(word_tagger: NerModel, 
     found = [(TEXT[item["start"] : item["end"]], item["entity_group"]) for item in tagger(TEXT)]
     assert found == [(entity.text, entity.type) for entity in word_tagger.predict(TEXT)]
     assert check_export(word_tagger, tmp_path / "hf", SENTENCES, format="hf").agreement == pytest.approx(1.0, abs=0.05)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert 'aggregation_strategy="first"' in card
+    assert "ner_cl.load" not in card
 
 
 # --- the command

@@ -14,7 +14,7 @@ from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.changes import LearnResult, TypeChange, check_measurable
-from ner_cl.train.events import Event, StepStarted
+from ner_cl.train.events import Event, Note, StepStarted
 from ner_cl.train.learn import _hold_back, _prepare
 from ner_cl.types import Sentence, Span
 from tests.tiny import ALIKE, toy_sentences
@@ -255,7 +255,7 @@ def test_an_old_type_is_measured_on_what_gold_mentions_or_the_old_model_finds(
 def test_a_sentence_that_was_not_annotated_for_the_new_type_stays_so(old_model: NerModel) -> None:
     """It is trained on, for the teacher knows something of it, but its words are no negatives of the new type."""
     silent = [sentence.restrict(()) for sentence in NEW[:5]]
-    step, _ = _prepare(old_model, [*NEW, *silent], ["LOC"], DEV, {}, 13)
+    step, _, _ = _prepare(old_model, [*NEW, *silent], ["LOC"], DEV, {}, 13)
     shown = [sentence.annotated_types for sentence in step.train]
     assert shown == [frozenset({"LOC"})] * len(NEW) + [frozenset()] * len(silent)
 
@@ -265,18 +265,18 @@ def test_what_is_held_back_is_drawn_from_mentions_and_others_alike(count: int, e
     """Also where the two alternate, of which every second one would be all of a kind."""
     pairs = zip((s for s in BOTH * 9 if s.spans), (s for s in BOTH * 99 if not s.spans), strict=False)
     alternating = [sentence for pair in pairs for sentence in pair][:count]
-    rest, held_back = _hold_back(alternating, 13)
+    rest, held_back = _hold_back(alternating, ("PER", "LOC"), 13)
     assert abs(len(held_back) - expected) <= 1
     assert len(rest) + len(held_back) == count
     mentioning = sum(bool(sentence.spans) for sentence in held_back)
     assert abs(mentioning - len(held_back) / 2) <= 1
-    assert _hold_back(alternating, 13) == (rest, held_back)
+    assert _hold_back(alternating, ("PER", "LOC"), 13) == (rest, held_back)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_rare_type_is_not_held_back_to_its_last_mentions(seed: int) -> None:
     common, rare = (Sentence(("Ada", "Oslo"), (Span(0, 1, type_),), frozenset("AB")) for type_ in "AB")
-    rest, held_back = _hold_back([*[common] * 37, *[rare] * 3], seed)
+    rest, held_back = _hold_back([*[common] * 37, *[rare] * 3], "AB", seed)
     assert len(held_back) == 10
     assert sum(sentence == rare for sentence in rest) >= 2
 
@@ -377,3 +377,36 @@ def test_the_gate_allows_what_it_says(learned: LearnResult) -> None:
     result.check(0.05)
     with pytest.raises(CheckFailed):
         result.check(0.0499)
+
+
+def test_old_types_are_measured_on_gold_that_is_held_back(old_model: NerModel) -> None:
+    """The sentences are annotated for the old type too; what is trained on is annotated for the new one alone."""
+    told: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note):
+            told.append(event.text)
+
+    result = ner_cl.learn(old_model, BOTH, types=["LOC"], training=SHORT_TRAINING, on_event=listen)
+    assert [(change.type, change.measured) for change in result.changes] == [("PER", "gold"), ("LOC", "gold")]
+    assert [text for text in told if "PER" in text] == [
+        "mentions of PER in the data are not trained on, as the model knows these types already"
+    ]
+    step, dev, known = _prepare(old_model, BOTH, ["LOC"], None, {}, 13)
+    assert known == ["PER"]
+    assert {frozenset({"LOC"})} == {sentence.annotated_types for sentence in (*step.train, *step.dev)}
+    assert {frozenset({"PER", "LOC"})} == {sentence.annotated_types for sentence in dev}
+
+
+def test_a_folder_is_as_good_as_the_model_in_it(old_model: NerModel, tmp_path: Path) -> None:
+    old_model.save(tmp_path / "old")
+    one, two = (
+        ner_cl.learn(model, NEW, types=["LOC"], dev=DEV, training=SHORT_TRAINING)
+        for model in (old_model, tmp_path / "old")
+    )
+    assert same_weights(one.model, weights_of(two.model))
+
+
+def test_sentences_that_are_annotated_for_nothing_are_told(old_model: NerModel) -> None:
+    with pytest.raises(DataError, match="none of the 5 sentences is annotated for any type; name the types"):
+        ner_cl.learn(old_model, [sentence.restrict(()) for sentence in NEW[:5]], types=["LOC"])

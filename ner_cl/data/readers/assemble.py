@@ -109,8 +109,8 @@ def _check_explicit(drafts: Sequence[Draft], found: frozenset[str], report: Read
         if draft.annotated_types is None:
             report.refuse(
                 draft.line,
-                f"does not say for which of {', '.join(sorted(known))} it is annotated; say annotated_types on each "
-                "line (JSONL), or give one type's sentences only",
+                f"does not say for which of {', '.join(sorted(known))} it is annotated; if for all, `ner-cl data "
+                "convert` writes a file that says so; else say annotated_types on each line (JSONL)",
             )
 
 

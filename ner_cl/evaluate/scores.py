@@ -1,0 +1,144 @@
+"""Scores of a model on annotated sentences, and of the models of successive steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from ner_cl.data.readers import read_sentences
+from ner_cl.errors import ModelError
+from ner_cl.evaluate.counts import Counts, count_spans, macro_f1, micro_f1
+from ner_cl.evaluate.matrix import Matrix
+from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
+from ner_cl.model.store import load_model
+from ner_cl.types import Sentence
+
+__all__ = ["Scores", "score", "score_steps"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Exact counts of each type, from which all scores follow; printed, a table.
+
+    Attributes:
+        types: the counts of each scored type, in learning order, with `precision`, `recall` and `f1` (0 to 1).
+    """
+
+    types: dict[str, Counts]
+
+    @property
+    def micro(self) -> Counts:
+        """The counts of all types together."""
+        return sum(self.types.values(), start=Counts())
+
+    @property
+    def micro_f1(self) -> float | None:
+        """F1 of all types together; None without gold."""
+        return micro_f1(self.types)
+
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean F1 of the types that the data mention; None if there is none."""
+        return macro_f1(self.types)
+
+    def __str__(self) -> str:
+        """Precision, recall and F1 × 100 of each type, and its number of gold mentions."""
+        width = max(len("micro"), *map(len, self.types), 0)
+        lines = [f"{'type':<{width}}  precision  recall      f1  support"]
+        for name, counts in {**self.types, "micro": self.micro}.items():
+            scores = (f"{'-' if value is None else f'{100 * value:.1f}'}" for value in _of(counts))
+            precision, recall, f1 = scores
+            lines.append(f"{name:<{width}}  {precision:>9}  {recall:>6}  {f1:>6}  {counts.gold:>7}")
+        return "\n".join(lines)
+
+
+def score(
+    model: NerModel | str | PathLike[str],
+    data: str | PathLike[str] | Sequence[Sentence],
+    *,
+    types: Sequence[str] | None = None,
+    **reading: Any,
+) -> Scores:
+    """Compares what a model finds with annotated sentences; strictly: start, end and type must match.
+
+    Args:
+        model: a model or its folder.
+        data: sentences, or a file of them. A sentence counts for the types it is annotated for.
+        types: score only these types; by default those that the data are annotated for and the model knows.
+        **reading: options of `read_sentences` for a file.
+
+    Raises:
+        DataError: if the file cannot be read.
+        ModelError: if the model cannot be read or does not know one of `types`.
+
+    Example:
+        >>> print(ner_cl.score("models/step2", "test.jsonl"))   # doctest: +SKIP
+    """
+    tagger = _model(model)
+    tagger.check_types(types)
+    sentences = _sentences(data, types, reading)
+    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
+    scored = [type_ for type_ in tagger.types if type_ in (annotated if types is None else types)]
+    return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
+
+
+def score_steps(
+    models: Sequence[NerModel | str | PathLike[str]],
+    data: str | PathLike[str] | Sequence[Sentence],
+    **reading: Any,
+) -> Matrix:
+    """Scores the models of successive steps on the same sentences: F1 of every type after every step.
+
+    Args:
+        models: models or their folders, in any order, each taught on top of another of them; steps may be missing.
+        data: sentences annotated for all types, or a file of them.
+        **reading: options of `read_sentences` for a file.
+
+    Raises:
+        DataError: if the file cannot be read.
+        ModelError: if a model cannot be read, or two of them do not continue one another.
+
+    Example:
+        >>> print(ner_cl.score_steps(["models/step1", "models/step2"], "test.jsonl").metrics)   # doctest: +SKIP
+    """
+    taggers = sorted((_model(model) for model in models), key=lambda tagger: len(tagger.tagset.steps))
+    if not taggers:
+        raise ModelError("there are no models to score; give one or more")
+    steps = taggers[-1].tagset.steps
+    by_step = {len(tagger.tagset.steps): tagger for tagger in taggers}
+    for tagger in taggers:
+        if tagger.tagset.steps != steps[: len(tagger.tagset.steps)]:
+            known = _said(tagger.tagset.steps)
+            raise ModelError(f"a model that learned {known} is no earlier step of one that learned {_said(steps)}")
+    if len(by_step) < len(taggers):
+        raise ModelError("two of the models have learned the same steps; give one of each step")
+    sentences = _sentences(data, None, reading)
+    matrix = Matrix.start(steps)
+    for number in range(1, len(steps) + 1):
+        counts = None
+        if number in by_step:
+            found = predict_sentences(by_step[number], sentences)
+            counts = count_spans(sentences, found, matrix.seen_after(number))
+        matrix = matrix.with_row(counts)
+    return matrix
+
+
+def _said(steps: Sequence[Sequence[str]]) -> str:
+    return " → ".join("+".join(types) for types in steps)
+
+
+def _of(counts: Counts) -> tuple[float | None, float | None, float | None]:
+    return counts.precision, counts.recall, counts.f1
+
+
+def _model(model: NerModel | str | PathLike[str]) -> NerModel:
+    return model if isinstance(model, NerModel) else load_model(str(model), device="auto")
+
+
+def _sentences(
+    data: str | PathLike[str] | Sequence[Sentence], types: Sequence[str] | None, reading: dict[str, Any]
+) -> Sequence[Sentence]:
+    if isinstance(data, str | PathLike):
+        return read_sentences(data, types=types, **reading)
+    return data
