@@ -214,7 +214,7 @@ def test_sentences_of_several_types_must_say_for_which_they_are_annotated(
         path.write_text("\n".join(lines))
         assert learn_with_replay(toy, model_folder, output, path, "-q") == 2
         (message,) = capsys.readouterr().err.splitlines()
-        assert f"old.jsonl:{line}: does not say for which of LOC, PER it is annotated; say annotated_types" in message
+        assert f"old.jsonl:{line}: does not say for which of LOC, PER it is annotated; if for all, `ner-cl" in message
         assert not output.exists()
     (tmp_path / "old.conll").write_text("Ada B-PER\n\nRome B-LOC\n")
     assert learn_with_replay(toy, model_folder, output, tmp_path / "old.conll", "-q") == 2
