@@ -32,7 +32,7 @@ def line_of(event: Event) -> str | None:
         case StepStarted():
             return (
                 f"step {event.step} ({', '.join(event.types)}): {event.sentences} sentences, {event.words} words, "
-                f"{event.updates} updates an epoch, at most {event.epochs} epochs, "
+                f"{event.updates} updates an epoch, at most {event.epochs} epoch{'' if event.epochs == 1 else 's'}, "
                 f"with {' and '.join(event.strategies)}"
             )
         case Note():

@@ -43,7 +43,7 @@ def model_card(model: "NerModel", *, library: Literal["ner_cl", "transformers"] 
         "tags: [named-entity-recognition, continual-learning]",
         "---",
         "",
-        f"# A tagger of {len(model.types)} entity types, learned in {len(model.tagset.steps)} steps",
+        f"# A tagger of {_many(len(model.types), 'entity type')}, learned in {_many(len(model.tagset.steps), 'step')}",
         "",
         f"Encoder `{model.encoder.options.name}`, head `{model.head.name}`.",
         "",
@@ -70,6 +70,10 @@ def model_card(model: "NerModel", *, library: Literal["ner_cl", "transformers"] 
         "",
     ]
     return "\n".join(lines)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _scores(model: "NerModel") -> list[str]:
