@@ -111,9 +111,8 @@ def learn(
         )
     publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=unlabeled is not None))
     if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):
-        say(
-            f"note: it keeps {kept} sentence{'' if kept == 1 else 's'} to learn more with; ner-cl data forget {folder} deletes them"
-        )
+        many = "1 sentence" if kept == 1 else f"{kept} sentences"
+        say(f"note: it keeps {many} to learn more with; ner-cl data forget {folder} deletes them")
 
 
 def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: Callable[[], None]) -> None:
