@@ -1,6 +1,6 @@
-"""Synthetic sentences: other words where new types were, and those kept in which the old model finds most."""
+"""Synthetic sentences: other words where new types were mentioned, and nothing else changed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,11 +33,6 @@ def begin(folder: Path, head: str = "extendner", **options: object) -> tuple[Dis
     return strategy, context
 
 
-def found_by_word(sentences: Sequence[Sentence]) -> list[list[Span]]:
-    """A model to which every `Ada` is a person."""
-    return [[Span(at, at + 1, "PER") for at, word in enumerate(s.words) if word == "Ada"] for s in sentences]
-
-
 def test_there_is_one_for_each_sentence_with_a_mention_and_none_is_annotated(folder: Path) -> None:
     _, context = begin(folder)
     made = synthetic_sentences(context, TRAIN, most=1000)
@@ -54,26 +49,10 @@ def test_words_come_from_the_sentence_and_from_the_vocabulary(folder: Path) -> N
     words = set(vocabulary_words(context.model.encoder.tokenizer))
     strange = Sentence(("xqa", "went", "to", "xqb", "xqc", "today"), (Span(3, 5, "LOC"),), frozenset({"LOC"}))
     made = synthetic_sentences(context, [strange] * 200, most=1000)
-    assert not [s for s in made if {"xqb", "xqc"} & set(s.words)]
-    assert {word for s in made for word in s.words} - set(strange.words) <= words
+    assert {(*s.words[:3], s.words[-1]) for s in made} == {("xqa", "went", "to", "today")}
+    assert {word for s in made for word in s.words[3:-1]} <= words
     assert {len(s.words) for s in made} == {5, 6, 7}  # one to three words for the mention
-    kept = sum(s.words[0] == "xqa" for s in made)
-    assert 150 < kept < 200  # a tenth of the other words is replaced, too
-
-
-def test_those_are_kept_in_which_the_old_model_finds_most(folder: Path) -> None:
-    _, context = begin(folder)
-    seen: list[Sentence] = []
-
-    def predict(sentences: Sequence[Sentence]) -> list[list[Span]]:
-        seen.extend(sentences)
-        return found_by_word(sentences)
-
-    context.predict = predict
-    made = synthetic_sentences(context, OWN * 20, most=10_000)
-    assert len(seen) == 4 * len(made)
-    mentions = [sum(map(len, found_by_word(sentences))) for sentences in (made, seen)]
-    assert mentions[0] > 0.7 * mentions[1]  # in a quarter of the sentences
+    assert len({s.words for s in made}) > 50
 
 
 @given(
