@@ -138,20 +138,13 @@ def split(
         raise ConfigError("--steps lists the types of each step; leave --order, --increment and --first out")
     reading = {"format": format_, "scheme": scheme, "alignment": alignment, "on_overlap": on_overlap}
     corpus, files = _corpus(source, reading)
-    listed = None if steps is None else parse_yaml(steps, "--steps")
-    if steps is not None:
-        _check_steps(listed, steps)
+    listed = None if steps is None else _listed_steps(steps)
     chosen = listed or order_types(
         corpus, order=order or "alphabetical", increment=increment or 1, first=first, seed=seed
     )
     stream = build_stream(corpus, chosen, protocol=chosen_protocol, seed=seed)
     _write_stream(target, stream, files, reading, seed)
-    rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
-    if as_json:
-        sizes = [{"step": s.number, "types": s.types, "train": len(s.train), "dev": len(s.dev)} for s in stream.steps]
-        emit_json({"output": str(target), "steps": sizes})
-    else:
-        emit(table(["step", "types", "train", "dev"], rows, text_columns=2))
+    _show_split(stream, target, as_json=as_json)
     taken = set(chain(*allocate(corpus.train, chosen, protocol=chosen_protocol, seed=seed)))
     if left := len(corpus.train) - len(taken):
         say(f"note: {left} of {len(corpus.train)} training sentences are in no step")
@@ -159,13 +152,25 @@ def split(
         say(f"note: there is no test set; add corpus.test to {target / 'stream.yaml'} before you train on it")
 
 
-def _check_steps(listed: Any, text: str) -> None:
-    """Refuse anything but a list of lists of names."""
+def _show_split(stream: "Stream", folder: Path, *, as_json: bool) -> None:
+    """Print the sizes of the steps."""
+    if as_json:
+        sizes = [{"step": s.number, "types": s.types, "train": len(s.train), "dev": len(s.dev)} for s in stream.steps]
+        emit_json({"output": str(folder), "steps": sizes})
+        return
+    rows = [[step.number, ", ".join(step.types), len(step.train), len(step.dev)] for step in stream.steps]
+    emit(table(["step", "types", "train", "dev"], rows, text_columns=2))
+
+
+def _listed_steps(text: str) -> list[list[str]]:
+    """Parse a list of lists of names."""
+    listed = parse_yaml(text, "--steps")
     if not (listed and isinstance(listed, list) and all(step and isinstance(step, list) for step in listed)):
         raise ConfigError(f"--steps {text!r}: write a list of lists, such as '[[PER], [LOC, ORG]]'")
     for type_ in chain(*listed):
         if not isinstance(type_, str):
             raise ConfigError(f"--steps {text!r}: {type_!r} is no name; write names such as 'NO' or '1' in quotes")
+    return listed
 
 
 @app.command()

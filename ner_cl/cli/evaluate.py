@@ -54,19 +54,30 @@ def evaluate(
     The expected calibration error is the mean difference between scores and the share of spans with such scores that
     are right.
     """
+    reading: dict[str, Any] = {"format": format_, "scheme": scheme, "alignment": alignment, "on_overlap": on_overlap}
+    if len(models) > 1 and (lenient or merge is not None or types is not None):
+        raise ConfigError(
+            "of several models, all types are scored as the models are; leave --types, --lenient and --merge out"
+        )
+    if len(models) > 1:
+        values, text = _across_steps(models, data, reading)
+    else:
+        values = _report_of(models[0], data, reading, names(types), merge=merge, lenient=lenient)
+        text = _text(values)
+    if output is not None:
+        with replace_file(output) as file:
+            file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    emit_json(values) if as_json else emit(text)
+
+
+def _report_of(
+    model: Path, data: str, reading: dict[str, Any], asked: Sequence[str] | None, *, merge: str | None, lenient: bool
+) -> dict[str, Any]:
+    """Score one model."""
     from ner_cl.data.readers import read_sentences
     from ner_cl.model.predict import score_merged_and_nested, score_sentences
     from ner_cl.model.store import load_model
 
-    reading: dict[str, Any] = {"format": format_, "scheme": scheme, "alignment": alignment, "on_overlap": on_overlap}
-    if len(models) > 1:
-        if lenient or merge is not None or types is not None:
-            raise ConfigError(
-                "of several models, all types are scored as the models are; leave --types, --lenient and --merge out"
-            )
-        _across_steps(models, data, reading, output, as_json=as_json)
-        return
-    [model] = models
     tagger = load_model(model, device="auto")
     if merge is not None:
         measured = tagger.head.votes
@@ -75,7 +86,6 @@ def evaluate(
             say(
                 "no vote of this model was ever measured, so each counts 1; modules with head.merge: vote measures them"
             )
-    asked = names(types)
     tagger.check_types(asked)
     sentences = read_sentences(data, types=asked, **reading)
     scored = _scored_types(tagger, asked, sentences, data)
@@ -91,31 +101,18 @@ def evaluate(
     report["calibration"] = _calibration([sentence.restrict(scored) for sentence in sentences], found)
     if alone is not None:
         _add_alone(report, sentences, [[item.span for item in items] for items in alone])
-    _write(output, report)
-    emit_json(report) if as_json else emit(_text(report))
+    return report
 
 
-def _write(output: Path | None, values: dict[str, Any]) -> None:
-    if output is not None:
-        with replace_file(output) as file:
-            file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _across_steps(
-    models: Sequence[Path], data: str, reading: dict[str, Any], output: Path | None, *, as_json: bool
-) -> None:
-    """Score the models of successive steps on the same sentences."""
+def _across_steps(models: Sequence[Path], data: str, reading: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Score the models of successive steps on the same sentences; return the values and their table."""
     from ner_cl.evaluate.matrix import render
     from ner_cl.evaluate.scores import score_steps
 
     matrix = score_steps(models, data, **reading)
-    values = {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}
-    _write(output, values)
-    if as_json:
-        emit_json(values)
-        return
     rows = [[key, percent(value)] for key, value in matrix.metrics.items()]
-    emit(f"{render(matrix)}\n\n{table(['score', '× 100'], rows)}")
+    text = f"{render(matrix)}\n\n{table(['score', '× 100'], rows)}"
+    return {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}, text
 
 
 def _scored_types(

@@ -1,6 +1,7 @@
 """`ner-cl info`: describe the installation, a model or a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,8 +79,8 @@ def _run(folder: Path, *, as_json: bool) -> None:
     emit(f"{render(matrix)}\n\n{table(['score', '× 100'], scores)}")
 
 
-def _model(folder: Path, *, as_json: bool) -> None:
-    from ner_cl.model.card import scored_on
+def _values(folder: Path) -> tuple[dict[str, Any], Sequence[str]]:
+    """Describe a model of that folder or of the hub, and return its types."""
     from ner_cl.model.fetch import fetch, is_hub_id
     from ner_cl.model.store import load_model
 
@@ -91,7 +92,7 @@ def _model(folder: Path, *, as_json: bool) -> None:
         {"step": number, "types": list(types), **_of_history(model.history, number)}
         for number, types in enumerate(model.tagset.steps, start=1)
     ]
-    values: dict[str, Any] = {
+    return {
         "model": name,
         "encoder": model.encoder.options.name,
         "head": model.head.options.name,
@@ -101,7 +102,14 @@ def _model(folder: Path, *, as_json: bool) -> None:
         "subnetworks": _subnetworks(model),
         "kept": _kept(model, folder),
         "steps": steps,
-    }
+    }, model.types
+
+
+def _model(folder: Path, *, as_json: bool) -> None:
+    from ner_cl.model.card import scored_on
+
+    values, types = _values(folder)
+    steps = values["steps"]
     if as_json:
         emit_json(values)
         return
@@ -111,7 +119,7 @@ def _model(folder: Path, *, as_json: bool) -> None:
     blocks.append(table(["step", "types", "sentences"], rows, text_columns=2))
     scored = [step for step in steps if step.get("f1")]
     if scored:
-        lines = [[type_, *(_score(step, type_) for step in scored)] for type_ in model.types]
+        lines = [[type_, *(_score(step, type_) for step in scored)] for type_ in types]
         note = "\n= agreement with the model before the step, where no gold was at hand"
         agreed = any("agreement" in step["measured"].values() for step in scored)
         f1 = table(["F1 × 100 after step", *(f"{step['step']} {scored_on(step)}" for step in scored)], lines)

@@ -110,7 +110,12 @@ def learn(
             **reading_options(data, "DATA", format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap),
         )
     publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=unlabeled is not None))
-    if kept := sum(len(sentences) for sentences in result.model.kept_sentences.values()):
+    _note_kept(result.model, folder)
+
+
+def _note_kept(model: "NerModel", folder: Path) -> None:
+    """Say how many sentences the model keeps, and how to delete them."""
+    if kept := sum(len(sentences) for sentences in model.kept_sentences.values()):
         many = "1 sentence" if kept == 1 else f"{kept} sentences"
         say(f"note: it keeps {many} to learn more with; ner-cl data forget {folder} deletes them")
 

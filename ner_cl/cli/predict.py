@@ -48,19 +48,8 @@ def predict(
     A JSONL record holds text, spans (start and end in code points, label, score, step), and id and meta of the input.
     """
     from ner_cl.model.store import load_model
-    from ner_cl.registry import nearest
 
-    if format_ not in _FORMATS:
-        raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, _FORMATS)}; choose {', '.join(_FORMATS)}")
-    if format_ == "docbin" and output is None:
-        raise ConfigError("--format docbin is binary; name a file with --output")
-    if Path(source).suffix.lower() in _ANNOTATED:
-        raise ConfigError(
-            f"{source}: is a file of annotated sentences, and predict reads texts; make one of them with: "
-            f"ner-cl data convert {source} {Path(source).with_suffix('.jsonl').name}"
-        )
-    if format_ == "conll" and nested:
-        raise ConfigError("--format conll has one tag a word and cannot say --nested; choose jsonl or docbin")
+    _check(source, output, format_, nested=nested)
     tagger = load_model(model, device="auto")
     asked = names(types)
     tagger.check_types(asked)
@@ -81,6 +70,23 @@ def predict(
                 file.write(document.with_entities(entities))
             else:
                 file.write(_conll(_sentence(document, entities, annotated)))
+
+
+def _check(source: str, output: Path | None, format_: str, *, nested: bool) -> None:
+    """Refuse formats that do not exist or do not fit."""
+    from ner_cl.registry import nearest
+
+    if format_ not in _FORMATS:
+        raise ConfigError(f"--format {format_!r} is unknown{nearest(format_, _FORMATS)}; choose {', '.join(_FORMATS)}")
+    if format_ == "docbin" and output is None:
+        raise ConfigError("--format docbin is binary; name a file with --output")
+    if format_ == "conll" and nested:
+        raise ConfigError("--format conll has one tag a word and cannot say --nested; choose jsonl or docbin")
+    if Path(source).suffix.lower() in _ANNOTATED:
+        raise ConfigError(
+            f"{source}: is a file of annotated sentences, and predict reads texts; make one of them with: "
+            f"ner-cl data convert {source} {Path(source).with_suffix('.jsonl').name}"
+        )
 
 
 @contextmanager
