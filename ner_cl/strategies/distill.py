@@ -16,28 +16,23 @@ from ner_cl.registry import heads, strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.mixing import mixed
 from ner_cl.strategies.rows import on_rows
-from ner_cl.strategies.synthetic import synthetic_sentences
 from ner_cl.strategies.teacher import Teacher
 from ner_cl.types import Sentence
 
 __all__ = ["Distill", "DistillStrategyOptions"]
 
-_MOST_SYNTHETIC = 2000
-
 
 class DistillStrategyOptions(StrategyOptions, DistillOptions):
-    """Options of the loss, how the teacher is run, and what it labels besides the step's sentences.
+    """Options of the loss, how the teacher is run, and how much raw text it labels besides the step's sentences.
 
-    The papers treat all words alike and label nothing else: `alpha: 1`, `mention_weight: 1`, `synthetic: 0`. By default
-    a word outside mentions counts half as much as one of a new type, and one in a mention of an old type twice as much.
+    The papers treat all words alike: `alpha: 1` and `mention_weight: 1`. By default a word outside mentions counts half
+    as much as one of a new type, and one in a mention of an old type twice as much.
 
     Attributes:
         cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
             in every update, which takes longer and gives the same targets.
         unlabeled: share of the rows of a batch that are raw in-domain text, if the step has any; 0 ignores such text.
         unlabeled_sentences: maximum number of sentences of raw text used in a step, drawn at random.
-        synthetic: share of the rows of a batch that are synthetic sentences (see `synthetic_sentences`), if the step
-            has no raw text; 0 makes none.
     """
 
     name: Literal["distill"] = "distill"
@@ -46,7 +41,6 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
     cache: bool = True
     unlabeled: float = Field(0.25, ge=0, lt=1)
     unlabeled_sentences: int = Field(2000, ge=1)
-    synthetic: float = Field(0.25, ge=0, lt=1)
 
 
 @strategies.register("distill")
@@ -78,33 +72,26 @@ class Distill(Strategy):
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, in eval mode and without gradients."""
         self._teacher = Teacher(context.model, cache=self.options.cache) if context.old_types else None
-        self._share = 0.0
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
-        """The step's sentences, followed by raw or synthetic ones from step 2 on."""
-        options = self.options
-        if self._teacher is None or not options.alpha:
+        """The step's sentences, followed by raw ones from step 2 on."""
+        raw = context.unlabeled
+        if not raw or self._teacher is None or not self.reads_unlabeled:
             return train
-        if context.unlabeled and options.unlabeled:
-            drawn = context.at_most(context.unlabeled, options.unlabeled_sentences, "distill/unlabeled")
-            self._share = options.unlabeled
-            return [*train, *(Sentence(sentence.words) for sentence in drawn)]
-        if options.synthetic:
-            self._share = options.synthetic
-            return [*train, *synthetic_sentences(context, train, most=_MOST_SYNTHETIC)]
-        return train
+        drawn = context.at_most(raw, self.options.unlabeled_sentences, "distill/unlabeled")
+        return [*train, *(Sentence(sentence.words) for sentence in drawn)]
 
     def plan(self, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> list[list[int]]:
-        """The batches with raw or synthetic rows mixed in."""
-        others = rows_from(context.encoded.origins, "unlabeled")
-        if not others or not self._share:
+        """The batches with raw rows mixed in."""
+        raw = rows_from(context.encoded.origins, "unlabeled")
+        if not raw or self._teacher is None or not self.reads_unlabeled:
             return batches
         rows = [row for batch in batches for row in batch]
-        lengths, ratio = context.encoded.lengths, self._share
-        return mixed(rows, others, lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
+        lengths, ratio = context.encoded.lengths, self.options.unlabeled
+        return mixed(rows, raw, lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
-        """`ce`, `kd` and, on raw and synthetic rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""
+        """`ce`, `kd` and, on raw rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""
         options, head, teacher = self.options, context.model.head, self._teacher
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:

@@ -43,9 +43,9 @@ class Lwf(Strategy):
     """Cross entropy on the new sentences as labelled, and imitation of the teacher's old columns on every word.
 
     Li & Hoiem 2016, "Learning without forgetting", equations 1 to 3. With AddNER and SpanKL, and sentences annotated
-    for all types of the step, it is `distill` with `alpha` and `mention_weight` 1 and `synthetic` 0. With ExtendNER,
-    the two terms contradict each other wherever a mention of an old type is labelled `O`; `distill` applies only one of
-    them to each word.
+    for all types of the step, it is `distill` with `alpha` and `mention_weight` 1. With ExtendNER, the two terms
+    contradict each other wherever a mention of an old type is labelled `O`; `distill` applies only one of them to each
+    word.
     """
 
     options_class = LwfOptions

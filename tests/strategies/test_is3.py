@@ -125,7 +125,7 @@ def test_only_columns_of_old_types_are_held_back(folder: Path) -> None:
 def test_without_its_brakes_it_is_distillation(folder: Path, cache: bool) -> None:
     """Factor 1 and weight 0: the weights of `distill` with a double KL at temperature 1, to the last bit."""
     off = {"name": "is3", "old_gradient": 1.0, "prototypes": 0.0, "cache": cache}
-    plain = {"name": "distill", "alpha": 2.0, "mention_weight": 1.0, "synthetic": 0.0, "temperature": 1.0}
+    plain = {"name": "distill", "alpha": 2.0, "mention_weight": 1.0, "temperature": 1.0}
     learners = [learner_of(folder, [item]) for item in (off, plain)]
     for learner in learners:
         learn_all(learner, toy_stream(train=40))
