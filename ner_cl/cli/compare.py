@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 
 __all__ = ["compare"]
 
-_ENDINGS = (".md", ".csv", ".json", ".html")
+_ENDINGS = (".md", ".tex", ".csv", ".json", ".html")
 
 
 def compare(
@@ -29,7 +29,9 @@ def compare(
     ] = None,
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", metavar="FILE", help="Also write a .md, .csv, .json or .html file; may be repeated."),
+        typer.Option(
+            "--output", metavar="FILE", help="Also write a .md, .tex, .csv, .json or .html file; may be repeated."
+        ),
     ] = None,
     allow_differences: Annotated[
         bool,
@@ -68,7 +70,7 @@ def compare(
 
 def _text(comparison: "Comparison", ending: str) -> str:
     """Return the comparison in the format of a file name suffix."""
-    from ner_cl.report.tables import to_csv, to_markdown
+    from ner_cl.report.tables import to_csv, to_latex, to_markdown
 
     if ending == ".json":
         return json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n"
@@ -76,4 +78,4 @@ def _text(comparison: "Comparison", ending: str) -> str:
         from ner_cl.report.comparison_page import comparison_page
 
         return comparison_page(comparison)
-    return to_csv(comparison) if ending == ".csv" else to_markdown(comparison)
+    return {".csv": to_csv, ".tex": to_latex}.get(ending, to_markdown)(comparison)

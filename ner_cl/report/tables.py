@@ -1,4 +1,4 @@
-"""Format a comparison as Markdown, as CSV, and as table cells for a page."""
+"""Format a comparison as Markdown, as LaTeX, as CSV, and as table cells for a page."""
 
 import csv
 import io
@@ -10,7 +10,25 @@ from ner_cl.evaluate.significance import BootstrapTest
 from ner_cl.report.compare import Comparison, Contrast, Method
 from ner_cl.report.spread import Spread
 
-__all__ = ["COLUMNS", "Cells", "contrast_cells", "method_cells", "outcome_cells", "to_csv", "to_markdown", "type_cells"]
+__all__ = [
+    "COLUMNS",
+    "Cells",
+    "contrast_cells",
+    "method_cells",
+    "outcome_cells",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "type_cells",
+]
+
+_LATEX = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "±": r"$\pm$",
+}
 
 COLUMNS = {
     "final/micro_f1": "micro F1, last step",
@@ -35,6 +53,13 @@ class Cells:
         """Format as a Markdown table."""
         head, *rows = ("| " + " | ".join(cells) + " |" for cells in (self.header, *self.rows))
         return "\n".join([head, "|---" * len(self.header) + "|", *rows])
+
+    def to_latex(self) -> str:
+        """Format as a `tabular` with the rules of the package booktabs; the first column is text."""
+        head, *rows = (" & ".join(map(_latex, cells)) + r" \\" for cells in (self.header, *self.rows))
+        columns = "l" + "r" * (len(self.header) - 1)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}"])
 
 
 def method_cells(comparison: Comparison) -> Cells:
@@ -119,6 +144,18 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def to_latex(comparison: Comparison) -> str:
+    """Format scores and F1 of every type as two `tabular`s, which need the package booktabs."""
+    parts = [
+        r"% \usepackage{booktabs}",
+        f"% {comparison.stream}: F1 x 100, strict, whole test set; mean and standard deviation over runs.",
+        method_cells(comparison).to_latex(),
+        "% F1 x 100 of every type after the last step.",
+        type_cells(comparison).to_latex(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def to_csv(comparison: Comparison) -> str:
     """Format one CSV line per run: method, seed, order, folder, all scores, and F1 by type after the last step."""
     keys = list(comparison.methods[0].scores)
@@ -131,6 +168,11 @@ def to_csv(comparison: Comparison) -> str:
             types = [run.types.get(type_) for type_ in comparison.types]
             writer.writerow([method.name, run.seed, run.order, run.folder, *scores, *types])
     return text.getvalue()
+
+
+def _latex(text: str) -> str:
+    """Text with the characters escaped that mean something to LaTeX."""
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _costs(method: Method) -> tuple[str, str, str]:

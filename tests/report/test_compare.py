@@ -19,7 +19,7 @@ from ner_cl.report.comparison_page import comparison_page
 from ner_cl.report.figures import draw_all
 from ner_cl.report.outputs import run_outputs
 from ner_cl.report.runs import load_run, method_of
-from ner_cl.report.tables import COLUMNS, outcome_cells, to_csv, to_markdown
+from ner_cl.report.tables import COLUMNS, Cells, method_cells, outcome_cells, to_csv, to_latex, to_markdown, type_cells
 from ner_cl.train.run import run_stream
 from tests.report.conftest import WELL
 from tests.train.toy_runs import run_config
@@ -279,3 +279,19 @@ def test_the_default_method_has_a_name(methods: list[Path]) -> None:
     config = load_run(methods[1] / "seed-1").config
     assert method_of(config) == "distill (temperature 1.5)"
     assert method_of(config.model_copy(update={"strategies": ()})) == "default"
+
+
+def test_cells_are_the_same_in_latex(comparison: Comparison) -> None:
+    """Read back: rows end in a double backslash, cells are separated by an ampersand."""
+    blocks = to_latex(comparison).split(r"\begin{tabular}")[1:]
+    for block, cells in zip(blocks, (method_cells(comparison), type_cells(comparison)), strict=True):
+        columns, *lines = block.splitlines()
+        assert columns == "{l" + "r" * (len(cells.header) - 1) + "}"
+        rows = [line.removesuffix(r" \\").split(" & ") for line in lines if line.endswith(r"\\")]
+        plain = [tuple(cell.replace(r"$\pm$", "±").replace("\\_", "_") for cell in row) for row in rows]
+        assert plain == [cells.header, *cells.rows]
+
+
+def test_what_means_something_to_latex_is_escaped() -> None:
+    (line,) = [line for line in Cells(("a",), (("R&D_50%~{x}^\\$#",),)).to_latex().splitlines() if "R" in line]
+    assert line == r"R\&D\_50\%\textasciitilde{}\{x\}\textasciicircum{}\textbackslash{}\$\# \\"
