@@ -1,18 +1,17 @@
 """Scores of a model on annotated sentences, and of the models of successive steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from ner_cl.data.readers import read_sentences
+from ner_cl.data.readers import sentences_of
 from ner_cl.errors import ModelError
 from ner_cl.evaluate.counts import Counts, count_spans, macro_f1, micro_f1
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
-from ner_cl.types import Sentence
 
 __all__ = ["Scores", "score", "score_steps"]
 
@@ -55,7 +54,7 @@ class Scores:
 
 def score(
     model: NerModel | str | PathLike[str],
-    data: str | PathLike[str] | Sequence[Sentence],
+    data: str | PathLike[str] | Iterable[Any],
     *,
     types: Sequence[str] | None = None,
     **reading: Any,
@@ -64,7 +63,8 @@ def score(
 
     Args:
         model: a model or its folder.
-        data: sentences, or a file of them. A sentence counts for the types it is annotated for.
+        data: sentences, a file, a `datasets.Dataset` or records (see `sentences_of`). A sentence counts for the types
+            it is annotated for.
         types: score only these types; by default those that the data are annotated for and the model knows.
         **reading: options of `read_sentences` for a file.
 
@@ -77,7 +77,7 @@ def score(
     """
     tagger = _model(model)
     tagger.check_types(types)
-    sentences = _sentences(data, types, reading)
+    sentences = sentences_of(data, types=types, **reading)
     annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
     scored = [type_ for type_ in tagger.types if type_ in (annotated if types is None else types)]
     return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
@@ -85,14 +85,14 @@ def score(
 
 def score_steps(
     models: Sequence[NerModel | str | PathLike[str]],
-    data: str | PathLike[str] | Sequence[Sentence],
+    data: str | PathLike[str] | Iterable[Any],
     **reading: Any,
 ) -> Matrix:
     """Scores the models of successive steps on the same sentences: F1 of every type after every step.
 
     Args:
         models: models or their folders, in any order, each taught on top of another of them; steps may be missing.
-        data: sentences annotated for all types, or a file of them.
+        data: sentences annotated for all types, or what holds them, as for `score`.
         **reading: options of `read_sentences` for a file.
 
     Raises:
@@ -113,7 +113,7 @@ def score_steps(
             raise ModelError(f"a model that learned {known} is no earlier step of one that learned {_said(steps)}")
     if len(by_step) < len(taggers):
         raise ModelError("two of the models have learned the same steps; give one of each step")
-    sentences = _sentences(data, None, reading)
+    sentences = sentences_of(data, **reading)
     matrix = Matrix.start(steps)
     for number in range(1, len(steps) + 1):
         counts = None
@@ -134,11 +134,3 @@ def _of(counts: Counts) -> tuple[float | None, float | None, float | None]:
 
 def _model(model: NerModel | str | PathLike[str]) -> NerModel:
     return model if isinstance(model, NerModel) else load_model(str(model), device="auto")
-
-
-def _sentences(
-    data: str | PathLike[str] | Sequence[Sentence], types: Sequence[str] | None, reading: dict[str, Any]
-) -> Sequence[Sentence]:
-    if isinstance(data, str | PathLike):
-        return read_sentences(data, types=types, **reading)
-    return data

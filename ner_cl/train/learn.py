@@ -1,7 +1,7 @@
 """`learn`, the main entry point: trains one new step on an existing model."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from ner_cl.config import StrategyOptions, TrainingOptions, or_default, parse_strategies, validate
 from ner_cl.config.composition import isolating
 from ner_cl.data.protocols import generator
-from ner_cl.data.readers import read_sentences
+from ner_cl.data.readers import sentences_of
 from ner_cl.data.stream import Step
 from ner_cl.data.tally import tally
 from ner_cl.data.unlabeled import read_unlabeled
@@ -28,7 +28,7 @@ from ner_cl.types import Sentence, Span
 
 __all__ = ["learn"]
 
-Data = str | Path | Sequence[Sentence]
+Data = str | PathLike[str] | Iterable[Any]  # see `sentences_of`
 
 # Without dev sentences, a tenth of the training sentences is held back, but at least this many: fewer would show too
 # little. If that is more than a quarter of them, none are held back.
@@ -60,7 +60,8 @@ def learn(
 
     Args:
         model: the current model, or its folder; it is not changed.
-        train: sentences annotated for the new types, or a file of them; annotation of other types is ignored.
+        train: sentences annotated for the new types, or a file, a `datasets.Dataset` or a list of records that holds
+            them (see `sentences_of`); annotation of other types is ignored.
         types: the new types, in order.
         dev: sentences for model selection and for measuring old types; old types without gold mentions there are
             measured by agreement with the model before the step. Without `dev`, a tenth of `train` is held back, with
@@ -105,7 +106,7 @@ def learn(
     options = validate(TrainingOptions, training or {}, "training")
     student = model.copy(memory=True)
     if replay is not None:
-        kept = _read(replay, {**reading, "explicit_types": True})
+        kept = sentences_of(replay, **{**reading, "explicit_types": True})
         _check_replay(kept, model.types, types)
         student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
     chosen = _chosen(strategies, model, isolate=isolate, replays=replay is not None)
@@ -173,10 +174,10 @@ def _prepare(
     if isinstance(types, str) or not types:
         raise ConfigError(f"types: give a list of new types, such as ['DRUG'], not {types!r}")
     model.tagset.grow(types)
-    sentences = _read(train, reading)
+    sentences = sentences_of(train, **reading)
     _check_mentions(sentences, types)
     if dev is not None:
-        dev_sentences = _read(dev, reading)
+        dev_sentences = sentences_of(dev, **reading)
     else:
         sentences, dev_sentences = _hold_back(sentences, types, seed)
     visible = [sentence.restrict(types) for sentence in sentences]
@@ -247,16 +248,6 @@ def _isolating(strategies: tuple[StrategyOptions, ...], model: NerModel) -> tupl
             "head; start a new one with head addner or spankl, or hold old types with --max-drop"
         )
     return strategies + _parse([model.subnetworks.options.name if model.subnetworks is not None else "modules"])
-
-
-def _read(data: Data, reading: dict[str, Any]) -> list[Sentence]:
-    if isinstance(data, str | Path):
-        return read_sentences(data, **reading)
-    sentences = list(data)
-    for number, item in enumerate(sentences, start=1):
-        if not isinstance(item, Sentence):
-            raise DataError(f"item {number} is a {type(item).__name__}; give each as a ner_cl.Sentence, or name a file")
-    return sentences
 
 
 def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None:

@@ -1,18 +1,21 @@
 """Read annotated sentences from files of any supported format."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 from ner_cl.data.readers.assemble import assemble, first_overlap, longest_spans
 from ner_cl.data.readers.base import Draft, Problem, Reader, ReadOptions, ReadReport
 from ner_cl.data.readers.conll import ConllReader
 from ner_cl.data.readers.docbin import DocBinReader
-from ner_cl.data.readers.hub import HubReader
+from ner_cl.data.readers.hub import HubReader, rows_of
 from ner_cl.data.readers.jsonl import JsonlReader
+from ner_cl.data.readers.records import sentence_of_record
+from ner_cl.data.readers.tagged import drafts_of_tagged
 from ner_cl.data.schemes import check_scheme
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, DataError
 from ner_cl.registry import nearest, readers
 from ner_cl.types import Sentence
 
@@ -31,6 +34,7 @@ __all__ = [
     "longest_spans",
     "read_sentences",
     "read_with_report",
+    "sentences_of",
 ]
 
 _OVERLAPS = ("error", "longest", "keep")
@@ -84,6 +88,52 @@ def read_sentences(
         alignment=alignment,
         explicit_types=explicit_types,
     )[0]
+
+
+def sentences_of(
+    data: str | PathLike[str] | Iterable[Any],
+    *,
+    types: Collection[str] | None = None,
+    on_overlap: str = "error",
+    alignment: str = "error",
+    explicit_types: bool = False,
+    **file_options: str,
+) -> list[Sentence]:
+    """Return sentences of whatever holds them; options as in `read_sentences`.
+
+    Args:
+        data: `Sentence`s, returned as they are; a file; or records in memory, as they stand in JSON lines: dicts with
+            `text` and `spans`, or with `tokens` and `ner_tags`, such as the rows of a `datasets.Dataset`.
+        types: the types the data were annotated for, or those wanted from them.
+        on_overlap: what to do with overlapping spans.
+        alignment: what to do with a span that cuts a word.
+        explicit_types: whether records must declare their types.
+        **file_options: `format` of a file, and `scheme` of tags.
+
+    Raises:
+        DataError: if anything cannot be read; names the file and line, or the number of the record.
+    """
+    if isinstance(data, str | PathLike):
+        options = {"types": types, "on_overlap": on_overlap, "alignment": alignment, "explicit_types": explicit_types}
+        return read_sentences(data, **options, **file_options)  # type: ignore[arg-type]
+    items = list(rows_of(data) if hasattr(data, "features") else data)
+    if items and all(isinstance(item, Sentence) for item in items):
+        return items
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, Mapping | list | Sentence):
+            raise DataError(
+                f"item {number} is a {type(item).__name__}; give each as a ner_cl.Sentence or as a record with text "
+                "and spans, or name a file"
+            )
+    report = ReadReport("record")
+    read = (
+        sentence_of_record(item, number, ReadOptions(alignment=alignment), report)
+        for number, item in enumerate(items, start=1)
+    )
+    drafts = drafts_of_tagged(
+        (draft for draft in read if draft is not None), file_options.get("scheme", "auto"), report
+    )
+    return assemble(drafts, report, types=types, on_overlap=on_overlap, explicit_types=explicit_types) if drafts else []
 
 
 def read_with_report(

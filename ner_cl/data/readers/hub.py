@@ -38,12 +38,16 @@ class HubReader(Reader):
         return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
 
 
+def rows_of(dataset: Dataset) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a loaded dataset as records of plain values, with the names of class labels."""
+    names = {column: _class_names(feature) for column, feature in dataset.features.items()}
+    for row in dataset:
+        yield {column: _plain(value, names[column]) for column, value in row.items() if value is not None}
+
+
 def _rows(path: str) -> Iterator[Mapping[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="ner_cl_", ignore_cleanup_errors=True) as cache:
-        dataset = _load(path, cache)
-        names = {column: _class_names(feature) for column, feature in dataset.features.items()}
-        for row in dataset:
-            yield {column: _plain(value, names[column]) for column, value in row.items() if value is not None}
+        yield from rows_of(_load(path, cache))
 
 
 def _load(path: str, cache: str) -> Dataset:
