@@ -1,5 +1,6 @@
 """Reads a configuration: file, environment and command line, merged and validated."""
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ def load_config(
     """
     path = Path(path)
     values = _read_yaml(path)
+    written = copy.deepcopy(values)
     for key, text in sorted((os.environ if environment is None else environment).items()):
         if key.startswith("NER_CL_") and "__" in key and not key.startswith(ENVIRONMENT_PREFIX):
             meant = ENVIRONMENT_PREFIX + key.removeprefix("NER_CL_")
@@ -47,7 +49,21 @@ def load_config(
         if not separator:
             raise ConfigError(f"--set {override}: write it as key.path=value")
         assign(values, key.strip().split("."), text, f"--set {override}")
-    return parse_config(values, source=str(path), folder=path.parent)
+    try:
+        return parse_config(values, source=str(path), folder=path.parent)
+    except ConfigError:
+        if values != written and _is_valid(written, path.parent):
+            # Not the file is wrong, but what was added to it.
+            return parse_config(values, source="--set" if overrides else "environment", folder=path.parent)
+        raise
+
+
+def _is_valid(values: Mapping[str, Any], folder: Path) -> bool:
+    try:
+        parse_config(values, folder=folder)
+    except ConfigError:
+        return False
+    return True
 
 
 def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: Path = Path()) -> Config:

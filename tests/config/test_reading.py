@@ -55,6 +55,17 @@ def test_a_likely_mistake_is_told_how_to_mend(tmp_path: Path, override: str, sai
         load_config(config_file(tmp_path, CONFIG), overrides=[override])
 
 
+def test_it_is_told_where_the_mistake_is(tmp_path: Path) -> None:
+    good = config_file(tmp_path, CONFIG)
+    with pytest.raises(ConfigError, match=r"^--set: training\.epochs"):
+        load_config(good, overrides=["training.epochs=no"])
+    with pytest.raises(ConfigError, match=r"^environment: training\.epochs"):
+        load_config(good, environment={"NER_CL__TRAINING__EPOCHS": "no"})
+    bad = config_file(tmp_path, CONFIG + "training: {epochs: no}\n")
+    with pytest.raises(ConfigError, match=r"^.*config\.yaml: training\.epochs"):
+        load_config(bad, overrides=["seed=3"])
+
+
 def test_head_and_encoder_may_be_names_alone(tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, CONFIG), overrides=["head=addner", "encoder=bert-base-cased"])
     assert (config.head.name, config.encoder.name) == ("addner", "bert-base-cased")
