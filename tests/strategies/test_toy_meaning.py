@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ner_cl.config import DEFAULT_STRATEGIES
+from ner_cl.config import DEFAULT_STRATEGIES, TrainingOptions
 from ner_cl.data.stream import Stream
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.predict import predict_sentences
@@ -39,9 +39,11 @@ def stream() -> Stream:
     return toy_stream()
 
 
-def f1_of(encoder: Path, stream: Stream, names: Sequence[Any], head: str) -> tuple[float, float]:
+def f1_of(
+    encoder: Path, stream: Stream, names: Sequence[Any], head: str, training: TrainingOptions | None = None
+) -> tuple[float, float]:
     """F1 of the old and of the new type after both steps."""
-    learner = learner_of(encoder, names, head=head, training=toy_training(head))
+    learner = learner_of(encoder, names, head=head, training=training or toy_training(head))
     learn_all(learner, stream)
     found = predict_sentences(learner.model.eval(), stream.test, precision="fp32")
     counts = count_spans(stream.test, found, ["PER", "LOC"])
@@ -64,6 +66,25 @@ def test_t15_old_types_are_lost_or_held(encoder: Path, stream: Stream, name: str
         assert new > 0.8
     elif name in LITTLE and head != "spankl":
         assert new > 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "rate"),
+    [
+        ("frozen", "addner", 0.1),
+        ("frozen", "extendner", 0.1),
+        ("gpm", "addner", 0.1),
+        ("gpm", "extendner", 0.1),
+        ("ice", "extendner", 0.5),
+    ],
+)
+def test_t15_what_holds_tightly_learns_too(encoder: Path, stream: Stream, name: str, head: str, rate: float) -> None:
+    """From features that are random for the new type, with a head that learns fast."""
+    options = TOY_TRAINING.optimizer.model_copy(update={"head_lr": rate})
+    training = TOY_TRAINING.model_copy(update={"epochs": 20, "optimizer": options})
+    old, new = f1_of(encoder, stream, [name], head, training)
+    assert old > 0.8
+    assert new > 0.4
 
 
 @pytest.mark.parametrize("head", ["addner", "extendner"])
