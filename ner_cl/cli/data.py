@@ -52,8 +52,7 @@ def check(
     )
     emit_json(report.to_json()) if as_json else emit(_text(report))
     if not report.ok:
-        count = len(report.problems)
-        raise CheckFailed(f"{count} problem{'s' if count > 1 else ''} found; correct the data, then train on them")
+        raise CheckFailed(f"{report.count} problem{'s' if report.count > 1 else ''} found; correct the data, then train on them")
 
 
 @app.command()

@@ -61,11 +61,13 @@ class CheckReport:
         splits: name of the split → its contents.
         problems: one line each; a corpus with any problem cannot be trained on as it is.
         notes: one line each; worth knowing, but no obstacle to training.
+        count: number of problems, those that are not listed included.
     """
 
     splits: Mapping[str, SplitCheck]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    count: int
 
     @property
     def ok(self) -> bool:
@@ -93,6 +95,7 @@ class _Findings:
     listed: int
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    count: int = 0
 
     def places(self, lines: Sequence[str]) -> str:
         """List the first lines and say how many more there are."""
@@ -148,7 +151,7 @@ def check(
         found.notes += _notes_across(name, next(iter(paths)), split, splits, leaked, first, found)
         first = first if splits else seen
         splits[name] = split
-    return CheckReport(splits, tuple(found.problems), tuple(found.notes))
+    return CheckReport(splits, tuple(found.problems), tuple(found.notes), found.count)
 
 
 def _read(path: str, found: _Findings, **options: Any) -> tuple[list[Sentence], ReadReport]:
@@ -157,10 +160,12 @@ def _read(path: str, found: _Findings, **options: Any) -> tuple[list[Sentence], 
         sentences, report = read_with_report(path, tolerant=True, **options)
     except DataError as error:
         found.problems.append(str(error))
+        found.count += 1
         return [], ReadReport(path, tolerant=True)
     for kind, count in Counter(problem.kind for problem in report.problems).items():
         messages = [problem.message for problem in report.problems if problem.kind == kind]
         found.problems += messages[: found.listed]
+        found.count += count
         if count > found.listed:
             found.problems.append(f"{path}: {count - found.listed} more like these ({kind})")
     return sentences, report

@@ -45,6 +45,7 @@ def test_all_that_is_broken_is_listed(paths: dict[str, Path]) -> None:
     assert dict(report.splits["train"].problems) == {"broken": 15}
     assert [problem.split(":")[1] for problem in report.problems[:3]] == ["3", "5", "7"]
     assert report.problems[3] == f"{paths['train']}: 12 more like these (broken)"
+    assert report.count == sum(sum(split.problems.values()) for split in report.splits.values()) >= 15
     assert len(report.problems) == 4
     assert report.splits["test"].sentences == 2
 
