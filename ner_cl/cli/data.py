@@ -52,7 +52,8 @@ def check(
     )
     emit_json(report.to_json()) if as_json else emit(_text(report))
     if not report.ok:
-        raise CheckFailed(f"{report.count} problem{'s' if report.count > 1 else ''} found; correct the data, then train on them")
+        found = f"{report.count} problem{'s' if report.count > 1 else ''} found"
+        raise CheckFailed(f"{found}; correct the data, then train on them")
 
 
 @app.command()
