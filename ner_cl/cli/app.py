@@ -102,9 +102,18 @@ def _run(words: list[str]) -> int:
         with command.make_context("ner-cl", words) as context:
             command.invoke(context)
         sys.stdout.flush()
+        _leave_group()
     except typer.Exit as ended:
         return ended.exit_code
     return 0
+
+
+def _leave_group() -> None:
+    """End the communication of processes that trained together: if one is gone, another can crash as it exits."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
