@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ner_cl.cli.console import emit, emit_json, percent, say, table
+from ner_cl.cli.info import matrix_text
 from ner_cl.cli.options import Alignment, Format, Json, Overlap, Scheme, Types, names
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.files import replace_file
@@ -106,13 +107,10 @@ def _report_of(
 
 def _across_steps(models: Sequence[Path], data: str, reading: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Score the models of successive steps on the same sentences; return the values and their table."""
-    from ner_cl.evaluate.matrix import render
     from ner_cl.evaluate.scores import score_steps
 
     matrix = score_steps(models, data, **reading)
-    rows = [[key, percent(value)] for key, value in matrix.metrics.items()]
-    text = f"{render(matrix)}\n\n{table(['score', '× 100'], rows)}"
-    return {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}, text
+    return {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}, matrix_text(matrix)
 
 
 def _scored_types(

@@ -12,9 +12,10 @@ from ner_cl.cli.options import Json
 from ner_cl.errors import ModelError
 
 if TYPE_CHECKING:
+    from ner_cl.evaluate.matrix import Matrix
     from ner_cl.model.ner_model import NerModel
 
-__all__ = ["info"]
+__all__ = ["info", "matrix_text"]
 
 
 def info(
@@ -69,14 +70,21 @@ def _lines(values: dict[str, Any]) -> str:
 
 
 def _run(folder: Path, *, as_json: bool) -> None:
-    from ner_cl.evaluate.matrix import Matrix, render
+    from ner_cl.evaluate.matrix import Matrix
 
     matrix = Matrix.load(folder)
     if as_json:
         emit(json.dumps(matrix.to_dict(), indent=2, ensure_ascii=False))
         return
+    emit(matrix_text(matrix))
+
+
+def matrix_text(matrix: "Matrix") -> str:
+    """Format a matrix and the scores that follow from it."""
+    from ner_cl.evaluate.matrix import render
+
     scores = [[key, percent(value)] for key, value in matrix.metrics.items()]
-    emit(f"{render(matrix)}\n\n{table(['score', '× 100'], scores)}")
+    return f"{render(matrix)}\n\n{table(['score', '× 100'], scores)}"
 
 
 def _values(folder: Path) -> tuple[dict[str, Any], Sequence[str]]:

@@ -97,8 +97,9 @@ def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:
             continue
         values = {"name": item} if isinstance(item, str) else item
         if not isinstance(values, Mapping) or "name" not in values:
-            named = next((key for key in values if key in strategies), "distill") if isinstance(values, Mapping) else ""
-            raise ValueError(f"item {index} needs a name, for instance {{name: {named or 'distill'}}}")
+            keys = values if isinstance(values, Mapping) else ()
+            named = next((key for key in keys if key in strategies), "distill")
+            raise ValueError(f"item {index} needs a name, for instance {{name: {named}}}")
         strategy = strategies[known_name(strategies, str(values["name"]))]
         try:
             parsed.append(strategy.options_class.model_validate(dict(values)))  # type: ignore[attr-defined]

@@ -46,8 +46,8 @@ class Scores:
         width = max(len("micro"), *map(len, self.types), 0)
         lines = [f"{'type':<{width}}  precision  recall      f1  support"]
         for name, counts in {**self.types, "micro": self.micro}.items():
-            scores = (f"{'-' if value is None else f'{100 * value:.1f}'}" for value in _of(counts))
-            precision, recall, f1 = scores
+            values = (counts.precision, counts.recall, counts.f1)
+            precision, recall, f1 = ("-" if value is None else f"{100 * value:.1f}" for value in values)
             lines.append(f"{name:<{width}}  {precision:>9}  {recall:>6}  {f1:>6}  {counts.gold:>7}")
         return "\n".join(lines)
 
@@ -126,10 +126,6 @@ def score_steps(
 
 def _said(steps: Sequence[Sequence[str]]) -> str:
     return " → ".join("+".join(types) for types in steps)
-
-
-def _of(counts: Counts) -> tuple[float | None, float | None, float | None]:
-    return counts.precision, counts.recall, counts.f1
 
 
 def _model(model: NerModel | str | PathLike[str]) -> NerModel:

@@ -122,11 +122,9 @@ def compact(
 
 def _raw(texts: str | PathLike[str] | Sequence[str] | Sequence[Sentence]) -> list[Sentence]:
     """Sentences without annotation."""
-    if isinstance(texts, str | PathLike):
-        return read_unlabeled(texts)
-    if any(isinstance(text, str) for text in texts):
-        return read_unlabeled([text for text in texts if isinstance(text, str)])
-    return [Sentence(sentence.words) for sentence in texts if isinstance(sentence, Sentence)]
+    if isinstance(texts, str | PathLike) or (texts and isinstance(texts[0], str)):
+        return read_unlabeled(texts)  # type: ignore[arg-type]
+    return [Sentence(sentence.words) for sentence in texts]  # type: ignore[union-attr]
 
 
 def _history(teacher: NerModel, changes: Sequence[TypeChange]) -> list[dict[str, Any]]:

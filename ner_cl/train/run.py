@@ -97,7 +97,8 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
     if engine.is_main:
         open_folder(folder, config)
     engine.wait()
-    model, matrix = _start(config, stream, folder)
+    test = fingerprint(stream.test)
+    model, matrix = _start(config, stream, folder, test)
     if engine.is_main and matrix.counts:
         matrix.save(folder)  # in case a step was published but the run was killed before its row was saved
     learner = Learner(
@@ -108,7 +109,6 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
         seed=config.seed,
         checkpoint=Checkpoint(folder / "checkpoints" / "current"),
     )
-    test = fingerprint(stream.test)
     for step in stream.steps[len(matrix.counts) :]:
         step_started = time.perf_counter()
         reset_peak_memory()
@@ -160,7 +160,7 @@ def _skipped(config: Config, step: Step, stream: Stream) -> bool:
     return last_only and step.number < len(stream.steps)
 
 
-def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matrix]:
+def _start(config: Config, stream: Stream, folder: Path, test: str) -> tuple[NerModel, Matrix]:
     """The model to continue with and the matrix rows so far, of published and of skipped steps."""
     matrix = Matrix.start([step.types for step in stream.steps])
     model: NerModel | None = None
@@ -172,19 +172,19 @@ def _start(config: Config, stream: Stream, folder: Path) -> tuple[NerModel, Matr
         if not published.is_dir():
             break
         model = load_model(published)
-        _check_data(model, step, stream, folder)
+        _check_data(model, step, test, folder)
         row = model.metrics["counts"]
         matrix = matrix.with_row({type_: Counts(**row[type_]) for type_ in stream.seen(step.number)})
     return model or NerModel.from_options(config.encoder, config.head), matrix
 
 
-def _check_data(model: NerModel, step: Step, stream: Stream, folder: Path) -> None:
+def _check_data(model: NerModel, step: Step, test: str, folder: Path) -> None:
     """Refuses to go on with other sentences than those that a published step was trained and evaluated on."""
     record, predicted = model.history[-1], predictions_file(folder, step.number)
     parts = {
         "training": record["data"] == step.data_hash,
         "dev": record.get("dev") == (fingerprint(step.dev) if step.dev else None),
-        "test": not predicted.is_file() or Predictions.test_of(predicted) in ("", fingerprint(stream.test)),
+        "test": not predicted.is_file() or Predictions.test_of(predicted) in ("", test),
     }
     if changed := [part for part, same in parts.items() if not same]:
         raise DataError(

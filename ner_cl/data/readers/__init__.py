@@ -12,8 +12,7 @@ from ner_cl.data.readers.conll import ConllReader
 from ner_cl.data.readers.docbin import DocBinReader
 from ner_cl.data.readers.hub import HubReader, rows_of
 from ner_cl.data.readers.jsonl import JsonlReader
-from ner_cl.data.readers.records import sentence_of_record
-from ner_cl.data.readers.tagged import drafts_of_tagged
+from ner_cl.data.readers.records import drafts_of_records
 from ner_cl.data.schemes import check_scheme
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.registry import nearest, readers
@@ -113,6 +112,7 @@ def sentences_of(
     Raises:
         DataError: if anything cannot be read; names the file and line, or the number of the record.
     """
+    _check_choices(types, on_overlap, alignment)
     if isinstance(data, str | PathLike):
         options = {"types": types, "on_overlap": on_overlap, "alignment": alignment, "explicit_types": explicit_types}
         return read_sentences(data, **options, **file_options)  # type: ignore[arg-type]
@@ -126,13 +126,8 @@ def sentences_of(
                 "and spans, or name a file"
             )
     report = ReadReport("record")
-    read = (
-        sentence_of_record(item, number, ReadOptions(alignment=alignment), report)
-        for number, item in enumerate(items, start=1)
-    )
-    drafts = drafts_of_tagged(
-        (draft for draft in read if draft is not None), file_options.get("scheme", "auto"), report
-    )
+    scheme = check_scheme(file_options.get("scheme", "auto"))
+    drafts = drafts_of_records(enumerate(items, start=1), ReadOptions(scheme, alignment), report)
     return assemble(drafts, report, types=types, on_overlap=on_overlap, explicit_types=explicit_types) if drafts else []
 
 
@@ -152,10 +147,7 @@ def read_with_report(
     With `tolerant`, all sentences that cannot be read are left out and listed in `ReadReport.problems`. A file that
     cannot be opened is still an error.
     """
-    _check_choice("on_overlap", on_overlap, _OVERLAPS)
-    _check_choice("alignment", alignment, _ALIGNMENTS)
-    if isinstance(types, str):
-        raise ConfigError(f"types must be a list of names, not the text {types!r}; write [{types!r}]")
+    _check_choices(types, on_overlap, alignment)
     name = fspath(path)
     chosen = detect_format(name) if format == "auto" else format
     report = ReadReport(name, tolerant=tolerant, format=chosen)
@@ -193,6 +185,13 @@ def _reader(name: str) -> Reader:
             f"format {name!r} is registered without a Reader class; derive it from ner_cl.data.readers.Reader"
         )
     return kind()
+
+
+def _check_choices(types: Collection[str] | None, on_overlap: str, alignment: str) -> None:
+    _check_choice("on_overlap", on_overlap, _OVERLAPS)
+    _check_choice("alignment", alignment, _ALIGNMENTS)
+    if isinstance(types, str):
+        raise ConfigError(f"types must be a list of names, not the text {types!r}; write [{types!r}]")
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport
-from ner_cl.data.readers.records import sentence_of_record
-from ner_cl.data.readers.tagged import drafts_of_tagged
+from ner_cl.data.readers.records import drafts_of_records
 from ner_cl.errors import DataError
 from ner_cl.registry import readers
 
@@ -34,8 +33,7 @@ class HubReader(Reader):
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
         """Read the sentences of a dataset; see `Reader.read`. Line numbers count rows."""
-        items = (sentence_of_record(row, number, options, report) for number, row in enumerate(_rows(path), start=1))
-        return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
+        return drafts_of_records(enumerate(_rows(path), start=1), options, report)
 
 
 def rows_of(dataset: Dataset) -> Iterator[Mapping[str, Any]]:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import final
 
 from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport, read_lines
-from ner_cl.data.readers.records import sentence_of_record
-from ner_cl.data.readers.tagged import drafts_of_tagged
+from ner_cl.data.readers.records import drafts_of_records
 from ner_cl.registry import readers
 
 __all__ = ["JsonlReader"]
@@ -24,9 +23,7 @@ class JsonlReader(Reader):
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
         """Read the sentences of a JSON file; see `Reader.read`."""
-        lines = read_lines(path, report)
-        items = (sentence_of_record(value, line, options, report) for line, value in _values(lines, report))
-        return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
+        return drafts_of_records(_values(read_lines(path, report), report), options, report)
 
 
 def _values(lines: list[str], report: ReadReport) -> Iterator[tuple[int, object]]:

@@ -1,15 +1,15 @@
 """Convert a JSON object to a sentence: our own format and the exports of Prodigy, doccano, Label Studio and spaCy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ner_cl.data.readers.align import CharSpan, align_spans
 from ner_cl.data.readers.base import Draft, ReadOptions, ReadReport
-from ner_cl.data.readers.tagged import TaggedSentence
+from ner_cl.data.readers.tagged import TaggedSentence, drafts_of_tagged
 from ner_cl.data.words import split_words
 from ner_cl.types import Span
 
-__all__ = ["RecordError", "sentence_of_record"]
+__all__ = ["RecordError", "drafts_of_records", "sentence_of_record"]
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -31,6 +31,12 @@ def sentence_of_record(
     except RecordError as error:
         report.refuse(line, str(error))
         return None
+
+
+def drafts_of_records(records: Iterable[tuple[int, object]], options: ReadOptions, report: ReadReport) -> list[Draft]:
+    """Convert numbered JSON values to drafts; tags are converted in one scheme for all."""
+    items = (sentence_of_record(record, line, options, report) for line, record in records)
+    return drafts_of_tagged((item for item in items if item is not None), options.scheme, report)
 
 
 def _unwrapped(record: object) -> Record:
