@@ -114,18 +114,28 @@ class Projector:
     def _products(
         self, vectors: Sequence[Vector], numbers: Sequence[Tensor | float]
     ) -> tuple[list[list[float]], list[float]]:
-        """Returns `⟨m·left, right⟩` of every pair, in fp64 across parameters, and the numbers, in one device sync."""
+        """Returns `⟨m·left, right⟩` of every pair but the last vector with itself, and the numbers, in one device sync.
+
+        Products within a parameter are fp32, their sum is fp64.
+        """
         last, size = vectors[-1], len(vectors)
-        like = next(iter(last.values()))
-        total = torch.zeros(size, size, dtype=torch.float64, device=like.device)
+        pairs = [(i, j) for i in range(size - 1) for j in range(i, size)]
+        terms: list[list[Tensor]] = [[] for _ in pairs]
         # In the order of `change`: the order of a set, and so the last bits of sums, would differ between processes.
-        for name, part in last.items():
-            if not any(name in vector for vector in vectors[:-1]):
-                continue
-            rows = torch.stack([vector[name] if name in vector else torch.zeros_like(part) for vector in vectors])
-            total += self._masked(name, rows).flatten(1) @ rows.flatten(1).T
-        values = torch.cat([total.flatten(), *(torch.as_tensor(n).to(total).reshape(1) for n in numbers)]).tolist()
-        return [values[start : start + size] for start in range(0, size * size, size)], values[size * size :]
+        for name in last:
+            flat = [vector[name].flatten() if name in vector else None for vector in vectors]
+            masked = [self._masked(name, vector[name]).flatten() if name in vector else None for vector in vectors]
+            for (i, j), found in zip(pairs, terms, strict=True):
+                if (left := masked[i]) is not None and (right := flat[j]) is not None:
+                    found.append(torch.dot(left, right))
+        device = next(iter(last.values())).device
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        sums = [torch.stack(found).double().sum() if found else zero for found in terms]
+        values = torch.stack([*sums, *(torch.as_tensor(n).to(zero) for n in numbers)]).tolist()
+        products = [[0.0] * size for _ in range(size)]
+        for (i, j), value in zip(pairs, values, strict=False):
+            products[i][j] = products[j][i] = value
+        return products, values[len(pairs) :]
 
     def _square(self, vector: Vector) -> Tensor | float:
         """`⟨m·x, x⟩`."""
