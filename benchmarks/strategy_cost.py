@@ -6,8 +6,9 @@
 For each registered strategy that the head allows, step 1 is learned briefly, so that there is something to protect,
 and updates of step 2 are measured. A strategy that does not itself preserve old types is combined with `distill`; one
 that keeps sentences keeps 50; all other options are the defaults.
-    time     of an update, alternating with an update of `distill` on a model of the same kind: the median ratio. With
-             one thread on a CPU, CPU time is measured, which other processes do not affect
+    time     of five updates in a row, because a strategy need not do the same in each, alternating with five of
+             `distill` on a model of the same kind: the median ratio. With one thread on a CPU, CPU time is measured,
+             which other processes do not affect
     memory   the most bytes of tensors alive at once during an update, minus those of `distill`; also per trained
              encoder parameter. For strategies that keep a number per parameter, `expected` lists what it should
              consist of: what is kept, and what only a step or an update needs
@@ -38,6 +39,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_precision
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import Strategy
+from ner_cl.strategies.gpm import GpmOptions
 from ner_cl.train.environment import environment
 from ner_cl.train.events import EpochDone, UpdateDone
 from ner_cl.train.learner import Learner
@@ -46,6 +48,7 @@ from ner_cl.types import Sentence
 
 DEFAULT_DATA = Path(__file__).parents[1] / "data" / "quickstart" / "train.jsonl"
 WARM_UP = 2  # updates that fill caches: the teacher's answers, buffers, the allocator's pools
+IN_A_ROW = GpmOptions().every  # updates that are timed together: a multiple of what `gpm` projects together
 REMEMBERED = 50  # sentences per step, for strategies that keep sentences: enough for a batch
 # Expected extra bytes per trained parameter: what is kept, plus gates and a copy of the weights (`spg`) or the gradient
 # of the penalty (`ewc`).
@@ -160,21 +163,24 @@ def updates_of(
 def time_beside(
     measured: Iterator[UpdateDone], plain: Iterator[UpdateDone], clock: Callable[[], float], *, updates: int
 ) -> tuple[float, float]:
-    """The median ratio of an update's time to plain distillation's, and the median seconds of an update."""
+    """The median ratio of a few updates' time to plain distillation's, and the median seconds of an update."""
     contestants = (measured, plain)
     quotients, seconds = [], []
-    for number in range(WARM_UP + updates):
+    for contestant in contestants:
+        for _ in range(WARM_UP):
+            next(contestant)
+    for number in range(updates):
         taken = []
         for contestant in contestants if number % 2 else reversed(contestants):
             started = clock()
-            next(contestant)
+            for _ in range(IN_A_ROW):
+                next(contestant)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             taken.append(clock() - started)
         own, other = taken if number % 2 else reversed(taken)
-        if number >= WARM_UP:
-            quotients.append(own / other)
-            seconds.append(own)
+        quotients.append(own / other)
+        seconds.append(own / IN_A_ROW)
     return statistics.median(quotients), statistics.median(seconds)
 
 
@@ -275,7 +281,8 @@ def header(arguments: argparse.Namespace) -> str:
     """What is measured and where, and the table's header."""
     precision = resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return (
-        f"MiniLM, {arguments.head}, {arguments.sentences} sentences a step, median of {arguments.updates} updates, "
+        f"MiniLM, {arguments.head}, {arguments.sentences} sentences a step, "
+        f"median of {arguments.updates} times {IN_A_ROW} updates, "
         f"{arguments.batch_tokens} word pieces a batch, {arguments.threads} threads, {precision}, "
         f"torch {torch.__version__}\n\n"
         "| strategies | update / distill | aim | peak MB above distill | peak B / parameter | expected "
@@ -307,7 +314,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, help="names of strategies, with commas (default: all)")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="any annotated file with two types or more")
     parser.add_argument("--sentences", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=15)
+    parser.add_argument("--updates", type=int, default=7, help="times five updates are measured")
     parser.add_argument("--head", default="extendner")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-tokens", type=int, default=TrainingOptions().batch_tokens, help="of a measured update")

@@ -1,7 +1,7 @@
 """What an update must not do, declared by strategies and enforced in one place (`ner_cl.train.project`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,9 +43,16 @@ class InputSubspace:
 
     Attributes:
         bases: an orthonormal basis of the inputs of each weight `[output, input]`, by name.
+        outputs: what each weight makes of its basis as training starts. With them, a violation is what weights make of
+            the bases now, minus this; so updates may be left as they are for a while and corrected together, which
+            ends where correcting each of them would: the correction is linear.
+        every: number of updates that are corrected together, if nothing else acts on the same update. The end of
+            an epoch corrects all.
     """
 
     bases: Mapping[str, Float[Tensor, "input rank"]]
+    outputs: Mapping[str, Float[Tensor, "output rank"]] = field(default_factory=dict)
+    every: int = 1
 
 
 Constraint = HalfSpace | Subspace | InputSubspace

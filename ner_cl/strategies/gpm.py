@@ -31,6 +31,9 @@ class GpmOptions(StrategyOptions):
             feed-forward blocks): `project` them like all others, as in the paper, or `freeze` them. Projecting them
             takes longer than projecting all others together.
         heads: protect old head blocks too: their outputs for word vectors, and their biases.
+        every: number of updates that are projected together, and with the last one of every epoch. The paper projects
+            each (1). Weights leave the permitted directions for that many updates; those that are kept or scored never
+            do. Beside gates or other constraints, each update is projected.
     """
 
     name: Literal["gpm"] = "gpm"
@@ -40,6 +43,7 @@ class GpmOptions(StrategyOptions):
     positions: int = Field(2000, ge=1)
     wide: Literal["freeze", "project"] = "project"
     heads: bool = False
+    every: int = Field(5, ge=1)
 
 
 @strategies.register("gpm")
@@ -80,13 +84,15 @@ class Gpm(Strategy):
         if self._bases:
             device = context.model.device
             layers = self._layers(context)
+            weights = dict(context.model.named_parameters())
             bases: dict[str, Tensor] = {}
             for names, basis in self._bases.items():
                 if basis.shape[1] < basis.shape[0]:
                     shared = basis.to(device)
                     bases |= {f"{name}.weight": shared for name in names.split() if name in layers}
             self._freeze(context, bases.keys())
-            self._constraints = (InputSubspace(bases),)
+            outputs = {name: weights[name].detach() @ basis for name, basis in bases.items()}
+            self._constraints = (InputSubspace(bases, outputs, self.options.every),)
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[InputSubspace]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ner_cl.errors import ConfigError, TrainingError
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.constraints import Constraint, HalfSpace
+from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace
 from ner_cl.train.project import Projector, names_of
 
 __all__ = ["Updater", "combine_gates", "hold_back"]
@@ -59,6 +59,8 @@ class Updater:
         self._gates = combine_gates([strategy.gates(context) for strategy in strategies], self._parameters)
         self._project = Projector(self._gates)
         self._before: dict[str, Tensor] = {}
+        self._together: InputSubspace | None = None
+        self._asked = False
 
     def update(self) -> bool:
         """Clips, steps, projects and gates; returns False and changes nothing if the gradient is not finite."""
@@ -66,7 +68,7 @@ class Updater:
         norm = nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
             return False
-        constraints = self._constraints()
+        constraints = self._set_apart(self._constraints())
         if self._apply_to == "gradient":
             self._shape_gradients(gradients, constraints)
             norm, constraints = nn.utils.get_total_norm(gradients.values()), []
@@ -87,7 +89,37 @@ class Updater:
                 [before[name] for name in names],
                 [self._gates[name] for name in names],
             )
+        made = self._context.update + 1
+        if self._together and not made % self._together.every and made < self._context.updates:
+            self._correct_together()
         return True
+
+    def end_epoch(self) -> None:
+        """Corrects what updates since the last correction have left to be corrected together."""
+        if not self._asked:  # no update was made, for example after resuming at the end of an epoch
+            self._set_apart(self._constraints())
+        self._correct_together()
+
+    def _set_apart(self, constraints: list[Constraint]) -> list[Constraint]:
+        """The constraints without a subspace in which updates can be corrected together: nothing else acts on them."""
+        self._asked, self._together = True, None
+        match constraints:
+            case [InputSubspace(bases=bases, outputs=outputs) as alone] if (
+                bases.keys() <= outputs.keys() and self._apply_to == "update" and not bases.keys() & self._gates.keys()
+            ):
+                self._together = alone
+                return []
+        return constraints
+
+    @torch.no_grad()
+    def _correct_together(self) -> None:
+        """Brings the outputs of weights for protected inputs back to what they were as training started."""
+        if self._together is None:
+            return
+        for name, basis in self._together.bases.items():
+            if (weight := self._parameters[name]).requires_grad:
+                changed = weight @ basis - self._together.outputs[name]
+                weight.addmm_(changed, basis.T, alpha=-1)
 
     def _keep(self, constraints: Sequence[Constraint], before: Vector, gated: Collection[str], slope: Tensor) -> None:
         """Removes the part of the update that violates constraints.

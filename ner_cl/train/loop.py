@@ -116,6 +116,7 @@ class StepTraining:
             for group in plan[progress.update :]:
                 yield self._update(optimizer, updater, group, len(plan))
                 self._save_if_due(optimizer, best)
+            updater.end_epoch()
             yield self._end_epoch(encoded, best, len(plan))
             self._save_if_due(optimizer, best)
 

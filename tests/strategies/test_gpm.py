@@ -1,5 +1,6 @@
 """GPM: what a weight makes of old inputs does not change, and the bases hold no more than they must."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ner_cl.config import check_composition, parse_strategies
+from ner_cl.config import OptimizerOptions, check_composition, parse_strategies
 from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies import gpm as gpm_module
 from ner_cl.strategies.constraints import InputSubspace
 from ner_cl.strategies.gpm import Gpm, GpmOptions, extend_basis
+from ner_cl.train.combine import Updater
+from ner_cl.train.events import EpochDone, UpdateDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.project import Projector
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
@@ -247,3 +250,89 @@ def test_what_it_cannot_be_combined_with_is_refused(other: str) -> None:
         pytest.skip(f"{other} is not there")
     with pytest.raises(ConfigError, match=other):
         check_composition(parse_strategies(["gpm", other]))
+
+
+def drift(model: NerModel, before: dict[str, Tensor], bases: dict[str, Tensor]) -> float:
+    """How far outputs for old inputs have moved, relative to the weights; the largest of all layers."""
+    now = weights_of(model)
+    moved = [
+        float(((now[f"{name}.weight"] - before[f"{name}.weight"]) @ basis).norm() / before[f"{name}.weight"].norm())
+        for names, basis in bases.items()
+        for name in names.split()
+    ]
+    return max(moved)
+
+
+def drifts(folder: Path, every: int, others: Sequence[object] = (), **training: object) -> list[tuple[int, float]]:
+    """Number and drift after every update of step 2; 0 after every epoch."""
+    options = SHORT_TRAINING.model_copy(update={"batch_tokens": 64, **training})
+    strategies = ["distill", {"name": "gpm", "threshold": 0.8, "every": every}, *others]
+    learner = learner_of(folder, strategies, training=options)
+    list(learner.learn_step(STREAM.steps[0]))
+    before, bases = weights_of(learner.model), dict(strategy_of(learner).state_dict())
+    return [
+        (event.update if isinstance(event, UpdateDone) else 0, drift(learner.model, before, bases))
+        for event in learner.learn_step(STREAM.steps[1])
+        if isinstance(event, UpdateDone | EpochDone)
+    ]
+
+
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_m2_after_so_many_updates_and_at_the_end_of_every_epoch(folder: Path, every: int) -> None:
+    found = drifts(folder, every)
+    assert [number for number, _ in found] == [*range(1, 8), 0] * 2
+    for number, moved in found:
+        # The last update of an epoch is corrected with the epoch.
+        assert (moved < 1e-5) == (number % every == 0 and number < 7), (number, moved)
+
+
+@pytest.mark.parametrize("other", ["agem", "spg"])
+def test_beside_constraints_and_gates_each_update_is_projected(folder: Path, other: str) -> None:
+    assert max(moved for _, moved in drifts(folder, 1000, [other])) < 1e-5
+
+
+def test_a_projected_gradient_stays_outside_at_each_update(folder: Path) -> None:
+    rule = OptimizerOptions(name="sgd", lr=0.01, weight_decay=0, apply_to="gradient")
+    assert max(moved for _, moved in drifts(folder, 1000, optimizer=rule)) < 1e-5
+
+
+def test_updates_without_a_finite_gradient_and_a_resumed_end_of_an_epoch_leave_nothing_uncorrected(
+    folder: Path,
+) -> None:
+    model = tiny_model(folder, steps=[["PER"], ["LOC"]])
+    weight = model.get_parameter(f"{ATTENTION}.query.weight")
+    before, basis = weight.detach().clone(), torch.linalg.qr(torch.randn(32, 4))[0]
+    for resumed in (False, True):
+        strategy, context = Gpm(GpmOptions(every=3)), toy_context(model, ["LOC"])
+        strategy.load_state_dict({SHARED: basis})
+        updater = Updater([strategy], context, torch.optim.SGD([weight], lr=0.1), clip=0.0)
+        if resumed:  # the checkpoint's weights are loaded after the updater has seen those of the step's start
+            with torch.no_grad():
+                weight.add_(1.0)
+        else:
+            context.updates = 3
+            for context.update in range(3):
+                weight.grad = torch.full_like(weight, 1.0 if context.update == 0 else torch.nan)
+                updater.update()
+        assert ((weight.detach() - before) @ basis).norm() > 1e-2
+        updater.end_epoch()
+        assert ((weight.detach() - before) @ basis).norm() < 1e-5
+        assert (weight.detach() - before).norm() > 0.1
+
+
+def test_deferred_correction_ends_where_correcting_each_update_does(folder: Path) -> None:
+    """As far as gradients do not depend on it: with given gradients and plain SGD."""
+    ends = []
+    for every in (1, 5):
+        model = tiny_model(folder, steps=[["PER"], ["LOC"]])
+        strategy, context = Gpm(GpmOptions(every=every)), toy_context(model, ["LOC"])
+        strategy.load_state_dict({SHARED: torch.eye(32)[:, :4]})
+        weight = model.get_parameter(f"{ATTENTION}.query.weight")
+        updater = Updater([strategy], context, torch.optim.SGD([weight], lr=0.1), clip=0.0)
+        context.updates = 10
+        for context.update in range(10):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(context.update))
+            updater.update()
+        updater.end_epoch()
+        ends.append(weight.detach().clone())
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
