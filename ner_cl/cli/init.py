@@ -47,6 +47,7 @@ _OWN_STREAM = """\
 stream:                    # which types and sentences arrive in which step
   # CoNLL columns, JSON lines or spaCy DocBin.
   # Looked up under $NER_CL_DATA, then next to this file, then in the working directory.
+  # If every step has data of its own: train: [step1.jsonl, step2.jsonl], and no protocol below.
   corpus:
     train: data/train.jsonl
     dev: data/dev.jsonl

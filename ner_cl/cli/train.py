@@ -110,7 +110,8 @@ def _train_once(config: "Config", *, resume: bool, show: "Callable[[Matrix, Path
     from ner_cl.train.run import run_stream
 
     folder = Path(config.output)
-    say(f"reading {config.stream.corpus.train}")
+    train = config.stream.corpus.train
+    say(f"reading {train if isinstance(train, str) else ', '.join(train)}")
     try:
         with progress(len(config.stream.steps or ()) or None) as display, _how_to_go_on(folder, display) as receive:
             matrix = run_stream(config, resume=resume, on_event=receive).matrix

@@ -171,12 +171,17 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
     corpus = stream.get("corpus")
     if isinstance(corpus, Mapping):
         stream["corpus"] = {
-            key: str(find_file(value, folder) or value)
-            if key in ("train", "dev", "test", "unlabeled") and isinstance(value, str)
-            else value
+            key: _found(value, folder) if key in ("train", "dev", "test", "unlabeled") else value
             for key, value in corpus.items()
         }
     return stream
+
+
+def _found(value: Any, folder: Path) -> Any:
+    """A corpus file, or each of a list, as a path that exists, where it does."""
+    if isinstance(value, list):
+        return [_found(item, folder) for item in value]
+    return str(find_file(value, folder) or value) if isinstance(value, str) else value
 
 
 def find_file(name: str, folder: Path) -> Path | None:

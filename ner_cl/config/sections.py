@@ -63,13 +63,15 @@ class CorpusOptions(Options):
 
     Relative paths are looked up under `$NER_CL_DATA`, then next to the configuration, then in the working directory.
 
+    Where every step has data of its own, `train`, and if you like `dev`, list a file for each step in `stream.steps`.
+
     `unlabeled` is raw in-domain text that every step may read: a text file (`.txt`) with one text per line, or a file
     like the others, whose annotation is ignored.
     """
 
     format: str = "auto"
-    train: str
-    dev: str | None = None
+    train: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    dev: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     test: str
     unlabeled: str | None = None
     scheme: Literal["auto", "iob1", "iob2", "bioes", "io"] = "auto"
@@ -90,9 +92,10 @@ class StreamOptions(Options):
         increment: number of types per step if `steps` is not given.
         first: number of types in step 1 if `steps` is not given; by default `increment`.
         protocol: how sentences are given to steps: `disjoint` (random slices), `greedy` (CFNER's slices) or `overlap`
-            (every sentence that mentions a type of the step).
+            (every sentence that mentions a type of the step); `files` if `corpus.train` lists a file for each step.
         dev: how dev sentences are given to steps: `slice` (divided like the training data), `whole` (all of them to
-            every step), or `auto` (as the protocol's authors did: `whole` for `greedy`, else `slice`).
+            every step), or `auto` (as the protocol's authors did: `whole` for `greedy`, else `slice`). Under `files`,
+            one dev file is for every step.
         seed: seed of the slices, and of the type order if it is `random`.
         orders: other published orders of `steps`. To use one, give it as `steps`; `train --orders` runs several.
     """
@@ -104,10 +107,41 @@ class StreamOptions(Options):
     order: Literal["alphabetical", "frequency", "random"] = "alphabetical"
     increment: int = Field(1, ge=1)
     first: int | None = Field(None, ge=1)
-    protocol: Literal["disjoint", "greedy", "overlap"] = "disjoint"
+    protocol: Literal["disjoint", "greedy", "overlap", "files"] = "disjoint"
     dev: Literal["slice", "whole", "auto"] = "auto"
     seed: int = 13
     orders: tuple[tuple[tuple[str, ...], ...], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _files_need_no_protocol(cls, values: Any) -> Any:
+        """Uses the protocol `files` if there is a training file for each step."""
+        if isinstance(values, Mapping) and "protocol" not in values and isinstance(values.get("corpus"), Mapping):
+            train = values["corpus"].get("train")
+            return {**values, "protocol": "files"} if isinstance(train, list | tuple) else values
+        return values
+
+    @model_validator(mode="after")
+    def _a_file_for_each_step(self) -> "StreamOptions":
+        train, dev, given = self.corpus.train, self.corpus.dev, self.protocol == "files"
+        if given == isinstance(train, str):
+            raise ValueError(
+                "protocol: files needs corpus.train to be a list, with a file for each step"
+                if given
+                else "corpus.train has a file for each step, and no protocol divides them; leave protocol out"
+            )
+        if isinstance(dev, tuple) and not given:
+            raise ValueError("corpus.dev can only have a file for each step where corpus.train has; give one file")
+        if given and self.dev == "slice":
+            raise ValueError("dev: slice has no effect where corpus.train has a file for each step; list files of dev")
+        for key, files in (("train", train), ("dev", dev)):
+            if isinstance(files, tuple) and len(files) != len(self.steps or ()):
+                raise ValueError(
+                    f"corpus.{key} has {len(files)} files for {len(self.steps)} steps; give a file for each"
+                    if self.steps
+                    else f"steps: list the types of each step, as corpus.{key} has a file for each"
+                )
+        return self
 
     @model_validator(mode="after")
     def _steps_or_how_to_make_them(self) -> "StreamOptions":

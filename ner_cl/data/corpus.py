@@ -1,5 +1,6 @@
 """Load the corpus that a configuration names: its files, with one set of entity types for all of them."""
 
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from ner_cl.config import CorpusOptions
@@ -12,29 +13,59 @@ from ner_cl.types import Sentence
 __all__ = ["load_corpus"]
 
 
-def load_corpus(options: CorpusOptions, *, name: str = "corpus") -> Corpus:
+def load_corpus(options: CorpusOptions, *, name: str = "corpus", steps: Sequence[Sequence[str]] = ()) -> Corpus:
     """Read train, dev and test; every sentence counts as annotated for every type that any part mentions.
 
-    The parts of a corpus share one annotation scheme, so a part that lacks a type was still annotated for it. Two
-    exceptions: a file that declares the annotated types of its sentences (JSONL) keeps them, and a sentence with
-    unannotated words (DocBin) stays annotated for no type.
+    The parts of a corpus share one annotation scheme, so a part that lacks a type was still annotated for it. Three
+    exceptions: a file that declares the annotated types of its sentences (JSONL) keeps them, a sentence with
+    unannotated words (DocBin) stays annotated for no type, and a file that belongs to one step is annotated for the
+    step's types and those that it mentions.
+
+    Args:
+        options: the files and how to read them.
+        name: name of the corpus in reports.
+        steps: the types of each step, for a corpus with a file for each.
 
     Raises:
         DataError: if a file is missing, empty or malformed; names the file and, where possible, the line.
     """
-    files = {part: path for part in ("train", "dev", "test") if (path := getattr(options, part)) is not None}
-    read = {part: _read(path, options) for part, path in files.items()}
-    types = {span.type for sentences, _ in read.values() for sentence in sentences for span in sentence.spans}
-    parts = {
-        part: tuple(
-            sentence
-            if report.declares_types or index in report.incomplete
-            else sentence.with_spans(sentence.spans, types)
-            for index, sentence in enumerate(sentences)
-        )
-        for part, (sentences, report) in read.items()
-    }
-    return Corpus(parts["train"], parts.get("dev", ()), parts["test"], name=name, unlabeled=_raw(options))
+    files: list[tuple[str, str, frozenset[str] | None]] = []  # part, path, types of the step whose file it is
+    for part in ("train", "dev", "test"):
+        match getattr(options, part):
+            case str(path):
+                files.append((part, path, None))
+            case tuple(paths):
+                files += [(part, path, frozenset(types)) for path, types in zip(paths, steps, strict=True)]
+    read = [(part, own, *_read(path, options)) for part, path, own in files]
+    everything = {type_ for _, _, sentences, _ in read for type_ in _mentioned(sentences)}
+    parts: dict[str, list[Sentence]] = {"train": [], "dev": [], "test": []}
+    slices: dict[str, list[tuple[int, ...]]] = {"train": [], "dev": []}
+    for part, own, sentences, report in read:
+        start = len(parts[part])
+        parts[part] += _annotated(sentences, report, everything if own is None else own | _mentioned(sentences))
+        if own is not None:
+            slices[part].append(tuple(range(start, len(parts[part]))))
+    return Corpus(
+        tuple(parts["train"]),
+        tuple(parts["dev"]),
+        tuple(parts["test"]),
+        name=name,
+        unlabeled=_raw(options),
+        slices=tuple(slices["train"]),
+        dev_slices=tuple(slices["dev"]),
+    )
+
+
+def _annotated(sentences: Sequence[Sentence], report: ReadReport, types: Set[str]) -> list[Sentence]:
+    """Counts sentences as annotated for some types, unless their file says what they are annotated for."""
+    return [
+        sentence if report.declares_types or index in report.incomplete else sentence.with_spans(sentence.spans, types)
+        for index, sentence in enumerate(sentences)
+    ]
+
+
+def _mentioned(sentences: Iterable[Sentence]) -> set[str]:
+    return {span.type for sentence in sentences for span in sentence.spans}
 
 
 def _raw(options: CorpusOptions) -> tuple[Sentence, ...]:

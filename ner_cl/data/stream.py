@@ -13,9 +13,10 @@ from ner_cl.errors import ConfigError, DataError
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
-__all__ = ["Corpus", "DevMode", "Step", "Stream", "build_stream", "fingerprint", "order_types"]
+__all__ = ["Corpus", "DevMode", "Step", "Stream", "StreamProtocol", "build_stream", "fingerprint", "order_types"]
 
 DevMode = Literal["auto", "slice", "whole"]
+StreamProtocol = Literal[ProtocolName, "files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Corpus:
         test: test sentences.
         name: its name in reports.
         unlabeled: raw in-domain text, annotated for no type.
+        slices: indices of the training sentences of each step, if they were given step by step; else empty.
+        dev_slices: the same for the development sentences.
     """
 
     train: tuple[Sentence, ...]
@@ -35,6 +38,8 @@ class Corpus:
     test: tuple[Sentence, ...]
     name: str = "corpus"
     unlabeled: tuple[Sentence, ...] = ()
+    slices: tuple[tuple[int, ...], ...] = ()
+    dev_slices: tuple[tuple[int, ...], ...] = ()
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -77,7 +82,7 @@ class Stream:
     """
 
     corpus_name: str
-    protocol: ProtocolName
+    protocol: StreamProtocol
     steps: tuple[Step, ...]
     test: tuple[Sentence, ...] = field(repr=False)
     # Only for `everything_until` and `dev_everything_until`: these fields hold what the steps must not see.
@@ -119,7 +124,7 @@ def build_stream(
     corpus: Corpus,
     steps: Sequence[Sequence[str]],
     *,
-    protocol: ProtocolName = "disjoint",
+    protocol: StreamProtocol = "disjoint",
     seed: int = 13,
     dev: DevMode = "auto",
 ) -> Stream:
@@ -128,7 +133,8 @@ def build_stream(
     Args:
         corpus: the data; types that no step names stay hidden everywhere, including the test set.
         steps: the types of each step, in learning order.
-        protocol: how training sentences are allocated to steps, see `ner_cl.data.protocols`.
+        protocol: how training sentences are allocated to steps, see `ner_cl.data.protocols`; `files` if the corpus says
+            which are whose.
         seed: seed of the protocol's random choices.
         dev: "slice" divides the development set by the same protocol; "whole" gives all of it to every step (restricted
             to the step's types); "auto" follows the protocol's authors: whole for greedy, else slice.
@@ -145,11 +151,14 @@ def build_stream(
         ((Span(start=2, end=3, type='LOC'),), [1])
     """
     _check_corpus(corpus, check_steps(steps))
-    allocation = allocate(corpus.train, steps, protocol=protocol, seed=seed)
-    if dev == "whole" or (dev == "auto" and protocol == "greedy"):
-        dev_allocation = [list(range(len(corpus.dev)))] * len(steps)
+    allocation: Sequence[Sequence[int]]
+    dev_allocation: Sequence[Sequence[int]] = [range(len(corpus.dev))] * len(steps)
+    if protocol == "files":
+        allocation, dev_allocation = corpus.slices, corpus.dev_slices or dev_allocation
     else:
-        dev_allocation = allocate(corpus.dev, steps, protocol=protocol, seed=seed)
+        allocation = allocate(corpus.train, steps, protocol=protocol, seed=seed)
+        if dev == "slice" or (dev == "auto" and protocol != "greedy"):
+            dev_allocation = allocate(corpus.dev, steps, protocol=protocol, seed=seed)
     built = tuple(
         Step(
             number,
@@ -275,7 +284,12 @@ def _check_step(step: Step, *, protocol: str, seed: int) -> None:
     mentions = _mentions(step.train)
     for type_ in step.types:
         if not mentions[type_]:
+            advice = (
+                "check stream.steps and the order of the files in corpus.train"
+                if protocol == "files"
+                else "use protocol greedy or overlap, another seed, or more data"
+            )
             raise DataError(
                 f"step {step.number}: none of its {len(step.train)} training sentences mentions {type_} "
-                f"(protocol {protocol}, seed {seed}); use protocol greedy or overlap, another seed, or more data"
+                f"(protocol {protocol}, seed {seed}); {advice}"
             )

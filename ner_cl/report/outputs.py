@@ -57,7 +57,7 @@ def run_outputs(
     outputs = Outputs()
     try:
         options = run.config.stream
-        corpus = load_corpus(options.corpus, name=options.name)
+        corpus = load_corpus(options.corpus, name=options.name, steps=options.steps or ())
     except (NerClError, OSError) as error:
         outputs.notes.append(f"{run.name}: the test data are not at hand ({error})")
         return outputs

@@ -116,8 +116,7 @@ class StepTraining:
             for group in plan[progress.update :]:
                 yield self._update(optimizer, updater, group, len(plan))
                 self._save_if_due(optimizer, best)
-            updater.end_epoch()
-            yield self._end_epoch(encoded, best, len(plan))
+            yield self._end_epoch(encoded, updater, best, len(plan))
             self._save_if_due(optimizer, best)
 
         if best:
@@ -211,8 +210,11 @@ class StepTraining:
         engine.average_gradients(context.model.parameters())
         return {name: float(value) / (own_share or 1.0) for name, value in totals.items()}, problem
 
-    def _end_epoch(self, encoded: EncodedSentences, best: dict[str, Tensor], updates: int) -> EpochDone:
+    def _end_epoch(
+        self, encoded: EncodedSentences, updater: Updater, best: dict[str, Tensor], updates: int
+    ) -> EpochDone:
         """Scores the epoch if due, keeps its weights if they are the best, and decides whether to continue."""
+        updater.end_epoch()
         progress = self.progress
         due = progress.epoch % self.every == 0 or progress.epoch == self.epochs
         score = self.dev_score() if due else None

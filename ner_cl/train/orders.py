@@ -37,7 +37,7 @@ def with_orders(config: Config, count: int) -> list[Config]:
     `stream.seed`. A larger `count` only appends orders.
 
     Raises:
-        ConfigError: if there are fewer than `count` orders.
+        ConfigError: if there are fewer than `count` orders, or a published one has other steps than there are files.
     """
     own = stream_steps(config)
     orders = list(dict.fromkeys([own, *config.stream.orders]))
@@ -52,4 +52,16 @@ def with_orders(config: Config, count: int) -> list[Config]:
         drawn = tuple(own[index] for index in permutation)
         if drawn not in orders:
             orders.append(drawn)
-    return [with_values(config, {"stream.steps": order, **_NO_ORDER}) for order in orders]
+    return [with_values(config, {"stream.steps": order, **_files_in(order, config), **_NO_ORDER}) for order in orders]
+
+
+def _files_in(order: Order, config: Config) -> dict[str, list[str]]:
+    """The corpus files of each step in this order, if every step has files of its own."""
+    options, found = config.stream, {}
+    for key, files in (("train", options.corpus.train), ("dev", options.corpus.dev)):
+        if isinstance(files, tuple):
+            file_of = dict(zip(options.steps or (), files, strict=True))
+            if missing := [types for types in order if types not in file_of]:
+                raise ConfigError(f"stream.orders: there is no file in corpus.{key} for the step {list(missing[0])}")
+            found[f"stream.corpus.{key}"] = [file_of[types] for types in order]
+    return found

@@ -68,7 +68,7 @@ def run_stream(config: Config, *, resume: bool = False, on_event: Callable[[Even
 def open_stream(config: Config) -> Stream:
     """Builds the stream of a configuration: reads the corpus and draws the slices."""
     options = config.stream
-    corpus = load_corpus(options.corpus, name=options.name)
+    corpus = load_corpus(options.corpus, name=options.name, steps=options.steps or ())
     return build_stream(
         corpus, steps_of(options, corpus), protocol=options.protocol, seed=options.seed, dev=options.dev
     )

@@ -1,7 +1,7 @@
 """The folder of a run: whether it may be written to, who writes to it, and what is left of a run that never began."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,13 @@ def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in _FREE}
     kept["training"] = {key: value for key, value in kept["training"].items() if key != "checkpoint_seconds"}
     corpus = kept["stream"]["corpus"]
-    names = {key: Path(corpus[key]).name for key in _PATHS if corpus.get(key)}
+    names = {key: _names(corpus[key]) for key in _PATHS if corpus.get(key)}
     kept["stream"] = {**kept["stream"], "corpus": {**corpus, **names}}
     return kept
+
+
+def _names(files: str | Sequence[str]) -> str | list[str]:
+    return Path(files).name if isinstance(files, str) else [Path(file).name for file in files]
 
 
 def _difference(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:

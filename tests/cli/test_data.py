@@ -11,10 +11,12 @@ from spacy.tokens import DocBin
 from spacy.tokens import Span as DocSpan
 
 from ner_cl.cli.app import main
+from ner_cl.config import parse_config
 from ner_cl.data.readers import read_sentences
-from ner_cl.data.stream import Corpus, build_stream
+from ner_cl.data.stream import Corpus, build_stream, fingerprint
 from ner_cl.data.writers import write_sentences
 from ner_cl.model.store import load_model
+from ner_cl.train.run import open_stream
 from ner_cl.types import Sentence, Span
 from tests.cli.conftest import Toy
 from tests.tiny import toy_sentences
@@ -145,6 +147,44 @@ def test_split_writes_what_the_stream_gives(toy: Toy, tmp_path: Path, capsys: py
     assert main([*other, "--json"]) == 0
     sizes = [{"step": s.number, "types": list(s.types), "train": 100, "dev": len(s.dev)} for s in stream.steps]
     assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "other"), "steps": sizes}
+
+
+def test_the_files_of_a_split_make_the_same_stream(toy: Toy, tmp_path: Path) -> None:
+    """A list of files, one for each step, gives the steps that the protocol gave, and the same test set."""
+    output = tmp_path / "steps"
+    words = ["--protocol", "greedy", "--steps", "[[LOC], [PER]]"]
+    assert main(["data", "split", str(toy.data), str(output), *words]) == 0
+    files = {part: [str(output / f"step-0{step}" / f"{part}.jsonl") for step in (1, 2)] for part in ("train", "dev")}
+    corpora = (
+        {"file": str(output / "stream.yaml")},
+        {"corpus": {**files, "test": str(output / "test.jsonl")}, "steps": [["LOC"], ["PER"]]},
+        {
+            "corpus": {"train": files["train"], "dev": str(toy.data / "dev.jsonl"), "test": str(output / "test.jsonl")},
+            "steps": [["LOC"], ["PER"]],
+        },
+    )
+    divided, listed, one_dev = (open_stream(parse_config({"stream": stream})) for stream in corpora)
+    assert (divided.protocol, listed.protocol) == ("greedy", "files")
+    for one, other, third in zip(divided.steps, listed.steps, one_dev.steps, strict=True):
+        assert one.data_hash == other.data_hash == third.data_hash
+        assert fingerprint(one.dev) == fingerprint(other.dev) == fingerprint(third.dev)
+    assert fingerprint(divided.test) == fingerprint(listed.test)
+    assert len(listed.everything_until(2)) == len(divided.everything_until(2))
+    assert {s.annotated_types for s in listed.everything_until(2)} == {frozenset({"LOC"}), frozenset({"PER"})}
+
+
+def test_files_in_another_order_than_the_steps_are_told(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "split", str(toy.data), str(tmp_path / "steps"), "--steps", "[[LOC], [PER]]"]) == 0
+    files = [str(tmp_path / "steps" / f"step-0{step}" / "train.jsonl") for step in (2, 1)]
+    stream = {"corpus": {"train": files, "test": str(toy.data / "test.jsonl")}, "steps": [["LOC"], ["PER"]]}
+    config = toy.write_config(tmp_path / "config.yaml", stream=stream)
+    capsys.readouterr()
+    assert main(["train", str(config), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "step 1: none of its 100 training sentences mentions LOC" in said
+    assert "check stream.steps and the order of the files in corpus.train" in said
 
 
 def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,3 +172,34 @@ def test_a_pinned_stream_may_leave_its_corpus_empty(tmp_path: Path) -> None:
 def test_a_problem_is_told_by_its_key_alone() -> None:
     with pytest.raises(ConfigError, match=r"training\.epochs: Input should be greater than or equal to 1"):
         parse_config({"stream": {"corpus": {"train": "a", "test": "b"}}, "training": {"epochs": 0}})
+
+
+FILES = {"train": ["a.jsonl", "c.jsonl"], "test": "b.jsonl"}
+
+
+def test_a_file_for_each_step_needs_no_protocol(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    corpus = {**FILES, "dev": ["a.jsonl", "x.jsonl"]}
+    config = parse_config({"stream": {"corpus": corpus, "steps": [["PER"], ["LOC"]]}}, folder=tmp_path)
+    assert config.stream.protocol == "files"
+    assert config.stream.corpus.train == (str(tmp_path / "a.jsonl"), "c.jsonl")  # as one of them does not exist
+    assert config.stream.corpus.dev == (str(tmp_path / "a.jsonl"), "x.jsonl")
+    assert validate(type(config), config.model_dump(mode="json"), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("corpus", "more", "reason"),
+    [
+        (FILES, {"protocol": "greedy"}, "a file for each step, and no protocol divides them; leave protocol out"),
+        ({"train": "a", "test": "b"}, {"protocol": "files"}, "files needs corpus.train to be a list"),
+        ({"train": "a", "dev": ["b", "c"], "test": "b"}, {}, "corpus.dev can only have a file for each step where"),
+        (FILES, {"dev": "slice"}, "dev: slice has no effect"),
+        ({**FILES, "dev": ["a"]}, {}, "corpus.dev has 1 files for 2 steps; give a file for each"),
+        (FILES, {"steps": [["A"], ["B"], ["C"]]}, "corpus.train has 2 files for 3 steps; give a file for each"),
+        (FILES, {"steps": None}, "list the types of each step, as corpus.train has a file for each"),
+        ({**FILES, "train": []}, {}, "corpus.train"),
+    ],
+)
+def test_files_that_do_not_fit_the_steps_are_refused(corpus: Any, more: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        parse_config({"stream": {"corpus": corpus, "steps": [["PER"], ["LOC"]], **more}})

@@ -104,3 +104,18 @@ def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", record(0, "PER"))
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file; set NER_CL_DATA"):
         load_corpus(CorpusOptions(train=train, test=str(tmp_path / "nowhere.jsonl")))
+
+
+def test_a_file_of_one_step_is_annotated_for_its_types_and_those_it_mentions(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", record(0, "PER"), record(4, "VERB"))
+    two = write(
+        tmp_path / "two.jsonl", record(4, "LOC", annotated_types=["LOC"]), record(4, "VERB", annotated_types=["VERB"])
+    )
+    three = write(tmp_path / "three.jsonl", record(4, "LOC"))
+    test = write(tmp_path / "test.jsonl", record(0, "PER"))
+    options = CorpusOptions(train=(one, two), dev=(one, three), test=test)
+    corpus = load_corpus(options, steps=[["PER"], ["LOC", "GPE"]])
+    assert [sentence.annotated_types for sentence in corpus.train] == [{"PER", "VERB"}] * 2 + [{"LOC"}, {"VERB"}]
+    assert [sentence.annotated_types for sentence in corpus.dev] == [{"PER", "VERB"}] * 2 + [{"LOC", "GPE"}]
+    assert (corpus.slices, corpus.dev_slices) == (((0, 1), (2, 3)), ((0, 1), (2,)))
+    assert corpus.test[0].annotated_types == {"PER", "VERB", "LOC"}

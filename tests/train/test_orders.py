@@ -83,3 +83,20 @@ def test_what_is_written_of_an_order_can_be_read_again(home: Path) -> None:
     derived = config(home, steps=None, order="frequency", increment=1)
     for one in with_orders(derived, 2):
         assert validate(Config, one.model_dump(mode="json"), "config.resolved.yaml") == one
+
+
+def test_files_of_steps_go_with_them(home: Path) -> None:
+    own = config(home)
+    assert isinstance(own, Config)
+    values = own.model_dump(mode="json")
+    values["stream"] |= {"protocol": "files", "orders": [[["MISC"], ["PER"], ["LOC", "ORG"]]]}
+    values["stream"]["corpus"] |= {"train": ["per", "loc", "misc"], "dev": ["per.dev", "loc.dev", "misc.dev"]}
+    files = {STEPS[0]: "per", STEPS[1]: "loc", STEPS[2]: "misc"}
+    orders = with_orders(validate(Config, values, "config"), 6)
+    assert orders[1].stream.corpus.train == ("misc", "per", "loc")
+    for order in orders:
+        assert order.stream.corpus.train == tuple(files[types] for types in order.stream.steps or ())
+        assert order.stream.corpus.dev == tuple(f"{files[types]}.dev" for types in order.stream.steps or ())
+    values["stream"]["orders"] = [[["MISC", "PER"], ["LOC", "ORG"]]]
+    with pytest.raises(ConfigError, match=r"there is no file in corpus.train for the step \['MISC', 'PER'\]"):
+        with_orders(validate(Config, values, "config"), 2)

@@ -11,6 +11,7 @@ import yaml
 
 import ner_cl
 from ner_cl.config import Config, parse_config, parse_strategies
+from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError, TrainingError
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.files import publish_folder, recover_folders
@@ -19,7 +20,7 @@ from ner_cl.model.store import load_model
 from ner_cl.train.environment import ENVIRONMENT_KEYS, environment
 from ner_cl.train.events import Event, StepDone, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner
-from ner_cl.train.run import Run, run_stream, stream_events
+from ner_cl.train.run import Run, open_stream, run_stream, stream_events
 from tests.train.toy_runs import (
     GOOD_TRAINING,
     Interrupted,
@@ -64,7 +65,6 @@ def test_a_run_leaves_everything_in_its_folder(whole: Run) -> None:
 def test_the_matrix_is_that_of_the_published_models(whole: Run, home: Path) -> None:
     from ner_cl.evaluate.counts import count_spans
     from ner_cl.model.predict import predict_sentences
-    from ner_cl.train.run import open_stream
 
     stream = open_stream(whole.config)
     for step, row in zip(stream.steps, whole.matrix.counts, strict=True):
@@ -79,6 +79,26 @@ def test_the_same_configuration_gives_the_same_bytes_and_another_seed_does_not(w
     other = run_stream(run_config(home, output=str(home / "other"), seed=14))
     assert step_files(other.folder).keys() == step_files(whole.folder).keys()
     assert step_files(other.folder) != step_files(whole.folder)
+
+
+def test_a_file_for_each_step_gives_the_run_of_slices_that_they_hold(whole: Run, home: Path, tmp_path: Path) -> None:
+    """Interrupted once, and with the files somewhere else afterwards."""
+    steps = open_stream(whole.config).steps
+    values = run_values(home, output=str(tmp_path / "run"))
+    for folder in ("here", "there"):
+        for part in ("train", "dev"):
+            files = [str(tmp_path / folder / f"{part}-{step.number}.jsonl") for step in steps]
+            for path, step in zip(files, steps, strict=True):
+                Path(path).parent.mkdir(exist_ok=True)
+                write_sentences(path, getattr(step, part))
+            values["stream"]["corpus"] |= {"format": "auto", part: files}
+        config = parse_config(values)
+        if folder == "here":
+            with pytest.raises(Interrupted):
+                run_stream(config, on_event=interrupt_at(4))
+    found = run_stream(config, resume=True)
+    assert found.config.stream.protocol == "files"
+    assert step_files(found.folder) == step_files(whole.folder)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
