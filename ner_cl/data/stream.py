@@ -107,17 +107,32 @@ class Stream:
         """Return all test sentences, annotated for the types seen up to step `number`."""
         return _restrict(self.test, self.seen(number))
 
-    def everything_until(self, number: int) -> tuple[Sentence, ...]:
+    def everything_until(self, number: int, *, own: bool = False) -> tuple[Sentence, ...]:
         """Return the training sentences of steps 1 to `number`, each once, annotated for **all** types seen so far.
 
         Only for the upper bound ("non-continual, complete data"): it reveals old types in new sentences and new types
         in old ones, which no other strategy may see.
-        """
-        return _until(number, self._unmasked, self._allocation, self.seen(number))
 
-    def dev_everything_until(self, number: int) -> tuple[Sentence, ...]:
+        Args:
+            number: the last of the steps.
+            own: keep only the annotation that the steps had: a sentence's is that of the types of its own step or, if
+                the protocol gave it to several, of all of these.
+        """
+        return self._until(number, self._unmasked, self._allocation, own=own)
+
+    def dev_everything_until(self, number: int, *, own: bool = False) -> tuple[Sentence, ...]:
         """Like `everything_until`, for the development sentences; only for the same upper bound."""
-        return _until(number, self._unmasked_dev, self._dev_allocation, self.seen(number))
+        return self._until(number, self._unmasked_dev, self._dev_allocation, own=own)
+
+    def _until(
+        self, number: int, sentences: Sequence[Sentence], allocation: Sequence[Sequence[int]], *, own: bool
+    ) -> tuple[Sentence, ...]:
+        types_of: dict[int, list[str]] = {}
+        for step, part in zip(self.steps[:number], allocation, strict=False):
+            for index in part:
+                types_of.setdefault(index, []).extend(step.types)
+        seen = self.seen(number)
+        return tuple(sentences[index].restrict(types if own else seen) for index, types in types_of.items())
 
 
 def build_stream(
@@ -251,13 +266,6 @@ def fingerprint(sentences: Iterable[Sentence]) -> str:
 
 def _restrict(sentences: Iterable[Sentence], types: Sequence[str]) -> tuple[Sentence, ...]:
     return tuple(sentence.restrict(types) for sentence in sentences)
-
-
-def _until(
-    number: int, sentences: Sequence[Sentence], allocation: Sequence[Sequence[int]], seen: Sequence[str]
-) -> tuple[Sentence, ...]:
-    indices = dict.fromkeys(index for part in allocation[:number] for index in part)
-    return _restrict((sentences[index] for index in indices), seen)
 
 
 def _mentions(sentences: Iterable[Sentence]) -> Counter[str]:

@@ -23,16 +23,21 @@ class JointOptions(StrategyOptions):
     Attributes:
         last_only: train only the last step, on all data with all types; earlier rows of the matrix are then null. A run
             then trains once, not once per step.
+        annotation: `all` types in all sentences; or only the `own` of every step, which tells what is missing because
+            nobody annotated old types in new sentences and new ones in old, and not because old sentences are gone.
     """
 
     name: Literal["joint"] = "joint"
     last_only: bool = False
+    annotation: Literal["all", "own"] = "all"
 
 
 @strategies.register("joint")
 @final
 class Joint(Strategy):
     """At step k, trains from the pre-trained encoder on the sentences of steps 1 to k, annotated for all types seen.
+
+    With `annotation: own`, a sentence stays annotated for the types of its step alone; its `O` says nothing of others.
 
     Monaikul et al. 2021 call it "non-CL complete". It deliberately breaks the rules of continual learning.
     """

@@ -134,11 +134,12 @@ def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
     """Trains one step of a stream, with the earlier data if a strategy needs them."""
     if not learner.needs_earlier_data:
         return learner.learn_step(step, unlabeled=stream.unlabeled)
+    own = any(isinstance(s.options, JointOptions) and s.options.annotation == "own" for s in learner.strategies)
     return learner.learn_step(
         step,
         old_steps=[earlier.types for earlier in stream.steps[: step.number - 1]],
-        earlier=stream.everything_until(step.number),
-        earlier_dev=stream.dev_everything_until(step.number),
+        earlier=stream.everything_until(step.number, own=own),
+        earlier_dev=stream.dev_everything_until(step.number, own=own),
     )
 
 

@@ -85,6 +85,22 @@ def test_everything_until_shows_all_seen_types_once(protocol: str) -> None:
         assert sum(len(step.train) for step in stream.steps) > len(stream.everything_until(2))
 
 
+@pytest.mark.parametrize("protocol", ["disjoint", "greedy", "overlap"])
+def test_everything_until_with_the_annotation_of_its_steps_alone(protocol: str) -> None:
+    stream = build_stream(make_corpus(), STEPS, protocol=protocol, dev="slice")
+    for parts, found in (
+        ([step.train for step in stream.steps], stream.everything_until(2, own=True)),
+        ([step.dev for step in stream.steps], stream.dev_everything_until(2, own=True)),
+    ):
+        of_steps = [{each.words: each for each in part} for part in parts]
+        assert len(found) == len(of_steps[0].keys() | of_steps[1].keys())
+        for each in found:
+            given = [step[each.words] for step in of_steps if each.words in step]
+            assert each.annotated_types == frozenset().union(*(one.annotated_types for one in given))
+            assert set(each.spans) == {span for one in given for span in one.spans}
+    assert stream.everything_until(1, own=True) == stream.everything_until(1)
+
+
 def test_equal_sentences_of_the_corpus_stay_apart() -> None:
     corpus = make_corpus()
     twice = replace(corpus, train=corpus.train + corpus.train)

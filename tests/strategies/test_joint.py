@@ -12,6 +12,7 @@ from ner_cl.strategies.base import Strategy
 from ner_cl.strategies.finetune import FinetuneOptions
 from ner_cl.strategies.joint import Joint, JointOptions
 from ner_cl.train.learner import Learner
+from ner_cl.train.run import learn_step
 from tests.tiny import (
     TOY_TRAINING,
     tiny_encoder,
@@ -91,3 +92,13 @@ def test_only_a_strategy_that_says_so_sees_earlier_data(folder: Path, monkeypatc
         learner = Learner(tiny_model(folder, steps=[["PER"]]), [options], SHORT)
         next(learner.learn_step(STREAM.steps[1], earlier=STREAM.everything_until(2)))
     assert found == {"Finetune": (), "Joint": STREAM.everything_until(2)}
+
+
+@pytest.mark.parametrize("annotation", ["all", "own"])
+def test_a_run_gives_it_all_annotation_or_that_of_the_steps(folder: Path, annotation: str) -> None:
+    learner = Learner(tiny_model(folder), [JointOptions(annotation=annotation)], SHORT)  # type: ignore[arg-type]
+    for step in STREAM.steps:
+        list(learn_step(learner, step, STREAM))
+    found = {sentence.annotated_types for sentence in learner.loop.context.encoded.sentences}
+    both, apart = {frozenset({"PER", "LOC"})}, {frozenset({"PER"}), frozenset({"LOC"})}
+    assert found == (both if annotation == "all" else apart)
