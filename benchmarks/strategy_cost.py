@@ -185,7 +185,7 @@ def time_beside(
 
 
 def peak_bytes(model: NerModel, names: Sequence[str], corpus: Corpus, training: TrainingOptions) -> int:
-    """The most bytes of tensors alive at once during an update, copy of the model included."""
+    """The most bytes of tensors alive at once during five updates, copy of the model included."""
     before = living_bytes()
     updates = updates_of(model, names, corpus, training)
     for _ in range(WARM_UP):
@@ -193,7 +193,8 @@ def peak_bytes(model: NerModel, names: Sequence[str], corpus: Corpus, training: 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         resting = torch.cuda.memory_allocated()
-        next(updates)
+        for _ in range(IN_A_ROW):
+            next(updates)
         risen = torch.cuda.max_memory_allocated() - resting
     else:
         resting = living_bytes()
@@ -214,11 +215,12 @@ def living_bytes() -> int:
 
 
 def risen_bytes(updates: Iterator[UpdateDone]) -> int:
-    """The largest rise in bytes of tensors above the starting level during one update on a CPU."""
+    """The largest rise in bytes of tensors above the starting level during five updates on a CPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         next(updates)  # so that the profiler knows the size of the gradients that the measured update frees
         with torch.profiler.record_function("measured"):
-            next(updates)
+            for _ in range(IN_A_ROW):
+                next(updates)
     assert profile.profiler is not None
     results = profile.profiler.kineto_results
     assert results is not None

@@ -209,7 +209,10 @@ class Strategy(ABC):
         return {}
 
     def constraints(self, context: StepContext) -> Sequence[Constraint]:
-        """What the update must not do; called at every update, while `.grad` holds gradients: leave them unchanged."""
+        """What the update must not do; called at every update, while `.grad` holds gradients: leave them unchanged.
+
+        Not called where an update is left out because the gradient is not finite.
+        """
         return ()
 
     def precondition(self, context: StepContext, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:

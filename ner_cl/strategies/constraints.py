@@ -43,9 +43,9 @@ class InputSubspace:
 
     Attributes:
         bases: an orthonormal basis of the inputs of each weight `[output, input]`, by name.
-        outputs: what each weight makes of its basis as training starts. With them, a violation is what weights make of
-            the bases now, minus this; so updates may be left as they are for a while and corrected together, which
-            ends where correcting each of them would: the correction is linear.
+        outputs: what each weight makes of its basis as training starts, for all weights that train, or for none. With
+            it, a violation is what weights make of the bases now, minus this; so updates may be left as they are for a
+            while and corrected together, which ends where correcting each of them would: the correction is linear.
         every: number of updates that are corrected together, if nothing else acts on the same update. The end of
             an epoch corrects all.
     """

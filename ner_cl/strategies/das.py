@@ -122,10 +122,7 @@ class Das(Strategy):
         if not self._importance:
             return {}
         return self._units.on_parameters(
-            {
-                family: 1 - known if family in self.options.families else torch.ones_like(known)
-                for family, known in self._importance.items()
-            }
+            {family: 1 - known for family, known in self._importance.items() if family in self.options.families}
         )
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:

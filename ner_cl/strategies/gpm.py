@@ -91,7 +91,9 @@ class Gpm(Strategy):
                     shared = basis.to(device)
                     bases |= {f"{name}.weight": shared for name in names.split() if name in layers}
             self._freeze(context, bases.keys())
-            outputs = {name: weights[name].detach() @ basis for name, basis in bases.items()}
+            outputs = {
+                name: weights[name].detach() @ basis for name, basis in bases.items() if weights[name].requires_grad
+            }
             self._constraints = (InputSubspace(bases, outputs, self.options.every),)
         return {}
 
@@ -102,21 +104,25 @@ class Gpm(Strategy):
     def end_step(self, context: StepContext) -> None:
         """Extends the bases by what they do not explain yet of this step's inputs.
 
-        A group of layers that existing bases lack never gets one: a basis that has missed a step would allow updates
-        that harm that step.
+        A group of layers that existing bases lack never gets one, and one that was not measured this time loses its
+        own: a basis that has missed a step would allow updates that harm that step.
         """
         options = self.options
         if not options.threshold:
             return
         share = min(1.0, options.threshold + options.increase * (context.number - 1))
-        known = {names.split()[0]: names for names in self._bases}
-        for names, products in self._input_products(context).items():
+        known = {names.split()[0]: basis for names, basis in self._bases.items()}
+        found: dict[str, Tensor] = {}
+        for names, kinds in self._input_products(context).items():
             old = known.get(names.split()[0])
             if known and old is None:
                 continue
-            empty = products.new_zeros(len(products), 0, dtype=torch.float32)
-            basis = empty if old is None else self._bases.pop(old).to(products.device)
-            self._bases[names] = extend_basis(basis, products, share=share).cpu()
+            for products in kinds:
+                basis = products.new_zeros(len(products), 0, dtype=torch.float32) if old is None else old
+                old = extend_basis(basis.to(products.device), products, share=share)
+            assert old is not None
+            found[names] = old.cpu()
+        self._bases = found
 
     def release(self) -> None:
         """Releases the copies of the bases on the model's device."""
@@ -147,25 +153,33 @@ class Gpm(Strategy):
             if layer.in_features <= widest and (self.options.heads or not name.startswith("head."))
         }
 
-    def _input_products(self, context: StepContext) -> dict[str, Float[Tensor, "input input"]]:
-        """The sum of `x xᵀ` over the inputs of each group of layers, in fp64."""
+    def _input_products(self, context: StepContext) -> dict[str, list[Float[Tensor, "input input"]]]:
+        """The sums of `x xᵀ` over the inputs of each group of layers, in fp64.
+
+        First over those at pieces or words; for layers that read anything else too, such as DeBERTa's relative
+        positions, then over that, which is the same in every batch.
+        """
         model, options, layers = context.model, self.options, self._layers(context)
         batches = list(context.batches(sentences=options.samples, purpose="gpm/sentences"))
         draw = context.generator("gpm/positions")
         pieces = _thinned([real_pieces(model, batch) for batch in batches], options.positions, draw)
         words = _thinned([batch.word_mask for batch in batches], options.positions, draw)
-        products: dict[str, Tensor] = {}
+        products: dict[tuple[str, bool], Tensor] = {}
         for index, batch in enumerate(batches):
             with torch.no_grad(), tap(layers) as calls:
                 model(batch)
             for names in input_groups(calls):
                 for call in calls:
-                    if call.name != names[0]:
+                    of_text = call.inputs.shape[:2] in (batch.piece_ids.shape, batch.word_mask.shape)
+                    if call.name != names[0] or (index and not of_text):
                         continue
                     inputs = values_at(call.name, call.inputs, pieces=pieces[index], words=words[index]).double()
-                    total = products.setdefault(" ".join(names), inputs.new_zeros(2 * inputs.shape[-1:]))
+                    total = products.setdefault((" ".join(names), of_text), inputs.new_zeros(2 * inputs.shape[-1:]))
                     total.addmm_(inputs.T, inputs)
-        return products
+        found: dict[str, list[Tensor]] = {}
+        for (group, _), total in sorted(products.items(), key=lambda item: not item[0][1]):
+            found.setdefault(group, []).append(total)
+        return found
 
 
 def extend_basis(

@@ -87,16 +87,22 @@ class Units:
         """Factors per unit as factors on the parameters that feed the unit, in shapes that broadcast to theirs.
 
         These are rows and biases of queries, keys and values, columns of the attention output (no head owns its bias),
-        and rows and biases of both halves of the feed-forward net. Parameters that are not trained get none.
+        and rows and biases of both halves of the feed-forward net. Parameters that are not trained get none, nor do
+        those of a family without factors.
         """
         found: dict[str, Tensor] = {}
         for number, layer in enumerate(self.layers):
-            heads = factors["heads"][number].repeat_interleave(self._per_head(layer))
-            rows = [(name, heads) for name in layer.projections]
-            rows += [(layer.intermediate, factors["intermediate"][number]), (layer.output, factors["output"][number])]
+            rows: list[tuple[str, Tensor]] = []
+            if "heads" in factors:
+                heads = factors["heads"][number].repeat_interleave(self._per_head(layer))
+                rows += [(name, heads) for name in layer.projections]
+                found[f"{layer.joined}.weight"] = heads.unsqueeze(0)
+            if "intermediate" in factors:
+                rows.append((layer.intermediate, factors["intermediate"][number]))
+            if "output" in factors:
+                rows.append((layer.output, factors["output"][number]))
             for name, factor in rows:
                 found |= {f"{name}.weight": factor.unsqueeze(1), f"{name}.bias": factor}
-            found[f"{layer.joined}.weight"] = heads.unsqueeze(0)
         trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         return {name: factor for name, factor in found.items() if name in trained}
 

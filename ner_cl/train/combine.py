@@ -59,14 +59,14 @@ class Updater:
         self._gates = combine_gates([strategy.gates(context) for strategy in strategies], self._parameters)
         self._project = Projector(self._gates)
         self._before: dict[str, Tensor] = {}
-        self._together: InputSubspace | None = None
-        self._asked = False
+        self._owed: InputSubspace | None = None  # where updates since the last correction have not been corrected yet
 
     def update(self) -> bool:
         """Clips, steps, projects and gates; returns False and changes nothing if the gradient is not finite."""
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
+            self._correct_if_due()
             return False
         constraints = self._set_apart(self._constraints())
         if self._apply_to == "gradient":
@@ -89,37 +89,38 @@ class Updater:
                 [before[name] for name in names],
                 [self._gates[name] for name in names],
             )
-        made = self._context.update + 1
-        if self._together and not made % self._together.every and made < self._context.updates:
-            self._correct_together()
+        self._correct_if_due()
         return True
 
-    def end_epoch(self) -> None:
-        """Corrects what updates since the last correction have left to be corrected together."""
-        if not self._asked:  # no update was made, for example after resuming at the end of an epoch
-            self._set_apart(self._constraints())
-        self._correct_together()
+    @torch.no_grad()
+    def correct(self) -> None:
+        """Corrects updates that were left to be corrected together; the loop calls it at the end of an epoch.
+
+        The outputs of weights for protected inputs become again what they were as training started.
+        """
+        if self._owed is not None:
+            for name, outputs in self._owed.outputs.items():
+                weight, basis = self._parameters[name], self._owed.bases[name]
+                weight.addmm_(weight @ basis - outputs, basis.T, alpha=-1)
+        self._owed = None
+
+    def _correct_if_due(self) -> None:
+        """An epoch's last update is not corrected here but, with what is owed otherwise, at the end of the epoch."""
+        made = self._context.update + 1
+        if self._owed is not None and not made % self._owed.every and made < self._context.updates:
+            self.correct()
 
     def _set_apart(self, constraints: list[Constraint]) -> list[Constraint]:
         """The constraints without a subspace in which updates can be corrected together: nothing else acts on them."""
-        self._asked, self._together = True, None
-        match constraints:
-            case [InputSubspace(bases=bases, outputs=outputs) as alone] if (
-                bases.keys() <= outputs.keys() and self._apply_to == "update" and not bases.keys() & self._gates.keys()
-            ):
-                self._together = alone
+        if len(constraints) == 1 and isinstance(alone := constraints[0], InputSubspace):
+            trained = {name for name in alone.bases if self._parameters[name].requires_grad}
+            if trained <= alone.outputs.keys() and not trained & self._gates.keys() and self._apply_to == "update":
+                if self._owed is not alone:
+                    self.correct()
+                self._owed = alone
                 return []
+        self.correct()  # what is owed, before the change of this update is measured
         return constraints
-
-    @torch.no_grad()
-    def _correct_together(self) -> None:
-        """Brings the outputs of weights for protected inputs back to what they were as training started."""
-        if self._together is None:
-            return
-        for name, basis in self._together.bases.items():
-            if (weight := self._parameters[name]).requires_grad:
-                changed = weight @ basis - self._together.outputs[name]
-                weight.addmm_(changed, basis.T, alpha=-1)
 
     def _keep(self, constraints: Sequence[Constraint], before: Vector, gated: Collection[str], slope: Tensor) -> None:
         """Removes the part of the update that violates constraints.

@@ -115,7 +115,8 @@ class StepTraining:
             plan = self._plan(encoded, progress.epoch)
             for group in plan[progress.update :]:
                 yield self._update(optimizer, updater, group, len(plan))
-                self._save_if_due(optimizer, best)
+                if progress.update < len(plan):  # else what the updates owe is lost; the epoch ends in a moment
+                    self._save_if_due(optimizer, best)
             yield self._end_epoch(encoded, updater, best, len(plan))
             self._save_if_due(optimizer, best)
 
@@ -214,8 +215,9 @@ class StepTraining:
         self, encoded: EncodedSentences, updater: Updater, best: dict[str, Tensor], updates: int
     ) -> EpochDone:
         """Scores the epoch if due, keeps its weights if they are the best, and decides whether to continue."""
-        updater.end_epoch()
-        progress = self.progress
+        progress, started = self.progress, time.perf_counter()
+        updater.correct()
+        progress.train_seconds += time.perf_counter() - started
         due = progress.epoch % self.every == 0 or progress.epoch == self.epochs
         score = self.dev_score() if due else None
         # As long as F1 is 0 or undefined, a later epoch counts as better and patience does not run.

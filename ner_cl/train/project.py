@@ -124,7 +124,7 @@ class Projector:
         # In the order of `change`: the order of a set, and so the last bits of sums, would differ between processes.
         for name in last:
             flat = [vector[name].flatten() if name in vector else None for vector in vectors]
-            masked = [self._masked(name, vector[name]).flatten() if name in vector else None for vector in vectors]
+            masked = [self._masked(name, vector[name]).flatten() if name in vector else None for vector in vectors[:-1]]
             for (i, j), found in zip(pairs, terms, strict=True):
                 if (left := masked[i]) is not None and (right := flat[j]) is not None:
                     found.append(torch.dot(left, right))

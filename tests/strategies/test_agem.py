@@ -292,12 +292,16 @@ def test_a_small_step_of_sgd_does_not_raise_the_loss_on_the_memory(folder: Path,
         kept = [Sentence(w, (Span(0, len(w), "PER"),), frozenset(["PER"])) for w in words]
         for constrained in raised:
             model = no_dropout(tiny_model(folder, head, steps=[["PER"], ["LOC"]])).train()
+            draw = torch.Generator().manual_seed(seed)
+            with torch.no_grad():  # heads that say something, for AddNER's are at odds through the encoder only
+                for block in model.head.blocks:
+                    block.weight.normal_(0, 0.3, generator=draw)
             strategy = Agem(AgemOptions(draw=100))
             strategy.load_sentences(kept)
             train = [Sentence(w, (Span(0, len(w), "LOC"),), frozenset(["LOC"])) for w in words]
             context = toy_context(model, ["LOC"], train=train)
             context.batch_tokens = 10_000
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
             updater = Updater([strategy] if constrained else [], context, optimizer, clip=0.0)
             batch = context.encoded.batch(range(len(train)))  # type: ignore[union-attr]
             before = memory_loss(model, kept)
@@ -305,9 +309,8 @@ def test_a_small_step_of_sgd_does_not_raise_the_loss_on_the_memory(folder: Path,
             assert updater.update()
             change = memory_loss(model, kept) - before
             raised[constrained] = max(raised[constrained], change)
-    if head == "extendner":  # AddNER's blocks share the encoder only, and need not be at odds at all
-        assert raised[False] > 1e-5
-    assert raised[True] < 1e-6 + 0.02 * raised[False]
+    assert raised[False] > 1e-3
+    assert raised[True] < 0.02 * raised[False]
 
 
 @BOTH

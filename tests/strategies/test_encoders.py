@@ -10,9 +10,10 @@ import transformers
 from ner_cl.config import HeadOptions, parse_strategies
 from ner_cl.errors import ModelError, NerClError
 from ner_cl.model.ner_model import NerModel
+from ner_cl.strategies.gpm import Gpm, GpmOptions
 from ner_cl.train.learner import Learner
 from tests.strategies.test_das import KINDS, of_kind
-from tests.tiny import tiny_encoder, toy_stream
+from tests.tiny import tiny_encoder, toy_context, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, weights_of
 
 STREAM = toy_stream(steps=(("PER",), ("LOC",)), train=40)
@@ -66,3 +67,19 @@ def test_modules_refuse_an_encoder_before_step_1_is_paid_for(folder: Path, optio
     with pytest.raises(NerClError, match="cannot be run on their own"):
         list(learner_of(model, {"name": "modules", **options}).learn_step(STREAM.steps[0]))
     assert model.types == ()
+
+
+@pytest.mark.parametrize("kind", ["deberta-v3", "electra"])
+def test_what_gpm_measures_does_not_depend_on_how_sentences_are_batched(folder: Path, kind: str) -> None:
+    """DeBERTa's relative positions are read once in every batch."""
+    model = of_kind(folder, KINDS[kind](), steps=[["PER"]])
+    found = []
+    for tokens in (16, 2000):
+        context = toy_context(model, ["PER"], train=STREAM.steps[0].train)
+        context.batch_tokens = tokens
+        strategy = Gpm(GpmOptions(threshold=0.9))
+        strategy.end_step(context)
+        found.append(strategy.state_dict())
+    assert found[0].keys() == found[1].keys()
+    for names, basis in found[0].items():
+        torch.testing.assert_close(basis @ basis.T, found[1][names] @ found[1][names].T, rtol=0, atol=1e-3)

@@ -112,7 +112,7 @@ def test_what_projecting_on_several_steps_promises(seed: int, count: int) -> Non
     weights = torch.linalg.lstsq(torch.stack(references).T, (found - gradient).unsqueeze(1)).solution.squeeze(1)
     assert ((weights < 1e-4) | (products.abs() < 1e-5 * norms)).all()
     assert (weights > -1e-4).all()
-    worst = references[0]
+    worst = min(references, key=lambda reference: float(gradient @ reference))
     alone = projected(gradient, [worst])
     expected = gradient - min(0.0, float(gradient @ worst)) / float(worst @ worst) * worst
     torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """GPM: what a weight makes of old inputs does not change, and the bases hold no more than they must."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +15,27 @@ from ner_cl.errors import ConfigError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies import gpm as gpm_module
-from ner_cl.strategies.constraints import InputSubspace
+from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.constraints import HalfSpace, InputSubspace
+from ner_cl.strategies.finetune import FinetuneOptions
 from ner_cl.strategies.gpm import Gpm, GpmOptions, extend_basis
 from ner_cl.train.combine import Updater
 from ner_cl.train.events import EpochDone, UpdateDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.project import Projector
+from ner_cl.train.run import run_stream
 from tests.tiny import tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
-from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, same_weights, weights_of
+from tests.train.toy_runs import (
+    SHORT_TRAINING,
+    Interrupted,
+    interrupt_at,
+    learn_all,
+    learner_of,
+    run_config,
+    same_weights,
+    step_files,
+    weights_of,
+)
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
 ATTENTION = "encoder.backbone.encoder.layer.0.attention.self"
@@ -244,6 +258,20 @@ def test_layers_that_were_not_held_from_the_start_stay_frozen(folder: Path) -> N
     assert WIDE not in strategy_of(other).state_dict()
 
 
+def test_a_layer_that_was_not_measured_in_one_step_stays_frozen(folder: Path) -> None:
+    """Its basis has missed that step."""
+    learner = learner_of(folder, ["distill", {"name": "gpm", "threshold": 0.8}])
+    list(learner.learn_step(STREAM.steps[0]))
+    model, steps = learner.model, toy_stream(steps=(("PER",), ("LOC",), ("ORG",)), train=60).steps
+    for wide, step in (("freeze", steps[1]), ("project", steps[2])):
+        options = parse_strategies(["distill", {"name": "gpm", "wide": wide, "threshold": 0.8}])
+        learner, before = Learner(model, options, SHORT_TRAINING), weights_of(model)
+        list(learner.learn_step(step))
+        assert WIDE not in strategy_of(learner).state_dict()
+        assert torch.equal(model.state_dict()[f"{WIDE}.weight"], before[f"{WIDE}.weight"])
+        assert not torch.equal(model.state_dict()[f"{ATTENTION}.query.weight"], before[f"{ATTENTION}.query.weight"])
+
+
 @pytest.mark.parametrize("other", ["joint", "ogd"])
 def test_what_it_cannot_be_combined_with_is_refused(other: str) -> None:
     if other not in strategies:
@@ -296,28 +324,82 @@ def test_a_projected_gradient_stays_outside_at_each_update(folder: Path) -> None
     assert max(moved for _, moved in drifts(folder, 1000, optimizer=rule)) < 1e-5
 
 
-def test_updates_without_a_finite_gradient_and_a_resumed_end_of_an_epoch_leave_nothing_uncorrected(
-    folder: Path,
+class Sometimes(Strategy):
+    """Declares a constraint at some updates of an epoch only, as a strategy of a third party may."""
+
+    options_class = FinetuneOptions
+
+    def __init__(self, updates: set[int], reference: dict[str, Tensor]) -> None:
+        super().__init__(FinetuneOptions())
+        self.updates, self.reference = updates, reference
+
+    def constraints(self, context: StepContext) -> Sequence[HalfSpace]:
+        return [HalfSpace(self.reference)] if context.update in self.updates else []
+
+
+@pytest.mark.parametrize(
+    ("overflow", "others", "corrected"),
+    [
+        ([], set(), [False, False, True, False, False]),
+        ([2], set(), [False, False, True, False, False]),  # left out, but due
+        ([1, 3, 4], set(), [False, False, True, True, True]),
+        ([], {1}, [False, True, True, False, False]),  # projected by itself, after what was owed
+        ([], {4}, [False, False, True, False, True]),
+    ],
+)
+def test_whatever_happens_on_the_way_nothing_stays_uncorrected(
+    folder: Path, overflow: list[int], others: set[int], corrected: list[bool]
 ) -> None:
     model = tiny_model(folder, steps=[["PER"], ["LOC"]])
     weight = model.get_parameter(f"{ATTENTION}.query.weight")
     before, basis = weight.detach().clone(), torch.linalg.qr(torch.randn(32, 4))[0]
-    for resumed in (False, True):
-        strategy, context = Gpm(GpmOptions(every=3)), toy_context(model, ["LOC"])
-        strategy.load_state_dict({SHARED: basis})
-        updater = Updater([strategy], context, torch.optim.SGD([weight], lr=0.1), clip=0.0)
-        if resumed:  # the checkpoint's weights are loaded after the updater has seen those of the step's start
-            with torch.no_grad():
-                weight.add_(1.0)
-        else:
-            context.updates = 3
-            for context.update in range(3):
-                weight.grad = torch.full_like(weight, 1.0 if context.update == 0 else torch.nan)
-                updater.update()
-        assert ((weight.detach() - before) @ basis).norm() > 1e-2
-        updater.end_epoch()
-        assert ((weight.detach() - before) @ basis).norm() < 1e-5
-        assert (weight.detach() - before).norm() > 0.1
+    strategy, context = Gpm(GpmOptions(every=3)), toy_context(model, ["LOC"])
+    strategy.load_state_dict({SHARED: basis})
+    reference = {f"{ATTENTION}.query.weight": torch.ones_like(weight)}
+    strategies = [strategy, Sometimes(others, reference)]
+    updater = Updater(strategies, context, torch.optim.SGD([weight], lr=0.1), clip=0.0)
+    context.updates = 5
+    for context.update in range(5):
+        weight.grad = torch.full_like(weight, torch.nan if context.update in overflow else 1.0)
+        assert updater.update() == (context.update not in overflow)
+        moved = float(((weight.detach() - before) @ basis).norm())
+        assert (moved < 1e-4) == corrected[context.update], (context.update, moved)
+    updater.correct()
+    assert ((weight.detach() - before) @ basis).norm() < 1e-4
+    assert (weight.detach() - before).norm() > 0.1
+
+
+@pytest.mark.parametrize("stopped", [3, 4, 6, 8])
+def test_a_run_that_stopped_between_corrections_ends_as_if_it_had_not(tmp_path: Path, stopped: int) -> None:
+    """Seven updates an epoch, corrected after three, after six and at the end."""
+    strategies = [{"name": "distill"}, {"name": "gpm", "threshold": 0.8, "every": 3}]
+    training = {"batch_tokens": 64, "checkpoint_seconds": 0}
+    configs = [
+        run_config(tmp_path, output=str(tmp_path / name), training=training, strategies=strategies)
+        for name in ("whole", "stopped")
+    ]
+    counts = []
+    run_stream(configs[0], on_event=lambda event: counts.append(event) if isinstance(event, UpdateDone) else None)
+    assert Counter((event.step, event.epoch) for event in counts)[2, 1] == 7
+    first = sum(event.step == 1 for event in counts)
+    with pytest.raises(Interrupted):
+        run_stream(configs[1], on_event=interrupt_at(first + stopped))
+    run_stream(configs[1], resume=True)
+    assert step_files(tmp_path / "stopped") == step_files(tmp_path / "whole")
+
+
+def test_beside_a_frozen_trunk_only_what_trains_is_corrected(folder: Path, tmp_path: Path) -> None:
+    two = tiny_encoder(tmp_path / "two", layers=2)
+    frozen = {"name": "frozen_trunk", "layers": 1}
+    learner = learner_of(two, ["distill", {"name": "gpm", "threshold": 0.8}, frozen])
+    list(learner.learn_step(STREAM.steps[0]))
+    before, bases = weights_of(learner.model), dict(strategy_of(learner).state_dict())
+    list(learner.learn_step(STREAM.steps[1]))
+    assert drift(learner.model, before, bases) < 1e-5
+    after = weights_of(learner.model)
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert any(".layer.1." in name for name in moved)
+    assert not any(".layer.0." in name for name in moved)
 
 
 def test_deferred_correction_ends_where_correcting_each_update_does(folder: Path) -> None:
@@ -333,6 +415,6 @@ def test_deferred_correction_ends_where_correcting_each_update_does(folder: Path
         for context.update in range(10):
             weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(context.update))
             updater.update()
-        updater.end_epoch()
+        updater.correct()
         ends.append(weight.detach().clone())
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
