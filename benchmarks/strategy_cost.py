@@ -308,7 +308,10 @@ def _plain(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in strategies]:
+        raise argparse.ArgumentTypeError(f"unknown strategy {unknown[0]!r}; known: {', '.join(strategies)}")
+    return names
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,10 +10,13 @@ from ner_cl.registry import nearest
 __all__ = ["Options"]
 
 
+_NUMBERS: tuple[Any, ...] = (int, float, int | None, float | None, int | float)
+
+
 class Options(BaseModel):
     """Base of all configuration sections: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -25,6 +28,14 @@ class Options(BaseModel):
                     deeper = [path for path in _paths(cls) if path.endswith(f".{key}")]
                     hint = f", did you mean {deeper[0]}?" if deeper else nearest(str(key), cls.model_fields)
                     raise ValueError(f"unknown key {str(key)!r}{hint}; known: {known}")
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_yes_as_a_number(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in _NUMBERS:
+                raise ValueError(f"{key}: {str(value).lower()} is no number")
         return values
 
     @property

@@ -15,11 +15,12 @@ Section = TypeVar("Section", bound=BaseModel)
 _PLAINER = {
     "missing": "this key is required",
     "model_type": "write a mapping of keys to values",
-    "tuple_type": "write a list; steps are lists of types, such as [[PERSON], [LOCATION, ORGANIZATION]]",
+    "tuple_type": "write a list",
     "list_type": "write a list",
 }
 
-_CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[)")  # pydantic's names of type alternatives, not keys
+# Pydantic's names of type alternatives, which are no keys.
+_CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[|tuple\[|(int|float|str)$)")
 
 
 def validate(model: type[Section], values: Any, source: str) -> Section:
@@ -36,5 +37,7 @@ def first_problem(error: ValidationError) -> str:
     where = ".".join(str(part) for part in problem["loc"] if not _CHOICE.match(str(part)))
     message = problem["msg"].removeprefix("Value error, ")
     message = _PLAINER.get(problem["type"], message)
+    if problem["type"] == "tuple_type" and "steps" in problem["loc"]:
+        message += "; steps are lists of types, such as [[PERSON], [LOCATION, ORGANIZATION]]"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"

@@ -75,6 +75,9 @@ class Encoder(nn.Module):
                 f"encoder.name: {options.name!r} is a model of type {config.model_type!r}, not a text encoder; give "
                 "one of the BERT, RoBERTa, ELECTRA, DeBERTa or ModernBERT kind"
             )
+        for tensor in (*backbone.parameters(), *backbone.buffers()):
+            # A file's tensors may lie anywhere in memory, and the last bits of products depend on where.
+            tensor.data = tensor.data.clone()
         return cls(backbone, tokenizer, options)
 
     @property

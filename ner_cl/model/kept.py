@@ -1,5 +1,6 @@
 """What strategies keep in a model folder for later steps; read lazily, since prediction never needs it."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
@@ -18,6 +19,8 @@ from ner_cl.types import Sentence
 __all__ = ["FilesByName", "forget_sentences", "kept_in", "read_tensors", "write_kept"]
 
 T = TypeVar("T")
+
+STATE_VERSION = 1
 
 
 @final
@@ -53,7 +56,7 @@ def kept_in(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The tensors and sentences that strategies keep in the model folder, by strategy name."""
     kept = folder / "strategy"
     return (
-        FilesByName({path.stem: path for path in sorted(kept.glob("*.safetensors"))}, read_tensors),
+        FilesByName({path.stem: path for path in sorted(kept.glob("*.safetensors"))}, _read_state),
         FilesByName({path.stem: path for path in sorted(kept.glob("*.jsonl"))}, _read_sentences),
     )
 
@@ -66,7 +69,7 @@ def write_kept(
         (folder / "strategy").mkdir()
     for name, state in sorted(states.items()):
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-        safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors")
+        safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors", _about(name))
     for name, lines in sorted(sentences.items()):
         write_sentences(folder / "strategy" / f"{name}.jsonl", lines)
 
@@ -97,12 +100,29 @@ def forget_sentences(folder: Path) -> int:
             except ModelError:
                 continue  # useless, and may hold what is to be forgotten
             if rest := {key: tensor for key, tensor in state.items() if not key.startswith(SENTENCE_PREFIX)}:
-                safetensors.torch.save_file(rest, draft / path.name)
+                safetensors.torch.save_file(rest, draft / path.name, _about(path.stem))
 
     publish_folder(kept, write)
     if not any(kept.iterdir()):
         kept.rmdir()
     return len(lines)
+
+
+def _about(name: str) -> dict[str, str]:
+    """What the file of a strategy's tensors says of itself; in one entry, as the order of several is arbitrary."""
+    return {"ner_cl": json.dumps({"strategy": name, "format_version": STATE_VERSION})}
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Reads a strategy's tensors; ModelError if another strategy or a later version wrote them."""
+    tensors = read_tensors(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        about = json.loads({**_about(path.stem), **(file.metadata() or {})}["ner_cl"])
+    if about["strategy"] != path.stem:
+        raise ModelError(f"{path}: was written by the strategy {about['strategy']}; restore the file, or delete it")
+    if about["format_version"] != STATE_VERSION:
+        raise ModelError(f"{path}: format version {about['format_version']} is not {STATE_VERSION}; update ner_cl")
+    return tensors
 
 
 def read_tensors(path: Path, *, in_place: bool = False) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.importance import GradientSum, measuring, relative_importance
+from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.masked_words import pretrain
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.units import Family, PerUnit, Units
@@ -101,6 +102,11 @@ class Das(Strategy):
     def reads_unlabeled(self) -> bool:
         """True with a pre-step of masked language modelling."""
         return self.options.pretrain_epochs > 0
+
+    def begin_step(self, context: StepContext) -> None:
+        """Checks that the importance is that of this encoder's units."""
+        units = Units(context.model)
+        check_state("das", self._importance, {str(family): (len(units.layers), n) for family, n in units.sizes.items()})
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """One minus the importance of the unit that a parameter feeds.

@@ -14,6 +14,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.importance import sampled_loss
+from ner_cl.strategies.kept import check_state
 
 __all__ = ["Ewc", "EwcOptions", "QuadraticPenalty"]
 
@@ -114,8 +115,11 @@ class Ewc(Strategy):
         self._anchors: list[Tensor] = []
 
     def begin_step(self, context: StepContext) -> None:
-        """Moves the state of earlier steps to the model's device."""
+        """Checks that the state of earlier steps is of this model, and moves it to the model's device."""
         device = context.model.device
+        shapes = {name: parameter.shape for name, parameter in context.model.named_parameters()}
+        for kept in (self._fisher, self._anchor):
+            check_state("ewc", kept, shapes)
         self._fisher = {name: tensor.to(device) for name, tensor in self._fisher.items()}
         self._anchor = {name: tensor.to(device) for name, tensor in self._anchor.items()}
 
@@ -151,6 +155,10 @@ class Ewc(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
+        if other := [name for name in state if not name.startswith(("fisher/", "anchor/"))]:
+            raise ValueError(f"{other[0]} is neither a Fisher information nor an anchor")
+        if negative := [name for name, part in state.items() if name.startswith("fisher/") and bool((part < 0).any())]:
+            raise ValueError(f"{negative[0]} is negative in places")
         self._fisher, self._anchor = (
             {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
             for kind in ("fisher/", "anchor/")

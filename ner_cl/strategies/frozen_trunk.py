@@ -47,7 +47,7 @@ class FrozenTrunk(Strategy):
     options_class = FrozenTrunkOptions
     options: FrozenTrunkOptions
     excludes: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("frozen", "ice"), "it trains no layer at all after step 1"),
+        **{name: f"{name} trains no layer at all after step 1" for name in ("frozen", "ice")},
         "joint": "joint trains the whole encoder in every step",
         **dict.fromkeys(("hat", "modules", "packnet"), "it says itself which layers learn, by its option layers"),
     }

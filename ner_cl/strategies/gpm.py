@@ -13,6 +13,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import InputSubspace
+from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.linear_layers import check_linear, input_groups, linear_layers, real_pieces, tap, values_at
 
 __all__ = ["Gpm", "GpmOptions", "extend_basis"]
@@ -70,13 +71,20 @@ class Gpm(Strategy):
         self._constraints: tuple[InputSubspace, ...] = ()
 
     def begin_step(self, context: StepContext) -> None:
-        """Checks that there is something to protect.
+        """Checks that there is something to protect, and that the bases are of this model.
 
         Raises:
-            ModelError: if the encoder has no linear layers that can be protected.
+            ModelError: if the encoder has no linear layers that can be protected, or others than the bases are of.
         """
         if self.options.threshold:
             check_linear(context.model, self._layers(context), strategy="gpm")
+        layers = linear_layers(context.model)
+        shapes = {
+            names: (layers[names.split()[0]].in_features, basis.shape[-1])
+            for names, basis in self._bases.items()
+            if all(name in layers for name in names.split())
+        }
+        check_state("gpm", self._bases, shapes)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """Prepares the constraint, and freezes what has no basis or whose basis is full."""

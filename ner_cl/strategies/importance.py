@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ner_cl.errors import TrainingError
 from ner_cl.model.restoring import modes_restored, random_state_restored
 from ner_cl.strategies.base import StepContext
 
@@ -94,9 +95,15 @@ def sampled_loss(decisions: Sequence[Float[Tensor, "decision _"]], *, generator:
     Args:
         decisions: the logits of each block's decisions, such as the tag of each word, with a graph.
         generator: draws the choices on the CPU, so that they do not depend on the device.
+
+    Raises:
+        TrainingError: if the distributions are not finite, because training has diverged.
     """
     total = decisions[0].new_zeros(())
     for logits in decisions:
-        drawn = torch.multinomial(logits.detach().softmax(dim=-1).cpu(), 1, generator=generator).squeeze(1)
+        shares = logits.detach().softmax(dim=-1).cpu()
+        if not torch.isfinite(shares).all():
+            raise TrainingError("the model's scores are not finite; lower the learning rate")
+        drawn = torch.multinomial(shares, 1, generator=generator).squeeze(1)
         total = total + F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
     return total

@@ -1,12 +1,13 @@
 """The exemplar memory: a few sentences of every step, kept for later steps."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ner_cl.config import Options
 from ner_cl.errors import DataError
@@ -34,16 +35,9 @@ class MemoryOptions(Options):
     """
 
     # A union, so that 1 is written to files as 1 and not as 1.0, which would be refused on reading.
-    budget: int | float = Field(0.01, gt=0)
+    budget: int | float = Field(0.01, gt=0, le=1e300)
     unit: Literal["auto", "step", "step_fraction", "new_fraction", "total", "type"] = "auto"
     selection: Literal["random", "reservoir", "balanced", "herding"] = "random"
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget_is_a_number(cls, budget: Any) -> Any:
-        if isinstance(budget, bool):
-            raise ValueError(f"{str(budget).lower()} is no number; give one, and say unit: step_fraction or step")
-        return budget
 
     @model_validator(mode="after")
     def _budget_fits_unit(self) -> "MemoryOptions":
@@ -116,7 +110,7 @@ class Memory:
         mentions = _mentions(own, context.types)
         if unit == "type":
             return self._enough(own, self._ranking(context, own, mentions, len(own)), context.types)
-        most = int(budget) if unit in ("step", "total") else _share(budget, len(own))
+        most = min(int(budget), len(own)) if unit in ("step", "total") else _share(budget, len(own))
         return tuple(own[index] for index in islice(self._ranking(context, own, mentions, most), most))
 
     def _enough(
@@ -208,4 +202,4 @@ def _herd(sentences: list[int], features: Float[np.ndarray, "sentence hidden"]) 
 
 
 def _share(fraction: int | float, count: int) -> int:
-    return max(1, round(fraction * count))
+    return max(1, round(min(fraction * count, sys.maxsize)))

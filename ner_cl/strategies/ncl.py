@@ -13,6 +13,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.errors import ConfigError
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.kronecker import Diagonal, Kronecker, fisher, kronecker_sum, scaled_identity
 from ner_cl.strategies.linear_layers import check_linear, top_layer_names
 
@@ -136,6 +137,13 @@ class Ncl(Strategy):
             check_linear(context.model, self._layers(context), strategy="ncl")
         if self._precisions and known != wanted:
             raise ConfigError("strategies.ncl.layers: not as in the steps before; keep it the same in all steps")
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in _shapes(self._layers(context)):
+            if isinstance(self._precisions.get(name), Kronecker):
+                shapes |= {f"{name}/inputs": (shape[-1],) * 2, f"{name}/outputs": (shape[0],) * 2}
+            else:
+                shapes[f"{name}/diagonal"] = shape
+        check_state("ncl", self.state_dict(), shapes)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """Inverts the precision once for all updates and, after step 1, freezes every parameter without one."""

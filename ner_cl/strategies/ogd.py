@@ -13,6 +13,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Subspace
+from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.linear_layers import top_layer_names
 
 __all__ = ["Ogd", "OgdOptions", "orthogonalise"]
@@ -62,6 +63,11 @@ class Ogd(Strategy):
         self._constraints: tuple[Subspace, ...] = ()
         self._trained: frozenset[str] = frozenset()
 
+    def begin_step(self, context: StepContext) -> None:
+        """Checks that the directions are of this model."""
+        count = max((len(part) for part in self._directions.values() if part.ndim), default=0)
+        check_state("ogd", self._directions, {n: (count, *p.shape) for n, p in context.model.named_parameters()})
+
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """Prepares the constraint and records which parameters this step trains; gates nothing."""
         self._trained = frozenset(name for name, p in context.model.named_parameters() if p.requires_grad)
@@ -103,9 +109,7 @@ class Ogd(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores the directions, unless the strategy is turned off."""
-        # Copied, because a tensor read from a file keeps the file's alignment, and the last bits of a product depend on
-        # how its factors are aligned in memory.
-        self._directions = {name: part.clone() for name, part in state.items()} if self.options.per_step else {}
+        self._directions = dict(state) if self.options.per_step else {}
 
     def _rows(self, context: StepContext) -> list[int]:
         """Rows of the step's own sentences that mention its types, drawn at random."""

@@ -53,7 +53,7 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
             is wrong and here for comparison only.
         rehearsal: `concatenate` only: number of sentences of each earlier step per epoch, drawn with replacement (CT0);
             by default every remembered sentence once.
-        ratio: share of remembered rows in a batch; in (0, 1).
+        ratio: share of remembered rows in a batch; above 0, at most 0.99.
         weight: weight of the loss on remembered rows; not for `der`. 0 trains as if nothing were remembered.
         alpha: for `der`: weight of the squared distance.
         beta: for `der`: weight of the cross entropy.
@@ -62,8 +62,8 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
     name: Literal["replay"] = "replay"
     mixing: Literal["concatenate", "batch_ratio", "loss", "der"] = "concatenate"
     labels: Literal["own", "relabel", "naive"] = "own"
-    rehearsal: int | None = Field(None, ge=1)
-    ratio: float = Field(0.25, gt=0, lt=1)
+    rehearsal: int | None = Field(None, ge=1, le=1_000_000)
+    ratio: float = Field(0.25, gt=0, le=0.99)
     weight: float = Field(1.0, ge=0)
     alpha: float = Field(0.5, ge=0)
     beta: float = Field(0.5, ge=0)

@@ -11,6 +11,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.importance import GradientSum, measuring, relative_importance
+from ner_cl.strategies.kept import check_state
 
 __all__ = ["Spg", "SpgOptions"]
 
@@ -59,6 +60,11 @@ class Spg(Strategy):
         super().__init__(options)
         self._importance: dict[str, Tensor] = {}
         self._trained: tuple[str, ...] = ()
+
+    def begin_step(self, context: StepContext) -> None:
+        """Checks that the importance is that of this encoder."""
+        shapes = {name: parameter.shape for name, parameter in context.model.encoder.named_parameters(prefix="encoder")}
+        check_state("spg", self._importance, shapes)
 
     def gates(self, context: StepContext) -> Mapping[str, Tensor]:
         """One minus the importance for the encoder; factors by `old_blocks` and `head_factor_on_new` for the head."""

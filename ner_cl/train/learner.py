@@ -31,7 +31,7 @@ from ner_cl.train.isolation import Fingerprints, emission_fingerprints
 from ner_cl.train.kept_state import kept_fingerprint, load_state
 from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
-from ner_cl.train.refusals import check_data, check_model
+from ner_cl.train.refusals import check_data, check_model, check_weights
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Learner"]
@@ -223,6 +223,7 @@ class Learner:
         self.model.encoder.shortcut = None  # measurements need the whole encoder to run
         for strategy in sorted(self.strategies, key=lambda strategy: strategy.settles_last):
             strategy.settle(context)
+        check_weights(self.model, context.number, self.strategies)
         for strategy in self.strategies:
             strategy.end_step(context)
         for strategy in self.strategies:

@@ -1,14 +1,17 @@
-"""What a learner refuses to start with."""
+"""What a learner refuses to start with, and to end with."""
 
+import math
 from collections.abc import Sequence
+
+import torch
 
 from ner_cl.config import check_head
 from ner_cl.data.stream import Step
-from ner_cl.errors import ConfigError, DataError
+from ner_cl.errors import ConfigError, DataError, TrainingError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import Strategy
 
-__all__ = ["check_data", "check_model"]
+__all__ = ["check_data", "check_model", "check_weights"]
 
 
 def check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
@@ -33,3 +36,23 @@ def check_data(step: Step) -> None:
                 f"{sentence.where}step {step.number} learns {names}, but the sentence is annotated for "
                 f"{', '.join(sorted(foreign))} too; hide that with Sentence.restrict"
             )
+
+
+def check_weights(model: NerModel, number: int, strategies: Sequence[Strategy]) -> None:
+    """Rejects weights that the last updates made useless, with which no loss has been computed since.
+
+    Args:
+        model: the model after a step.
+        number: number of the step.
+        strategies: the strategies of the step.
+
+    Raises:
+        TrainingError: if a weight is not finite or so large that its square is not.
+    """
+    weights = dict(model.named_parameters())
+    largest = torch.stack(torch._foreach_norm([weight.detach() for weight in weights.values()], math.inf)).square()
+    if torch.isfinite(largest).all():
+        return
+    name = next(name for name, value in zip(weights, largest.tolist(), strict=True) if not math.isfinite(value))
+    rate = next((f"lr of {s.options.name}" for s in strategies if s.replaces_optimizer), "training.optimizer.lr")
+    raise TrainingError(f"step {number}: training ended with weights that are beyond all bounds ({name}); lower {rate}")

@@ -203,3 +203,22 @@ def test_a_file_for_each_step_needs_no_protocol(tmp_path: Path) -> None:
 def test_files_that_do_not_fit_the_steps_are_refused(corpus: Any, more: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         parse_config({"stream": {"corpus": corpus, "steps": [["PER"], ["LOC"]], **more}})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "gem", "ridge": float("inf")}, r"strategies.*ridge.*finite number"),
+        ({"name": "ncl", "damping": float("inf")}, r"strategies.*damping.*finite number"),
+        ({"name": "replay", "budget": float("inf"), "unit": "new_fraction"}, "budget: Input should be"),
+        ({"name": "replay", "mixing": "loss", "ratio": 0.9999999999}, r"ratio.*less than or equal to 0.99"),
+        ({"name": "replay", "rehearsal": 10**14}, "rehearsal.*less than or equal to"),
+        ({"name": "gpm", "threshold": True}, "threshold: true is no number"),
+        ({"name": "ogd", "per_step": False}, "per_step: false is no number"),
+        ({"name": "replay", "budget": "1%"}, r"budget: Input should be a valid (integer|number)"),
+        ({"name": "das", "families": "heads"}, r"families: write a list( |$)"),
+    ],
+)
+def test_values_that_no_training_could_use_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"stream": {"corpus": {"train": "a", "test": "b"}}, "strategies": [options]})

@@ -1,6 +1,7 @@
 """Word vectors: the right piece, the right precision, the same alone and in a batch, and windows like the whole."""
 
 import hashlib
+import shutil
 import types
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig, RobertaModel, T5Config, T5Model, XLNetConfig, XLNetModel
 
 from ner_cl.config import EncoderOptions
@@ -220,3 +222,13 @@ def test_the_longest_row_is_one_the_encoder_can_read(config: transformers.Pretra
 def test_short_rows_share_less(pieces: int, overlap: int) -> None:
     assert EncoderOptions(max_pieces=pieces).window_overlap == overlap
     assert EncoderOptions(max_pieces=pieces, window_overlap=3).window_overlap == 3
+
+
+@pytest.mark.parametrize("padding", [0, 24, 40])
+def test_weights_lie_alike_in_memory_wherever_they_lie_in_the_file(folder: Path, tmp_path: Path, padding: int) -> None:
+    """The last bits of products depend on it, and a resumed run has its weights from another file."""
+    shutil.copytree(folder, tmp_path / "encoder")
+    path = tmp_path / "encoder" / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", "padding": "x" * padding})
+    backbone = Encoder.from_options(EncoderOptions(name=str(path.parent))).backbone
+    assert {tensor.data_ptr() % 64 for tensor in backbone.parameters()} == {0}

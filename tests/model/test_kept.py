@@ -1,5 +1,6 @@
 """What strategies keep in a model folder: read when asked for, forgotten without being read."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,19 @@ def test_a_copy_takes_neither_history_nor_what_is_kept_along(folder: Path) -> No
     assert (twin.history, dict(twin.strategy_state), dict(twin.kept_sentences)) == ([], {}, {})
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in twin.state_dict().items())
     assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+def test_a_file_says_whose_it_is_and_of_which_version(folder: Path) -> None:
+    kept = folder / "strategy"
+    (kept / "spg.safetensors").rename(kept / "das.safetensors")
+    with pytest.raises(ModelError, match=r"das\.safetensors: was written by the strategy spg; restore the file, or"):
+        load_model(folder).strategy_state["das"]
+    forget_sentences(folder)  # writes the file anew
+    with safetensors.safe_open(kept / "gem.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["ner_cl"]) == {"strategy": "gem", "format_version": 1}
+    about = {"ner_cl": json.dumps({"strategy": "gem", "format_version": 2})}
+    safetensors.torch.save_file({"scale": torch.ones(1)}, kept / "gem.safetensors", about)
+    with pytest.raises(ModelError, match=r"gem\.safetensors: format version 2 is not 1; update ner_cl"):
+        load_model(folder).strategy_state["gem"]
+    safetensors.torch.save_file({"scale": torch.ones(1)}, kept / "gem.safetensors")  # as before versions were written
+    assert set(load_model(folder).strategy_state["gem"]) == {"scale"}

@@ -95,6 +95,9 @@ def test_a_budget_that_its_unit_cannot_mean_is_refused(options: dict[str, object
     [
         ({"budget": 7, "unit": "step"}, [7, 7]),
         ({"budget": 500}, [12, 60]),
+        ({"budget": 10**30}, [12, 60]),
+        ({"budget": 10**30, "unit": "total"}, [12, 60]),
+        ({"budget": 1e300, "unit": "new_fraction"}, [12, 60]),
         ({"budget": 0.1}, [12, 6]),
         ({"budget": 0.001}, [12, 1]),
         ({"budget": 0.1, "unit": "new_fraction"}, [6, 6]),

@@ -1,5 +1,6 @@
 """The loop of one step: accumulation, early stopping, order of batches, what is not finite, what is forgotten."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -450,3 +451,24 @@ def test_few_sentences_are_seen_more_often_unless_somebody_says_how_often(
     context = toy_context(tiny_model(tmp_path / "tiny", steps=[["PER"]]), ["PER"], train=train)
     options = TrainingOptions(epochs=chosen, batch_tokens=32)
     assert plan_epochs(options, context, 1) == expected
+
+
+DIVERGING = {"name": "ncl", "lr": 1e38, "radius": 0, "first_step": "ncl"}
+
+
+@pytest.mark.parametrize(
+    ("strategies", "advice"), [(["distill"], "training.optimizer.lr"), (["distill", DIVERGING], "lr of ncl")]
+)
+def test_weights_that_the_last_update_made_useless_are_no_model(
+    encoder: Path, strategies: list[Any], advice: str
+) -> None:
+    """No loss is computed after the last update, so nothing else would notice."""
+    rule = OptimizerOptions(name="sgd", lr=3e38, head_lr=3e38, clip=0, warmup=0)
+    training = SHORT_TRAINING.model_copy(
+        update={"epochs": 1, "batch_tokens": 100_000, "optimizer": rule, "calibrate": False}
+    )
+    learner = learner_of(encoder, strategies, training=training)
+    step = dataclasses.replace(toy_stream(train=20).steps[0], dev=())
+    said = f"step 1: training ended with weights that are beyond all bounds .*; lower {advice}"
+    with pytest.raises(TrainingError, match=said):
+        list(learner.learn_step(step))
