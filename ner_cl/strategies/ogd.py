@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
@@ -38,6 +38,12 @@ class OgdOptions(StrategyOptions):
     per_step: int = Field(20, ge=0)
     scope: Literal["head_and_last", "last", "encoder"] = "head_and_last"
     last: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _last_of_what(self) -> "OgdOptions":
+        if self.scope == "encoder" and "last" in self.chosen:
+            raise ValueError("last has no effect with scope: encoder, which covers all layers; leave one of them out")
+        return self
 
 
 @strategies.register("ogd")

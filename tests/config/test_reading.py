@@ -216,6 +216,7 @@ def test_files_that_do_not_fit_the_steps_are_refused(corpus: Any, more: dict[str
         ({"name": "gpm", "threshold": True}, "threshold: true is no number"),
         ({"name": "ogd", "per_step": False}, "per_step: false is no number"),
         ({"name": "replay", "budget": "1%"}, r"budget: Input should be a valid (integer|number)"),
+        ({"name": "ogd", "scope": "encoder", "last": 3}, "last has no effect with scope: encoder"),
         ({"name": "das", "families": "heads"}, r"families: write a list( |$)"),
     ],
 )

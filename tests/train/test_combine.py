@@ -104,6 +104,7 @@ def half_mask(shape: torch.Size, value: float = 1.0) -> Tensor:
 def test_a_gate_of_zero_keeps_a_weight_and_a_gate_of_one_frees_it_to_the_last_bit(
     model: NerModel, encoder: Path, optimizer: str
 ) -> None:
+    """U1 and U2."""
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask = half_mask(start[WEIGHT].shape)
     gates = {WEIGHT: mask, NORM: torch.zeros(32), BIAS: torch.ones(32)}
@@ -136,6 +137,7 @@ def test_gated_lies_between_its_ends_and_meets_both(values: list[float], factor:
 
 
 def test_under_plain_sgd_gating_the_update_is_masking_the_gradient(model: NerModel, encoder: Path) -> None:
+    """U3."""
     mask = {WEIGHT: torch.rand(3, 32, generator=torch.Generator().manual_seed(1))}
     by_gate = train(model, [Declared(gates=mask)], optimizer="sgd", decay=0.0)[WEIGHT]
     other = tiny_model(encoder, steps=[("PER",)])
@@ -145,7 +147,7 @@ def test_under_plain_sgd_gating_the_update_is_masking_the_gradient(model: NerMod
 
 
 def test_adam_divides_a_constant_gradient_factor_out_again(model: NerModel, encoder: Path) -> None:
-    """Why soft masks act on the update: masking gradients by 0.9 importance did nothing (A.15)."""
+    """Why soft masks act on the update: masking gradients by 0.9 importance did nothing (U4, A.15)."""
     masked = train(model, [], updates=200, decay=0.0, mask={WEIGHT: torch.full((3, 32), 0.1)})[WEIGHT]
     free = train(tiny_model(encoder, steps=[("PER",)]), [], updates=200, decay=0.0)[WEIGHT]
     assert (masked - free).abs().max() < 1e-6
