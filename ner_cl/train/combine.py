@@ -62,7 +62,7 @@ class Updater:
         self._owed: InputSubspace | None = None  # where updates since the last correction have not been corrected yet
 
     def update(self) -> bool:
-        """Clips, steps, projects and gates; returns False and changes nothing if the gradient is not finite."""
+        """Clips, steps, projects and gates; if the gradient is not finite, leaves the update out and returns False."""
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
