@@ -1,16 +1,14 @@
 """The base class of all configuration sections."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ner_cl.registry import nearest
 
 __all__ = ["Options"]
-
-
-_NUMBERS: tuple[Any, ...] = (int, float, int | None, float | None, int | float)
 
 
 class Options(BaseModel):
@@ -34,8 +32,10 @@ class Options(BaseModel):
     @classmethod
     def _refuse_yes_as_a_number(cls, values: Any) -> Any:
         for key, value in values.items() if isinstance(values, Mapping) else ():
-            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in _NUMBERS:
-                raise ValueError(f"{key}: {str(value).lower()} is no number")
+            if isinstance(value, bool) and key in cls.model_fields:
+                kinds = set(_alternatives(cls.model_fields[key].annotation))
+                if kinds & {int, float} and bool not in kinds:
+                    raise ValueError(f"{key}: {str(value).lower()} is no number")
         return values
 
     @property
@@ -45,6 +45,17 @@ class Options(BaseModel):
         Configurations are written out with all options, so one that equals its default was not necessarily chosen.
         """
         return tuple(name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows."""
+    if get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for alternative in get_args(annotation):
+            yield from _alternatives(alternative)
+    else:
+        yield annotation
 
 
 def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

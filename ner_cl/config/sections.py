@@ -128,12 +128,12 @@ class StreamOptions(Options):
             raise ValueError(
                 "protocol: files needs corpus.train to be a list, with a file for each step"
                 if given
-                else "corpus.train has a file for each step, and no protocol divides them; leave protocol out"
+                else "corpus.train has files for steps, which no protocol divides; set protocol: files, or leave it out"
             )
         if isinstance(dev, tuple) and not given:
             raise ValueError("corpus.dev can only have a file for each step where corpus.train has; give one file")
-        if given and self.dev == "slice":
-            raise ValueError("dev: slice has no effect where corpus.train has a file for each step; list files of dev")
+        if given and (self.dev == "slice" or (self.dev == "whole" and isinstance(dev, tuple))):
+            raise ValueError(f"dev: {self.dev} has no effect where the files of each step are listed; leave it out")
         for key, files in (("train", train), ("dev", dev)):
             if isinstance(files, tuple) and len(files) != len(self.steps or ()):
                 raise ValueError(

@@ -19,6 +19,7 @@ _PLAINER = {
     "list_type": "write a list",
 }
 
+_NO_NUMBER = re.compile(r"(\w+): (\w+ is no number)")
 # Pydantic's names of type alternatives, which are no keys.
 _CHOICE = re.compile(r"(constrained-|function-|literal\[|union\[|tuple\[|(int|float|str)$)")
 
@@ -31,13 +32,22 @@ def validate(model: type[Section], values: Any, source: str) -> Section:
         raise ConfigError(f"{source}: {first_problem(error)}") from error
 
 
+def _key_of(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _CHOICE.match(str(part)))
+
+
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's errors with its key, and the number of further errors."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"] if not _CHOICE.match(str(part)))
+    first, *others = error.errors()
+    # Of the alternatives that a key allows, the one that the value came closest to.
+    same = [one for one in others if _key_of(one).startswith(_key_of(first))]
+    problem = max([first, *same], key=lambda one: (not one["type"].endswith("_type"), len(one["loc"])))
+    where = _key_of(problem)
     message = problem["msg"].removeprefix("Value error, ")
     message = _PLAINER.get(problem["type"], message)
     if problem["type"] == "tuple_type" and "steps" in problem["loc"]:
         message += "; steps are lists of types, such as [[PERSON], [LOCATION, ORGANIZATION]]"
+    if found := _NO_NUMBER.fullmatch(message):  # raised for the whole section
+        where, message = ".".join(filter(None, [where, found[1]])), found[2]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"

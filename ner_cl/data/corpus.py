@@ -1,6 +1,6 @@
 """Load the corpus that a configuration names: its files, with one set of entity types for all of them."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from pathlib import Path
 
 from ner_cl.config import CorpusOptions
@@ -10,7 +10,7 @@ from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
 
-__all__ = ["load_corpus"]
+__all__ = ["load_corpus", "load_test"]
 
 
 def load_corpus(options: CorpusOptions, *, name: str = "corpus", steps: Sequence[Sequence[str]] = ()) -> Corpus:
@@ -54,6 +54,16 @@ def load_corpus(options: CorpusOptions, *, name: str = "corpus", steps: Sequence
         slices=tuple(slices["train"]),
         dev_slices=tuple(slices["dev"]),
     )
+
+
+def load_test(options: CorpusOptions, types: Collection[str]) -> tuple[Sentence, ...]:
+    """Read the test sentences of a corpus for some of its types; its other files need not be there any more.
+
+    Raises:
+        DataError: if the file is missing, empty or malformed.
+    """
+    sentences, report = _read(options.test, options)
+    return tuple(sentence.restrict(types) for sentence in _annotated(sentences, report, frozenset(types)))
 
 
 def _annotated(sentences: Sequence[Sentence], report: ReadReport, types: Set[str]) -> list[Sentence]:

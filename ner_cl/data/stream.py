@@ -290,14 +290,20 @@ def _check_known(types: Iterable[str], where: str, known: Iterable[str]) -> None
 
 def _check_step(step: Step, *, protocol: str, seed: int) -> None:
     mentions = _mentions(step.train)
+    files = protocol == "files"
     for type_ in step.types:
         if not mentions[type_]:
-            advice = (
-                "check stream.steps and the order of the files in corpus.train"
-                if protocol == "files"
-                else "use protocol greedy or overlap, another seed, or more data"
-            )
+            advice = "use protocol greedy or overlap, another seed, or more data"
+            if files:
+                advice = "check stream.steps and the order of the files in corpus.train"
+                if silent := sum(not sentence.annotated_types for sentence in step.train):
+                    advice += f"; {silent} of the sentences count as annotated for none of the step's types"
             raise DataError(
-                f"step {step.number}: none of its {len(step.train)} training sentences mentions {type_} "
-                f"(protocol {protocol}, seed {seed}); {advice}"
+                f"step {step.number}: none of its {len(step.train)} training sentences mentions {type_}"
+                f"{'' if files else f' (protocol {protocol}, seed {seed})'}; {advice}"
             )
+    if files and step.dev and not _mentions(step.dev):
+        raise DataError(
+            f"step {step.number}: none of its {len(step.dev)} dev sentences mentions {', '.join(step.types)}; "
+            "check the order of the files in corpus.dev, or leave dev out"
+        )

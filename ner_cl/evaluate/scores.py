@@ -1,5 +1,6 @@
 """Scores of a model on annotated sentences, and of the models of successive steps."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -113,6 +114,8 @@ def score_steps(
             raise ModelError(f"a model that learned {known} is no earlier step of one that learned {_said(steps)}")
     if len(by_step) < len(taggers):
         raise ModelError("two of the models have learned the same steps; give one of each step")
+    for older, newer in itertools.pairwise(taggers):
+        _check_continues(older, newer)
     sentences = sentences_of(data, **reading)
     matrix = Matrix.start(steps)
     for number in range(1, len(steps) + 1):
@@ -122,6 +125,20 @@ def score_steps(
             counts = count_spans(sentences, found, matrix.seen_after(number))
         matrix = matrix.with_row(counts)
     return matrix
+
+
+def _check_continues(older: NerModel, newer: NerModel) -> None:
+    """Refuses a model that was not taught on top of another, as far as their histories tell."""
+    told = [
+        {record.get("step"): (record.get("data"), record.get("finished")) for record in model.history}
+        for model in (older, newer)
+    ]
+    for step in told[0].keys() & told[1].keys():
+        if told[0][step] != told[1][step]:
+            raise ModelError(
+                f"the model of {len(newer.tagset.steps)} steps was not taught on top of that of "
+                f"{len(older.tagset.steps)}: their step {step} was learned {told[0][step][1]} and {told[1][step][1]}"
+            )
 
 
 def _said(steps: Sequence[Sequence[str]]) -> str:

@@ -69,7 +69,7 @@ def write_kept(
         (folder / "strategy").mkdir()
     for name, state in sorted(states.items()):
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-        safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors", _about(name))
+        safetensors.torch.save_file(tensors, folder / "strategy" / f"{name}.safetensors", _about(name, folder))
     for name, lines in sorted(sentences.items()):
         write_sentences(folder / "strategy" / f"{name}.jsonl", lines)
 
@@ -100,7 +100,7 @@ def forget_sentences(folder: Path) -> int:
             except ModelError:
                 continue  # useless, and may hold what is to be forgotten
             if rest := {key: tensor for key, tensor in state.items() if not key.startswith(SENTENCE_PREFIX)}:
-                safetensors.torch.save_file(rest, draft / path.name, _about(path.stem))
+                safetensors.torch.save_file(rest, draft / path.name, _about(path.stem, folder))
 
     publish_folder(kept, write)
     if not any(kept.iterdir()):
@@ -108,21 +108,36 @@ def forget_sentences(folder: Path) -> int:
     return len(lines)
 
 
-def _about(name: str) -> dict[str, str]:
+def _about(name: str, folder: Path) -> dict[str, str]:
     """What the file of a strategy's tensors says of itself; in one entry, as the order of several is arbitrary."""
-    return {"ner_cl": json.dumps({"strategy": name, "format_version": STATE_VERSION})}
+    about = {"strategy": name, "format_version": STATE_VERSION, "types": _types_in(folder)}
+    return {"ner_cl": json.dumps(about, ensure_ascii=False)}
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Reads a strategy's tensors; ModelError if another strategy or a later version wrote them."""
     tensors = read_tensors(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        about = json.loads({**_about(path.stem), **(file.metadata() or {})}["ner_cl"])
-    if about["strategy"] != path.stem:
-        raise ModelError(f"{path}: was written by the strategy {about['strategy']}; restore the file, or delete it")
-    if about["format_version"] != STATE_VERSION:
-        raise ModelError(f"{path}: format version {about['format_version']} is not {STATE_VERSION}; update ner_cl")
+        written = (file.metadata() or {}).get("ner_cl")
+    if written is None:  # before versions were written
+        return tensors
+    try:
+        name, version, types = (json.loads(written)[key] for key in ("strategy", "format_version", "types"))
+    except (ValueError, TypeError, LookupError) as error:
+        what = f"damaged (its metadata say {written[:40]!r})"
+        raise ModelError(f"{path}: {what}; restore the file, or delete it") from error
+    if name != path.stem:
+        raise ModelError(f"{path}: was written by the strategy {name}; restore the file, or delete it")
+    if version != STATE_VERSION:
+        raise ModelError(f"{path}: format version {version} is not {STATE_VERSION}; update ner_cl")
+    if types != _types_in(path.parents[1]):
+        raise ModelError(f"{path}: was written with a model of {', '.join(types)}; restore the file, or delete it")
     return tensors
+
+
+def _types_in(folder: Path) -> list[str]:
+    """The types that a model folder names."""
+    return list(json.loads((folder / "labels.json").read_text(encoding="utf-8"))["types"])
 
 
 def read_tensors(path: Path, *, in_place: bool = False) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ner_cl.errors import DataError
 from ner_cl.report.runs import RunRecord, method_of
@@ -29,6 +29,7 @@ _FREE = (
 # Differences that are reported but not refused: a strategy may require a head or raw text, and machines differ.
 _SAID = ("head", "environment", "stream.corpus.unlabeled")
 _MACHINE = ("torch", "transformers")
+_PARTS = ("data", "dev", "earlier", "earlier_dev", "unlabeled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Difference:
     """A difference between methods other than their strategies.
 
     Attributes:
-        what: key path of the configuration, or `data`, `dev`, `test`, `orders`, `seeds`, `environment`.
+        what: key path of the configuration, or `data`, `dev`, `earlier`, `unlabeled`, `test`, `orders`, `seeds`,
+            `environment`.
         values: the value of each method.
         spoils: whether it makes the comparison unfair, because more than the method differs.
     """
@@ -82,7 +84,7 @@ def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, s
         groups: runs of each method.
         tests: fingerprints of the test sets of each method's runs, where known.
     """
-    found = [*_of_settings(groups), *_of_data(groups, "data"), *_of_data(groups, "dev")]
+    found = [*_of_settings(groups), *(item for part in _PARTS for item in _of_data(groups, part))]
     known = {name: ", ".join(sorted(hashes)) for name, hashes in tests.items() if hashes}
     found += _unequal("test", known, spoils=True)
     orders = {name: _orders(runs) for name, runs in groups.items()}
@@ -112,18 +114,24 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in _FREE)
 
 
-def _of_data(groups: Mapping[str, Sequence[RunRecord]], part: Literal["data", "dev"]) -> list[Difference]:
-    """Compare the training or dev sentences of methods whose runs share an order of steps."""
+def _of_data(groups: Mapping[str, Sequence[RunRecord]], part: str) -> list[Difference]:
+    """Compare the sentences that methods read which have read any, for runs that share an order of steps."""
     hashes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, runs in groups.items():
         for run in runs:
-            for step, value in (run.data if part == "data" else run.dev).items():
+            for step, value in _fingerprints(run, part).items():
                 hashes[f"step {step} of {' '.join('+'.join(types) for types in run.steps)}"][name].add(value[:12])
     for where, by_method in hashes.items():
         values = {name: ", ".join(sorted(found)) for name, found in by_method.items()}
-        if differing := _unequal(f"{part} of {where}", values, spoils=True):
+        if differing := _unequal(f"{part.replace('_', ' ')} of {where}", values, spoils=part != "unlabeled"):
             return differing  # one is enough; further differences have the same cause
     return []
+
+
+def _fingerprints(run: RunRecord, part: str) -> dict[int, str]:
+    if part in ("data", "dev"):
+        return run.data if part == "data" else run.dev
+    return {step: read[part] for step, read in run.besides.items() if part in read}
 
 
 def _unequal(what: str, values: dict[str, str], *, spoils: bool = False) -> list[Difference]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ner_cl.data.corpus import load_corpus
+from ner_cl.data.corpus import load_test
 from ner_cl.data.stream import fingerprint
 from ner_cl.errors import NerClError
 from ner_cl.evaluate.counts import count_spans
@@ -56,12 +56,10 @@ def run_outputs(
     """
     outputs = Outputs()
     try:
-        options = run.config.stream
-        corpus = load_corpus(options.corpus, name=options.name, steps=options.steps or ())
+        outputs.test = load_test(run.config.stream.corpus, run.matrix.types)
     except (NerClError, OSError) as error:
         outputs.notes.append(f"{run.name}: the test data are not at hand ({error})")
         return outputs
-    outputs.test = tuple(sentence.restrict(run.matrix.types) for sentence in corpus.test)
     test = fingerprint(outputs.test)
     missing, made = [], []
     for step in steps or range(1, len(run.matrix.counts) + 1):

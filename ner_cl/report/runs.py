@@ -40,6 +40,7 @@ class RunRecord:
         seconds: total time of all steps, without reading data and models; None if a step was not timed.
         data: training data fingerprint of every step in the history of the newest model.
         dev: the same for dev sentences, `none` without any; lacks steps of runs that did not record it.
+        besides: fingerprints of what strategies read besides the step's sentences, by step and by what it is.
         published: whether there is a model of the last step, which the forgetting gate may have refused.
     """
 
@@ -51,6 +52,7 @@ class RunRecord:
     seconds: float | None
     data: dict[int, str]
     dev: dict[int, str]
+    besides: dict[int, dict[str, str]]
     published: bool
 
     @property
@@ -115,6 +117,7 @@ def load_run(folder: Path) -> RunRecord:
         seconds=sum(event["seconds"] for event in done.values()) if done and done.keys() >= set(learned) else None,
         data={record["step"]: record["data"] for record in history if record.get("data")},
         dev={record["step"]: record["dev"] or "none" for record in history if "dev" in record},
+        besides={record["step"]: record.get("besides", {}) for record in history},
         published=bool(learned) and (learned[-1] in done or (folder / "steps" / f"{learned[-1]:02d}").is_dir()),
     )
 

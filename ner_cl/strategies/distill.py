@@ -39,7 +39,7 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
     alpha: float = Field(0.5, ge=0)
     mention_weight: float = Field(4.0, ge=1)
     cache: bool = True
-    unlabeled: float = Field(0.25, ge=0, lt=1)
+    unlabeled: float = Field(0.25, ge=0, le=0.95)
     unlabeled_sentences: int = Field(2000, ge=1)
 
 

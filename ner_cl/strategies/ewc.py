@@ -159,6 +159,9 @@ class Ewc(Strategy):
             raise ValueError(f"{other[0]} is neither a Fisher information nor an anchor")
         if negative := [name for name, part in state.items() if name.startswith("fisher/") and bool((part < 0).any())]:
             raise ValueError(f"{negative[0]} is negative in places")
+        kinds = [{name.partition("/")[2] for name in state if name.startswith(kind)} for kind in ("fisher/", "anchor/")]
+        if missing := sorted(kinds[0] ^ kinds[1]):
+            raise ValueError(f"{missing[0]} has a Fisher information or an anchor, but not both")
         self._fisher, self._anchor = (
             {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
             for kind in ("fisher/", "anchor/")

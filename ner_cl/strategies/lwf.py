@@ -32,7 +32,7 @@ class LwfOptions(StrategyOptions):
 
     name: Literal["lwf"] = "lwf"
     strength: float = Field(1.0, ge=0)
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(2.0, gt=0, le=1000)
     scale: bool = True
     cache: bool = True
 

@@ -27,6 +27,9 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
         if context.old_types and strategy.reads_dev and not context.dev:
             text = f"{name} measures on dev sentences and there are none: it does nothing in this step"
             yield Note(step=context.number, text=text)
+    if context.dev and not any(span.type in context.types for sentence in context.dev for span in sentence.spans):
+        text = f"no dev sentence mentions {', '.join(context.types)}: the last epoch is kept, whichever is best"
+        yield Note(step=context.number, text=text)
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
         advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
         yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")

@@ -16,6 +16,8 @@ from ner_cl.evaluate.predictions import Predictions, predictions_file
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import ScoredSpan, score_sentences
 from ner_cl.model.store import load_model
+from ner_cl.strategies.base import Strategy
+from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.changes import fell_too_far
 from ner_cl.train.checkpoint import Checkpoint
@@ -120,7 +122,7 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
             predicted.save(predictions_file(folder, step.number))
             matrix.save(folder)
         _check_drop(matrix, step, config)
-        _remember(learner, step, matrix)
+        _remember(learner, step, matrix, _besides(learner.strategies, step, stream))
         if engine.is_main:
             learner.model.save(folder / "steps" / f"{step.number:02d}")
         engine.wait()
@@ -165,6 +167,7 @@ def _start(config: Config, stream: Stream, folder: Path, test: str) -> tuple[Ner
     """The model to continue with and the matrix rows so far, of published and of skipped steps."""
     matrix = Matrix.start([step.types for step in stream.steps])
     model: NerModel | None = None
+    strategies = build_strategies(config.strategies)
     for step in stream.steps:
         if _skipped(config, step, stream):
             matrix = matrix.with_row(None)
@@ -173,19 +176,20 @@ def _start(config: Config, stream: Stream, folder: Path, test: str) -> tuple[Ner
         if not published.is_dir():
             break
         model = load_model(published)
-        _check_data(model, step, test, folder)
+        _check_data(model, step, test, folder, _besides(strategies, step, stream))
         row = model.metrics["counts"]
         matrix = matrix.with_row({type_: Counts(**row[type_]) for type_ in stream.seen(step.number)})
     return model or NerModel.from_options(config.encoder, config.head), matrix
 
 
-def _check_data(model: NerModel, step: Step, test: str, folder: Path) -> None:
+def _check_data(model: NerModel, step: Step, test: str, folder: Path, besides: dict[str, str]) -> None:
     """Refuses to go on with other sentences than those that a published step was trained and evaluated on."""
     record, predicted = model.history[-1], predictions_file(folder, step.number)
     parts = {
         "training": record["data"] == step.data_hash,
         "dev": record.get("dev") == (fingerprint(step.dev) if step.dev else None),
         "test": not predicted.is_file() or Predictions.test_of(predicted) in ("", test),
+        "earlier or raw": record.get("besides", besides) == besides,
     }
     if changed := [part for part, same in parts.items() if not same]:
         raise DataError(
@@ -211,11 +215,22 @@ def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
         )
 
 
-def _remember(learner: Learner, step: Step, matrix: Matrix) -> None:
+def _besides(strategies: Sequence[Strategy], step: Step, stream: Stream) -> dict[str, str]:
+    """Fingerprints of what the strategies read besides the step's own sentences, with all its annotation."""
+    read: dict[str, Sequence[Sentence]] = {}
+    if any(strategy.needs_earlier_data for strategy in strategies):
+        read["earlier"] = stream.everything_until(step.number)
+        read["earlier_dev"] = stream.dev_everything_until(step.number)
+    if any(strategy.reads_unlabeled for strategy in strategies):
+        read["unlabeled"] = stream.unlabeled
+    return {name: fingerprint(sentences) for name, sentences in read.items() if sentences}
+
+
+def _remember(learner: Learner, step: Step, matrix: Matrix, besides: dict[str, str]) -> None:
     """Adds the step to the model's history, which later strategies may read, and its matrix row to the metrics."""
     model = learner.model
     before, after = _before_and_after(matrix)
-    record = history_record(learner, step, before=before, after=after)
+    record = history_record(learner, step, before=before, after=after) | ({"besides": besides} if besides else {})
     model.history = [*model.history, record]
     model.metrics = {
         "counts": {type_: asdict(count) for type_, count in (matrix.counts[-1] or {}).items()},

@@ -185,6 +185,13 @@ def test_files_in_another_order_than_the_steps_are_told(
     said = capsys.readouterr().err
     assert "step 1: none of its 100 training sentences mentions LOC" in said
     assert "check stream.steps and the order of the files in corpus.train" in said
+    assert "100 of the sentences count as annotated for none of the step's types" in said
+    assert "seed" not in said
+    dev = [str(tmp_path / "steps" / f"step-0{step}" / "dev.jsonl") for step in (2, 1)]
+    stream["corpus"] |= {"train": files[::-1], "dev": dev}
+    assert main(["train", str(toy.write_config(config, stream=stream)), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "step 1: none of its 20 dev sentences mentions LOC; check the order of the files in corpus.dev" in said
 
 
 def test_split_of_one_file_orders_its_types(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

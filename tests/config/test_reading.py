@@ -190,10 +190,12 @@ def test_a_file_for_each_step_needs_no_protocol(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("corpus", "more", "reason"),
     [
-        (FILES, {"protocol": "greedy"}, "a file for each step, and no protocol divides them; leave protocol out"),
+        (FILES, {"protocol": "greedy"}, "which no protocol divides; set protocol: files, or leave it out"),
         ({"train": "a", "test": "b"}, {"protocol": "files"}, "files needs corpus.train to be a list"),
         ({"train": "a", "dev": ["b", "c"], "test": "b"}, {}, "corpus.dev can only have a file for each step where"),
         (FILES, {"dev": "slice"}, "dev: slice has no effect"),
+        ({**FILES, "dev": ["a", "b"]}, {"dev": "whole"}, "dev: whole has no effect"),
+        ({**FILES, "train": ["a", 3]}, {}, r"corpus\.train\.1: Input should be a valid string"),
         ({**FILES, "dev": ["a"]}, {}, "corpus.dev has 1 files for 2 steps; give a file for each"),
         (FILES, {"steps": [["A"], ["B"], ["C"]]}, "corpus.train has 2 files for 3 steps; give a file for each"),
         (FILES, {"steps": None}, "list the types of each step, as corpus.train has a file for each"),
@@ -217,6 +219,9 @@ def test_files_that_do_not_fit_the_steps_are_refused(corpus: Any, more: dict[str
         ({"name": "ogd", "per_step": False}, "per_step: false is no number"),
         ({"name": "replay", "budget": "1%"}, r"budget: Input should be a valid (integer|number)"),
         ({"name": "ogd", "scope": "encoder", "last": 3}, "last has no effect with scope: encoder"),
+        ({"name": "distill", "temperature": 1e308}, "temperature.*less than or equal to 1000"),
+        ({"name": "distill", "unlabeled": 0.999999}, "unlabeled.*less than or equal to 0.95"),
+        ({"name": "frozen_trunk", "layers": True}, "layers: true is no number"),
         ({"name": "das", "families": "heads"}, r"families: write a list( |$)"),
     ],
 )

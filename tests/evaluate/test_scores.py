@@ -96,5 +96,13 @@ def test_models_that_do_not_continue_one_another_are_refused(folders: list[Path]
         ner_cl.score_steps([other, folders[1]], TEST)
     with pytest.raises(ModelError, match="learned the same steps"):
         ner_cl.score_steps([folders[0], folders[0]], TEST)
+    again = ner_cl.load(folders[0])  # as if step 1 had been taught once more after step 2 was taught on top of it
+    again.history = [{"step": 1, "types": ["PER"], "data": "other", "finished": "2026-01-02"}]
+    newer = ner_cl.load(folders[1])
+    newer.history = [{"step": 1, "types": ["PER"], "data": "first", "finished": "2026-01-01"}]
+    with pytest.raises(
+        ModelError, match="the model of 2 steps was not taught on top of that of 1: their step 1 was learned"
+    ):
+        ner_cl.score_steps([again, newer], TEST)
     with pytest.raises(ModelError, match="there are no models"):
         ner_cl.score_steps([], TEST)

@@ -96,10 +96,17 @@ def test_a_file_says_whose_it_is_and_of_which_version(folder: Path) -> None:
         load_model(folder).strategy_state["das"]
     forget_sentences(folder)  # writes the file anew
     with safetensors.safe_open(kept / "gem.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["ner_cl"]) == {"strategy": "gem", "format_version": 1}
-    about = {"ner_cl": json.dumps({"strategy": "gem", "format_version": 2})}
-    safetensors.torch.save_file({"scale": torch.ones(1)}, kept / "gem.safetensors", about)
-    with pytest.raises(ModelError, match=r"gem\.safetensors: format version 2 is not 1; update ner_cl"):
-        load_model(folder).strategy_state["gem"]
+        told = json.loads(file.metadata()["ner_cl"])
+    assert told == {"strategy": "gem", "format_version": 1, "types": ["PER", "LOC", "ORG", "MISC"]}
+    for about, said in (
+        (json.dumps({**told, "format_version": 2}), "format version 2 is not 1; update ner_cl"),
+        (json.dumps({**told, "types": ["PER", "LOC"]}), "was written with a model of PER, LOC; restore the file"),
+        (json.dumps({"strategy": "gem"}), r"damaged \(its metadata say .*\); restore the file, or delete it"),
+        ("[1]", r"damaged \(its metadata say '\[1\]'\)"),
+        ("nonsense", "damaged"),
+    ):
+        safetensors.torch.save_file({"scale": torch.ones(1)}, kept / "gem.safetensors", {"ner_cl": about})
+        with pytest.raises(ModelError, match=rf"gem\.safetensors: {said}"):
+            load_model(folder).strategy_state["gem"]
     safetensors.torch.save_file({"scale": torch.ones(1)}, kept / "gem.safetensors")  # as before versions were written
     assert set(load_model(folder).strategy_state["gem"]) == {"scale"}

@@ -83,6 +83,14 @@ def test_a_negative_fisher_information_is_damaged(taught: Callable[[str], tuple[
     model.strategy_state = {"ewc": kept}
 
 
+def test_a_fisher_information_without_an_anchor_is_damaged(taught: Callable[[str], tuple[NerModel, State]]) -> None:
+    model, kept = taught("ewc")
+    model.strategy_state = {"ewc": {name: part for name, part in kept.items() if name.startswith("fisher/")}}
+    with pytest.raises(ModelError, match=r"damaged .* has a Fisher information or an anchor, but not both"):
+        Learner(model, parse_strategies(["distill", "ewc"]), SHORT_TRAINING)
+    model.strategy_state = {"ewc": kept}
+
+
 def test_the_message_says_what_to_do() -> None:
     with pytest.raises(
         ModelError,

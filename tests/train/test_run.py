@@ -11,6 +11,7 @@ import yaml
 
 import ner_cl
 from ner_cl.config import Config, parse_config, parse_strategies
+from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError, TrainingError
 from ner_cl.evaluate.matrix import Matrix
@@ -243,6 +244,28 @@ def test_a_run_does_not_go_on_with_other_data(home: Path, whole: Run, tmp_path: 
     with pytest.raises(DataError, match=rf"run: step 1 was learned with other {named} sentences than are there now"):
         run_stream(config, resume=True)
     assert step_files(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("strategy", ["joint", "distill"])
+def test_a_run_does_not_go_on_with_other_earlier_data_or_raw_text(home: Path, tmp_path: Path, strategy: str) -> None:
+    """What a step reads besides its own sentences is checked too."""
+    values = run_values(home, output=str(tmp_path / "run"), strategies=[strategy])
+    raw = tmp_path / "raw.txt"
+    raw.write_text("Ada was there.\nIt rained in Rome.\n")
+    files = [tmp_path / f"{number}.jsonl" for number in (1, 2)]
+    for path, step in zip(files, open_stream(parse_config(values)).steps, strict=True):
+        write_sentences(path, step.train)
+    values["stream"]["corpus"] |= {"format": "auto", "train": [str(path) for path in files], "dev": None}
+    if strategy == "distill":
+        values["stream"]["corpus"]["unlabeled"] = str(raw)
+    run_stream(parse_config(values))
+    if strategy == "distill":
+        raw.write_text("Ada was there.\n")
+    else:  # what step 1 says of LOC is part of what step 2 reads
+        sentences = read_sentences(files[0])
+        write_sentences(files[0], [s.with_spans(s.spans, {"PER", "LOC"}) for s in sentences])
+    with pytest.raises(DataError, match=r"step . was learned with other earlier or raw sentences than are there now"):
+        run_stream(parse_config(values), resume=True)
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_goes_on(home: Path) -> None:

@@ -26,7 +26,7 @@ class DistillOptions(Options):
             for spans.
     """
 
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(2.0, gt=0, le=1000)
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
     form: Literal["full", "sub"] = "full"
