@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class RunRecord:
         seconds: total time of all steps, without reading data and models; None if a step was not timed.
         data: training data fingerprint of every step in the history of the newest model.
         dev: the same for dev sentences, `none` without any; lacks steps of runs that did not record it.
-        besides: fingerprints of what strategies read besides the step's sentences, by step and by what it is.
         published: whether there is a model of the last step, which the forgetting gate may have refused.
+        besides: fingerprints of what strategies read besides the step's sentences, by step and by what it is.
     """
 
     folder: Path
@@ -52,8 +52,8 @@ class RunRecord:
     seconds: float | None
     data: dict[int, str]
     dev: dict[int, str]
-    besides: dict[int, dict[str, str]]
     published: bool
+    besides: dict[int, dict[str, str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

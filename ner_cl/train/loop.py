@@ -92,13 +92,9 @@ class StepTraining:
             strategies=tuple(strategy.options.name for strategy in self.strategies),
             stage=context.stage,
         )
+        rule = options.optimizer
         updater = Updater(
-            self.strategies,
-            context,
-            optimizer,
-            clip=options.optimizer.clip,
-            apply_to=options.optimizer.apply_to,
-            average=self.engine.average,
+            self.strategies, context, optimizer, clip=rule.clip, apply_to=rule.apply_to, average=self.engine.average
         )
         context.trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         if saved := self.checkpoint.load(progress, model, optimizer, self.strategies):

@@ -133,7 +133,7 @@ def test_a_fresh_strategy_keeps_nothing() -> None:
         ({"weight": -1}, "weight"),
         ({"budget": 2.5}, "budget: 2.5 is no whole number"),
         ({"budget": 1.0}, "say unit: step_fraction or step"),
-        ({"budget": True}, "say unit: step_fraction or step"),
+        ({"budget": True}, "true is no number"),
         ({"ratio": 0.5}, "ratio: has no effect with mixing: concatenate"),
         ({"weight": 2, "mixing": "der"}, "weight: has no effect with mixing: der"),
         ({"alpha": 0.1}, "alpha: has no effect with mixing: concatenate"),
