@@ -87,6 +87,8 @@ def test_after_sigterm_everything_that_was_accepted_is_answered(start: Callable[
                 try:
                     response = client.post(f"{program.url}/v1/entities", json={"texts": [TEXT] * 5})
                     outcomes.append(str(response.status_code))
+                    if response.headers.get("connection") == "close":
+                        return  # told to go elsewhere; a connection made as the program ends need not be accepted
                 except httpx.ConnectError:  # nobody listens any more: not accepted
                     return
                 except httpx.HTTPError as error:
