@@ -14,7 +14,15 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import InputSubspace
 from ner_cl.strategies.kept import check_state
-from ner_cl.strategies.linear_layers import check_linear, input_groups, linear_layers, real_pieces, tap, values_at
+from ner_cl.strategies.linear_layers import (
+    check_linear,
+    input_groups,
+    linear_layers,
+    of_batch,
+    real_pieces,
+    tap,
+    values_at,
+)
 
 __all__ = ["Gpm", "GpmOptions", "extend_basis"]
 
@@ -178,7 +186,7 @@ class Gpm(Strategy):
                 model(batch)
             for names in input_groups(calls):
                 for call in calls:
-                    of_text = call.inputs.shape[:2] in (batch.piece_ids.shape, batch.word_mask.shape)
+                    of_text = of_batch(call.name, call.inputs, pieces=pieces[index], words=words[index])
                     if call.name != names[0] or (index and not of_text):
                         continue
                     inputs = values_at(call.name, call.inputs, pieces=pieces[index], words=words[index]).double()

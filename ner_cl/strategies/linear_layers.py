@@ -18,6 +18,7 @@ __all__ = [
     "check_linear",
     "input_groups",
     "linear_layers",
+    "of_batch",
     "real_pieces",
     "tap",
     "top_layer_names",
@@ -122,8 +123,17 @@ def values_at(
         pieces: which pieces are real.
         words: which words are real.
     """
-    mask = words if name.startswith("head.") else pieces
+    mask = _places(name, pieces, words)
     return values[mask] if values.shape[:-1] == mask.shape else values.flatten(0, -2)
+
+
+def of_batch(name: str, values: Tensor, *, pieces: Bool[Tensor, "row piece"], words: Bool[Tensor, "row word"]) -> bool:
+    """Whether a layer's inputs or outputs belong to the batch's pieces or words; see `values_at`."""
+    return values.shape[:-1] == _places(name, pieces, words).shape
+
+
+def _places(name: str, pieces: Tensor, words: Tensor) -> Tensor:
+    return words if name.startswith("head.") else pieces
 
 
 def input_groups(calls: list[Call]) -> list[tuple[str, ...]]:
