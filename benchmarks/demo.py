@@ -38,9 +38,9 @@ def main() -> None:
     subprocess.run(_command(ours), check=True, stdout=subprocess.DEVNULL, env=_one_thread())
     if finetune.wait():
         sys.exit("the fine-tuning run failed; its message stands above")
-    matrices = [Matrix.load(RUNS / name / "matrix.json") for name in ("finetune", "ner_cl")]
+    left, right = (Matrix.load(RUNS / name / "matrix.json") for name in ("finetune", "ner_cl"))
     print("\nF1 of every type on the whole test set, after each step:\n")
-    print(render_side_by_side(*matrices, ("plain fine-tuning", "ner_cl, its default")))
+    print(render_side_by_side(left, right, ("plain fine-tuning", "ner_cl, its default")))
 
     model, grown = RUNS / "ner_cl" / "steps" / "03", RUNS / "with-medication"
     data = ["data/quickstart/train.jsonl", "--dev", "data/quickstart/dev.jsonl"]

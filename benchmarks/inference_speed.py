@@ -39,7 +39,7 @@ from ner_cl.integrations.hub import to_token_classifier
 from ner_cl.integrations.onnx import to_onnx
 from ner_cl.model.emissions import stretches_of
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.precision import autocast, resolve_precision
+from ner_cl.model.precision import Precision, autocast, resolve_precision
 from ner_cl.train.environment import environment
 from ner_cl.types import Sentence
 
@@ -110,7 +110,7 @@ def untrained(head: str, steps: Sequence[int], sentences: Sequence[Sentence], sh
     return model
 
 
-def limit_of(model: NerModel, sentences: Sequence[Sentence], precision: str) -> Callable[[], None]:
+def limit_of(model: NerModel, sentences: Sequence[Sentence], precision: Precision) -> Callable[[], None]:
     """The encoder and one linear layer, on tensors prepared in advance."""
     batches = [batch for _, batch in model.encode(sentences).in_length_order(BATCH_TOKENS)]
     (layer,) = model.head.blocks
@@ -126,7 +126,7 @@ def limit_of(model: NerModel, sentences: Sequence[Sentence], precision: str) -> 
 
 
 def predictors(
-    extendner: NerModel, addner: dict[int, NerModel], texts: Sequence[str], precision: str
+    extendner: NerModel, addner: dict[int, NerModel], texts: Sequence[str], precision: Precision
 ) -> dict[str, Callable[[], None]]:
     """Every compared way to get from texts to entities."""
 
@@ -170,7 +170,7 @@ def findings(
     addner: NerModel,
     texts: Sequence[str],
     arguments: argparse.Namespace,
-    precision: str,
+    precision: Precision,
 ) -> dict[str, float]:
     """Speed ratios between contestants, and decoding's share of time."""
     by_name = {speed.name: speed.ratio for speed in speeds}
@@ -184,7 +184,7 @@ def findings(
     }
 
 
-def decoding_share(model: NerModel, texts: Sequence[str], arguments: argparse.Namespace, precision: str) -> float:
+def decoding_share(model: NerModel, texts: Sequence[str], arguments: argparse.Namespace, precision: Precision) -> float:
     """The share of predict's time left after tokenizer, encoder and heads."""
     from ner_cl.data.words import split_words
 
@@ -198,7 +198,8 @@ def decoding_share(model: NerModel, texts: Sequence[str], arguments: argparse.Na
 
 def beside(base: Callable[[], None], other: Callable[[], None], arguments: argparse.Namespace) -> tuple[float, float]:
     """The median seconds of `other`, and the median of its speed relative to `base`."""
-    base(), other()  # fills caches
+    for run in (base, other):
+        run()  # fills caches
     seconds, ratios = [], []
     for _ in range(arguments.repeats):
         reference = timed(base, arguments)
@@ -219,7 +220,7 @@ def timed(run: Callable[[], None], arguments: argparse.Namespace) -> float:
     return clock() - started
 
 
-def header(arguments: argparse.Namespace, sentences: int, words: int, precision: str) -> str:
+def header(arguments: argparse.Namespace, sentences: int, words: int, precision: Precision) -> str:
     """What is measured and where, and the table's header."""
     return (
         f"MiniLM, {arguments.data.parent.name}/{arguments.data.name}: {sentences} sentences, {words} words; "

@@ -29,6 +29,7 @@ from ner_cl.model.subnetworks.hat import HatOptions
 from ner_cl.model.subnetworks.modules import ModuleOptions
 from ner_cl.model.subnetworks.packnet import PackNetOptions
 from ner_cl.train.environment import environment
+from ner_cl.types import Sentence
 
 DEFAULT_DATA = Path(__file__).parents[1] / "data" / "quickstart" / "test.jsonl"
 AIM = 1.6
@@ -98,7 +99,9 @@ def apart(options: SubnetworkOptions, steps: int) -> NerModel:
     return model.eval()
 
 
-def times(model: NerModel, plain: NerModel, sentences: list, arguments: argparse.Namespace) -> tuple[float, float]:
+def times(
+    model: NerModel, plain: NerModel, sentences: list[Sentence], arguments: argparse.Namespace
+) -> tuple[float, float]:
     """Median times relative to `plain`: to predict all types, and the last step's types alone."""
     clock = time.process_time if arguments.threads == 1 and not torch.cuda.is_available() else time.perf_counter
     last = list(model.tagset.steps[-1])

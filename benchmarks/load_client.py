@@ -112,6 +112,11 @@ class Load:
             connection.close()
 
 
+def _stop_when_closed(load: Load) -> None:
+    sys.stdin.read()
+    load.stop()
+
+
 def main() -> None:
     plan = json.loads(sys.stdin.readline())
     load = Load(plan["port"], [_request(body) for body in plan["bodies"]], plan.get("keep", False))
@@ -122,7 +127,7 @@ def main() -> None:
         else load.open(plan["rate"], plan["connections"], seconds)
     )
     if "--until-closed" in sys.argv:
-        threading.Thread(target=lambda: (sys.stdin.read(), load.stop()), daemon=True).start()
+        threading.Thread(target=_stop_when_closed, args=(load,), daemon=True).start()
     started = time.perf_counter()
     asyncio.run(run)
     json.dump({"seconds": time.perf_counter() - started, "results": load.results}, sys.stdout)

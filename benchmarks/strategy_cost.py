@@ -121,7 +121,7 @@ def fits(name: str, model: NerModel) -> bool:
     """Whether a strategy with its default options can teach this model."""
     class_: type[Strategy] = strategies[name]
     try:
-        check_model([class_(class_.options_class())], model)
+        check_model([class_(class_.options_class(name=name))], model)
     except NerClError:
         return False
     return True

@@ -91,7 +91,7 @@ def bare_epochs(
                 logits = model(batch).blocks[0]
             mask = batch.word_mask
             loss = torch.nn.functional.cross_entropy(logits[mask], batch.targets[mask])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.optimizer.clip)
             optimizer.step()
         loss.item()  # waits for a GPU

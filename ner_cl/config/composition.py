@@ -52,7 +52,7 @@ class HeadOptions(Options):
     new_rows: Literal["random", "outside"] = "random"
     continuation: Literal["wins", "compare"] = "wins"
     merge: Literal["majority", "resolver", "viterbi", "vote"] = "resolver"
-    width: int = Field(50, ge=1)
+    width: int = Field(50, ge=1, le=4096)
     max_words: int = Field(32, ge=1)
 
     @model_validator(mode="before")

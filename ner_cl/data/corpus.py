@@ -1,11 +1,12 @@
 """Load the corpus that a configuration names: its files, with one set of entity types for all of them."""
 
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from pathlib import Path
 
 from ner_cl.config import CorpusOptions
 from ner_cl.data.readers import ReadReport, read_with_report
 from ner_cl.data.stream import Corpus
+from ner_cl.data.tally import count_mentions
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
@@ -29,30 +30,32 @@ def load_corpus(options: CorpusOptions, *, name: str = "corpus", steps: Sequence
     Raises:
         DataError: if a file is missing, empty or malformed; names the file and, where possible, the line.
     """
-    files: list[tuple[str, str, frozenset[str] | None]] = []  # part, path, types of the step whose file it is
+    files: dict[tuple[str, str], set[str] | None] = {}  # (part, path): types of the steps whose file it is
     for part in ("train", "dev", "test"):
         match getattr(options, part):
             case str(path):
-                files.append((part, path, None))
+                files[part, path] = None
             case tuple(paths):
-                files += [(part, path, frozenset(types)) for path, types in zip(paths, steps, strict=True)]
-    read = [(part, own, *_read(path, options)) for part, path, own in files]
-    everything = {type_ for _, _, sentences, _ in read for type_ in _mentioned(sentences)}
+                for path, types in zip(paths, steps, strict=True):
+                    files[part, path] = {*(files.get((part, path)) or ()), *types}
+    read = {file: _read(file[1], options) for file in files}
+    everything = set(count_mentions(sentence for sentences, _ in read.values() for sentence in sentences))
     parts: dict[str, list[Sentence]] = {"train": [], "dev": [], "test": []}
-    slices: dict[str, list[tuple[int, ...]]] = {"train": [], "dev": []}
-    for part, own, sentences, report in read:
-        start = len(parts[part])
-        parts[part] += _annotated(sentences, report, everything if own is None else own | _mentioned(sentences))
-        if own is not None:
-            slices[part].append(tuple(range(start, len(parts[part]))))
+    indices: dict[tuple[str, str], tuple[int, ...]] = {}
+    for file, (sentences, report) in read.items():
+        so_far, own = parts[file[0]], files[file]
+        annotated_types = everything if own is None else own | count_mentions(sentences).keys()
+        indices[file] = tuple(range(len(so_far), len(so_far) + len(sentences)))
+        so_far += _annotated(sentences, report, annotated_types)
+    train, dev = (getattr(options, part) for part in ("train", "dev"))
     return Corpus(
         tuple(parts["train"]),
         tuple(parts["dev"]),
         tuple(parts["test"]),
         name=name,
         unlabeled=_raw(options),
-        slices=tuple(slices["train"]),
-        dev_slices=tuple(slices["dev"]),
+        slices=tuple(indices["train", path] for path in train) if isinstance(train, tuple) else (),
+        dev_slices=tuple(indices["dev", path] for path in dev) if isinstance(dev, tuple) else (),
     )
 
 
@@ -72,10 +75,6 @@ def _annotated(sentences: Sequence[Sentence], report: ReadReport, types: Set[str
         sentence if report.declares_types or index in report.incomplete else sentence.with_spans(sentence.spans, types)
         for index, sentence in enumerate(sentences)
     ]
-
-
-def _mentioned(sentences: Iterable[Sentence]) -> set[str]:
-    return {span.type for sentence in sentences for span in sentence.spans}
 
 
 def _raw(options: CorpusOptions) -> tuple[Sentence, ...]:

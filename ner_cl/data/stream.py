@@ -3,12 +3,12 @@
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ner_cl.data.protocols import ProtocolName, allocate, check_steps, generator
+from ner_cl.data.tally import count_mentions
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
@@ -44,7 +44,7 @@ class Corpus:
     @property
     def types(self) -> tuple[str, ...]:
         """All entity types mentioned in any part, sorted by name."""
-        return tuple(sorted(_mentions((*self.train, *self.dev, *self.test))))
+        return tuple(sorted(count_mentions((*self.train, *self.dev, *self.test))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def order_types(
     start = increment if first is None else first
     if increment < 1 or start < 1:
         raise ConfigError(f"a step needs at least one type, but first is {start} and increment {increment}")
-    mentions = _mentions(corpus.train)
+    mentions = count_mentions(corpus.train)
     if not isinstance(order, str):
         types = list(order)
         _check_known(check_steps([types]), f"the training part of {corpus.name}", mentions)
@@ -268,10 +268,6 @@ def _restrict(sentences: Iterable[Sentence], types: Sequence[str]) -> tuple[Sent
     return tuple(sentence.restrict(types) for sentence in sentences)
 
 
-def _mentions(sentences: Iterable[Sentence]) -> Counter[str]:
-    return Counter(span.type for sentence in sentences for span in sentence.spans)
-
-
 def _check_corpus(corpus: Corpus, types: Iterable[str]) -> None:
     for part, sentences in (("training", corpus.train), ("test", corpus.test)):
         if not sentences:
@@ -289,7 +285,7 @@ def _check_known(types: Iterable[str], where: str, known: Iterable[str]) -> None
 
 
 def _check_step(step: Step, *, protocol: str, seed: int) -> None:
-    mentions = _mentions(step.train)
+    mentions = count_mentions(step.train)
     files = protocol == "files"
     for type_ in step.types:
         if not mentions[type_]:
@@ -302,7 +298,7 @@ def _check_step(step: Step, *, protocol: str, seed: int) -> None:
                 f"step {step.number}: none of its {len(step.train)} training sentences mentions {type_}"
                 f"{'' if files else f' (protocol {protocol}, seed {seed})'}; {advice}"
             )
-    if files and step.dev and not _mentions(step.dev):
+    if files and step.dev and not count_mentions(step.dev):
         raise DataError(
             f"step {step.number}: none of its {len(step.dev)} dev sentences mentions {', '.join(step.types)}; "
             "check the order of the files in corpus.dev, or leave dev out"

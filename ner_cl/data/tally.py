@@ -5,7 +5,12 @@ from collections.abc import Iterable
 
 from ner_cl.types import Sentence
 
-__all__ = ["tally"]
+__all__ = ["count_mentions", "tally"]
+
+
+def count_mentions(sentences: Iterable[Sentence]) -> Counter[str]:
+    """Return the number of mentions of each entity type."""
+    return Counter(span.type for sentence in sentences for span in sentence.spans)
 
 
 def tally(sentences: Iterable[Sentence]) -> tuple[Counter[str], Counter[str]]:

@@ -10,6 +10,7 @@ from spacy.tokens import Span as DocSpan
 
 from ner_cl.config import CorpusOptions
 from ner_cl.data.corpus import load_corpus
+from ner_cl.data.stream import build_stream
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
@@ -119,3 +120,16 @@ def test_a_file_of_one_step_is_annotated_for_its_types_and_those_it_mentions(tmp
     assert [sentence.annotated_types for sentence in corpus.dev] == [{"PER", "VERB"}] * 2 + [{"LOC", "GPE"}]
     assert (corpus.slices, corpus.dev_slices) == (((0, 1), (2, 3)), ((0, 1), (2,)))
     assert corpus.test[0].annotated_types == {"PER", "VERB", "LOC"}
+
+
+def test_a_file_of_several_steps_is_read_once_and_annotated_for_all_of_them(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", record(0, "PER"), record(4, "LOC"))
+    two = write(tmp_path / "two.jsonl", record(4, "ORG"))
+    steps = [["PER"], ["ORG"], ["LOC"]]
+    corpus = load_corpus(CorpusOptions(train=(one, two, one), dev=(one, two, one), test=two), steps=steps)
+    assert (corpus.slices, corpus.dev_slices) == (((0, 1), (2,), (0, 1)),) * 2
+    stream = build_stream(corpus, steps, protocol="files")
+    assert [sentence.annotated_types for sentence in stream.steps[0].train] == [{"PER"}] * 2
+    assert [sentence.annotated_types for sentence in stream.steps[2].train] == [{"LOC"}] * 2
+    everything = stream.everything_until(3, own=True)
+    assert [sentence.annotated_types for sentence in everything] == [{"PER", "LOC"}] * 2 + [{"ORG"}]
