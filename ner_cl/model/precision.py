@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, first_line
 
 __all__ = ["Precision", "autocast", "resolve_device", "resolve_precision"]
 
@@ -24,8 +24,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"device: {str(device)!r} cannot be used ({reason}); try 'cpu'") from error
+        raise ConfigError(f"device: {str(device)!r} cannot be used ({first_line(error)}); try 'cpu'") from error
     return chosen
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
-from ner_cl.errors import MissingExtra, ModelError
+from ner_cl.errors import MissingExtra, ModelError, first_line
 
 __all__ = ["GraphOnly", "OnnxRuntime"]
 
@@ -67,8 +67,7 @@ def _open_session(graph: bytes) -> Any:
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        reason = str(error).strip().splitlines()[0][:160]
-        raise ModelError(f"model.onnx: cannot be read ({reason}); export the model again") from error
+        raise ModelError(f"model.onnx: cannot be read ({first_line(error)}); export the model again") from error
     names = {item.name for item in session.get_inputs()}, {item.name for item in session.get_outputs()}
     if names != ({"piece_ids", "piece_mask", "word_pieces"}, {"scores"}):
         raise ModelError("model.onnx: is not a graph from word pieces to tag scores; export the model again")

@@ -14,7 +14,7 @@ import transformers
 from torch.overrides import TorchFunctionMode
 
 from ner_cl.config import EncoderOptions, HeadOptions, validate
-from ner_cl.errors import ConfigError, ModelError
+from ner_cl.errors import ConfigError, ModelError, first_line
 from ner_cl.files import publish_folder, set_aside, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
@@ -170,7 +170,7 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
         encoder = Encoder(backbone, tokenizer, encoder_options)
     except Exception as error:  # the libraries that read these files raise all kinds of errors
-        raise ModelError(f"{folder}: cannot rebuild the encoder ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: cannot rebuild the encoder ({first_line(error)})") from error
     model = NerModel(encoder, heads[head_options.name](encoder.hidden, head_options))
     isolation = _read_subnetworks(settings.get("subnetworks"), where)
     steps = _read_steps(folder / "labels.json")
@@ -219,7 +219,7 @@ def _read_subnetworks(values: Any, where: str) -> tuple[int, SubnetworkOptions] 
         kind: type[Subnetworks] = subnetworks[options["name"]]
         return first, validate(kind.options_class, options, f"{where}.subnetworks")
     except ConfigError as error:
-        raise ModelError(f"{where}.subnetworks: cannot be read ({_first_line(error)})") from error
+        raise ModelError(f"{where}.subnetworks: cannot be read ({first_line(error)})") from error
 
 
 def _load_weights(model: NerModel, path: Path, *, exported: bool = False) -> None:
@@ -279,7 +279,3 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON lines ({error})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -20,6 +20,7 @@ from ner_cl.report.comparable import Difference, check_one_method, differences
 from ner_cl.report.outputs import Outputs, run_outputs
 from ner_cl.report.runs import RunRecord, find_runs, load_run, method_of
 from ner_cl.report.spread import Spread
+from ner_cl.strategies.joint import JointOptions
 
 __all__ = ["Comparison", "Contrast", "Method", "RunScores", "compare"]
 
@@ -47,7 +48,7 @@ class Method:
         seeds: number of distinct seeds.
         orders: number of distinct orders of steps.
         scores: every score of a matrix, by key.
-        gap: how far final micro F1 is below that of `joint`; None without a joint run, and for `joint` itself.
+        gap: how far final micro F1 is below that of `joint` with all annotation; None without such a run, and for it.
         types: F1 of each type after the last step.
         outcomes: outcomes on the test set after the last step, by type, summed over all runs with predictions.
         judged: number of runs with predictions.
@@ -204,14 +205,14 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
-    """Return the mean final micro F1 of the upper bound `joint`; None if it is not among the methods."""
-    finals = [
-        run.matrix.metrics["final/micro_f1"]
-        for runs in groups.values()
-        for run in runs
-        if any(options.name == "joint" for options in run.config.strategies)
-    ]
+    """Return the mean final micro F1 of the upper bound; None if it is not among the methods."""
+    finals = [run.matrix.metrics["final/micro_f1"] for runs in groups.values() for run in runs if _is_upper_bound(run)]
     return Spread.of(finals).mean
+
+
+def _is_upper_bound(run: RunRecord) -> bool:
+    """Whether a run learned from all data of all steps, with all types annotated in all of them."""
+    return any(isinstance(options, JointOptions) and options.annotation == "all" for options in run.config.strategies)
 
 
 def _method(
@@ -239,7 +240,6 @@ def _method(
     ]
     scores = {key: Spread.of(row.scores[key] for row in rows) for key in first.matrix.metrics}
     final = scores["final/micro_f1"].mean
-    is_joint = any(options.name == "joint" for options in first.config.strategies)
     costs = [cost for run in runs for cost in run.costs]
     training = sum(cost.train_seconds for cost in costs)
     seconds = [run.seconds for run in runs if run.seconds is not None]
@@ -247,9 +247,9 @@ def _method(
         name=name,
         method=f"{method_of(first.config)}, head {first.config.head.name}",
         seeds=len({run.config.seed for run in runs}),
-        orders=len(orders),
+        orders=len({run.steps for run in runs}),
         scores=scores,
-        gap=None if joint is None or final is None or is_joint else joint - final,
+        gap=None if joint is None or final is None or _is_upper_bound(first) else joint - final,
         types={type_: Spread.of(row.types.get(type_) for row in rows) for type_ in first.matrix.types},
         outcomes={type_: Outcomes.total(found[type_] for found in judged) for type_ in first.matrix.types},
         judged=len(judged),

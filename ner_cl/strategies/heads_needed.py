@@ -8,7 +8,8 @@ __all__ = ["one_softmax", "tag_logits"]
 
 def one_softmax(head: HeadOptions) -> str:
     """Why a head cannot be trained by a method that needs old and new types in one softmax; "" if it can."""
-    if head.name == "extendner":
+    kind = heads[head.name]
+    if kind.tags_words and not kind.apart:  # type: ignore[attr-defined]
         return ""
     return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
 

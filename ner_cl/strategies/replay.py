@@ -214,8 +214,8 @@ class Replay(Strategy):
         rows_of: dict[int, dict[int, list[int]]] = {}
         for row in kept:
             index = encoded.windows[row].sentence
-            # Sentences remembered by another strategy count as a step of their own.
-            step, _ = self._origins.get(id(encoded.sentences[index]), (0, None))
+            # Sentences remembered by another strategy count as a step of their own; steps are numbered from 0.
+            step, _ = self._origins.get(id(encoded.sentences[index]), (-1, None))
             rows_of.setdefault(step, {}).setdefault(index, []).append(row)
         drawn = []
         for _, rows in sorted(rows_of.items()):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ner_cl.data.stream import fingerprint
-from ner_cl.errors import ModelError
+from ner_cl.errors import ModelError, first_line
 from ner_cl.strategies.base import Strategy
 
 __all__ = ["kept_fingerprint", "load_state"]
@@ -27,7 +27,7 @@ def load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
     try:
         strategy.load_state_dict(state)
     except (LookupError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{where} ({type(error).__name__}: {str(error).splitlines()[0]}); {advice}") from error
+        raise ModelError(f"{where} ({type(error).__name__}: {first_line(error)}); {advice}") from error
 
 
 def kept_fingerprint(strategy: Strategy) -> str:

@@ -161,7 +161,7 @@ class Learner:
             raise DataError(f"step {step.number}: no sentence is annotated for {', '.join(step.types)}")
         self.sentences = len(context.encoded.sentences_from("own", "remembered"))
         yield from notes(self.model, self.strategies, context)
-        yield from self._train(context, dev, self._fingerprint(step, unlabeled))
+        yield from self._train(context, dev, self._fingerprint(step, earlier, earlier_dev, unlabeled))
         self._finish(context)
         self.calibration = self._calibrate(step)
         self._agree()
@@ -323,12 +323,12 @@ class Learner:
         types = context.types if alone else self.model.types
         return micro_f1(self.count(dev, types, alone=alone)) if dev else None
 
-    def _fingerprint(self, step: Step, unlabeled: Sequence[Sentence]) -> str:
+    def _fingerprint(self, step: Step, *others: Sequence[Sentence]) -> str:
         """Hash of what determines the step's result: strategies, training options, seed, process count and data."""
         settings = [strategy.options.model_dump_json() for strategy in self.strategies]
         settings.append(self.training.model_dump_json(exclude={"checkpoint_seconds", "eval_batch_tokens"}))
         settings += [str(self.seed), str(self.engine.processes), fingerprint(step.train), fingerprint(step.dev)]
-        settings += [fingerprint(unlabeled)] if unlabeled else []
+        settings += [fingerprint(sentences) for sentences in others if sentences]
         settings += [kept_fingerprint(strategy) for strategy in self.strategies]
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """Trains a whole stream: learns every step, evaluates after each, and keeps everything in one run folder."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -129,6 +130,8 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
         if learner.isolation is not None and learner.isolation.steps:
             yield Note(step=step.number, text=str(learner.isolation))
         yield _step_done(learner, step, matrix, time.perf_counter() - step_started)
+    if engine.is_main:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use once its step is published
     yield RunDone(metrics=matrix.metrics, seconds=time.perf_counter() - started)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ner_cl.config import Config
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, first_line
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, EventLog, RunDone, StepDone
 
@@ -42,7 +42,7 @@ class Tracking:
             self._engine.track(values, at=len(self._epochs))
         except Exception as error:  # each tracker has its own errors, and none of them may end a training
             self._works = False
-            return f"the tracker failed and gets nothing more of this run ({_reason(error)}); training goes on"
+            return f"the tracker failed and gets nothing more of this run ({first_line(error)}); training goes on"
         return ""
 
     def _count(self, name: str, event: Mapping[str, Any]) -> None:
@@ -69,18 +69,14 @@ def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]
         engine.start_tracking(_name_of(folder), _flat(config.model_dump(mode="json")))
     except Exception as error:  # each tracker has its own errors
         raise ConfigError(
-            f"tracker: {config.tracker} cannot be started ({_reason(error)}); set it up as its documentation says, or "
-            "leave tracker out"
+            f"tracker: {config.tracker} cannot be started ({first_line(error)}); set it up as its documentation says, "
+            "or leave tracker out"
         ) from error
     try:
         yield Tracking(engine, log=log)
     finally:
         with suppress(Exception):  # what is lost is the end of a curve, not the run
             engine.stop_tracking()
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _name_of(folder: Path) -> str:

@@ -220,7 +220,7 @@ def test_the_result_is_the_same_again_and_after_interruptions(home: Path, runs: 
     run_stream(config, resume=True)
     assert step_files(stopped) == expected
     shutil.rmtree(stopped / "steps" / "02")
-    shutil.rmtree(stopped / "checkpoints")
+    assert not (stopped / "checkpoints").exists()
     run_stream(config, resume=True)
     assert step_files(stopped) == expected
     for path in (run.folder / "steps").glob("*/strategy/*"):

@@ -88,6 +88,20 @@ def test_the_gap_is_to_the_upper_bound(comparison: Comparison) -> None:
         assert method.gap == pytest.approx(upper - final)
 
 
+def test_the_gap_is_to_training_with_all_annotation(methods: list[Path], tmp_path: Path) -> None:
+    """`joint` with the steps' own annotation is no upper bound, and has a gap itself."""
+    own = [{"name": "joint", "last_only": True, "annotation": "own"}]
+    output = str(tmp_path / "own")
+    run_stream(run_config(methods[0].parent, seed=1, strategies=own, output=output, training={**WELL, "epochs": 1}))
+    with_own = compare([*methods, Path(output)], allow_differences=True, resamples=10)
+    joint, own_only = with_own.methods[2:]
+    assert (joint.gap, own_only.gap) == (
+        None,
+        pytest.approx((joint.scores["final/micro_f1"].mean or 0) - (own_only.scores["final/micro_f1"].mean or 0)),
+    )
+    assert with_own.methods[0].gap == compare(methods, resamples=10).methods[0].gap
+
+
 def test_runs_are_paired_by_seed(comparison: Comparison, methods: list[Path]) -> None:
     distill, joint = comparison.contrasts
     assert (distill.name, distill.pairs) == ("distill", 2)

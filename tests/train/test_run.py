@@ -50,6 +50,7 @@ def whole(home: Path) -> Run:
 def test_a_run_leaves_everything_in_its_folder(whole: Run) -> None:
     names = {path.name for path in whole.folder.iterdir()}
     assert {"config.resolved.yaml", "env.json", "events.jsonl", "steps", "matrix.json", "matrix.csv"} <= names
+    assert "checkpoints" not in names
     assert sorted(path.name for path in (whole.folder / "steps").iterdir()) == ["01", "02"]
     assert parse_config(yaml.safe_load((whole.folder / "config.resolved.yaml").read_text())) == whole.config
     events = [json.loads(line)["event"] for line in (whole.folder / "events.jsonl").read_text().splitlines()]
@@ -266,6 +267,21 @@ def test_a_run_does_not_go_on_with_other_earlier_data_or_raw_text(home: Path, tm
         write_sentences(files[0], [s.with_spans(s.spans, {"PER", "LOC"}) for s in sentences])
     with pytest.raises(DataError, match=r"step . was learned with other earlier or raw sentences than are there now"):
         run_stream(parse_config(values), resume=True)
+
+
+def test_a_checkpoint_of_joint_is_not_taken_when_earlier_data_changed(home: Path, tmp_path: Path) -> None:
+    values = run_values(home, strategies=[{"name": "joint", "last_only": True}], training={"checkpoint_seconds": 0})
+    files = [tmp_path / f"{number}.jsonl" for number in (1, 2)]
+    for path, step in zip(files, open_stream(parse_config(values)).steps, strict=True):
+        write_sentences(path, step.train)
+    values["stream"]["corpus"] |= {"format": "auto", "train": [str(path) for path in files], "dev": None}
+    stopped = parse_config(values | {"output": str(tmp_path / "stopped")})
+    with pytest.raises(Interrupted):
+        run_stream(stopped, on_event=interrupt_at(3))
+    write_sentences(files[0], read_sentences(files[0])[:-4])
+    run_stream(stopped, resume=True)
+    run_stream(whole := parse_config(values | {"output": str(tmp_path / "whole")}))
+    assert step_files(Path(stopped.output)) == step_files(Path(whole.output))
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_one_goes_on(home: Path) -> None:

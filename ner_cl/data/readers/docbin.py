@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, final
 
 from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport, read_bytes
-from ner_cl.errors import DataError
+from ner_cl.errors import DataError, first_line
 from ner_cl.registry import readers
 from ner_cl.types import Span
 
@@ -47,8 +47,9 @@ def _docs(path: str) -> Iterator[tuple[int, Doc]]:
     try:
         yield from enumerate(DocBin(store_user_data=True).from_bytes(data).get_docs(Vocab()), start=1)
     except Exception as error:  # spaCy, msgpack and zlib raise a dozen unrelated exceptions on foreign files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: is not a spaCy DocBin ({reason}); name the format if it is another one") from error
+        raise DataError(
+            f"{path}: is not a spaCy DocBin ({first_line(error)}); name the format if it is another one"
+        ) from error
 
 
 def drafts_of_doc(doc: Doc, number: int, report: ReadReport) -> Iterator[Draft]:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, final
 
 from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport
 from ner_cl.data.readers.records import drafts_of_records
-from ner_cl.errors import DataError
+from ner_cl.errors import DataError, first_line
 from ner_cl.registry import readers
 
 __all__ = ["HubReader"]
@@ -60,8 +60,9 @@ def _load(path: str, cache: str) -> Dataset:
     except DataError:
         raise
     except Exception as error:  # every file system, server and format behind `datasets` raises its own exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be loaded as a data set ({reason}); check name, split and network") from error
+        raise DataError(
+            f"{path}: cannot be loaded as a data set ({first_line(error)}); check name, split and network"
+        ) from error
     finally:
         if not silent:
             datasets.enable_progress_bars()
