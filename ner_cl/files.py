@@ -5,13 +5,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ner_cl.errors import DataError
 
-__all__ = ["new_folder", "publish_folder", "recover_folders", "replace_file", "replace_text", "set_aside", "write_json"]
+__all__ = [
+    "new_folder",
+    "publish_folder",
+    "read_json_lines",
+    "recover_folders",
+    "replace_file",
+    "replace_text",
+    "set_aside",
+    "write_json",
+]
 
 
 @contextmanager
@@ -46,6 +55,23 @@ def replace_text(path: Path, text: str) -> None:
     """Writes UTF-8 text to `path` atomically, without translating line ends."""
     with replace_file(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def read_json_lines(path: Path, *, skip_broken: bool = False) -> list[Any]:
+    """Reads a value from each line that is not blank.
+
+    Args:
+        path: a UTF-8 file.
+        skip_broken: leave out what is no JSON, such as a line that a killed process did not finish.
+
+    Raises:
+        ValueError: if a line is no JSON.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n"):  # `splitlines` also splits where strings may
+        with suppress(ValueError) if skip_broken else nullcontext():
+            found += [json.loads(line)] if line.strip() else []
+    return found
 
 
 @contextmanager

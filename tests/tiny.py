@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from ner_cl.config import EncoderOptions, HeadOptions, OptimizerOptions, TrainingOptions, parse_strategies
 from ner_cl.data.batching import Batch
-from ner_cl.data.protocols import generator
+from ner_cl.data.draws import generator
 from ner_cl.data.stream import Corpus, Stream, build_stream
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel

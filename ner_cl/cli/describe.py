@@ -1,12 +1,12 @@
 """Describe what a configuration would do, for `ner-cl train --dry-run`."""
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ner_cl.cli.console import table
 from ner_cl.config import Config
 from ner_cl.data.stream import Step
+from ner_cl.data.tally import count_mentions
 from ner_cl.strategies.build import build_strategies
 from ner_cl.train.run import open_stream
 
@@ -80,7 +80,7 @@ def describe_run(config: Config) -> RunDescription:
     """
     strategies = build_strategies(config.strategies)
     stream = open_stream(config)
-    mentions = Counter(span.type for sentence in stream.test for span in sentence.spans)
+    mentions = count_mentions(stream.test)
     return RunDescription(
         stream=stream.corpus_name,
         protocol=stream.protocol,
@@ -95,7 +95,7 @@ def describe_run(config: Config) -> RunDescription:
 
 
 def _describe_step(step: Step) -> StepDescription:
-    mentions = Counter(span.type for sentence in step.train for span in sentence.spans)
+    mentions = count_mentions(step.train)
     return StepDescription(
         step=step.number,
         types=step.types,

@@ -116,9 +116,11 @@ def _across_steps(models: Sequence[Path], data: str, reading: dict[str, Any]) ->
 def _scored_types(
     model: "NerModel", asked: Sequence[str] | None, sentences: "Sequence[Sentence]", data: str
 ) -> list[str]:
-    """Return the types to score, in learning order: those given, else those the data are annotated for."""
+    """Return the types to score; refuse data that are annotated for none of them, and say which are left out."""
+    from ner_cl.evaluate.scores import scored_types
+
     annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
-    scored = [type_ for type_ in model.types if type_ in (annotated if asked is None else asked)]
+    scored = scored_types(model, asked, sentences)
     if not annotated.intersection(scored):
         raise DataError(
             f"{data}: is not annotated for {', '.join(scored or model.types)}; "

@@ -59,14 +59,11 @@ def _installation() -> dict[str, Any]:
 
 def _lines(values: dict[str, Any]) -> str:
     """Format one line per key; nested values get lines of their own."""
-    flat: list[tuple[str, object]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat += [(f"{key}.{name}", inner) for name, inner in value.items()]
-        else:
-            flat.append((key, ", ".join(value) if isinstance(value, list) else value))
-    width = max(len(key) for key, _ in flat)
-    return "\n".join(f"{key:<{width}}  {'-' if value is None else value}" for key, value in flat)
+    from ner_cl.config import flatten
+
+    flat = {key: ", ".join(value) if isinstance(value, list) else value for key, value in flatten(values).items()}
+    width = max(map(len, flat))
+    return "\n".join(f"{key:<{width}}  {'-' if value is None else value}" for key, value in flat.items())
 
 
 def _run(folder: Path, *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from ner_cl.config.composition import (
     or_default,
     parse_strategies,
 )
-from ner_cl.config.reading import assign, load_config, parse_config, with_values
+from ner_cl.config.reading import assign, flatten, load_config, parse_config, with_values
 from ner_cl.config.sections import (
     Config,
     CorpusOptions,
@@ -47,6 +47,7 @@ __all__ = [
     "check_composition",
     "check_head",
     "check_optimizer",
+    "flatten",
     "load_config",
     "or_default",
     "parse_config",

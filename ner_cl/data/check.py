@@ -7,6 +7,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from ner_cl.data.readers import ReadReport, read_with_report
+from ner_cl.data.tally import count_mentions
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.types import Sentence
 
@@ -193,7 +194,7 @@ def _split_check(
     sentences: Sequence[Sentence], report: ReadReport, duplicates: int, contradictions: int, leaked: int
 ) -> SplitCheck:
     longest = max(sentences, key=lambda sentence: len(sentence.words), default=None)
-    mentions = Counter(span.type for sentence in sentences for span in sentence.spans)
+    mentions = count_mentions(sentences)
     annotated = Counter(type_ for sentence in sentences for type_ in sentence.annotated_types)
     return SplitCheck(
         path=report.path,

@@ -5,16 +5,15 @@
     overlap    a step gets every sentence that mentions its types     (P-B; SpanKL "filter")
 
 Scores under different protocols are not comparable. Under every protocol a step sees its sentences annotated for its
-own types only. All functions are pure; randomness comes from `generator`, so a result depends only on the sentences,
-the steps and the seed.
+own types only. All functions are pure; randomness comes from `draws.generator`, so a result depends only on the
+sentences, the steps and the seed.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import numpy as np
-
+from ner_cl.data.draws import generator
+from ner_cl.data.tally import count_mentions
 from ner_cl.errors import ConfigError
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
@@ -25,64 +24,10 @@ __all__ = [
     "allocate",
     "check_protocol",
     "check_steps",
-    "disjoint",
-    "generator",
-    "greedy",
-    "overlap",
 ]
 
 ProtocolName = Literal["disjoint", "greedy", "overlap"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
-
-
-def disjoint(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
-    """Cut the shuffled corpus into equal slices; the last step also gets the remainder.
-
-    Monaikul et al. (AAAI 2021), as re-created by SpanKL (AAAI 2023). Slices also hold sentences without any entity of
-    the step. A slice keeps the shuffled order, so its beginning is itself a random sample.
-
-    Args:
-        sentences: the corpus, with its full annotation.
-        steps: the types of each step, in learning order; types that no step names are hidden everywhere.
-        seed: seed of the shuffle.
-
-    Returns:
-        One list of sentences per step, restricted to the step's types.
-
-    Raises:
-        ConfigError: if a step is empty or a type is in two steps.
-
-    Example:
-        >>> from ner_cl.types import Sentence, Span
-        >>> both = frozenset({"PER", "LOC"})
-        >>> ada = Sentence(("Ada", "sleeps"), (Span(0, 1, "PER"),), both)
-        >>> rome = Sentence(("Rome", "burns"), (Span(0, 1, "LOC"),), both)
-        >>> [len(part) for part in disjoint([ada, rome, ada], [["PER"], ["LOC"]], seed=13)]
-        [1, 2]
-    """
-    return _restricted(sentences, steps, allocate(sentences, steps, protocol="disjoint", seed=seed))
-
-
-def greedy(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int) -> list[list[Sentence]]:
-    """Size slices by the number of types; give each sentence to the step of its rarest type that still has room.
-
-    The allocation of CFNER (EMNLP 2022) and its followers. A slice holds `floor(N · |types of step| / |all types|)`
-    sentences. In file order, each sentence tries the steps of its types, the type with the fewest mentions in the
-    corpus first (ties by name). If it has no type, or none of their steps has room, one of the steps with room is drawn
-    uniformly. Once all slices are full the rest is dropped; rounding makes this fewer sentences than steps.
-
-    Args and returns are those of `disjoint`; the seed fixes the draws. A slice keeps the file order.
-    """
-    return _restricted(sentences, steps, allocate(sentences, steps, protocol="greedy", seed=seed))
-
-
-def overlap(sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int = 0) -> list[list[Sentence]]:
-    """Give each step every sentence that mentions one of its types; a sentence may recur in several steps.
-
-    SpanKL's "filter" setting: no step holds a sentence without an entity of its own. Args and returns are those of
-    `disjoint`; nothing is random, and the seed is accepted only for a uniform signature. File order is kept.
-    """
-    return _restricted(sentences, steps, allocate(sentences, steps, protocol="overlap", seed=seed))
 
 
 def allocate(
@@ -90,8 +35,22 @@ def allocate(
 ) -> list[list[int]]:
     """Return the indices of the sentences that go to each step under a protocol, before anything is hidden.
 
+    Args:
+        sentences: the corpus, with its full annotation.
+        steps: the types of each step, in learning order.
+        protocol: which of the protocols.
+        seed: seed of the draws; `overlap` makes none.
+
     Raises:
         ConfigError: if a step is empty, a type is in two steps, or the protocol is unknown.
+
+    Example:
+        >>> from ner_cl.types import Sentence, Span
+        >>> both = frozenset({"PER", "LOC"})
+        >>> ada = Sentence(("Ada", "sleeps"), (Span(0, 1, "PER"),), both)
+        >>> rome = Sentence(("Rome", "burns"), (Span(0, 1, "LOC"),), both)
+        >>> allocate([ada, rome, ada], [["PER"], ["LOC"]], protocol="overlap", seed=13)
+        [[0, 2], [1]]
     """
     step_of = check_steps(steps)
     check_protocol(protocol)
@@ -133,27 +92,12 @@ def check_steps(steps: Sequence[Sequence[str]]) -> dict[str, int]:
     return step_of
 
 
-def generator(seed: int, purpose: str) -> np.random.Generator:
-    """Return a random generator: the same seed and purpose give the same draws, other purposes independent ones.
-
-    Raises:
-        ConfigError: if the seed is negative.
-    """
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; choose a whole number from 0 upward")
-    return np.random.default_rng([seed, *purpose.encode()])
-
-
-def _restricted(
-    sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], allocation: list[list[int]]
-) -> list[list[Sentence]]:
-    return [
-        [sentences[index].restrict(types) for index in indices]
-        for types, indices in zip(steps, allocation, strict=True)
-    ]
-
-
 def _allocate_disjoint(sentences: int, steps: int, seed: int) -> list[list[int]]:
+    """Cut the shuffled corpus into equal slices; the last step also gets the remainder.
+
+    Monaikul et al. (AAAI 2021), as re-created by SpanKL (AAAI 2023). Slices also hold sentences without any entity of
+    the step. A slice keeps the shuffled order, so its beginning is itself a random sample.
+    """
     order: list[int] = generator(seed, "disjoint protocol").permutation(sentences).tolist()
     size = sentences // steps
     ends = [size * number for number in range(1, steps)] + [sentences]
@@ -163,7 +107,15 @@ def _allocate_disjoint(sentences: int, steps: int, seed: int) -> list[list[int]]
 def _allocate_greedy(
     sentences: Sequence[Sentence], step_of: dict[str, int], sizes: list[int], seed: int
 ) -> list[list[int]]:
-    mentions = Counter(span.type for sentence in sentences for span in sentence.spans)
+    """Size slices by the number of types; give each sentence to the step of its rarest type that still has room.
+
+    The allocation of CFNER (EMNLP 2022) and its followers. A slice holds `floor(N · |types of step| / |all types|)`
+    sentences. In file order, each sentence tries the steps of its types, the type with the fewest mentions in the
+    corpus first (ties by name). If it has no type, or none of their steps has room, one of the steps with room is drawn
+    uniformly. Once all slices are full the rest is dropped; rounding makes this fewer sentences than steps. A slice
+    keeps the file order.
+    """
+    mentions = count_mentions(sentences)
     rarest_first = sorted(step_of, key=lambda type_: (mentions[type_], type_))
     rank = {type_: position for position, type_ in enumerate(rarest_first)}
     room = [len(sentences) * size // len(step_of) for size in sizes]
@@ -184,6 +136,10 @@ def _allocate_greedy(
 
 
 def _allocate_overlap(sentences: Sequence[Sentence], step_of: dict[str, int], steps: int) -> list[list[int]]:
+    """Give each step every sentence that mentions one of its types, in file order; a sentence may be in several steps.
+
+    SpanKL's "filter" setting: no step holds a sentence without an entity of its own.
+    """
     slices: list[list[int]] = [[] for _ in range(steps)]
     for index, sentence in enumerate(sentences):
         for step in {step_of[span.type] for span in sentence.spans if span.type in step_of}:

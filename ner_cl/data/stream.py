@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ner_cl.data.protocols import ProtocolName, allocate, check_steps, generator
+from ner_cl.data.draws import generator
+from ner_cl.data.protocols import ProtocolName, allocate, check_steps
 from ner_cl.data.tally import count_mentions
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.registry import nearest

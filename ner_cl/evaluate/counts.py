@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence, Span
 
-__all__ = ["Counts", "count_spans", "macro_f1", "micro_f1", "word_confusion", "word_table"]
+__all__ = ["Counts", "check_lengths", "count_spans", "macro_f1", "micro_f1", "word_confusion", "word_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def count_spans(
         >>> count_spans([sentence], [[Span(0, 1, "PER"), Span(1, 2, "PER")]], ["PER"])
         {'PER': Counts(tp=1, fp=1, fn=0)}
     """
-    _check_lengths(gold, predicted)
+    check_lengths(gold, predicted)
     wanted = frozenset(types)
     golden: Counter[str] = Counter()
     guessed: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def word_table(
     Raises:
         DataError: if the two sequences differ in length.
     """
-    _check_lengths(gold, predicted)
+    check_lengths(gold, predicted)
     group = dict.fromkeys(old, "old") | dict.fromkeys(new, "new")
     pairs: Counter[tuple[str, str]] = Counter()
     for sentence, guess in zip(gold, predicted, strict=True):
@@ -160,6 +160,7 @@ def _word_groups(spans: Iterable[Span], length: int, group: Mapping[str, str]) -
     return groups
 
 
-def _check_lengths(gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]]) -> None:
+def check_lengths(gold: Sequence[Sentence], predicted: Sequence[Sequence[Span]]) -> None:
+    """Raise DataError unless there is one list of predicted spans for each sentence."""
     if len(gold) != len(predicted):
         raise DataError(f"{len(gold)} gold sentences but {len(predicted)} predictions; give one list of spans each")

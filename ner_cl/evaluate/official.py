@@ -13,6 +13,7 @@ from seqeval.scheme import IOB2
 
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import DataError
+from ner_cl.evaluate.counts import check_lengths
 from ner_cl.evaluate.metrics import mean
 from ner_cl.types import Sentence, Span
 
@@ -38,8 +39,7 @@ def official_report(
     Raises:
         DataError: if the two sequences differ in length, or spans of one sentence overlap.
     """
-    if len(gold) != len(predicted):
-        raise DataError(f"{len(gold)} gold sentences but {len(predicted)} predictions; give one list of spans each")
+    check_lengths(gold, predicted)
     tagset = Tagset((tuple(types),))
     tags = tagset.tags
     gold_tags, predicted_tags = [], []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ner_cl.errors import DataError
-from ner_cl.files import replace_file
+from ner_cl.files import read_json_lines, replace_file
 from ner_cl.model.predict import ScoredSpan
 from ner_cl.types import Span
 
@@ -72,7 +72,7 @@ class Predictions:
             DataError: if the file is damaged or has a newer format version.
         """
         try:
-            head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            head, *rows = read_json_lines(path)
             if head["version"] > FORMAT_VERSION:
                 raise DataError(f"{path}: has format {head['version']}, this version reads up to {FORMAT_VERSION}")
             found = tuple(tuple(map(_scored, row)) for row in rows)

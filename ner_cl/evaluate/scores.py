@@ -12,9 +12,10 @@ from ner_cl.evaluate.counts import Counts, count_spans, macro_f1, micro_f1
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
-from ner_cl.model.store import load_model
+from ner_cl.model.store import Past, load_model, read_past
+from ner_cl.types import Sentence
 
-__all__ = ["Scores", "score", "score_steps"]
+__all__ = ["Scores", "score", "score_steps", "scored_types"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,15 @@ def score(
     tagger = _model(model)
     tagger.check_types(types)
     sentences = sentences_of(data, types=types, **reading)
-    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
-    scored = [type_ for type_ in tagger.types if type_ in (annotated if types is None else types)]
+    scored = scored_types(tagger, types, sentences)
     return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
+
+
+def scored_types(model: NerModel, asked: Sequence[str] | None, sentences: Iterable[Sentence]) -> list[str]:
+    """Return the types to score, in learning order: those asked for, else those the sentences are annotated for."""
+    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
+    wanted = annotated if asked is None else asked
+    return [type_ for type_ in model.types if type_ in wanted]
 
 
 def score_steps(
@@ -103,31 +110,37 @@ def score_steps(
     Example:
         >>> print(ner_cl.score_steps(["models/step1", "models/step2"], "test.jsonl").metrics)   # doctest: +SKIP
     """
-    taggers = sorted((_model(model) for model in models), key=lambda tagger: len(tagger.tagset.steps))
-    if not taggers:
-        raise ModelError("there are no models to score; give one or more")
-    steps = taggers[-1].tagset.steps
-    by_step = {len(tagger.tagset.steps): tagger for tagger in taggers}
-    for tagger in taggers:
-        if tagger.tagset.steps != steps[: len(tagger.tagset.steps)]:
-            known = _said(tagger.tagset.steps)
-            raise ModelError(f"a model that learned {known} is no earlier step of one that learned {_said(steps)}")
-    if len(by_step) < len(taggers):
-        raise ModelError("two of the models have learned the same steps; give one of each step")
-    for older, newer in itertools.pairwise(taggers):
-        _check_continues(older, newer)
+    pasts = [Past.of(model) if isinstance(model, NerModel) else read_past(str(model)) for model in models]
+    _check_chain(pasts)
+    by_step = {len(past.steps): model for past, model in zip(pasts, models, strict=True)}
     sentences = sentences_of(data, **reading)
-    matrix = Matrix.start(steps)
-    for number in range(1, len(steps) + 1):
+    matrix = Matrix.start(max((past.steps for past in pasts), key=len))
+    for number in range(1, len(matrix.steps) + 1):
         counts = None
-        if number in by_step:
-            found = predict_sentences(by_step[number], sentences)
+        if number in by_step:  # only one model at a time is in memory
+            found = predict_sentences(_model(by_step[number]), sentences)
             counts = count_spans(sentences, found, matrix.seen_after(number))
         matrix = matrix.with_row(counts)
     return matrix
 
 
-def _check_continues(older: NerModel, newer: NerModel) -> None:
+def _check_chain(models: Sequence[Past]) -> None:
+    """Refuses models of which one was not taught on top of another."""
+    if not models:
+        raise ModelError("there are no models to score; give one or more")
+    chain = sorted(models, key=lambda model: len(model.steps))
+    steps = chain[-1].steps
+    for model in chain:
+        if model.steps != steps[: len(model.steps)]:
+            known = _said(model.steps)
+            raise ModelError(f"a model that learned {known} is no earlier step of one that learned {_said(steps)}")
+    for older, newer in itertools.pairwise(chain):
+        if older.steps == newer.steps:
+            raise ModelError("two of the models have learned the same steps; give one of each step")
+        _check_continues(older, newer)
+
+
+def _check_continues(older: Past, newer: Past) -> None:
     """Refuses a model that was not taught on top of another, as far as their histories tell."""
     told = [
         {record.get("step"): (record.get("data"), record.get("finished")) for record in model.history}
@@ -136,8 +149,8 @@ def _check_continues(older: NerModel, newer: NerModel) -> None:
     for step in told[0].keys() & told[1].keys():
         if told[0][step] != told[1][step]:
             raise ModelError(
-                f"the model of {len(newer.tagset.steps)} steps was not taught on top of that of "
-                f"{len(older.tagset.steps)}: their step {step} was learned {told[0][step][1]} and {told[1][step][1]}"
+                f"the model of {len(newer.steps)} steps was not taught on top of that of {len(older.steps)}: "
+                f"their step {step} was learned {told[0][step][1]} and {told[1][step][1]}"
             )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ner_cl.errors import DataError
+from ner_cl.evaluate.counts import check_lengths
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Average", "BootstrapTest", "SignFlipTest", "paired_bootstrap", "sentence_counts", "sign_flip_test"]
@@ -64,8 +65,7 @@ def sentence_counts(
     Raises:
         DataError: if the two sequences differ in length.
     """
-    if len(gold) != len(found):
-        raise DataError(f"{len(gold)} gold sentences but {len(found)} predictions; give one list of spans each")
+    check_lengths(gold, found)
     column = {type_: index for index, type_ in enumerate(types)}
     table = np.zeros((len(gold), len(types), 3), dtype=np.int32)
     for number, (sentence, guess) in enumerate(zip(gold, found, strict=True)):

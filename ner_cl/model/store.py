@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.errors import ConfigError, ModelError, first_line
-from ner_cl.files import publish_folder, set_aside, write_json
+from ner_cl.files import publish_folder, read_json_lines, set_aside, write_json
 from ner_cl.model.card import model_card
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.fetch import fetch, is_hub_id
@@ -28,10 +29,28 @@ from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
 from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
 
-__all__ = ["FORMAT_VERSION", "load_model", "save_model"]
+__all__ = ["FORMAT_VERSION", "Past", "load_model", "read_past", "save_model"]
 
 FORMAT_VERSION = 1
 GRAPH_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a model was taught.
+
+    Attributes:
+        steps: the types of each step.
+        history: the training record of each step.
+    """
+
+    steps: tuple[tuple[str, ...], ...]
+    history: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, model: NerModel) -> "Past":
+        """That of a model in memory."""
+        return cls(model.tagset.steps, tuple(model.history))
 
 
 def save_model(model: NerModel, folder: Path) -> None:
@@ -102,6 +121,28 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revisi
     Raises:
         ModelError: if the folder is missing, incomplete, damaged, or of another format version.
     """
+    folder, settings = _open(folder, revision)
+    with nullcontext() if "runtime" in settings else _NoRandomWeights():
+        model = _build(folder, settings)
+    _load_weights(model, folder / "model.safetensors", exported="runtime" in settings)
+    if "runtime" in settings:
+        model.runtime = _read_graph(folder / GRAPH_FILE, settings["runtime"])
+    model.head.temperatures = _temperatures(settings, len(model.tagset.steps), folder)
+    model.history = _read_history(folder / "history.jsonl")
+    model.metrics = _read_json(folder / "metrics.json")
+    model.strategy_state, model.kept_sentences = kept_in(folder)
+    return model.to(resolve_device(device)).eval()
+
+
+def read_past(folder: str | Path) -> Past:
+    """Reads what the model in a folder was taught, without its weights; errors as for `load_model`."""
+    found, _ = _open(folder, None)
+    steps = tuple(tuple(types) for types in _read_steps(found / "labels.json"))
+    return Past(steps, tuple(_read_history(found / "history.jsonl")))
+
+
+def _open(folder: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Finds a model's folder, and reads from its `config.json` what is not the encoder's."""
     folder = Path(folder)
     if not folder.is_dir() and is_hub_id(folder):
         folder = fetch(folder.as_posix(), revision)
@@ -119,16 +160,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revisi
         raise ModelError(
             f"{folder}: format version {settings.get('format_version')} is not {FORMAT_VERSION}; update ner_cl"
         )
-    with nullcontext() if "runtime" in settings else _NoRandomWeights():
-        model = _build(folder, settings)
-    _load_weights(model, folder / "model.safetensors", exported="runtime" in settings)
-    if "runtime" in settings:
-        model.runtime = _read_graph(folder / GRAPH_FILE, settings["runtime"])
-    model.head.temperatures = _temperatures(settings, len(model.tagset.steps), folder)
-    model.history = _read_history(folder / "history.jsonl")
-    model.metrics = _read_json(folder / "metrics.json")
-    model.strategy_state, model.kept_sentences = kept_in(folder)
-    return model.to(resolve_device(device)).eval()
+    return folder, settings
 
 
 class _NoRandomWeights(TorchFunctionMode):
@@ -276,6 +308,6 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        return read_json_lines(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON lines ({error})") from error

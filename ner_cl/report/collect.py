@@ -13,7 +13,7 @@ from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import word_table
 from ner_cl.evaluate.mistakes import Mistake, Occurrence, invented_mentions, lost_mentions, most_frequent
 from ner_cl.evaluate.reliability import Bin, calibration_error, judge, reliability
-from ner_cl.report.outputs import Outputs, run_outputs
+from ner_cl.report.outputs import Outputs, TestSets, run_outputs
 from ner_cl.report.runs import RunRecord, StepCost, find_runs, load_run, method_of
 from ner_cl.report.sentences import Example, example_of
 from ner_cl.report.spread import Spread
@@ -116,7 +116,8 @@ def collect(folder: Path, *, predict: bool = True, say: Callable[[str], None] = 
     """
     runs = [load_run(path) for path in find_runs(folder)]
     _check_alike(folder, runs)
-    outputs = [run_outputs(run, predict=predict, say=say) for run in runs]
+    read: TestSets = {}
+    outputs = [run_outputs(run, predict=predict, read=read, say=say) for run in runs]
     first, rows = runs[0], range(len(runs[0].matrix.counts))
     matrices = [run.matrix for run in runs]
     test = outputs[0].test

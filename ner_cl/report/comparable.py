@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ner_cl.config import flatten
 from ner_cl.errors import DataError
 from ner_cl.report.runs import RunRecord, method_of
 
@@ -62,14 +63,14 @@ def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
         DataError: if they do not; names two of the runs.
     """
     first = runs[0]
-    settings = _flat(first.config.model_dump(mode="json"))
+    settings = flatten(first.config.model_dump(mode="json"))
     for run in runs[1:]:
         if (method_of(run.config), run.config.head) != (method_of(first.config), first.config.head):
             raise DataError(
                 f"{name}: {first.folder.name} and {run.folder.name} are of different methods; "
                 "give a folder for each, such as RUNS/*"
             )
-        for key, value in _flat(run.config.model_dump(mode="json")).items():
+        for key, value in flatten(run.config.model_dump(mode="json")).items():
             if not _is_free(key) and value != settings.get(key):
                 raise DataError(
                     f"{name}: {first.folder.name} and {run.folder.name} differ in {key}: {settings.get(key)}, {value}; "
@@ -100,7 +101,7 @@ def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, s
 
 def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
     """Compare the configurations key by key."""
-    flat = {name: [_flat(run.config.model_dump(mode="json")) for run in runs] for name, runs in groups.items()}
+    flat = {name: [flatten(run.config.model_dump(mode="json")) for run in runs] for name, runs in groups.items()}
     keys = dict.fromkeys(key for settings in flat.values() for values in settings for key in values)
     found: list[Difference] = []
     for key in keys:
@@ -154,12 +155,3 @@ def _machines(runs: Sequence[RunRecord]) -> str:
 
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested values to key paths."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        flat.update(_flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
-    return flat

@@ -17,7 +17,7 @@ from ner_cl.evaluate.significance import (
     sign_flip_test,
 )
 from ner_cl.report.comparable import Difference, check_one_method, differences
-from ner_cl.report.outputs import Outputs, run_outputs
+from ner_cl.report.outputs import Outputs, TestSets, run_outputs
 from ner_cl.report.runs import RunRecord, find_runs, load_run, method_of
 from ner_cl.report.spread import Spread
 from ner_cl.strategies.joint import JointOptions
@@ -145,8 +145,9 @@ def compare(
     held = baseline or next(iter(groups))
     if held not in groups:
         raise DataError(f"--baseline {held}: is none of {', '.join(groups)}")
+    read: TestSets = {}
     outputs = {
-        run.folder: run_outputs(run, steps=[len(run.matrix.counts)], predict=predict, say=say)
+        run.folder: run_outputs(run, steps=[len(run.matrix.counts)], predict=predict, read=read, say=say)
         for runs in groups.values()
         for run in runs
     }

@@ -1,6 +1,7 @@
 """Predictions of a run's models on its test set, as kept by the run or recomputed with its models."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 
 from ner_cl.data.corpus import load_test
@@ -13,7 +14,10 @@ from ner_cl.model.store import load_model
 from ner_cl.report.runs import RunRecord
 from ner_cl.types import Sentence
 
-__all__ = ["Outputs", "run_outputs"]
+__all__ = ["Outputs", "TestSets", "run_outputs"]
+
+# Test sets that have been read, with their fingerprints, by where and how they were read.
+TestSets = MutableMapping[str, tuple[tuple[Sentence, ...], str]]
 
 
 @dataclass
@@ -22,18 +26,15 @@ class Outputs:
 
     Attributes:
         test: the test set, annotated for all types of the stream.
+        fingerprint: fingerprint of the test set; None if it is not available.
         by_step: predictions by step; steps without available predictions are missing.
         notes: remarks on missing or recomputed data.
     """
 
     test: tuple[Sentence, ...] = ()
+    fingerprint: str | None = None
     by_step: dict[int, Predictions] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the test set; None if it is not available."""
-        return fingerprint(self.test) if self.test else None
 
 
 def run_outputs(
@@ -41,6 +42,7 @@ def run_outputs(
     *,
     steps: Iterable[int] | None = None,
     predict: bool = True,
+    read: TestSets | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outputs:
     """Read the test set and the predictions on it.
@@ -52,15 +54,16 @@ def run_outputs(
         run: a finished run.
         steps: the steps to read; all by default.
         predict: whether models may be loaded.
+        read: the test sets read so far, for runs that share one; a new one is added.
         say: receives progress messages for slow work.
     """
     outputs = Outputs()
     try:
-        outputs.test = load_test(run.config.stream.corpus, run.matrix.types)
+        outputs.test, test = _test_set(run, {} if read is None else read)
     except (NerClError, OSError) as error:
         outputs.notes.append(f"{run.name}: the test data are not at hand ({error})")
         return outputs
-    test = fingerprint(outputs.test)
+    outputs.fingerprint = test
     missing, made = [], []
     for step in steps or range(1, len(run.matrix.counts) + 1):
         if run.matrix.counts[step - 1] is None:
@@ -78,6 +81,16 @@ def run_outputs(
         outputs.notes.append(f"{run.name}: no predictions of step {', '.join(map(str, missing))} are at hand")
     outputs.notes += _differing(run, outputs, made)
     return outputs
+
+
+def _test_set(run: RunRecord, read: TestSets) -> tuple[tuple[Sentence, ...], str]:
+    """Read the test set of a run and its fingerprint, unless another run has the same."""
+    corpus = run.config.stream.corpus
+    key = corpus.model_dump_json(exclude={"train", "dev", "unlabeled"}) + json.dumps(sorted(run.matrix.types))
+    if key not in read:
+        sentences = load_test(corpus, run.matrix.types)
+        read[key] = sentences, fingerprint(sentences)
+    return read[key]
 
 
 def _kept(run: RunRecord, step: int, test: str) -> Predictions | None:

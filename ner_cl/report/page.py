@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ner_cl.config import flatten
 from ner_cl.errors import MissingExtra
 from ner_cl.evaluate.matrix import TOTALS
 from ner_cl.report.collect import Report
@@ -70,7 +71,7 @@ def report_page(report: Report, figures: Sequence[tuple[str, str]]) -> str:
         rows=_rows(report),
         confusion=[(step, _shares(table)) for step, table in report.confusion.items()],
         definitions=DEFINITIONS,
-        environment=_flat(report.environment),
+        environment=[(key, str(value)) for key, value in flatten(report.environment).items() if value is not None],
     )
 
 
@@ -90,16 +91,6 @@ def _shares(table: Mapping[str, Mapping[str, int]]) -> list[str]:
     asked = (("old", "o"), ("old", "new"), ("new", "o"), ("new", "old"), ("o", "old"), ("o", "new"))
     totals = {truth: sum(row.values()) for truth, row in table.items()}
     return [f"{100 * table[a][b] / totals[a]:.1f} %" if totals[a] else "–" for a, b in asked]
-
-
-def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    flat: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat += [(f"{key}.{name}", str(inner)) for name, inner in value.items() if inner is not None]
-        elif value is not None:
-            flat.append((key, str(value)))
-    return flat
 
 
 def _version() -> str:

@@ -11,6 +11,7 @@ import yaml
 from ner_cl.config import Config, validate
 from ner_cl.errors import DataError
 from ner_cl.evaluate.matrix import Matrix
+from ner_cl.files import read_json_lines
 from ner_cl.train.environment import ENVIRONMENT_KEYS
 
 __all__ = ["RunRecord", "StepCost", "find_runs", "load_run", "method_of"]
@@ -169,12 +170,4 @@ def _history(folder: Path, steps: int) -> Sequence[dict[str, Any]]:
 
 def _lines(path: Path) -> Sequence[dict[str, Any]]:
     """Read the objects of a JSON Lines file; none if it is missing; invalid lines (half-written ones) are skipped."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    return read_json_lines(path, skip_broken=True) if path.is_file() else []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions, TrainingOptions, validate
 from ner_cl.data.batching import Batch
-from ner_cl.data.protocols import generator
+from ner_cl.data.draws import generator
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import count_spans, micro_f1

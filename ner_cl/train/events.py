@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ner_cl.files import read_json_lines
 
 __all__ = ["EpochDone", "Event", "EventLog", "Note", "Resumed", "RunDone", "StepDone", "StepStarted", "UpdateDone"]
 
@@ -122,8 +123,4 @@ class EventLog:
         """The events so far, as written; a line that a killed process left unfinished is skipped."""
         if self.path is None or not self.path.is_file():
             return []
-        found = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+        return read_json_lines(self.path, skip_broken=True)

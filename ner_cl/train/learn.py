@@ -9,10 +9,10 @@ from typing import Any
 
 from ner_cl.config import StrategyOptions, TrainingOptions, or_default, parse_strategies, validate
 from ner_cl.config.composition import isolating
-from ner_cl.data.protocols import generator
+from ner_cl.data.draws import generator
 from ner_cl.data.readers import sentences_of
 from ner_cl.data.stream import Step
-from ner_cl.data.tally import tally
+from ner_cl.data.tally import count_mentions, tally
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
@@ -183,7 +183,7 @@ def _prepare(
     visible = [sentence.restrict(types) for sentence in sentences]
     number = len(model.tagset.steps) + 1
     own = tuple(s.restrict(types) for s in dev_sentences)
-    mentioned = {span.type for sentence in sentences for span in sentence.spans}
+    mentioned = count_mentions(sentences)
     step = Step(number, tuple(types), tuple(visible), own)
     return step, dev_sentences, [type_ for type_ in model.types if type_ in mentioned]
 
@@ -258,7 +258,7 @@ def _check_mentions(sentences: Sequence[Sentence], types: Sequence[str]) -> None
             f"none of the {len(sentences)} sentences is annotated for any type; name the types in annotated_types "
             "(JSONL), or set all tokens to an entity or to O (DocBin)"
         )
-    found = {span.type for sentence in sentences for span in sentence.spans}
+    found = count_mentions(sentences)
     for type_ in types:
         if type_ not in found:
             known = ", ".join(sorted(found)) or "no spans"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ner_cl.config import StrategyOptions, TrainingOptions, check_optimizer, parse_strategies
 from ner_cl.data.batching import Batch
-from ner_cl.data.protocols import generator
+from ner_cl.data.draws import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import DataError

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from ner_cl.config import Config, StreamOptions, with_values
 from ner_cl.data.corpus import load_corpus
-from ner_cl.data.protocols import generator
+from ner_cl.data.draws import generator
 from ner_cl.data.stream import Corpus, order_types
 from ner_cl.errors import ConfigError
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
-from ner_cl.config import Config
+from ner_cl.config import Config, flatten
 from ner_cl.errors import ConfigError, first_line
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, EventLog, RunDone, StepDone
@@ -66,7 +66,7 @@ def tracking(engine: Engine, config: Config, folder: Path) -> Iterator[Tracking]
         return
     log = EventLog(folder / "events.jsonl").read()
     try:
-        engine.start_tracking(_name_of(folder), _flat(config.model_dump(mode="json")))
+        engine.start_tracking(_name_of(folder), _settings(config))
     except Exception as error:  # each tracker has its own errors
         raise ConfigError(
             f"tracker: {config.tracker} cannot be started ({first_line(error)}); set it up as its documentation says, "
@@ -109,13 +109,11 @@ def _plain(type_: str) -> str:
     return re.sub(r"[^\w./: -]", "_", type_)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens settings to key paths; values that are not scalars are written as JSON, and None is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            single = value is None or isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{key}"] = value if single else json.dumps(value)
-    return {key: value for key, value in flat.items() if value is not None}
+def _settings(config: Config) -> dict[str, Any]:
+    """Settings by key path; values that are not scalars are written as JSON, and None is left out."""
+    flat = flatten(config.model_dump(mode="json"))
+    return {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in flat.items()
+        if value is not None
+    }

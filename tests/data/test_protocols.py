@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ner_cl.data.protocols import allocate, check_steps, disjoint, generator, greedy, overlap
+from ner_cl.data.draws import generator
+from ner_cl.data.protocols import ProtocolName, allocate, check_steps
 from ner_cl.errors import ConfigError
 from ner_cl.types import Sentence, Span
 
 STEPS = (("A",), ("B", "C"), ("D",))
 ALL_TYPES = frozenset("ABCDX")  # X belongs to no step
-PROTOCOLS = {"disjoint": disjoint, "greedy": greedy, "overlap": overlap}
 Protocol = Callable[..., list[list[Sentence]]]
+
+
+def parts_of(
+    protocol: ProtocolName, sentences: Sequence[Sentence], steps: Sequence[Sequence[str]], *, seed: int = 0
+) -> list[list[Sentence]]:
+    """What each step is given, restricted to its types."""
+    allocation = allocate(sentences, steps, protocol=protocol, seed=seed)
+    return [
+        [sentences[index].restrict(types) for index in indices]
+        for types, indices in zip(steps, allocation, strict=True)
+    ]
+
+
+disjoint, greedy, overlap = (partial(parts_of, name) for name in ("disjoint", "greedy", "overlap"))
+PROTOCOLS = {"disjoint": disjoint, "greedy": greedy, "overlap": overlap}
 
 
 def sentence(number: int, types: Sequence[str]) -> Sentence:

@@ -44,6 +44,7 @@ class TrunkCache:
         precision: Precision,
     ) -> None:
         self._encoder, self.layers, self._whole = encoder, layers, whole
+        self._first = all_layers(encoder)[:1]
         self._encoded = encoded
         self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
         self._passes: dict[tuple[bytes, torch.Size, bool], TrunkPass] = {}
@@ -83,7 +84,7 @@ class TrunkCache:
         if not self._states or batch.source != self._encoded.number:
             return run_trunk(self._encoder, batch, self.layers, whole=self._whole)
         # Runs the encoder only to its first layer, which is called with the same arguments as the top layers.
-        calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self.layers)
+        calls = run_trunk(self._encoder, batch, self._first, whole=False).calls * len(self.layers)
         pieces = batch.piece_ids.shape[1]
         states = tuple(
             torch.stack([nn.functional.pad(state, (0, 0, 0, pieces - len(state))) for state in rows])
