@@ -20,7 +20,7 @@ from ner_cl.report.comparable import Difference, check_one_method, differences
 from ner_cl.report.outputs import Outputs, TestSets, run_outputs
 from ner_cl.report.runs import RunRecord, find_runs, load_run, method_of
 from ner_cl.report.spread import Spread
-from ner_cl.strategies.joint import JointOptions
+from ner_cl.strategies.build import build_strategies
 
 __all__ = ["Comparison", "Contrast", "Method", "RunScores", "compare"]
 
@@ -213,7 +213,7 @@ def _joint(groups: Mapping[str, Sequence[RunRecord]]) -> float | None:
 
 def _is_upper_bound(run: RunRecord) -> bool:
     """Whether a run learned from all data of all steps, with all types annotated in all of them."""
-    return any(isinstance(options, JointOptions) and options.annotation == "all" for options in run.config.strategies)
+    return any(strategy.reads_earlier == "all" for strategy in build_strategies(run.config.strategies))
 
 
 def _method(

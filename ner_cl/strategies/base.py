@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class StepContext:
         eval_batch_tokens: word pieces of a prediction batch.
         precision: number format of forward passes.
         earlier: the sentences of steps 1 to `number`, annotated for all types seen. Empty unless a strategy has
-            `needs_earlier_data` (the joint upper bound).
+            `reads_earlier` (the joint upper bound).
         reset_model: gives the student its pre-trained encoder back, and an untrained head. For the joint upper bound.
         predict: finds spans with the student as it is now.
         training_loss: the training loss of a batch, with all terms of all strategies; in fp32, and in the mode the
@@ -123,7 +123,6 @@ class Strategy(ABC):
         replaces_optimizer: whether it turns gradients into updates itself.
         settles_last: whether its `settle` uses the model's predictions and so must run after that of the others.
         isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
-        needs_earlier_data: whether it deliberately breaks the rules and reads the data of earlier steps.
         excludes: names of strategies it cannot be combined with, each with the reason.
         excludes_apart: the same, for heads whose steps share no columns.
     """
@@ -136,7 +135,6 @@ class Strategy(ABC):
     replaces_optimizer: ClassVar[bool] = False
     settles_last: ClassVar[bool] = False
     isolates: ClassVar[bool] = False
-    needs_earlier_data: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
     excludes_apart: ClassVar[Mapping[str, str]] = {}
 
@@ -159,6 +157,16 @@ class Strategy(ABC):
     @property
     def reads_dev(self) -> bool:
         """Whether the strategy, with these options, measures on the step's dev sentences and needs them to act."""
+        return False
+
+    @property
+    def reads_earlier(self) -> Literal["all", "own"] | None:
+        """Annotation with which it reads earlier steps' data, breaking the rules on purpose; None if it does not."""
+        return None
+
+    @property
+    def last_step_only(self) -> bool:
+        """Whether of a stream only the last step is trained, so that earlier ones have neither model nor scores."""
         return False
 
     def begin_step(self, context: StepContext) -> None:  # noqa: B027

@@ -43,8 +43,18 @@ class Joint(Strategy):
     """
 
     options_class = JointOptions
+    options: JointOptions
     holds_old_types = True
-    needs_earlier_data = True
+
+    @property
+    def reads_earlier(self) -> Literal["all", "own"]:
+        """With the annotation asked for."""
+        return self.options.annotation
+
+    @property
+    def last_step_only(self) -> bool:
+        """As asked for."""
+        return self.options.last_only
 
     def begin_step(self, context: StepContext) -> None:
         """Resets the model to its pre-trained encoder and an untrained head."""

@@ -140,7 +140,7 @@ def _chosen(strategies: Sequence[Any], model: NerModel, *, isolate: bool, replay
 
 def _check_data(learner: Learner, *, raw: bool) -> None:
     """Refuses strategies that need data a single step does not have, and raw text that none of them reads."""
-    if learner.needs_earlier_data:
+    if learner.reads_earlier:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
     if raw and not any(strategy.reads_unlabeled for strategy in learner.strategies):
         advice = "distill does, and das with pretrain_epochs: 1"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
@@ -93,9 +93,9 @@ class Learner:
             strategy.load_sentences(self.model.kept_sentences.get(strategy.options.name, ()))
 
     @property
-    def needs_earlier_data(self) -> bool:
-        """Whether a strategy reads the data of earlier steps, as only an upper bound does."""
-        return any(strategy.needs_earlier_data for strategy in self.strategies)
+    def reads_earlier(self) -> Literal["all", "own"] | None:
+        """The annotation with which a strategy reads the data of earlier steps, as only an upper bound does."""
+        return next((reads for strategy in self.strategies if (reads := strategy.reads_earlier)), None)
 
     def learn_step(
         self,
@@ -151,7 +151,7 @@ class Learner:
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             strategy.begin_step(context)
-        dev = earlier_dev if self.needs_earlier_data else self._dev(step, context)
+        dev = earlier_dev if self.reads_earlier else self._dev(step, context)
         train: Sequence[Sentence] = [sentence for sentence in step.train if sentence.words]  # others have no loss
         for strategy in self.strategies:
             train = strategy.sentences(context, train)
@@ -295,7 +295,7 @@ class Learner:
             batch_tokens=self.training.batch_tokens,
             eval_batch_tokens=self.training.eval_batch_tokens,
             precision=self.engine.precision,
-            earlier=tuple(earlier) if self.needs_earlier_data else (),
+            earlier=tuple(earlier) if self.reads_earlier else (),
             reset_model=reset_model,
             predict=self.predict,
             training_loss=training_loss,

@@ -19,7 +19,6 @@ from ner_cl.model.predict import ScoredSpan, score_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies.base import Strategy
 from ner_cl.strategies.build import build_strategies
-from ner_cl.strategies.joint import JointOptions
 from ner_cl.train.changes import fell_too_far
 from ner_cl.train.checkpoint import Checkpoint
 from ner_cl.train.engine import Engine
@@ -137,9 +136,9 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
 
 def learn_step(learner: Learner, step: Step, stream: Stream) -> Iterator[Event]:
     """Trains one step of a stream, with the earlier data if a strategy needs them."""
-    if not learner.needs_earlier_data:
+    if learner.reads_earlier is None:
         return learner.learn_step(step, unlabeled=stream.unlabeled)
-    own = any(isinstance(s.options, JointOptions) and s.options.annotation == "own" for s in learner.strategies)
+    own = learner.reads_earlier == "own"
     return learner.learn_step(
         step,
         old_steps=[earlier.types for earlier in stream.steps[: step.number - 1]],
@@ -160,19 +159,13 @@ def _found(learner: Learner, sentences: Sequence[Sentence]) -> list[list[ScoredS
     return engine.gather(mine)
 
 
-def _skipped(config: Config, step: Step, stream: Stream) -> bool:
-    """Whether the joint upper bound is trained at the last step only, and this is an earlier one."""
-    last_only = any(isinstance(options, JointOptions) and options.last_only for options in config.strategies)
-    return last_only and step.number < len(stream.steps)
-
-
 def _start(config: Config, stream: Stream, folder: Path, test: str) -> tuple[NerModel, Matrix]:
     """The model to continue with and the matrix rows so far, of published and of skipped steps."""
     matrix = Matrix.start([step.types for step in stream.steps])
     model: NerModel | None = None
     strategies = build_strategies(config.strategies)
     for step in stream.steps:
-        if _skipped(config, step, stream):
+        if step.number < len(stream.steps) and any(strategy.last_step_only for strategy in strategies):
             matrix = matrix.with_row(None)
             continue
         published = folder / "steps" / f"{step.number:02d}"
@@ -221,7 +214,7 @@ def _check_drop(matrix: Matrix, step: Step, config: Config) -> None:
 def _besides(strategies: Sequence[Strategy], step: Step, stream: Stream) -> dict[str, str]:
     """Fingerprints of what the strategies read besides the step's own sentences, with all its annotation."""
     read: dict[str, Sequence[Sentence]] = {}
-    if any(strategy.needs_earlier_data for strategy in strategies):
+    if any(strategy.reads_earlier for strategy in strategies):
         read["earlier"] = stream.everything_until(step.number)
         read["earlier_dev"] = stream.dev_everything_until(step.number)
     if any(strategy.reads_unlabeled for strategy in strategies):

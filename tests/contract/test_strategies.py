@@ -499,7 +499,9 @@ def test_a_strategy_is_one_final_class_with_frozen_options(name: str) -> None:
 
 @every_strategy
 def test_nothing_but_the_upper_bound_sees_earlier_data(name: str) -> None:
-    assert strategies[name].needs_earlier_data == (name == "joint")
+    strategy = strategies[name](strategies[name].options_class())
+    assert strategy.reads_earlier == ("all" if name == "joint" else None)
+    assert not strategy.last_step_only
 
 
 @every_strategy
