@@ -36,7 +36,10 @@ def checked(what: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         return type(what)(again(what.__func__))
     if isinstance(what, property):
         return property(*(part and again(part) for part in (what.fget, what.fset, what.fdel)), what.__doc__)
-    return _checked_function(what, typechecker)
+    found = _checked_function(what, typechecker)
+    if found is not what:
+        found.__signature__ = inspect.signature(what)  # type: ignore[attr-defined]  # for those who ask the wrapper
+    return found
 
 
 def _checked_function(function: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:

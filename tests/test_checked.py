@@ -1,5 +1,6 @@
 """Tests see wrong types and shapes: ner_cl is instrumented, and what instruments it misses nothing."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,3 +116,17 @@ def test_sizes_of_one_call_are_not_those_of_the_next_or_of_an_inner_one() -> Non
 
     assert outer(ROWS).shape == (2, 3)
     assert outer(torch.zeros(7, 8)).shape == (7, 8)
+
+
+def test_the_arguments_of_what_is_wrapped_can_be_asked_for() -> None:
+    """spaCy asks the wrapper, not what it wraps."""
+
+    def plain(one: int, *, two: str) -> int:
+        return one
+
+    def shaped(one: Float[Tensor, " word"], *, two: str) -> Float[Tensor, " word"]:
+        return one
+
+    for function in (plain, shaped):
+        asked = inspect.getfullargspec(checked(function, typechecker=beartype))
+        assert (asked.args, asked.kwonlyargs) == (["one"], ["two"])
