@@ -45,8 +45,15 @@ class Sentence:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Sorts the spans and rejects those that do not fit the words or the annotated types."""
+        """Sorts the spans; rejects words that are none, and spans that do not fit the words or the annotated types."""
+        for name in ("words", "annotated_types"):
+            if isinstance(getattr(self, name), str):
+                raise DataError(f"{self.where}{name} is the text {getattr(self, name)!r}; give a list of them")
+        object.__setattr__(self, "words", tuple(self.words))
+        object.__setattr__(self, "annotated_types", frozenset(self.annotated_types))
         object.__setattr__(self, "spans", tuple(sorted(self.spans)))
+        if "" in self.words:
+            raise DataError(f"{self.where}word {self.words.index('')} is empty; leave it out")
         for span in self.spans:
             if not 0 <= span.start < span.end <= len(self.words):
                 what = f"span {span.start}..{span.end} {span.type}"

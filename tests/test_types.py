@@ -1,5 +1,7 @@
 """The plain values: what they refuse, what they sort, what they hide."""
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -84,3 +86,26 @@ def test_values_are_frozen_and_hashable(value: object, field: str) -> None:
     hash(value)
     with pytest.raises(FrozenInstanceError):
         setattr(value, field, None)
+
+
+_GIVEN = """
+from ner_cl import DataError, Sentence, Span
+for words, types in (("Take x", {"DRUG"}), (("Take", "x"), "DRUG"), (("Take", "", "x"), {"DRUG"})):
+    try:
+        Sentence(words, (), types)
+    except DataError as error:
+        print(error)
+given = Sentence(["Take", "x"], [Span(1, 2, "DRUG")], ["DRUG", "DRUG"])
+print(given == Sentence(("Take", "x"), (Span(1, 2, "DRUG"),), frozenset({"DRUG"})), isinstance(hash(given), int))
+"""
+
+
+def test_what_are_no_words_or_types_is_refused_and_lists_will_do() -> None:
+    """In a process whose types nobody checks, as those of users are."""
+    found = subprocess.run([sys.executable, "-c", _GIVEN], capture_output=True, text=True, check=True, timeout=300)
+    assert found.stdout.splitlines() == [
+        "words is the text 'Take x'; give a list of them",
+        "annotated_types is the text 'DRUG'; give a list of them",
+        "word 1 is empty; leave it out",
+        "True True",
+    ]

@@ -54,7 +54,7 @@ def predict(
     asked = names(types)
     tagger.check_types(asked)
     documents, again = tee(read_documents(source))
-    texts = (document.text for document in documents)
+    texts = (document.sentence for document in documents)
     found = tagger.predict(texts, types=asked, min_score=min_score, nested=nested)
     pairs = zip(again, found, strict=True)
     annotated = frozenset(asked or tagger.types)
@@ -100,16 +100,13 @@ def _opened(output: Path | None) -> "Iterator[BinaryIO]":
 
 
 def _sentence(document: Document, entities: "Sequence[Entity]", annotated: frozenset[str]) -> "Sentence":
-    """Split a document into words and convert its entities to word spans."""
-    from ner_cl.data.words import split_words
-    from ner_cl.types import Sentence, Span
+    """Convert a document's entities to spans of its words."""
+    from ner_cl.types import Span
 
-    text, offsets = document.text, split_words(document.text)
-    starts = {start: index for index, (start, _) in enumerate(offsets)}
-    ends = {end: index + 1 for index, (_, end) in enumerate(offsets)}
-    spans = tuple(Span(starts[entity.start], ends[entity.end], entity.type) for entity in entities)
-    words = tuple(text[start:end] for start, end in offsets)
-    return Sentence(words, spans, annotated, text=text, offsets=tuple(offsets), source=document.source)
+    sentence = document.sentence
+    starts = {start: index for index, (start, _) in enumerate(sentence.offsets or ())}
+    ends = {end: index + 1 for index, (_, end) in enumerate(sentence.offsets or ())}
+    return sentence.with_spans((Span(starts[e.start], ends[e.end], e.type) for e in entities), annotated)
 
 
 def _conll(sentence: "Sentence") -> bytes:

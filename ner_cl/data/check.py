@@ -8,6 +8,7 @@ from typing import Any
 
 from ner_cl.data.readers import ReadReport, read_with_report
 from ner_cl.data.tally import count_mentions
+from ner_cl.data.words import cut_mentions
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.types import Sentence
 
@@ -149,6 +150,8 @@ def check(
         leaked = [sentence for sentence in sentences if sentence.words in first]
         split = _split_check(sentences, report, len(duplicates), len(contradictions), len(leaked))
         found.notes += _notes(name, split, duplicates, contradictions, found)
+        if cut := cut_mentions(sentences):
+            found.notes.append(f"{name}: {cut}")
         found.notes += _notes_across(name, next(iter(paths)), split, splits, leaked, first, found)
         first = first if splits else seen
         splits[name] = split

@@ -4,14 +4,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ner_cl.errors import DataError
 
 if TYPE_CHECKING:
-    from ner_cl.types import Entity
+    from ner_cl.types import Entity, Sentence
 
 __all__ = ["Document", "holds_texts", "read_documents"]
 
@@ -21,11 +21,22 @@ _KEPT_KEYS = ("id", "meta")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, its source (`file:line`), and the fields of its record that are passed through (`id` and `meta`)."""
+    """A text, its source (`file:line`), and the fields of its record that are passed through (`id` and `meta`).
+
+    `offsets` are those of its words, if its record has `word_offsets`.
+    """
 
     text: str
     source: str
     kept: Mapping[str, Any] = field(default_factory=dict)
+    offsets: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def sentence(self) -> "Sentence":
+        """The text with its words: those of its record, else those of `split_words`."""
+        from ner_cl.data.words import sentence_of_text
+
+        return replace(sentence_of_text(self.text, self.offsets), source=self.source)
 
     def with_entities(self, entities: "Sequence[Entity]") -> bytes:
         """Return one JSON line with the text, the kept fields and the entities found."""
@@ -39,7 +50,9 @@ class Document:
             }
             for entity in entities
         ]
-        return (json.dumps({**self.kept, "text": self.text, "spans": spans}, ensure_ascii=False) + "\n").encode()
+        words = {} if self.offsets is None else {"word_offsets": self.offsets}
+        record = {**self.kept, "text": self.text, "spans": spans, **words}
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
 
 
 def read_documents(source: str) -> Iterator[Document]:
@@ -117,4 +130,15 @@ def _document(line: str, where: str) -> Document:
         json.dumps([text, kept], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError(f"{where}: holds half a character (a lone surrogate); correct it") from None
-    return Document(text, where, kept)
+    return Document(text, where, kept, _offsets(record, text, where))
+
+
+def _offsets(record: Mapping[str, Any], text: str, where: str) -> tuple[tuple[int, int], ...] | None:
+    if record.get("word_offsets") is None:
+        return None
+    from ner_cl.data.readers.records import RecordError, word_offsets
+
+    try:
+        return tuple(word_offsets(record["word_offsets"], text))
+    except RecordError as error:
+        raise DataError(f"{where}: {error}") from None

@@ -1,8 +1,13 @@
 """Split text into words: the rule shared by training and prediction."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 import regex
 
-__all__ = ["is_invisible", "split_words"]
+from ner_cl.types import Sentence
+
+__all__ = ["cut_mentions", "is_invisible", "sentence_of_text", "split_words", "with_text"]
 
 # Scripts written without spaces: every character (with its marks) is a word, so any span falls on word boundaries.
 _UNSPACED = (
@@ -44,6 +49,44 @@ def split_words(text: str) -> list[tuple[int, int]]:
         ['Dr', '.', 'Lee', "'", 's', '東', '京', 'trip']
     """
     return [match.span() for match in _WORD.finditer(text)]
+
+
+def sentence_of_text(text: str, offsets: Sequence[tuple[int, int]] | None = None) -> Sentence:
+    """Return a text as a sentence without annotation; its words are those of `split_words`, or at the offsets given."""
+    places = tuple(split_words(text) if offsets is None else offsets)
+    return Sentence(tuple(text[start:end] for start, end in places), text=text, offsets=places)
+
+
+def with_text(sentence: Sentence) -> Sentence:
+    """Return a sentence that has text and offsets: its own, else its words with a space between them."""
+    if sentence.text is not None and sentence.offsets is not None:
+        return sentence
+    places, start = [], 0
+    for word in sentence.words:
+        places.append((start, start + len(word)))
+        start += len(word) + 1
+    return replace(sentence, text=" ".join(sentence.words), offsets=tuple(places))
+
+
+def cut_mentions(sentences: Iterable[Sentence]) -> str:
+    """Say how many mentions hold words that `split_words` would cut, if these are a hundredth or more; else "".
+
+    A model learns such words whole, and `predict` finds them in parts where it is given text.
+    """
+    whole: dict[str, bool] = {}
+    mentions, cut, example = 0, 0, ""
+    for sentence in sentences:
+        for span in sentence.spans:
+            mentions += 1
+            words = sentence.words[span.start : span.end]
+            parted = [word for word in words if not whole.setdefault(word, len(split_words(word)) == 1)]
+            cut, example = cut + bool(parted), example or "".join(parted[:1])
+    if not cut or 100 * cut < mentions:
+        return ""
+    return (
+        f"{cut} of {mentions} mentions hold words that `predict` cuts where it reads text, such as {example!r}; "
+        "give it such words whole: word_offsets in JSON lines, or a Sentence"
+    )
 
 
 def is_invisible(text: str) -> bool:

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from ner_cl.data.readers import sentences_of
-from ner_cl.errors import ModelError
+from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import Counts, count_spans, macro_f1, micro_f1
 from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.ner_model import NerModel
@@ -71,7 +71,7 @@ def score(
         **reading: options of `read_sentences` for a file.
 
     Raises:
-        DataError: if the file cannot be read.
+        DataError: if the file cannot be read, or is annotated for none of the types.
         ModelError: if the model cannot be read or does not know one of `types`.
 
     Example:
@@ -80,7 +80,12 @@ def score(
     tagger = _model(model)
     tagger.check_types(types)
     sentences = sentences_of(data, types=types, **reading)
-    scored = scored_types(tagger, types, sentences)
+    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
+    if not annotated.intersection(scored := scored_types(tagger, types, sentences)):
+        raise DataError(
+            f"the data are not annotated for {', '.join(scored or tagger.types)}; they have "
+            f"{', '.join(sorted(annotated)) or 'no type'}"
+        )
     return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
 
 
@@ -110,6 +115,8 @@ def score_steps(
     Example:
         >>> print(ner_cl.score_steps(["models/step1", "models/step2"], "test.jsonl").metrics)   # doctest: +SKIP
     """
+    if isinstance(models, str | PathLike):
+        raise ModelError(f"models must be a list of models, not the path {str(models)!r}; for one model there is score")
     pasts = [Past.of(model) if isinstance(model, NerModel) else read_past(str(model)) for model in models]
     _check_chain(pasts)
     by_step = {len(past.steps): model for past, model in zip(pasts, models, strict=True)}

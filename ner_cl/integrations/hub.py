@@ -16,10 +16,11 @@ __all__ = ["to_token_classifier"]
 def to_token_classifier(model: NerModel) -> Any:
     """Converts the model to an `AutoModelForTokenClassification` with one softmax over all tags.
 
-    Exact for ExtendNER. AddNER's blocks become one layer of log-odds against each block's own `O`, `W_t - W_O` and
-    `b_t - b_O`, with a zero row for `O`: the scores of `head.merge: viterbi` (`ner_cl.model.merge.exclusive_scores`).
-    Programs that use the result take the best tag of each word or word piece on its own, whereas ner_cl decodes whole
-    sentences. They do not use windows: texts longer than the encoder's input are truncated.
+    Exact for ExtendNER, calibration included. AddNER's blocks become one layer of log-odds against each block's own
+    `O`, `W_t - W_O` and `b_t - b_O`, with a zero row for `O`: the scores of `head.merge: viterbi`
+    (`ner_cl.model.merge.exclusive_scores`), which are not calibrated. Programs that use the result take the best tag of
+    each word or word piece on its own, whereas ner_cl decodes whole sentences. They do not use windows: texts longer
+    than the encoder's input are truncated.
 
     Raises:
         ModelError: if the model's blocks read different word vectors or vote, its head scores spans, it was exported
@@ -53,10 +54,14 @@ def to_token_classifier(model: NerModel) -> Any:
 
 
 def one_layer(model: NerModel) -> tuple[Tensor, Tensor]:
-    """Weight `[tag, hidden]` and bias `[tag]` of one output layer over all tags."""
+    """Weight `[tag, hidden]` and bias `[tag]` of one output layer over all tags.
+
+    One softmax is divided by its temperature, so that its scores are as calibrated as the model's.
+    """
     blocks: Sequence[Any] = list(model.head.blocks)
-    weights = [block.weight.detach().cpu() for block in blocks]
-    biases = [block.bias.detach().cpu() for block in blocks]
+    temperature = 1.0 if model.head.apart else model.head.temperatures[-1]
+    weights = [block.weight.detach().cpu() / temperature for block in blocks]
+    biases = [block.bias.detach().cpu() / temperature for block in blocks]
     if model.head.apart:
         weights = [torch.zeros_like(weights[0][:1]), *(weight[1:] - weight[:1] for weight in weights)]
         biases = [torch.zeros_like(biases[0][:1]), *(bias[1:] - bias[:1] for bias in biases)]

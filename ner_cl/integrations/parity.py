@@ -100,7 +100,8 @@ def _spacy_finder(model: NerModel, folder: Path) -> Finder:
     import spacy
     from spacy.tokens import Doc
 
-    nlp = spacy.load(folder)
+    # With the precision of what it is compared with.
+    nlp = spacy.load(folder, config={"components": {"ner_cl": {"precision": "fp32"}}})
 
     def find(sentences: Sequence[Sentence]) -> list[list[Span]]:
         docs = nlp.pipe(Doc(nlp.vocab, words=list(sentence.words)) for sentence in sentences)

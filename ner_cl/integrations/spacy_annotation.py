@@ -24,18 +24,21 @@ class Found:
 
 
 def set_span_group(doc: Doc, found: Sequence[Found], key: str) -> None:
-    """Writes the predictions to `doc.spans[key]`, whose `attrs` hold each span's score and each type's step."""
+    """Writes the predictions to `doc.spans[key]`, whose `attrs` hold each span's score and each type's step.
+
+    A span that is an entity of the document already, perhaps another component's, keeps what `span._` says of it.
+    """
     attrs = {
         "scores": [item.score for item in found],
         "steps": {item.span.label_: item.step for item in found},
     }
     doc.spans[key] = SpanGroup(doc, name=key, attrs=attrs, spans=[item.span for item in found])
-    _set_extensions(found)
+    present = {(span.start, span.end, span.label) for span in doc.ents}
+    _set_extensions(item for item in found if (item.span.start, item.span.end, item.span.label) not in present)
 
 
 def set_entities(doc: Doc, entities: Sequence[Found], *, overwrite: bool) -> None:
     """Adds predictions to `doc.ents`, replacing overlapping entities if `overwrite`; other tokens become `O`."""
-    _set_extensions(entities)
     found = [item.span for item in entities]
     present = list(doc.ents)
     # spaCy's "blocked" tokens: an entity rule or a person ruled out an entity here.
@@ -47,10 +50,12 @@ def set_entities(doc: Doc, entities: Sequence[Found], *, overwrite: bool) -> Non
         for token in taken:
             doc[token].ent_id = 0  # it belongs to the entity being replaced
         doc.set_ents([*stay, *found], blocked=[span for span in blocked if span.start not in taken])
+        _set_extensions(entities)
     else:
         taken = _tokens([*present, *blocked])
-        free = [span for span in found if taken.isdisjoint(range(span.start, span.end))]
-        doc.set_ents([*present, *free], blocked=blocked)
+        free = [item for item in entities if taken.isdisjoint(range(item.span.start, item.span.end))]
+        doc.set_ents([*present, *(item.span for item in free)], blocked=blocked)
+        _set_extensions(free)
 
 
 def _set_extensions(found: Iterable[Found]) -> None:

@@ -174,7 +174,7 @@ class NerModel(nn.Module):
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is an iterable of texts too, and the first line wins
         self,
-        texts: str,
+        texts: str | Sentence,
         *,
         types: Collection[str] | None = ...,
         min_score: float = ...,
@@ -185,7 +185,7 @@ class NerModel(nn.Module):
     @overload
     def predict(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str | Sentence | Sequence[str]],
         *,
         types: Collection[str] | None = ...,
         min_score: float = ...,
@@ -195,7 +195,7 @@ class NerModel(nn.Module):
     ) -> Iterator[list[Entity]]: ...
     def predict(
         self,
-        texts: str | Iterable[str],
+        texts: str | Sentence | Iterable[str | Sentence | Sequence[str]],
         *,
         types: Collection[str] | None = None,
         min_score: float = 0.0,
@@ -206,7 +206,9 @@ class NerModel(nn.Module):
         """Finds the entities of one text, or of many.
 
         Args:
-            texts: one text gives a list; many give an iterator of lists, in order, batched internally.
+            texts: one text gives a list; many give an iterator of lists, in order, batched internally. A text is cut
+                into words by `split_words`; to have it read with the words of your data, give a `Sentence` or, among
+                many, a list of words (offsets are then those of the words with a space between them).
             types: find only these types; all by default. A head with one softmax (extendner) decides among all and
                 reports these; one with a block per step (addner, spankl) uses only the blocks of these types, so it may
                 find a word that another type would have taken.
@@ -234,14 +236,14 @@ class NerModel(nn.Module):
         _check_reading(texts, min_score, batch_tokens, precision)
         found = predict_texts(
             self,
-            [texts] if isinstance(texts, str) else texts,
+            [texts] if isinstance(texts, str | Sentence) else texts,
             types=types,
             min_score=min_score,
             nested=nested,
             batch_tokens=batch_tokens,
             precision=precision,
         )
-        return next(found) if isinstance(texts, str) else found
+        return next(found) if isinstance(texts, str | Sentence) else found
 
     def steps_of(self, types: Collection[str] | None) -> list[int] | None:
         """The steps whose blocks know at least one of `types`; None (all steps) if `types` is None."""
@@ -287,7 +289,7 @@ class NerModel(nn.Module):
 
 def _check_reading(texts: object, min_score: object, batch_tokens: object, precision: object) -> None:
     """Validates the arguments of `predict` before any text is read."""
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable | Sentence):
         raise ConfigError(f"texts: expected a text or texts, not {type(texts).__name__}")
     if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
         raise ConfigError(f"min_score: {min_score!r} is not a number from 0 to 1")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ner_cl.data.words import split_words
+from ner_cl.data.words import sentence_of_text, with_text
 from ner_cl.errors import ConfigError
 from ner_cl.model.emissions import stretches_of
 from ner_cl.model.ner_model import NerModel
@@ -79,7 +79,7 @@ def score_merged_and_nested(
 
 def predict_texts(
     model: NerModel,
-    texts: Iterable[str],
+    texts: Iterable[str | Sentence | Sequence[str]],
     *,
     types: Collection[str] | None = None,
     min_score: float = 0.0,
@@ -90,34 +90,40 @@ def predict_texts(
     """Yields the entities of each text, in order; see `NerModel.predict`."""
     step_of = {type_: model.tagset.step_of(type_) for type_ in model.types}
     for chunk in _chunks(texts):
-        offsets = [split_words(text) for text in chunk]
-        sentences = [
-            Sentence(tuple(text[start:end] for start, end in words)) for text, words in zip(chunk, offsets, strict=True)
-        ]
-        (scored,) = _find(model, sentences, types, [nested], batch_tokens, precision)
-        for text, words, items in zip(chunk, offsets, scored, strict=True):
+        (scored,) = _find(model, chunk, types, [nested], batch_tokens, precision)
+        for sentence, items in zip(chunk, scored, strict=True):
+            text, places = sentence.text or "", sentence.offsets or ()
             found = []
             for item in items:
                 if item.score >= min_score:
-                    start, end = words[item.span.start][0], words[item.span.end - 1][1]
+                    start, end = places[item.span.start][0], places[item.span.end - 1][1]
                     type_ = item.span.type
                     found.append(Entity(start, end, type_, text[start:end], item.score, step_of[type_]))
             yield found
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
+def _chunks(texts: Iterable[str | Sentence | Sequence[str]]) -> Iterator[list[Sentence]]:
+    chunk: list[Sentence] = []
     characters = 0
     for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ConfigError(f"texts: item {number} is of {type(text).__name__}, not a text")
-        chunk.append(text)
-        characters += len(text)
+        chunk.append(sentence := _sentence(text, number))
+        characters += len(sentence.text or "")
         if len(chunk) == _CHUNK_TEXTS or characters >= _CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def _sentence(text: object, number: int) -> Sentence:
+    """One of the texts as a sentence with text and offsets."""
+    if isinstance(text, str):
+        return sentence_of_text(text)
+    if isinstance(text, list | tuple) and all(isinstance(word, str) for word in text):
+        return with_text(Sentence(tuple(text)))
+    if isinstance(text, Sentence):
+        return with_text(text)
+    raise ConfigError(f"texts: item {number} is of {type(text).__name__}, not a text, a list of words or a Sentence")
 
 
 def _find(

@@ -14,6 +14,7 @@ from ner_cl.data.readers import sentences_of
 from ner_cl.data.stream import Step
 from ner_cl.data.tally import count_mentions, tally
 from ner_cl.data.unlabeled import read_unlabeled
+from ner_cl.data.words import cut_mentions
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
@@ -118,6 +119,8 @@ def learn(
             f"mentions of {', '.join(ignored)} in the data are not trained on, as the model knows these types already"
         )
         on_event(Note(step=step.number, text=text))
+    if cut := cut_mentions(step.train):
+        on_event(Note(step=step.number, text=cut))
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if model.types else [[] for _ in dev_sentences]
     if must_measure:

@@ -14,7 +14,9 @@ from ner_cl.cli.app import main
 from ner_cl.data.documents import read_documents
 from ner_cl.data.readers import read_sentences
 from ner_cl.model.ner_model import NerModel
+from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
+from ner_cl.types import Sentence
 from tests.tiny import trained_model
 
 TEXTS = ["Ada Smith met Bob in Rome .", "", "  the old report ", "\U0001f600 Oslo visited Elif Jones ."]
@@ -222,3 +224,37 @@ def test_annotated_sentences_are_no_texts(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"ner-cl data convert {tmp_path / name} old.jsonl" in captured.err
+
+
+def test_words_of_a_record_are_read_as_given(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `evaluate` reads of a file, `predict` reads of it too."""
+    text = "the report met Ada-Smith near Rome ."
+    offsets = [[0, 3], [4, 10], [11, 14], [15, 24], [25, 29], [30, 34], [35, 36]]
+    record = {"text": text, "word_offsets": offsets, "id": 7}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    assert main(["predict", str(model_folder), str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o.jsonl")]) == 0
+    [found] = records((tmp_path / "o.jsonl").read_text())
+    assert (found["word_offsets"], found["id"]) == (offsets, 7)
+    words = tuple(text[start:end] for start, end in offsets)
+    [spans] = predict_sentences(load_model(model_folder), [Sentence(words)])
+    assert [(s["start"], s["end"], s["label"]) for s in found["spans"]] == [
+        (offsets[span.start][0], offsets[span.end - 1][1], span.type) for span in spans
+    ]
+    [again] = read_sentences(tmp_path / "o.jsonl")
+    assert (again.words, list(again.spans)) == (words, spans)
+    for format_ in ("conll", "docbin"):
+        path = tmp_path / f"o.{'conll' if format_ == 'conll' else 'spacy'}"
+        command = ["predict", str(model_folder), str(tmp_path / "in.jsonl"), "--output", str(path)]
+        assert main([*command, "--format", format_]) == 0
+        [again] = read_sentences(path)
+        assert (again.words, list(again.spans)) == (words, spans)
+
+
+def test_words_that_do_not_fit_the_text_are_named(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "Ada", "word_offsets": [[0, 9]]}) + "\n")
+    assert main(["predict", str(model_folder), str(tmp_path / "in.jsonl")]) == 2
+    assert "in.jsonl:1: has a word at 0..9; words must be in order and inside the text" in capsys.readouterr().err

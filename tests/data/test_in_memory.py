@@ -75,3 +75,69 @@ def test_a_model_learns_from_and_is_scored_on_records(tmp_path: Path) -> None:
         for data in (records, tmp_path / "orgs.jsonl")
     )
     assert ner_cl.score(one, records) == ner_cl.score(two, sentences)
+
+
+TAGS = datasets.List(datasets.ClassLabel(names=["O", "B-PER", "I-PER"]))
+FEATURES = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": TAGS})
+ROWS = {"tokens": [["Ada", "Smith", "left"], ["Bob"]], "ner_tags": [[1, 2, 0], [1]]}
+FOUND = [(("Ada", "Smith", "left"), (Span(0, 2, "PER"),)), (("Bob",), (Span(0, 1, "PER"),))]
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow", None])
+def test_a_data_set_is_read_whatever_its_format(form: str | None) -> None:
+    data_set = datasets.Dataset.from_dict(ROWS, features=FEATURES).with_format(form)
+    assert [(s.words, s.spans) for s in sentences_of(data_set)] == FOUND
+
+
+def test_a_stream_is_read_though_it_does_not_know_its_columns() -> None:
+    data_set = datasets.Dataset.from_dict(ROWS, features=FEATURES)
+    assert [(s.words, s.spans) for s in sentences_of(data_set.to_iterable_dataset())] == FOUND
+    names = FEATURES["ner_tags"].feature.names
+    named = [
+        {"tokens": words, "ner_tags": [names[tag] for tag in tags]} for words, tags in zip(*ROWS.values(), strict=True)
+    ]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(named))
+    assert stream.features is None
+    assert [(s.words, s.spans) for s in sentences_of(stream)] == FOUND
+
+
+def test_class_labels_of_spans_are_named() -> None:
+    label = datasets.ClassLabel(names=["PERSON", "LOCATION"])
+    spans = [{"start": 0, "end": 3, "label": 0}, {"start": 13, "end": 17, "label": 1}]
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "entities": [{"start": datasets.Value("int32"), "end": datasets.Value("int32"), "label": label}],
+        }
+    )
+    data_set = datasets.Dataset.from_dict({"text": ["Ada lives in Rome"], "entities": [spans]}, features=features)
+    [sentence] = sentences_of(data_set)
+    assert [span.type for span in sentence.spans] == ["PERSON", "LOCATION"]
+
+
+def test_pairs_as_spacy_has_them_are_read() -> None:
+    pair = ("Ada lives", {"entities": [(0, 3, "PER")]})
+    assert sentences_of([pair])[0].spans == (Span(0, 1, "PER"),)
+    assert plain(sentences_of([pair])) == plain(sentences_of([["Ada lives", {"entities": [[0, 3, "PER"]]}]]))
+    assert sentences_of([{"tokens": ("Ada",), "ner_tags": ("B-PER",)}])[0].spans == (Span(0, 1, "PER"),)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (datasets.DatasetDict(train=datasets.Dataset.from_dict(ROWS)), r"have the splits train; give one of them"),
+        (RECORDS[0], "are one record with text, spans, annotated_types; give a list of records"),
+        (ROWS, "are one record with tokens, ner_tags; give a list"),
+        ({}, "are one record with no key"),
+        (datasets.Dataset.from_dict(ROWS).to_pandas(), r"are a table; give its rows, such as table\.to_dict"),
+        (datasets.Dataset.from_dict(ROWS), r"record:1: has numbers in ner_tags; write the names .*cast_column"),
+    ],
+)
+def test_what_holds_sentences_otherwise_is_refused_with_the_way(data: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        sentences_of(data)
+
+
+def test_a_misspelt_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="on_overlp"):
+        sentences_of(RECORDS, on_overlp="keep")  # type: ignore[call-arg]

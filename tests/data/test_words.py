@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ner_cl.data.words import is_invisible, split_words
+from ner_cl.data.words import cut_mentions, is_invisible, sentence_of_text, split_words, with_text
+from ner_cl.types import Sentence, Span
 
 
 def words(text: str) -> list[str]:
@@ -66,3 +67,24 @@ def test_time_is_linear(unit: str) -> None:
     seconds(1000)
     # A quadratic scan would take 64 times as long for 8 times the text, and minutes for a megabyte.
     assert seconds(400_000) < 32 * seconds(50_000) + 0.5
+
+
+def test_mentions_with_words_that_would_be_cut_are_told() -> None:
+    def of(*words: str, mention: int = 0) -> Sentence:
+        return Sentence(words, (Span(mention, mention + 1, "LOC"),), frozenset({"LOC"}))
+
+    assert cut_mentions([]) == cut_mentions([of("Rome"), of("Oslo", "U.S.")]) == ""  # outside mentions it is all one
+    assert cut_mentions([of("Rome"), of("U.S."), of("New-York"), of("U.S.")]).startswith(
+        "3 of 4 mentions hold words that `predict` cuts where it reads text, such as 'U.S.'; give it such words whole"
+    )
+    assert cut_mentions([of("U.S."), *[of("Rome")] * 99]) != ""
+    assert cut_mentions([of("U.S."), *[of("Rome")] * 100]) == ""
+
+
+def test_a_sentence_gets_a_text_that_its_words_are_in() -> None:
+    sentence = with_text(Sentence(("Ada", "l.", "in"), (Span(0, 1, "PER"),), frozenset({"PER"})))
+    assert (sentence.text, sentence.offsets) == ("Ada l. in", ((0, 3), (4, 6), (7, 9)))
+    assert sentence.spans == (Span(0, 1, "PER"),)
+    assert with_text(sentence) is sentence
+    assert sentence_of_text("Ada l.").words == ("Ada", "l", ".")
+    assert sentence_of_text("Ada l.", [(0, 3), (4, 6)]).words == ("Ada", "l.")

@@ -8,7 +8,7 @@ import pytest
 import ner_cl
 from ner_cl.cli.app import main
 from ner_cl.data.writers import write_sentences
-from ner_cl.errors import ModelError
+from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.matrix import render
 from ner_cl.model.ner_model import NerModel
@@ -106,3 +106,13 @@ def test_models_that_do_not_continue_one_another_are_refused(folders: list[Path]
         ner_cl.score_steps([again, newer], TEST)
     with pytest.raises(ModelError, match="there are no models"):
         ner_cl.score_steps([], TEST)
+
+
+def test_data_of_other_types_and_a_single_model_are_refused(folders: list[Path]) -> None:
+    records = [{"text": "Ada lives", "spans": [{"start": 0, "end": 3, "label": "DRUG"}]}]
+    with pytest.raises(DataError, match="the data are not annotated for PER, LOC; they have DRUG"):
+        ner_cl.score(folders[1], records)
+    with pytest.raises(DataError, match="they have no type"):
+        ner_cl.score(folders[1], [])
+    with pytest.raises(ModelError, match="models must be a list of models, not the path"):
+        ner_cl.score_steps(str(folders[1]), TEST)  # type: ignore[arg-type]

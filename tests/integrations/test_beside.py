@@ -1,10 +1,12 @@
 """The component among spaCy's own."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 
+import ner_cl
 from tests.integrations.conftest import entities
 
 Build = Callable[..., Language]
@@ -77,3 +79,24 @@ def test_tokens_of_any_make_are_words(pipeline: Build) -> None:
         nlp.vocab, words=["met", "Ada", "Smith", "in", "Oslo", "."], spaces=[True, False, False, True, False, False]
     )
     assert [(e.text, e.label_) for e in nlp(doc).ents] == [("AdaSmith", "PER"), ("Oslo", "LOC")]
+
+
+def test_scores_of_other_components_entities_stay(pipeline: Build, model_folder: Path) -> None:
+    """A second component that finds the same spans, and rules that found one before."""
+    text = "hello the report met Ada Smith near Rome ."
+    ruled = pipeline()
+    ruler = ruled.add_pipe("entity_ruler", before="ner_cl", config={"overwrite_ents": False})
+    ruler.add_patterns([{"label": "PER", "pattern": "Ada Smith"}])
+    scores = {entity.text: entity._.score for entity in ruled(text).ents}
+    assert scores["Ada Smith"] is None
+    assert scores["Rome"] is not None
+    nlp = pipeline(spans_key="first")
+    alone = [(entity.text, entity._.score) for entity in nlp(text).ents]
+    hotter = ner_cl.load(model_folder)
+    hotter.head.temperatures = [3.0] * len(hotter.head.temperatures)
+    nlp.add_pipe("ner_cl", name="second", config={"spans_key": "second"}).use(hotter)
+    doc = nlp(text)
+    assert alone
+    assert [(entity.text, entity._.score) for entity in doc.ents] == alone
+    assert [span._.score for span in doc.spans["first"]] == doc.spans["first"].attrs["scores"]
+    assert doc.spans["second"].attrs["scores"] != doc.spans["first"].attrs["scores"]

@@ -210,6 +210,9 @@ def test_a_language_that_lacks_a_package_is_told(word_tagger: NerModel, tmp_path
 
 
 def test_a_token_classifier_scores_words_as_the_head_does(word_tagger: NerModel, tmp_path: Path) -> None:
+    """One softmax, with the temperature that calibrates it."""
+    word_tagger = word_tagger.copy()
+    word_tagger.head.temperatures = [1.3, 1.7][-len(word_tagger.head.temperatures) :]
     export_model(word_tagger, tmp_path / "hf", format="hf")
     classifier = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     assert tuple(classifier.config.id2label.values()) == word_tagger.tagset.tags
@@ -218,7 +221,7 @@ def test_a_token_classifier_scores_words_as_the_head_does(word_tagger: NerModel,
         pieces = classifier.eval()(input_ids=batch.piece_ids, attention_mask=batch.piece_mask).logits
         emissions = word_tagger(batch)
     words = pieces.gather(1, batch.word_pieces[..., None].expand(-1, -1, pieces.shape[-1]))
-    expected = exclusive_scores(emissions.blocks) if word_tagger.head.apart else emissions.flat()
+    expected = exclusive_scores(emissions.blocks) if word_tagger.head.apart else emissions.flat() / 1.7
     torch.testing.assert_close(words[batch.word_mask], expected[batch.word_mask], atol=1e-4, rtol=1e-4)
 
 

@@ -362,5 +362,31 @@ def test_what_cannot_be_read_is_refused_at_once(models: dict[str, NerModel], tmp
         "texts: expected a text or texts, not NoneType",
         "texts: expected a text or texts, not bytes",
         "texts: expected a text or texts, not dict",
-        "texts: item 1 is of NoneType, not a text",
+        "texts: item 1 is of NoneType, not a text, a list of words or a Sentence",
     ]
+
+
+@EVERY
+def test_words_are_read_as_given(models: dict[str, NerModel], head: str) -> None:
+    """As evaluation reads them; a text is cut by the project's own rule."""
+    model = models[head]
+    words = ("met", "A.", "Smith", "in", "New-York", ".")
+    text = "met A. Smith in  New-York."
+    starts = [text.index(word) for word in words[:-1]] + [len(text) - 1]
+    placed = Sentence(words, text=text, offsets=tuple((s, s + len(w)) for s, w in zip(starts, words, strict=True)))
+    found = model.predict(placed)
+    [spans] = predict_sentences(model, [placed])
+    places = placed.offsets or ()
+    assert spans or head == "spankl"  # a toy, which knows few spans of words it never saw
+    assert [(e.start, e.end, e.type) for e in found] == [
+        (places[span.start][0], places[span.end - 1][1], span.type) for span in spans
+    ]
+    assert [e.text for e in found] == [text[e.start : e.end] for e in found]
+    alone, listed, same = model.predict([Sentence(words), list(words), " ".join(words)])
+    joined = " ".join(words)
+    assert alone == listed
+    assert [(e.type, joined[e.start : e.end].replace(" ", "")) for e in alone] == [
+        (span.type, "".join(words[span.start : span.end])) for span in spans
+    ]
+    assert same == model.predict(joined)
+    assert [e.score for e in alone] == pytest.approx([e.score for e in found])

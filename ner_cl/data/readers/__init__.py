@@ -96,7 +96,8 @@ def sentences_of(
     on_overlap: str = "error",
     alignment: str = "error",
     explicit_types: bool = False,
-    **file_options: str,
+    format: str = "auto",  # noqa: A002  as in read_sentences
+    scheme: str = "auto",
 ) -> list[Sentence]:
     """Return sentences of whatever holds them; options as in `read_sentences`.
 
@@ -107,28 +108,47 @@ def sentences_of(
         on_overlap: what to do with overlapping spans.
         alignment: what to do with a span that cuts a word.
         explicit_types: whether records must declare their types.
-        **file_options: `format` of a file, and `scheme` of tags.
+        format: format of a file.
+        scheme: scheme of tags.
 
     Raises:
         DataError: if anything cannot be read; names the file and line, or the number of the record.
     """
     _check_choices(types, on_overlap, alignment)
     if isinstance(data, str | PathLike):
-        options = {"types": types, "on_overlap": on_overlap, "alignment": alignment, "explicit_types": explicit_types}
-        return read_sentences(data, **options, **file_options)  # type: ignore[arg-type]
+        return read_sentences(
+            data,
+            format=format,
+            scheme=scheme,
+            types=types,
+            on_overlap=on_overlap,
+            alignment=alignment,
+            explicit_types=explicit_types,
+        )
+    _check_items(data)
     items = list(rows_of(data) if hasattr(data, "features") else data)
     if items and all(isinstance(item, Sentence) for item in items):
         return items
     for number, item in enumerate(items, start=1):
-        if not isinstance(item, Mapping | list | Sentence):
+        if not isinstance(item, Mapping | list | tuple | Sentence):
             raise DataError(
                 f"item {number} is a {type(item).__name__}; give each as a ner_cl.Sentence or as a record with text "
                 "and spans, or name a file"
             )
     report = ReadReport("record")
-    scheme = check_scheme(file_options.get("scheme", "auto"))
-    drafts = drafts_of_records(enumerate(items, start=1), ReadOptions(scheme, alignment), report)
+    drafts = drafts_of_records(enumerate(items, start=1), ReadOptions(check_scheme(scheme), alignment), report)
     return assemble(drafts, report, types=types, on_overlap=on_overlap, explicit_types=explicit_types) if drafts else []
+
+
+def _check_items(data: Iterable[Any]) -> None:
+    """Refuse what holds sentences, but does not give them one by one."""
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):
+        raise DataError("the data are a table; give its rows, such as table.to_dict('records')")
+    if isinstance(data, Mapping):
+        names = ", ".join(map(str, data)) or "no key"
+        if any(hasattr(value, "features") for value in data.values()):
+            raise DataError(f"the data have the splits {names}; give one of them, such as data['train']")
+        raise DataError(f"the data are one record with {names}; give a list of records")
 
 
 def read_with_report(

@@ -38,9 +38,9 @@ class HubReader(Reader):
 
 def rows_of(dataset: Dataset) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a loaded dataset as records of plain values, with the names of class labels."""
-    names = {column: _class_names(feature) for column, feature in dataset.features.items()}
-    for row in dataset:
-        yield {column: _plain(value, names[column]) for column, value in row.items() if value is not None}
+    features = dataset.features or {}  # a stream may not know its columns
+    for row in dataset.with_format(None):
+        yield {column: _plain(value, features.get(column)) for column, value in row.items() if value is not None}
 
 
 def _rows(path: str) -> Iterator[Mapping[str, Any]]:
@@ -90,21 +90,30 @@ def _load_any(name: str, split: str, cache: str) -> Dataset:
     return datasets.load_dataset(match["name"], match["config"], split=split)
 
 
-def _class_names(feature: object) -> list[str] | None:
-    """Return the class names of a column of class labels or of lists of them; None for other columns."""
+def _plain(value: Any, feature: Any) -> Any:
+    """Convert a cell to plain values: class labels to names, a table of columns (a `Sequence` of dict) to rows."""
     from datasets import ClassLabel
 
-    inner = getattr(feature, "feature", feature)
-    return list(inner.names) if isinstance(inner, ClassLabel) else None
+    inner = _inner(feature)
+    if isinstance(inner, ClassLabel):
+        names = dict(enumerate(inner.names))
+        return [names.get(item, item) for item in value] if isinstance(value, list) else names.get(value, value)
+    if isinstance(value, list):
+        return [_plain(item, inner) for item in value] if isinstance(inner, Mapping) else value
+    if not isinstance(value, dict) or not value:
+        return value
+    columns = inner if isinstance(inner, Mapping) else {}
+    named = {key: _plain(item, columns.get(key)) for key, item in value.items()}
+    if _is_table(value.values()):
+        return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
+    return named
 
 
-def _plain(value: Any, names: list[str] | None) -> Any:
-    """Convert a cell to plain values: class labels to names, a table of columns (a `Sequence` of dict) to rows."""
-    if names is not None and isinstance(value, list):
-        return [names[label] if isinstance(label, int) and 0 <= label < len(names) else label for label in value]
-    if isinstance(value, dict) and value and _is_table(value.values()):
-        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    return value
+def _inner(feature: Any) -> Any:
+    """The feature of the items of a list, if it is one; older data sets write such a list as `[feature]`."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    return getattr(feature, "feature", feature)
 
 
 def _is_table(columns: Collection[Any]) -> bool:

@@ -9,7 +9,7 @@ from ner_cl.data.readers.tagged import TaggedSentence, drafts_of_tagged
 from ner_cl.data.words import split_words
 from ner_cl.types import Span
 
-__all__ = ["RecordError", "drafts_of_records", "sentence_of_record"]
+__all__ = ["RecordError", "drafts_of_records", "sentence_of_record", "word_offsets"]
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -43,8 +43,10 @@ def _unwrapped(record: object) -> Record:
     """Return the object with text and spans; spaCy's `[text, {"entities": [...]}]` pairs are merged into one."""
     if isinstance(record, Mapping):
         return record
-    if isinstance(record, list) and len(record) == 2 and isinstance(record[0], str) and isinstance(record[1], Mapping):
-        return {"text": record[0], **record[1]}
+    if isinstance(record, list | tuple) and len(record) == 2:
+        text, annotation = record
+        if isinstance(text, str) and isinstance(annotation, Mapping):
+            return {"text": text, **annotation}
     raise RecordError(f"is {type(record).__name__}, not a JSON object; write {_SHAPE}")
 
 
@@ -59,14 +61,14 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
     tag_key = next((key for key in _TAG_KEYS if _is_list_of_tags(record.get(key))), None)
     # If the record has a text, its spans are character offsets, whatever else it holds.
     spanned = isinstance(record.get("text"), str) and (tag_key is None or "spans" in record or "entities" in record)
-    if isinstance(words, list) and not spanned:
+    if isinstance(words, list | tuple) and not spanned:
         return _pretokenised(record, _words(words), tag_key, declared, line, report)
     if "text" not in record:
         raise RecordError(f"has no text; write {_SHAPE}")
     if not isinstance(record["text"], str):
         raise RecordError(f"has a text that is {type(record['text']).__name__}, not a string; quote it")
     own = record.get("word_offsets")
-    return _annotated_text(record["text"], _span_items(record), declared, line, options, report, word_offsets=own)
+    return _annotated_text(record["text"], _span_items(record), declared, line, options, report, own_words=own)
 
 
 def _declared(record: Record) -> frozenset[str] | None:
@@ -86,12 +88,12 @@ def _annotated_text(
     options: ReadOptions,
     report: ReadReport,
     *,
-    word_offsets: object = None,
+    own_words: object = None,
 ) -> Draft | None:
     """Build a draft from a text and its character spans; words come from `split_words` or from the record itself."""
     _check_characters(text)
     spans = [span for item in items for span in _char_spans(item, text, line, report)]
-    offsets = split_words(text) if word_offsets is None else _word_offsets(word_offsets, text)
+    offsets = split_words(text) if own_words is None else word_offsets(own_words, text)
     if not offsets and not spans:
         report.repaired("text without a word skipped", line)
         return None
@@ -103,7 +105,7 @@ def _annotated_text(
     return Draft(words, tuple(aligned), declared, line, text, tuple(offsets))
 
 
-def _word_offsets(pairs: object, text: str) -> list[tuple[int, int]]:
+def word_offsets(pairs: object, text: str) -> list[tuple[int, int]]:
     """Check the record's own word offsets: `[[start, end], ...]` in code points, in order and without overlap."""
     offsets: list[tuple[int, int]] = []
     before = 0
@@ -137,7 +139,8 @@ def _pretokenised(
     tags = record[tag_key]
     if not all(isinstance(tag, str) for tag in tags):
         raise RecordError(
-            f"has numbers in {tag_key}; write the names of the tags, or read the data set with format 'hub'"
+            f"has numbers in {tag_key}; write the names of the tags, or give a data set (not its rows) whose {tag_key} "
+            "are class labels, as by ds.cast_column(name, List(ClassLabel(names=[...])))"
         )
     if len(tags) != len(words):
         raise RecordError(f"has {len(words)} words but {len(tags)} {tag_key}; give one for each word")
@@ -188,7 +191,7 @@ def _span_parts(item: object) -> tuple[int, int, list[str]]:
         start = item.get("start", item.get("start_offset"))
         end = item.get("end", item.get("end_offset"))
         label = item.get("label", item.get("type", item.get("labels")))
-    elif isinstance(item, list) and len(item) == 3:
+    elif isinstance(item, list | tuple) and len(item) == 3:
         start, end, label = item
     else:
         raise RecordError(f'has a span {item!r}; write {{"start": 0, "end": 3, "label": "PER"}} or [0, 3, "PER"]')
@@ -251,7 +254,7 @@ def _words(words: Sequence[object]) -> list[str]:
 
 
 def _is_list_of_tags(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(tag, str | int) for tag in value)
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(tag, str | int) for tag in value)
 
 
 def _check_types(spans: Sequence[Span], declared: frozenset[str] | None) -> None:
