@@ -51,7 +51,7 @@ TOY_TRAINING = TrainingOptions(
     optimizer=OptimizerOptions(lr=5e-3, head_lr=2e-2),
 )
 # Where a span ends is in the words around it, which a random encoder has to learn to look at.
-SPAN_TRAINING = TOY_TRAINING.model_copy(update={"epochs": 8, "optimizer": OptimizerOptions(lr=1e-2, head_lr=2e-2)})
+SPAN_TRAINING = TOY_TRAINING.model_copy(update={"epochs": 10})
 TOY_WORDS = (*_PLAIN, *(word for table in (_FIRST, _SECOND) for words in table.values() for word in words))
 SENTENCES = (
     Sentence(("Ada", "Smith", "visited", "Rome", "."), (Span(0, 2, "PER"), Span(3, 4, "LOC")), frozenset(TOY_TYPES)),

@@ -35,7 +35,7 @@ training:
   batch_tokens: 512        # word pieces per batch, padding included
   optimizer: {{name: adamw, lr: 1.5e-4, head_lr: 1.0e-3}}
   precision: auto          # bf16 if the device computes in it, else fp32
-  early_stopping: {{patience: 3}}
+  early_stopping: {{patience: 3, tolerance: 1.0}}   # in standard errors of the dev score
 
 gate:
   max_drop: null           # 0.05: stop if the F1 of an old type drops by more than 5 points in a step

@@ -198,6 +198,8 @@ class EarlyStoppingOptions(Options):
     Attributes:
         patience: stop after this many epochs without a better score; 0 trains all epochs. The best weights are restored
             either way.
+        tolerance: a score is as good as the best one down to so many of its standard errors below it. The last epoch
+            with such a score is kept, as its learning rate was lowest. 0 keeps the best score, though it be by chance.
         metric: micro F1 on the step's dev sentences, over the `new` types or over all types `seen` so far. For old
             types, the predictions of the model before the step serve as gold, so no old annotation is needed.
         every: number of epochs from one evaluation on the dev sentences to the next; the last epoch is always
@@ -206,6 +208,7 @@ class EarlyStoppingOptions(Options):
     """
 
     patience: int = Field(3, ge=0)
+    tolerance: float = Field(1.0, ge=0, le=10)
     metric: Literal["new", "seen"] = "new"
     every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 

@@ -166,6 +166,7 @@ def _imitation(
         options=options,
         epochs=epochs,
         patience=times * options.early_stopping.patience,
+        mentions=0,
         every=epochs_between_scores(options, context, held_back),
         engine=engine,
         dev_score=agreement,

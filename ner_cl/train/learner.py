@@ -13,6 +13,7 @@ from ner_cl.data.batching import Batch
 from ner_cl.data.draws import generator
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
+from ner_cl.data.tally import count_mentions
 from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.encoder import Encoder
@@ -205,6 +206,7 @@ class Learner:
                 options=self.training,
                 epochs=context.epochs,
                 patience=times * self.training.early_stopping.patience,
+                mentions=sum(count_mentions(dev).values()),
                 every=epochs_between_scores(self.training, context, dev),
                 engine=self.engine,
                 dev_score=lambda: self._score(dev, context),

@@ -22,7 +22,7 @@ from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDo
 from ner_cl.train.optimizer import make_optimizer, rate_factor
 from ner_cl.types import Sentence
 
-__all__ = ["StepTraining", "epochs_between_scores", "loss_terms", "plan_epochs"]
+__all__ = ["StepTraining", "epochs_between_scores", "loss_terms", "plan_epochs", "standard_error"]
 
 # Cost of a forward and backward pass, in forward passes.
 _PASSES = 3
@@ -41,6 +41,7 @@ class StepTraining:
         options: batches, optimizer, checkpoints.
         epochs: maximum number of epochs.
         patience: epochs without a better score before stopping; 0 trains all.
+        mentions: number of mentions that the dev score rests on; 0 if it is no F1, and has no standard error.
         every: epochs between two dev scores; see `epochs_between_scores`.
         engine: device, processes, precision.
         dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
@@ -60,6 +61,7 @@ class StepTraining:
     options: TrainingOptions
     epochs: int
     patience: int
+    mentions: int
     every: int
     engine: Engine
     dev_score: Callable[[], float | None]
@@ -216,10 +218,10 @@ class StepTraining:
         progress.train_seconds += time.perf_counter() - started
         due = progress.epoch % self.every == 0 or progress.epoch == self.epochs
         score = self.dev_score() if due else None
-        # As long as F1 is 0 or undefined, a later epoch counts as better and patience does not run.
-        better = due and (score is None or not progress.best_score or score > progress.best_score)
+        better = due and self._no_worse(score)
         if better:
-            progress.best_score, progress.best_epoch, progress.bad_epochs = score, progress.epoch, 0
+            progress.best_epoch, progress.bad_epochs = progress.epoch, 0
+            progress.best_score = score if score is None else max(score, progress.best_score or 0.0)
             best.update({name: tensor.detach().clone() for name, tensor in self.context.model.state_dict().items()})
         else:
             progress.bad_epochs += 1
@@ -237,6 +239,13 @@ class StepTraining:
         progress.finished = progress.epoch == self.epochs or impatient
         progress.epoch, progress.update, progress.losses, progress.skipped = progress.epoch + 1, 0, {}, 0
         return event
+
+    def _no_worse(self, score: float | None) -> bool:
+        """Whether an epoch is to be kept: none before it was better by more than the standard errors tolerated."""
+        best, tolerance = self.progress.best_score, self.options.early_stopping.tolerance
+        if score is None or not best or score > best:  # as long as F1 is 0 or undefined, patience does not run either
+            return True
+        return self.mentions > 0 < tolerance and score >= best - tolerance * standard_error(best, self.mentions)
 
     def _save_if_due(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
         """Saves a checkpoint if the last one is old enough."""
@@ -295,6 +304,16 @@ def epochs_between_scores(options: TrainingOptions, context: StepContext, dev: S
         return options.early_stopping.every
     looked_at = sum(len(sentence.words) for sentence in dev)
     return max(1, math.ceil(looked_at / (_PASSES * max(1, _words(context.encoded)))))
+
+
+def standard_error(score: float, mentions: int) -> float:
+    """The standard error of an F1 score, 0 to 1, taken as a proportion of the mentions that it rests on.
+
+    By Agresti and Coull (The American Statistician 52, 1998): as if two more were found and two more missed, so that
+    it is not 0 at 0 or 1.
+    """
+    proportion = (score * mentions + 2) / (mentions + 4)
+    return math.sqrt(proportion * (1 - proportion) / (mentions + 4))
 
 
 def _words(encoded: EncodedSentences) -> int:

@@ -18,7 +18,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.events import EpochDone, Event, StepStarted, UpdateDone
 from ner_cl.train.learner import Learner
-from ner_cl.train.loop import epochs_between_scores, plan_epochs
+from ner_cl.train.loop import epochs_between_scores, plan_epochs, standard_error
 from ner_cl.types import Sentence
 from tests.tiny import tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import (
@@ -161,12 +161,18 @@ def test_every_epoch_has_an_order_of_its_own(encoder: Path, stream: Stream, monk
 
 
 def scored_run(
-    encoder: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch, scores: Sequence[float | None], *, patience: int
+    encoder: Path,
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: Sequence[float | None],
+    *,
+    patience: int,
+    tolerance: float = 0.0,
 ) -> tuple[Learner, list[EpochDone], list[dict[str, Tensor]]]:
     """A step whose dev scores are given; also the weights after each epoch."""
     left, snapshots = list(scores), []
     training = SHORT_TRAINING.model_copy(
-        update={"epochs": len(scores), "early_stopping": EarlyStoppingOptions(patience=patience)}
+        update={"epochs": len(scores), "early_stopping": EarlyStoppingOptions(patience=patience, tolerance=tolerance)}
     )
     learner = learner_of(encoder, training=training)
 
@@ -207,6 +213,43 @@ def test_patience_and_the_best_weights(
     assert same_weights(learner.model, snapshots[best - 1])
     assert not learner.model.training
     assert all(parameter.requires_grad for parameter in learner.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("scores", "tolerance", "epochs", "best"),  # in standard errors below 0.5
+    [
+        ([0.0, 0.9, 1.9, 0.5], 1.0, 4, 4),
+        ([0.0, 1.1, 1.2, 1.3], 1.0, 3, 1),  # worse than chance makes of the best is worse
+        ([0.0, 1.1, 1.2, 1.3], 1.5, 4, 4),
+        ([0.0, 0.9, -3.0, 0.9], 1.0, 4, 3),  # what is as good as a lower score may be worse than a higher one
+        ([0.0, 0.0, 0.0, 0.0], 1.0, 4, 4),
+        ([0.0, 0.0, 0.0, 0.0], 0.0, 3, 1),
+    ],
+)
+def test_of_epochs_as_good_as_the_best_the_last_is_kept(
+    encoder: Path,
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: list[float],
+    tolerance: float,
+    epochs: int,
+    best: int,
+) -> None:
+    mentions = sum(len(sentence.spans) for sentence in stream.steps[0].dev)
+    below = [0.5 - errors * standard_error(0.5, mentions) for errors in scores]
+    learner, told, snapshots = scored_run(encoder, stream, monkeypatch, below, patience=2, tolerance=tolerance)
+    assert len(told) == epochs
+    assert learner.progress.best_epoch == best
+    assert learner.progress.best_score == max(below[:epochs])
+    assert same_weights(learner.model, snapshots[best - 1])
+
+
+@pytest.mark.parametrize(
+    ("score", "mentions", "error"), [(0.5, 96, 0.05), (1.0, 5, 0.138580), (0.0, 12, 0.082680), (0.8, 10**6, 0.0004)]
+)
+def test_the_standard_error_is_that_of_agresti_and_coull(score: float, mentions: int, error: float) -> None:
+    """Worked by hand; for many mentions, it is the ordinary one."""
+    assert standard_error(score, mentions) == pytest.approx(error, rel=1e-4)
 
 
 def test_dev_sentences_are_looked_at_every_so_many_epochs_and_after_the_last(
