@@ -1,6 +1,7 @@
 """Encode words as word pieces, in windows that together cover every word."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any
@@ -73,6 +74,14 @@ class PieceEncoder:
         for index, words in enumerate(sentences):
             windows.extend(self._cut(index, [known[word] for word in words]))
         return windows
+
+    def share_unknown(self, sentences: Iterable[Sequence[str]]) -> float:
+        """Return the share of the words that have no piece but the unknown one, 0 to 1."""
+        counts = Counter(chain.from_iterable(sentences))
+        unknown = self.tokenizer.unk_token_id
+        pieces = self._pieces_of([list(counts)])
+        lost = sum(count for word, count in counts.items() if set(pieces[word]) == {unknown})
+        return lost / max(1, counts.total())
 
     def _pieces_of(self, sentences: Sequence[Sequence[str]]) -> Mapping[str, list[int]]:
         """Return a cache that holds the pieces of each word that occurs.

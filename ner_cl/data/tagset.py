@@ -91,8 +91,8 @@ def tags_of_spans(spans: Iterable[Span], length: int, first_id: dict[str, int]) 
             continue
         if any(ids[span.start : span.end]):
             raise DataError(
-                f"span {span.start}..{span.end} {span.type} overlaps another span, and a word has one tag; keep the "
-                "longest spans (on_overlap), or use head spankl"
+                f"the span {span.type} of words {span.start}..{span.end} overlaps another span, and a word has one "
+                "tag; keep the longest (on_overlap: longest), or use head spankl"
             )
         ids[span.start] = begin
         for position in range(span.start + 1, span.end):

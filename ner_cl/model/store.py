@@ -296,7 +296,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; this is not a complete model folder") from None
+        raise ModelError(f"{path.absolute()}: no such file; this is not a complete model folder") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(values, dict):

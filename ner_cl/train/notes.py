@@ -8,6 +8,8 @@ from ner_cl.train.events import Note
 
 __all__ = ["notes"]
 
+_MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
+
 
 def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext) -> Iterator[Note]:
     """Yields the notes to show at the start of a step."""
@@ -33,6 +35,10 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
         advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
         yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")
+    own = [sentence.words for sentence in context.encoded.sentences_from("own")]
+    if (share := model.encoder.pieces.share_unknown(own)) > _MANY_UNKNOWN:
+        text = f"{share:.0%} of the words are unknown to this encoder; begin with one of their language or script"
+        yield Note(step=context.number, text=text)
     longest = model.head.longest_span
     if longest is not None:
         spans = (span for sentence in context.encoded.sentences for span in sentence.spans)

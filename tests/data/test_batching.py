@@ -83,7 +83,7 @@ def test_types_the_tagset_does_not_know_are_no_targets(pieces: PieceEncoder) -> 
 def test_overlapping_spans_are_refused_with_their_source(pieces: PieceEncoder) -> None:
     spans = (Span(0, 2, "PER"), Span(1, 2, "LOC"))
     nested = Sentence(("Ada", "Rome"), spans, frozenset({"PER", "LOC"}), source="n.jsonl:9")
-    with pytest.raises(DataError, match=r"^n\.jsonl:9: span 1\.\.2 LOC overlaps another span"):
+    with pytest.raises(DataError, match=r"^n\.jsonl:9: the span LOC of words 1\.\.2 overlaps another span"):
         EncodedSentences([nested], pieces, TAGSET)
     EncodedSentences([nested], pieces, Tagset((("PER",),)))  # one of the two alone is no problem
 

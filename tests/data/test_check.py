@@ -84,7 +84,7 @@ def test_files_that_cannot_be_read_are_problems(paths: dict[str, Path], tmp_path
     report = check({**paths, "dev": tmp_path / "none.conll", "extra": tmp_path / "empty.conll"})
     assert [problem.split(": ")[1] for problem in report.problems] == [
         "no such file; check the path",
-        "is empty; name a file with annotated sentences",
+        "is empty; name a file with sentences",
     ]
     assert report.splits["dev"].sentences == 0
 

@@ -201,3 +201,9 @@ def test_remembered_words_take_bounded_memory(tokenizer: Any, monkeypatch: pytes
         assert sum(map(len, encoder._known)) < 120
     encoder.windows([["the", "the"]])
     assert copy.deepcopy(encoder)._known == {}
+
+
+def test_the_share_of_words_that_are_unknown(tokenizer: Any) -> None:
+    encoder = PieceEncoder(tokenizer, max_pieces=20, overlap=4)
+    assert encoder.share_unknown([]) == encoder.share_unknown([["the", "abc"]]) == 0.0
+    assert encoder.share_unknown([["the", "é", "é"], ["abc", "\u200b"]]) == 3 / 5

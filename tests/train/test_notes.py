@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ner_cl.config import HeadOptions, parse_strategies
-from ner_cl.data.stream import Stream
+from ner_cl.data.stream import Step, Stream
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.train.events import Event, EventLog, Note, StepStarted
 from ner_cl.train.learner import Learner
+from ner_cl.types import Sentence, Span
 from tests.tiny import tiny_model, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learner_of, toy_encoder
 
@@ -144,3 +145,16 @@ def test_the_strategies_of_a_step_are_told_with_what_was_added(encoder: Path, st
     start = next(learner_of(encoder, ["spg"], training=TRAINING).learn_step(stream.steps[0]))
     assert isinstance(start, StepStarted)
     assert start.strategies == ("distill", "spg")
+
+
+def test_words_that_the_encoder_does_not_know_are_told(encoder: Path) -> None:
+    known = Sentence(("Ada", "visited", "Rome", "."), (Span(0, 1, "PER"),), frozenset({"PER"}))
+    foreign = Sentence(("Ада", "在", "रोम", "."), (Span(0, 1, "PER"),), frozenset({"PER"}))
+
+    def told(*sentences: Sentence) -> list[str]:
+        return notes(list(learner_of(encoder, training=TRAINING).learn_step(Step(1, ("PER",), sentences, ()))))
+
+    assert told(*[known] * 20) == []
+    assert told(known, foreign) == [
+        "38% of the words are unknown to this encoder; begin with one of their language or script"
+    ]

@@ -155,7 +155,7 @@ def read_lines(path: str, report: ReadReport) -> list[str]:
         text = text[1:]
         report.repaired("byte-order mark at the start of the file removed", 1)
     if not text.strip():
-        raise DataError(f"{path}: is empty; name a file with annotated sentences")
+        raise DataError(f"{path}: is empty; name a file with sentences")
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
