@@ -12,7 +12,14 @@ import transformers
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from ner_cl.config import EncoderOptions, HeadOptions, OptimizerOptions, TrainingOptions, parse_strategies
+from ner_cl.config import (
+    EarlyStoppingOptions,
+    EncoderOptions,
+    HeadOptions,
+    OptimizerOptions,
+    TrainingOptions,
+    parse_strategies,
+)
 from ner_cl.data.batching import Batch
 from ner_cl.data.draws import generator
 from ner_cl.data.stream import Corpus, Stream, build_stream
@@ -49,9 +56,10 @@ TOY_TRAINING = TrainingOptions(
     precision="fp32",
     train_embeddings=True,
     optimizer=OptimizerOptions(lr=5e-3, head_lr=2e-2),
+    early_stopping=EarlyStoppingOptions(tolerance=0),  # for a random encoder, the last of few epochs is not the best
 )
 # Where a span ends is in the words around it, which a random encoder has to learn to look at.
-SPAN_TRAINING = TOY_TRAINING.model_copy(update={"epochs": 10})
+SPAN_TRAINING = TOY_TRAINING.model_copy(update={"epochs": 8, "optimizer": OptimizerOptions(lr=1e-2, head_lr=2e-2)})
 TOY_WORDS = (*_PLAIN, *(word for table in (_FIRST, _SECOND) for words in table.values() for word in words))
 SENTENCES = (
     Sentence(("Ada", "Smith", "visited", "Rome", "."), (Span(0, 2, "PER"), Span(3, 4, "LOC")), frozenset(TOY_TYPES)),

@@ -33,7 +33,7 @@ def write_sentences(
 ) -> str:
     """Write sentences to one file; no file is left behind if a sentence does not fit the format.
 
-    JSON lines can hold everything but empty words. A DocBin cannot hold words of whitespace only. Column files cannot
+    JSON lines can hold everything. A DocBin cannot hold words of whitespace only. Column files cannot
     hold overlapping spans, annotated types, or words with tabs or line breaks.
 
     Args:
@@ -113,8 +113,6 @@ def _jsonl(sentences: Sequence[Sentence], scheme: str) -> bytes:
 
 def _record(sentence: Sentence, number: int) -> dict[str, object]:
     """Return the JSON record; `word_offsets` is added if the words differ from those that `split_words` finds."""
-    if not all(sentence.words):
-        raise DataError(f"{_where(sentence, number)}a text cannot hold an empty word; drop it")
     text, offsets = _text_and_offsets(sentence)
     record: dict[str, object] = {
         "text": text,

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ner_cl import registry
-from ner_cl.config import Config, HeadOptions, OptimizerOptions, TrainingOptions, parse_config, parse_strategies
+from ner_cl.config import (
+    Config,
+    EarlyStoppingOptions,
+    HeadOptions,
+    OptimizerOptions,
+    TrainingOptions,
+    parse_config,
+    parse_strategies,
+)
 from ner_cl.data.stream import Stream
 from ner_cl.data.writers import write_sentences
 from ner_cl.evaluate.matrix import Matrix
@@ -20,7 +28,11 @@ from tests.tiny import tiny_encoder, tiny_model, toy_corpus
 
 # What a random encoder of one layer needs to learn the toy types well, in about half a second a step.
 GOOD_TRAINING = TrainingOptions(
-    epochs=8, batch_tokens=128, precision="fp32", optimizer=OptimizerOptions(lr=5e-3, head_lr=5e-2)
+    epochs=8,
+    batch_tokens=128,
+    precision="fp32",
+    optimizer=OptimizerOptions(lr=5e-3, head_lr=5e-2),
+    early_stopping=EarlyStoppingOptions(tolerance=0),  # as in `TOY_TRAINING`
 )
 # What only has to move weights.
 SHORT_TRAINING = GOOD_TRAINING.model_copy(update={"epochs": 2, "batch_tokens": 256})
