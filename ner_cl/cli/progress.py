@@ -43,7 +43,7 @@ def line_of(event: Event) -> str | None:
             return f"step {event.step} epoch {event.epoch}: update {event.update} skipped, its gradient is not finite"
         case EpochDone():
             found = "" if event.score is None else f", dev F1 {percent(event.score)}"
-            best = ", best so far" if event.best and found else ""
+            best = ", kept" if event.best and found else ""
             return f"step {event.step} epoch {event.epoch}: {_losses(event.losses)}{found}{best}"
         case StepDone():
             scores = ", ".join(f"{type_} {percent(score)}" for type_, score in event.f1.items())

@@ -47,7 +47,7 @@ LINES = [
     "step 2 goes on in epoch 2 after update 1",
     None,
     "step 2 epoch 2: update 2 skipped, its gradient is not finite",
-    "step 2 epoch 2: ce 0.5000 kd 0.2500, dev F1 81.2, best so far",
+    "step 2 epoch 2: ce 0.5000 kd 0.2500, dev F1 81.2, kept",
     "step 2 done in 2 s: micro F1 80.0, macro F1 - (PER 75.0, LOC -)",
     "step 3 done in 2 s: micro F1 80.0, macro F1 70.0 (PER 70.0, LOC 50.0, DATE 60.0, ORG 90.0); "
     "fell by more than a point: LOC 25.0, PER 2.0",
