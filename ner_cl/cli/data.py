@@ -75,6 +75,7 @@ def convert(
 ) -> None:
     """Convert annotated sentences to another format or tag scheme."""
     from ner_cl.data.readers import read_with_report
+    from ner_cl.data.tally import count_mentions
     from ner_cl.data.writers import format_to_write, write_sentences
     from ner_cl.registry import nearest
 
@@ -84,7 +85,7 @@ def convert(
     sentences, report = read_with_report(
         source, format=from_, scheme=from_scheme, types=wanted, on_overlap="keep", alignment=alignment
     )
-    found = {span.type for sentence in sentences for span in sentence.spans}
+    found = count_mentions(sentences)
     for type_ in wanted or ():
         if type_ not in found:
             say(f"note: {source} has no mention of {type_}{nearest(type_, found)}")

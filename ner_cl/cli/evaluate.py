@@ -120,7 +120,7 @@ def _scored_types(
     from ner_cl.evaluate.scores import scored_types
 
     annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
-    scored = scored_types(model, asked, sentences)
+    scored = scored_types(model, asked, annotated)
     if not annotated.intersection(scored):
         raise DataError(
             f"{data}: is not annotated for {', '.join(scored or model.types)}; "

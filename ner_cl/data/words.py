@@ -7,7 +7,7 @@ import regex
 
 from ner_cl.types import Sentence
 
-__all__ = ["cut_mentions", "is_invisible", "sentence_of_text", "split_words", "with_text"]
+__all__ = ["cut_mentions", "is_invisible", "sentence_of_text", "split_words", "text_and_offsets", "with_text"]
 
 # Scripts written without spaces: every character (with its marks) is a word, so any span falls on word boundaries.
 _UNSPACED = (
@@ -57,15 +57,24 @@ def sentence_of_text(text: str, offsets: Sequence[tuple[int, int]] | None = None
     return Sentence(tuple(text[start:end] for start, end in places), text=text, offsets=places)
 
 
-def with_text(sentence: Sentence) -> Sentence:
-    """Return a sentence that has text and offsets: its own, else its words with a space between them."""
+def text_and_offsets(sentence: Sentence) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text the words were cut from, if known, else the words joined by single spaces; and word offsets."""
     if sentence.text is not None and sentence.offsets is not None:
-        return sentence
-    places, start = [], 0
+        slices = (sentence.text[start:end] for start, end in sentence.offsets)
+        if all(piece == word for piece, word in zip(slices, sentence.words, strict=True)):
+            return sentence.text, list(sentence.offsets)
+    offsets: list[tuple[int, int]] = []
+    start = 0
     for word in sentence.words:
-        places.append((start, start + len(word)))
+        offsets.append((start, start + len(word)))
         start += len(word) + 1
-    return replace(sentence, text=" ".join(sentence.words), offsets=tuple(places))
+    return " ".join(sentence.words), offsets
+
+
+def with_text(sentence: Sentence) -> Sentence:
+    """Return a sentence that has text and offsets, those of `text_and_offsets`."""
+    text, offsets = text_and_offsets(sentence)
+    return sentence if text is sentence.text else replace(sentence, text=text, offsets=tuple(offsets))
 
 
 def cut_mentions(sentences: Iterable[Sentence]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ner_cl.data.readers import first_overlap
 from ner_cl.data.readers.docbin import ANNOTATED_TYPES, SPAN_GROUP
 from ner_cl.data.schemes import check_scheme, tags_of_spans
-from ner_cl.data.words import split_words
+from ner_cl.data.words import split_words, text_and_offsets
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.files import replace_file
 from ner_cl.registry import nearest
@@ -113,7 +113,7 @@ def _jsonl(sentences: Sequence[Sentence], scheme: str) -> bytes:
 
 def _record(sentence: Sentence, number: int) -> dict[str, object]:
     """Return the JSON record; `word_offsets` is added if the words differ from those that `split_words` finds."""
-    text, offsets = _text_and_offsets(sentence)
+    text, offsets = text_and_offsets(sentence)
     record: dict[str, object] = {
         "text": text,
         "spans": [
@@ -125,20 +125,6 @@ def _record(sentence: Sentence, number: int) -> dict[str, object]:
     if offsets != split_words(text):
         record["word_offsets"] = offsets
     return record
-
-
-def _text_and_offsets(sentence: Sentence) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text the words were cut from, if known, else the words joined by single spaces; and word offsets."""
-    if sentence.text is not None and sentence.offsets is not None:
-        slices = (sentence.text[start:end] for start, end in sentence.offsets)
-        if all(piece == word for piece, word in zip(slices, sentence.words, strict=True)):
-            return sentence.text, list(sentence.offsets)
-    offsets: list[tuple[int, int]] = []
-    start = 0
-    for word in sentence.words:
-        offsets.append((start, start + len(word)))
-        start += len(word) + 1
-    return " ".join(sentence.words), offsets
 
 
 def _docbin(sentences: Sequence[Sentence], scheme: str) -> bytes:
@@ -171,7 +157,7 @@ def _tokens(sentence: Sentence) -> tuple[list[str], list[bool], list[int]]:
     As in spaCy, whitespace other than one space after a word is a token. What else stands between words, such as
     zero-width characters, becomes a space if there is whitespace in it, and is left out otherwise.
     """
-    text, offsets = _text_and_offsets(sentence)
+    text, offsets = text_and_offsets(sentence)
     tokens: list[str] = []
     spaces: list[bool] = []
     places: list[int] = []

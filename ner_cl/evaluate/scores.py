@@ -1,7 +1,7 @@
 """Scores of a model on annotated sentences, and of the models of successive steps."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -13,7 +13,6 @@ from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import Past, load_model, read_past
-from ner_cl.types import Sentence
 
 __all__ = ["Scores", "score", "score_steps", "scored_types"]
 
@@ -81,7 +80,7 @@ def score(
     tagger.check_types(types)
     sentences = sentences_of(data, types=types, **reading)
     annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
-    if not annotated.intersection(scored := scored_types(tagger, types, sentences)):
+    if not annotated.intersection(scored := scored_types(tagger, types, annotated)):
         raise DataError(
             f"the data are not annotated for {', '.join(scored or tagger.types)}; they have "
             f"{', '.join(sorted(annotated)) or 'no type'}"
@@ -89,9 +88,8 @@ def score(
     return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
 
 
-def scored_types(model: NerModel, asked: Sequence[str] | None, sentences: Iterable[Sentence]) -> list[str]:
-    """Return the types to score, in learning order: those asked for, else those the sentences are annotated for."""
-    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
+def scored_types(model: NerModel, asked: Sequence[str] | None, annotated: Set[str]) -> list[str]:
+    """Return the types to score, in learning order: those asked for, else those the data are annotated for."""
     wanted = annotated if asked is None else asked
     return [type_ for type_ in model.types if type_ in wanted]
 
