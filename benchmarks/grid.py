@@ -1,25 +1,31 @@
 """A results table from one command: runs every method of a grid with every seed and order, then `ner-cl compare`.
 
     python -m benchmarks.grid configs/benchmarks/wnut17.yaml [--output DIR] [--only NAME,NAME] [--seeds 1,2,3]
-                              [--streams NAME,NAME] [--orders N] [--set KEY=VALUE] [--share N/M] [--dry-run]
+                              [--streams NAME,NAME] [--orders N] [--set KEY=VALUE] [--workers N] [--drop-models]
+                              [--dry-run]
 
 A grid file holds the configuration keys that all methods share (`base`) and those that define each method (`methods`).
 If it lists several `streams`, the grid runs once per stream, each with its own folder and table. Finished runs are
-skipped and interrupted ones resume, so it is always safe to repeat the command; several processes split the work with
-`--share 1/2` and `--share 2/2`. Methods that do the same in step 1 (`PLAIN_FIRST_STEP`, checked by a test) share one
-trained step 1. Tables go to OUTPUT/results.md, .csv, .json and .html.
+skipped and interrupted ones resume, so it is always safe to repeat the command. With `--workers`, that many processes
+work on the runs of all streams, each taking the next run when it has finished one. Methods that do the same in step 1
+(`PLAIN_FIRST_STEP`, checked by a test) share one trained step 1. `--drop-models` deletes the weights of finished runs,
+which tables do not need. Tables go to OUTPUT/results.md, .csv, .json and .html.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ner_cl.cli.progress import line_of
@@ -68,22 +74,66 @@ class Grid:
 def main() -> None:
     arguments = _arguments()
     try:
-        for grid in read_grids(arguments):
-            make(grid, *arguments.share, dry_run=arguments.dry_run)
+        grids = list(read_grids(arguments))
+        if arguments.dry_run:
+            for grid in grids:
+                print("\n".join(f"{_state(grid.output / name):8} {grid.stream}{name}" for name in grid.runs))
+            return
+        failed = make(grids, workers=arguments.workers, drop_models=arguments.drop_models)
+        for grid in grids:
+            write_tables(grid, [method for method in grid.methods if any(map(_done, _below(grid, method)))])
     except NerClError as error:
         sys.exit(f"grid: {error}")
+    if failed:
+        sys.exit("\n".join(f"grid: {line}" for line in failed))
 
 
-def make(grid: Grid, part: int, parts: int, *, dry_run: bool) -> None:
-    """Does one share of a grid's runs, then writes the tables of all finished runs; a dry run only lists runs."""
-    if dry_run:
-        print("\n".join(f"{_state(grid.output / name):8} {grid.stream}{name}" for name in grid.runs))
-        return
-    for number, (name, config) in enumerate(grid.runs.items()):
-        if number % parts == part - 1:
-            run_one(grid, name, config)
-    finished = [folder for folder in grid.methods if any(_done(path) for path in _below(grid, folder))]
-    write_tables(grid, finished)
+def make(grids: Sequence[Grid], *, workers: int = 1, drop_models: bool = False) -> list[str]:
+    """Makes all runs that are not done, and returns a line for each that failed; a failure does not stop the others.
+
+    Args:
+        grids: the runs; those whose first step others share begin first.
+        workers: number of processes; with one, runs are made in this process.
+        drop_models: delete the weights of a run when it is done, and those of a shared step 1 when all are.
+
+    Raises:
+        ConfigError: before anything is run, if a folder holds a run of another configuration.
+    """
+    for config in (config for grid in grids for config in grid.runs.values()):
+        if _done(Path(config.output)):
+            check_same_run(Path(config.output), config)
+    todo = sorted(
+        ((grid, name) for grid in grids for name, config in grid.runs.items() if not _done(Path(config.output))),
+        key=lambda item: _rank(*item),
+    )
+    if workers == 1:
+        lines = [attempt(grid, name, drop_models=drop_models) for grid, name in todo]
+    else:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,)) as pool:
+            futures = [pool.submit(attempt, grid, name, drop_models=drop_models) for grid, name in todo]
+            lines = [future.result() for future in futures]
+    for grid, name in todo if drop_models else ():
+        if _done(grid.output / name):
+            _drop_models(grid.output / name)
+    return [line for line in lines if line]
+
+
+def attempt(grid: Grid, name: str, *, drop_models: bool) -> str | None:
+    """Makes one run; returns why it failed, or None."""
+    try:
+        run_one(grid, name)
+    except NerClError as error:
+        line = f"{grid.stream}{name}: {error}"
+    except Exception as error:  # whatever one method dies of, the others go on
+        line = f"{grid.stream}{name}: {type(error).__name__}: {error}"
+    else:
+        if drop_models:
+            _drop_models(grid.output / name, first=_rank(grid, name) != 0)
+        return None
+    print(line, flush=True)
+    return line
 
 
 def read_grids(arguments: argparse.Namespace) -> Iterator[Grid]:
@@ -128,23 +178,21 @@ def read_grid(arguments: argparse.Namespace, values: dict[str, Any], output: Pat
     return Grid(stream, output, values.get("baseline"), bool(values.get("allow_differences")), runs)
 
 
-def run_one(grid: Grid, name: str, config: Config) -> None:
-    """Starts or resumes one run, unless it is done."""
+def run_one(grid: Grid, name: str) -> None:
+    """Starts or resumes one run."""
+    config = grid.runs[name]
     folder = Path(config.output)
-    if _done(folder):
-        check_same_run(folder, config)
-        return
     if not folder.exists() and (donor := _donor(grid, config)):
         share_first_step(donor, folder)
-        print(f"{name}: step 1 is that of {donor.relative_to(grid.output)}", flush=True)
+        print(f"{grid.stream}{name}: step 1 is that of {donor.relative_to(grid.output)}", flush=True)
     started = time.monotonic()
 
     def show(event: Event) -> None:
         if not isinstance(event, EpochDone | UpdateDone) and (line := line_of(event)):
-            print(f"{name}: {line}", flush=True)
+            print(f"{grid.stream}{name}: {line}", flush=True)
 
     run_stream(config, resume=folder.exists(), on_event=show)
-    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{grid.stream}{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def share_first_step(donor: Path, folder: Path) -> None:
@@ -172,15 +220,32 @@ def write_tables(grid: Grid, finished: Sequence[Path]) -> None:
 
 
 def _donor(grid: Grid, config: Config) -> Path | None:
-    """A run with the same step 1: it differs only in strategies, and those of both train step 1 like fine-tuning."""
+    """A run whose finished step 1 serves as that of this one."""
+    folders = (Path(grid.runs[name].output) for name in _alike(grid, config))
+    return next((folder for folder in folders if _first_step_done(folder)), None)
+
+
+def _alike(grid: Grid, config: Config) -> Iterator[str]:
+    """The runs with this one's step 1: they differ only in strategies, and all of these train it like fine-tuning."""
     if not _plain_first_step(config) or len(config.stream.steps or ()) < 2:
-        return None
-    for other in grid.runs.values():
+        return
+    for name, other in grid.runs.items():
         same = other.model_copy(update={"strategies": config.strategies, "output": config.output}) == config
-        folder = Path(other.output)
-        if same and _plain_first_step(other) and _first_step_done(folder):
-            return folder
-    return None
+        if same and _plain_first_step(other):
+            yield name
+
+
+def _rank(grid: Grid, name: str) -> int:
+    """Sorts those first whose step 1 others share, and last those that share it, so that it is there by then."""
+    alike = next(_alike(grid, grid.runs[name]), None)
+    return 1 if alike is None else 0 if alike == name else 2
+
+
+def _drop_models(folder: Path, *, first: bool = True) -> None:
+    """Deletes a run's weights, without those of step 1 if others may want them."""
+    for weights in sorted(folder.glob("steps/*/**/*.safetensors")):
+        if first or weights.relative_to(folder / "steps").parts[0] != "01":
+            weights.unlink()
 
 
 def _plain_first_step(config: Config) -> bool:
@@ -203,7 +268,7 @@ def _with_settings(config: Config, settings: Sequence[str]) -> Config:
     return with_values(config, {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)})
 
 
-def _below(grid: Grid, folder: Path) -> Iterator[Path]:
+def _below(grid: Grid, folder: Path) -> Iterable[Path]:
     return (grid.output / name for name in grid.runs if name.split("/")[0] == folder.name)
 
 
@@ -238,11 +303,6 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _share(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    return int(part), int(parts)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("grid", type=Path, help="a file of configs/benchmarks")
@@ -252,7 +312,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=_names, help="only these streams, where the file names several")
     parser.add_argument("--orders", type=int, help="how many orders of the steps")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key for all")
-    parser.add_argument("--share", type=_share, default=(1, 1), metavar="N/M", help="only every M-th run from the N-th")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="how many processes share the runs")
+    parser.add_argument("--drop-models", action="store_true", help="delete the weights of finished runs")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done of them")
     return parser.parse_args()
 

@@ -58,7 +58,7 @@ def test_a_grid_makes_its_runs_and_its_tables_once(
         )
         for word in ("to", "do", name)
     ]
-    run_grid(monkeypatch, *words, "--share", "1/2")
+    run_grid(monkeypatch, *words, "--only", "distill,replay", "--seeds", "1")
     run_grid(monkeypatch, *words)
     told = capsys.readouterr().out
     assert told.count("step 1 is that of distill/order-1/seed-") == 2  # finetune does the same in it, replay keeps some
@@ -108,6 +108,26 @@ def test_a_run_with_a_shared_step_is_the_run_without(home: Path, monkeypatch: py
     assert [options["name"] for options in second["strategies"]] == ["finetune"]
     events = [json.loads(line)["event"] for line in (shared / "events.jsonl").read_text().splitlines()]
     assert events.count("StepDone") == 2
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_runs_and_a_failing_one_does_not_stop_the_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = yaml.safe_load((home / "toy.yaml").read_text())
+    values["methods"]["broken"] = {"encoder": {"name": str(home / "nothing")}}
+    (home / "broken.yaml").write_text(yaml.safe_dump({**values, "seeds": [1]}, sort_keys=False))
+    words = (home / "broken.yaml", "--output", home / "broken")
+    with pytest.raises(SystemExit, match=r"^grid: broken/order-1/seed-1: encoder.name: cannot load"):
+        run_grid(monkeypatch, *words, "--workers", "2", "--drop-models")
+    run_grid(monkeypatch, home / "toy.yaml", "--output", home / "one", "--seeds", "1")
+    for method in ("distill", "finetune", "replay"):
+        made, expected = (home / name / method / "order-1" / "seed-1" for name in ("broken", "one"))
+        assert (made / "matrix.json").read_bytes() == (expected / "matrix.json").read_bytes()
+        assert not [*made.rglob("*.safetensors")]
+        assert [*expected.rglob("*.safetensors")]
+    results = json.loads((home / "broken" / "results.json").read_text())
+    assert [method["name"] for method in results["methods"]] == ["distill", "finetune", "replay"]
 
 
 @pytest.mark.parametrize("head", ["addner", "extendner"])
