@@ -92,7 +92,7 @@ def make(grids: Sequence[Grid], *, workers: int = 1, drop_models: bool = False) 
     """Makes all runs that are not done, and returns a line for each that failed; a failure does not stop the others.
 
     Args:
-        grids: the runs; those whose first step others share begin first.
+        grids: the runs, made in the order of `_turn`.
         workers: number of processes; with one, runs are made in this process.
         drop_models: delete the weights of a run when it is done, and those of a shared step 1 when all are.
 
@@ -104,7 +104,7 @@ def make(grids: Sequence[Grid], *, workers: int = 1, drop_models: bool = False) 
             check_same_run(Path(config.output), config)
     todo = sorted(
         ((grid, name) for grid in grids for name, config in grid.runs.items() if not _done(Path(config.output))),
-        key=lambda item: _rank(*item),
+        key=lambda item: _turn(*item),
     )
     if workers == 1:
         lines = [attempt(grid, name, drop_models=drop_models) for grid, name in todo]
@@ -130,7 +130,7 @@ def attempt(grid: Grid, name: str, *, drop_models: bool) -> str | None:
         line = f"{grid.stream}{name}: {type(error).__name__}: {error}"
     else:
         if drop_models:
-            _drop_models(grid.output / name, first=_rank(grid, name) != 0)
+            _drop_models(grid.output / name, first=_turn(grid, name)[1] > 0)
         return None
     print(line, flush=True)
     return line
@@ -235,10 +235,11 @@ def _alike(grid: Grid, config: Config) -> Iterator[str]:
             yield name
 
 
-def _rank(grid: Grid, name: str) -> int:
-    """Sorts those first whose step 1 others share, and last those that share it, so that it is there by then."""
+def _turn(grid: Grid, name: str) -> tuple[int, int]:
+    """When a run is made: all methods with one order and seed before the next, and shared first steps before the rest."""
+    place = list(dict.fromkeys(run.split("/", 1)[1] for run in grid.runs)).index(name.split("/", 1)[1])
     alike = next(_alike(grid, grid.runs[name]), None)
-    return 1 if alike is None else 0 if alike == name else 2
+    return place, 1 if alike is None else 0 if alike == name else 2
 
 
 def _drop_models(folder: Path, *, first: bool = True) -> None:
