@@ -236,7 +236,7 @@ def _alike(grid: Grid, config: Config) -> Iterator[str]:
 
 
 def _turn(grid: Grid, name: str) -> tuple[int, int]:
-    """When a run is made: all methods with one order and seed before the next, and shared first steps before the rest."""
+    """When a run is made: all methods with one order and seed before the next, shared first steps before the rest."""
     place = list(dict.fromkeys(run.split("/", 1)[1] for run in grid.runs)).index(name.split("/", 1)[1])
     alike = next(_alike(grid, grid.runs[name]), None)
     return place, 1 if alike is None else 0 if alike == name else 2
