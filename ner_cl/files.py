@@ -9,7 +9,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ner_cl.errors import DataError
+from filelock import FileLock, Timeout
+
+from ner_cl.errors import ConfigError, DataError
 
 __all__ = [
     "new_folder",
@@ -19,6 +21,7 @@ __all__ = [
     "replace_file",
     "replace_text",
     "set_aside",
+    "sole_writer",
     "write_json",
 ]
 
@@ -123,6 +126,37 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
         _put_back(replaced, folder)  # the second rename failed
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(folder: Path, option: str) -> Iterator[None]:
+    """Keeps other processes from writing a folder, which need not exist yet; it is free again however this one ends.
+
+    Args:
+        folder: the folder.
+        option: what names the folder, for messages.
+
+    Raises:
+        ConfigError: if another process is writing the folder, or it is not writable.
+    """
+    folder = folder.absolute()
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"{option}: another run is writing to {folder}; wait for it, or use --output") from None
+    except OSError as error:
+        raise ConfigError(f"{option}: {folder} cannot be written ({error.strerror}); use --output") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # those in which something was written stay
+            for parent in missing:
+                parent.rmdir()
 
 
 def _put_back(replaced: Path, folder: Path) -> None:

@@ -15,7 +15,7 @@ from ner_cl.cli.options import (
     Scheme,
     Settings,
     beside,
-    check_model_output,
+    model_output,
     reading_options,
     training_options,
 )
@@ -57,21 +57,21 @@ def compact(
     training = training_options(settings or [])
     teacher = load_model(model)
     folder = output or beside(model, "-compact")
-    check_model_output(folder)
-    sentences = read_unlabeled(text)
-    measured = read_sentences(dev, **reading) if dev is not None else ()
-    with progress(1) as display:
-        result = make_compact(
-            teacher,
-            sentences,
-            dev=measured,
-            training=training,
-            seed=seed,
-            on_event=display,
+    with model_output(folder):
+        sentences = read_unlabeled(text)
+        measured = read_sentences(dev, **reading) if dev is not None else ()
+        with progress(1) as display:
+            result = make_compact(
+                teacher,
+                sentences,
+                dev=measured,
+                training=training,
+                seed=seed,
+                on_event=display,
+            )
+        publish(
+            result,
+            folder,
+            max_drop,
+            lambda: emit_json(result_to_dict(result, folder)) if as_json else emit(result.table),
         )
-    publish(
-        result,
-        folder,
-        max_drop,
-        lambda: emit_json(result_to_dict(result, folder)) if as_json else emit(result.table),
-    )

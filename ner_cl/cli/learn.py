@@ -16,7 +16,7 @@ from ner_cl.cli.options import (
     Scheme,
     Settings,
     beside,
-    check_model_output,
+    model_output,
     names,
     parse_yaml,
     reading_options,
@@ -93,23 +93,23 @@ def learn(
     listed = _strategies(strategies)
     _note_left_out(listed)
     student, folder = _start(model, encoder, head, output, apart=isolate or bool(isolating(parsed_or_none(listed))))
-    with progress(1) as display:
-        result = learn_step(
-            student,
-            data,
-            types=names(types) or [],
-            dev=dev,
-            replay=replay,
-            unlabeled=unlabeled,
-            strategies=listed,
-            isolate=isolate,
-            must_measure=max_drop is not None,
-            training=training,
-            seed=seed,
-            on_event=display,
-            **reading_options(data, "DATA", format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap),
-        )
-    publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=unlabeled is not None))
+    options = reading_options(data, "DATA", format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
+    options |= {"dev": dev, "replay": replay, "unlabeled": unlabeled}
+    with model_output(folder):
+        with progress(1) as display:
+            result = learn_step(
+                student,
+                data,
+                types=names(types) or [],
+                strategies=listed,
+                isolate=isolate,
+                must_measure=max_drop is not None,
+                training=training,
+                seed=seed,
+                on_event=display,
+                **options,
+            )
+        publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=bool(unlabeled)))
     _note_kept(result.model, folder)
 
 
@@ -159,7 +159,7 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool)
 def _start(
     model: Path | None, encoder: str | None, head: str | None, output: Path | None, *, apart: bool
 ) -> "tuple[NerModel, Path]":
-    """Return the model to teach and the output folder, after checking both.
+    """Return the model to teach and the output folder.
 
     A new model whose steps must stay isolated (`apart`) gets the head addner by default, as with a configuration that
     names no head.
@@ -180,7 +180,6 @@ def _start(
             raise ConfigError("--output: name the folder of the new model")
         student = NerModel.from_encoder(encoder or "minilm-l6", head=_head(head or ("addner" if apart else None)))
         folder = output
-    check_model_output(folder)
     return student, folder
 
 

@@ -1,12 +1,16 @@
 """Flags shared by several commands, and how their values are parsed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from ner_cl.cli.console import is_main_process
 from ner_cl.errors import ConfigError, ModelError
+from ner_cl.files import sole_writer
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.config import TrainingOptions
@@ -21,8 +25,8 @@ __all__ = [
     "Settings",
     "Types",
     "beside",
-    "check_model_output",
     "integers",
+    "model_output",
     "names",
     "parse_yaml",
     "reading_options",
@@ -87,10 +91,12 @@ def parse_yaml(text: str, flag: str) -> Any:
         raise ConfigError(f"{flag} {text!r}: is not valid YAML; write for instance '[{{name: distill}}]'") from None
 
 
-def check_model_output(folder: Path) -> None:
-    """Check before any work is done that a model can be saved in a folder.
+@contextmanager
+def model_output(folder: Path) -> Iterator[None]:
+    """Check before any work is done that a model can be saved in a folder, and reserve it until it is.
 
     Raises:
+        ConfigError: if another process is about to save one there.
         ModelError: if the folder is in use or cannot be written.
     """
     if (folder / "labels.json").is_file():
@@ -100,6 +106,9 @@ def check_model_output(folder: Path) -> None:
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"--output {folder}: nothing can be written in {parent}; choose another folder")
+    # Processes that train together save one model.
+    with sole_writer(folder, "--output") if is_main_process() else nullcontext():
+        yield
 
 
 def beside(model: Path, suffix: str) -> Path:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ner_cl.config import Config, validate
 from ner_cl.errors import ConfigError
-from ner_cl.files import recover_folders, replace_text, write_json
+from ner_cl.files import recover_folders, replace_text, sole_writer, write_json
 from ner_cl.train.environment import environment
 
 __all__ = ["all_or_nothing", "check_folder", "check_same_run", "open_folder"]
@@ -64,7 +63,7 @@ def check_same_run(folder: Path, config: Config) -> None:
 @contextmanager
 def all_or_nothing(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, and leaves nothing of a run that fails before its first event (no encoder, say)."""
-    with _lock(folder):
+    with sole_writer(folder, "output"):
         was_there, had_begun = folder.exists(), (folder / _CONFIG).exists()
         try:
             yield
@@ -86,29 +85,6 @@ def open_folder(folder: Path, config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _ENVIRONMENT, environment())
     replace_text(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Locks the folder against a second run; the lock is released however the process ends.
-
-    Raises:
-        ConfigError: if another run is writing to the folder, or it is not writable.
-    """
-    folder = folder.absolute()
-    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"output: another run is writing to {folder}; wait for it, or use --output") from None
-    except OSError as error:
-        raise ConfigError(f"output: {folder} cannot be written ({error.strerror}); use --output") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _may_be_first(path: Path) -> bool:

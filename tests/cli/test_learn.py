@@ -14,6 +14,7 @@ from ner_cl.cli.options import beside
 from ner_cl.config import DEFAULT_STRATEGIES
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
+from ner_cl.files import sole_writer
 from ner_cl.model.store import load_model
 from ner_cl.types import Sentence, Span
 from tests.cli.conftest import Toy
@@ -141,6 +142,23 @@ def old(toy: Toy, tmp_path: Path) -> Path:
 def learn_with_replay(toy: Toy, model: Path, output: Path, old: Path, *more: str) -> int:
     words = ["learn", str(toy.orgs), "--model", str(model), "--types", "ORG", "--output", str(output)]
     return main([*words, "--replay", str(old), *QUICK, *more])
+
+
+def test_a_second_model_is_not_written_over_one_in_the_making(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "models" / "orgs"
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(folder), *QUICK]
+    with sole_writer(folder, "--output"):
+        assert main(words) == 2
+    assert (
+        capsys.readouterr().err
+        == f"ner-cl: error: --output: another run is writing to {folder}; wait for it, or use --output\n"
+    )
+    assert main([*words, "--types", "MISC"]) == 2
+    assert not folder.parent.exists()  # nothing is left of what did not come to anything
+    assert main(words) == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["orgs"]
 
 
 def test_old_sentences_are_replayed_kept_and_can_be_deleted(
