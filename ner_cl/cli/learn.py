@@ -1,6 +1,7 @@
 """`ner-cl learn`: teach a model one new step; the everyday command."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -226,9 +227,6 @@ def _strategies(text: str | None) -> list[Any]:
 
 def result_to_dict(result: "LearnResult", folder: Path) -> dict[str, Any]:
     """Return what `--json` prints: the model, its step, and an entry per type."""
-    changes = [
-        {"type": change.type, "before": change.before, "after": change.after, "measured": change.measured}
-        for change in result.changes
-    ]
+    changes = [asdict(change) for change in result.changes]
     found = {"model": str(folder), "step": len(result.model.tagset.steps), "types": changes}
     return found if result.isolation is None else {**found, "isolation": result.isolation.record()}

@@ -70,7 +70,7 @@ class LearnResult:
             )
             new = "new" if change.type in self._new else "-"
             before, after = _percent(change.before, new), _percent(change.after, "-")
-            lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {change.measured}")
+            lines.append(f"{change.type:<{width}}  {before:>6}  {after:>6}  {moved:>6}  {_measured(change)}")
         return "\n".join(lines)
 
     @property
@@ -131,6 +131,11 @@ def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | N
     if agreed.gold:
         return TypeChange(type_, 1.0, agreed.f1, "agreement", agreed.gold)
     return TypeChange(type_, None, None, "nothing")
+
+
+def _measured(change: TypeChange) -> str:
+    many = "1 mention" if change.mentions == 1 else f"{change.mentions} mentions"
+    return f"{change.measured}, {many}" if change.mentions else change.measured
 
 
 def _percent(value: float | None, missing: str) -> str:

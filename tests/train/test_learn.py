@@ -174,7 +174,7 @@ def test_the_gate_names_the_type_that_fell_most(learned: LearnResult, old_model:
     lines = result.table.splitlines()
     assert lines[0].split() == ["type", "before", "after", "change", "measured"]
     assert lines[1].split() == ["PER", "90.0", "85.0", "-5.0", "gold"]
-    assert lines[2].split() == ["ORG", "80.0", "-", "agreement"]
+    assert lines[2].split() == ["ORG", "80.0", "-", "agreement,", "7", "mentions"]
     assert lines[3].split() == ["LOC", "new", "30.0", "gold"]
 
 
