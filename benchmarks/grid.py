@@ -17,11 +17,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ import yaml
 
 from ner_cl.cli.progress import line_of
 from ner_cl.config import Config, StreamOptions, parse_config, with_values
-from ner_cl.errors import NerClError
+from ner_cl.errors import NerClError, first_line
+from ner_cl.files import new_folder, read_json_lines
 from ner_cl.report.compare import compare
 from ner_cl.report.comparison_page import comparison_page
 from ner_cl.report.tables import to_csv, to_markdown
@@ -82,8 +86,10 @@ def main() -> None:
         failed = make(grids, workers=arguments.workers, drop_models=arguments.drop_models)
         for grid in grids:
             write_tables(grid, [method for method in grid.methods if any(map(_done, _below(grid, method)))])
-    except NerClError as error:
-        sys.exit(f"grid: {error}")
+    except (NerClError, OSError, yaml.YAMLError) as error:
+        sys.exit(f"grid: {first_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("grid: stopped; the same command goes on with it")
     if failed:
         sys.exit("\n".join(f"grid: {line}" for line in failed))
 
@@ -109,15 +115,47 @@ def make(grids: Sequence[Grid], *, workers: int = 1, drop_models: bool = False) 
     if workers == 1:
         lines = [attempt(grid, name, drop_models=drop_models) for grid, name in todo]
     else:
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
-        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,)) as pool:
-            futures = [pool.submit(attempt, grid, name, drop_models=drop_models) for grid, name in todo]
-            lines = [future.result() for future in futures]
-    for grid, name in todo if drop_models else ():
-        if _done(grid.output / name):
-            _drop_models(grid.output / name)
+        lines = _in_processes(todo, workers, drop_models)
+    for config in (config for grid in grids for config in grid.runs.values()) if drop_models else ():
+        if _done(Path(config.output)):
+            _drop_models(Path(config.output))
     return [line for line in lines if line]
+
+
+def _in_processes(todo: Sequence[tuple[Grid, str]], workers: int, drop_models: bool) -> list[str | None]:
+    """Makes each run in a process of its own, so many at a time; whatever ends this process ends them too."""
+    spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    waiting, lines = deque(todo), []
+    running: dict[Any, tuple[SpawnProcess, Connection, str]] = {}
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("grid: stopped; the same command goes on with it"))
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                grid, name = waiting.popleft()
+                told, teller = spawn.Pipe(duplex=False)
+                process = spawn.Process(target=_alone, args=(teller, grid, name, drop_models, threads), daemon=True)
+                process.start()
+                teller.close()
+                running[process.sentinel] = (process, told, f"{grid.stream}{name}")
+            for sentinel in wait(list(running)):
+                process, told, what = running.pop(sentinel)
+                process.join()
+                killed = f"{what}: its process ended with exit code {process.exitcode}; the same command resumes it"
+                lines.append(killed if process.exitcode else told.recv())
+    finally:
+        for process, *_ in running.values():
+            process.terminate()
+            process.join()
+        signal.signal(signal.SIGTERM, before)
+    return lines
+
+
+def _alone(teller: Connection, grid: Grid, name: str, drop_models: bool, threads: int) -> None:
+    """Makes one run as the only task of a process, and tells how it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    torch.set_num_threads(threads)
+    teller.send(attempt(grid, name, drop_models=drop_models))
 
 
 def attempt(grid: Grid, name: str, *, drop_models: bool) -> str | None:
@@ -130,7 +168,7 @@ def attempt(grid: Grid, name: str, *, drop_models: bool) -> str | None:
         line = f"{grid.stream}{name}: {type(error).__name__}: {error}"
     else:
         if drop_models:
-            _drop_models(grid.output / name, first=_turn(grid, name)[1] > 0)
+            _drop_models(grid.output / name, first=not list(_alike(grid, grid.runs[name])))
         return None
     print(line, flush=True)
     return line
@@ -140,6 +178,8 @@ def read_grids(arguments: argparse.Namespace) -> Iterator[Grid]:
     """The grid of a file, narrowed by the command line; one grid per stream if the file lists several."""
     path: Path = arguments.grid
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not (isinstance(values, dict) and values.keys() >= {"base", "methods"}):
+        sys.exit(f"grid: {path}: is no grid; give it `base` and `methods`, as in configs/benchmarks")
     output = arguments.output or Path("runs/benchmarks") / path.stem
     if "streams" not in values:
         yield read_grid(arguments, values, output)
@@ -196,14 +236,20 @@ def run_one(grid: Grid, name: str) -> None:
 
 
 def share_first_step(donor: Path, folder: Path) -> None:
-    """Copies step 1 of another run, with its events (timings included) and predictions, into a new run folder."""
-    shutil.copytree(donor / "steps" / "01", folder / "steps" / "01")
-    (folder / "predictions").mkdir()
-    shutil.copy2(donor / "predictions" / "01.jsonl", folder / "predictions" / "01.jsonl")
-    lines = (donor / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line).get("step") == 1]
+    """Makes a run folder of step 1 of another run, with its events (timings included) and predictions."""
+    events = [
+        json.dumps(event)
+        for event in read_json_lines(donor / "events.jsonl", skip_broken=True)
+        if event.get("step") == 1
+    ]
     note = {"event": "Note", "step": 1, "text": f"step 1 was learned by {donor}, which does the same in it"}
-    (folder / "events.jsonl").write_text("".join([*kept, json.dumps(note) + "\n"]), encoding="utf-8")
+    with new_folder(folder) as draft:
+        shutil.copytree(donor / "steps" / "01", draft / "steps" / "01")
+        (draft / "predictions").mkdir()
+        shutil.copy2(donor / "predictions" / "01.jsonl", draft / "predictions" / "01.jsonl")
+        (draft / "events.jsonl").write_text(
+            "".join(f"{line}\n" for line in (*events, json.dumps(note))), encoding="utf-8"
+        )
 
 
 def write_tables(grid: Grid, finished: Sequence[Path]) -> None:
@@ -279,10 +325,12 @@ def _done(folder: Path) -> bool:
 
 
 def _first_step_done(folder: Path) -> bool:
-    if not (folder / "predictions" / "01.jsonl").is_file():
+    """Whether a run has learned step 1, and still has its weights."""
+    needed = (folder / "predictions" / "01.jsonl", folder / "steps" / "01" / "model.safetensors")
+    if not all(path.is_file() for path in needed):
         return False
-    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return any('"event": "StepDone"' in line and json.loads(line)["step"] == 1 for line in lines)
+    events = read_json_lines(folder / "events.jsonl", skip_broken=True)
+    return any(event["event"] == "StepDone" and event["step"] == 1 for event in events)
 
 
 def _state(folder: Path) -> str:
@@ -300,6 +348,12 @@ def _names(text: str) -> list[str]:
     return text.split(",")
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -311,9 +365,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, help="only these methods")
     parser.add_argument("--seeds", type=_numbers, help="other seeds than those of the file")
     parser.add_argument("--streams", type=_names, help="only these streams, where the file names several")
-    parser.add_argument("--orders", type=int, help="how many orders of the steps")
+    parser.add_argument("--orders", type=_count, help="how many orders of the steps")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key for all")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="how many processes share the runs")
+    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="how many processes share the runs")
     parser.add_argument("--drop-models", action="store_true", help="delete the weights of finished runs")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done of them")
     return parser.parse_args()

@@ -129,31 +129,34 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def sole_writer(folder: Path, option: str) -> Iterator[None]:
+def sole_writer(folder: Path, option: str, *, advice: str = "wait for it, or use --output") -> Iterator[None]:
     """Keeps other processes from writing a folder, which need not exist yet; it is free again however this one ends.
 
     Args:
-        folder: the folder.
+        folder: the folder, by whatever name.
         option: what names the folder, for messages.
+        advice: what to do if another process is writing it.
 
     Raises:
         ConfigError: if another process is writing the folder, or it is not writable.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.realpath(folder))  # unlike `resolve`, it does not fail on links that lead nowhere
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
     missing = [parent for parent in folder.parents if not parent.exists()]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"{option}: another run is writing to {folder}; wait for it, or use --output") from None
-    except OSError as error:
-        raise ConfigError(f"{option}: {folder} cannot be written ({error.strerror}); use --output") from None
-    try:
-        yield
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{option}: another run is writing to {folder}; {advice}") from None
+        except OSError as error:
+            raise ConfigError(f"{option}: {folder} cannot be written ({error.strerror}); use --output") from None
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
         with suppress(OSError):  # those in which something was written stay
             for parent in missing:
                 parent.rmdir()

@@ -1,10 +1,13 @@
 """The grid runner: what is done is skipped, what was stopped goes on, and sharing step 1 changes no bit."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -128,6 +131,56 @@ def test_workers_make_the_same_runs_and_a_failing_one_does_not_stop_the_others(
         assert [*expected.rglob("*.safetensors")]
     results = json.loads((home / "broken" / "results.json").read_text())
     assert [method["name"] for method in results["methods"]] == ["distill", "finetune", "replay"]
+    del values["methods"]["broken"]  # a method is added when nobody has a step 1 to share any more
+    values["methods"]["lwf"] = {"strategies": ["lwf"]}
+    (home / "more.yaml").write_text(yaml.safe_dump({**values, "seeds": [1]}, sort_keys=False))
+    run_grid(monkeypatch, home / "more.yaml", "--output", home / "broken")
+    assert len(json.loads((home / "broken" / "results.json").read_text())["methods"]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_grid_that_is_stopped_leaves_no_process_and_goes_on(
+    home: Path, repository: Path, how: signal.Signals
+) -> None:
+    output = home / f"stopped-{how.name}"
+    words = [sys.executable, "-m", "benchmarks.grid", str(home / "toy.yaml"), "--output", str(output), "--workers", "2"]
+    begun = subprocess.Popen(words, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert begun.stdout is not None
+    assert "step 1" in begun.stdout.readline()
+    workers = psutil.Process(begun.pid).children(recursive=True)
+    begun.send_signal(how)
+    _, told = begun.communicate(timeout=60)
+    assert begun.returncode == 1
+    assert told.splitlines()[-1] == "grid: stopped; the same command goes on with it"
+    psutil.wait_procs(workers, timeout=30)
+    assert not [process for process in workers if process.is_running()]
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(list(output.glob("*/order-1/seed-*/matrix.json"))) == 5
+
+
+def test_a_step_that_was_half_copied_is_no_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (home / "toy.yaml", "--output", home / "torn", "--seeds", "1")
+    run_grid(monkeypatch, *words, "--only", "distill")
+    monkeypatch.setattr(grid.shutil, "copy2", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        run_grid(monkeypatch, *words, "--only", "distill,finetune")
+    assert not (home / "torn" / "finetune" / "order-1" / "seed-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("[]", "is no grid"), ("base: [", "while parsing"), (None, "No such file")],
+)
+def test_what_is_no_grid_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, what: str
+) -> None:
+    path = tmp_path / "some.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=rf"^grid: .*{what}"):
+        run_grid(monkeypatch, path)
 
 
 @pytest.mark.parametrize("head", ["addner", "extendner"])

@@ -99,15 +99,21 @@ def model_output(folder: Path) -> Iterator[None]:
         ConfigError: if another process is about to save one there.
         ModelError: if the folder is in use or cannot be written.
     """
-    if (folder / "labels.json").is_file():
-        raise ModelError(f"--output {folder}: holds a model already; choose another folder, or delete that one first")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"--output {folder}: exists and is not empty; choose another folder")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    place = Path(os.path.realpath(folder))  # as `new/../model` is there before `new` is
+    if place.is_symlink():
+        raise ModelError(f"--output {folder}: is a link that leads nowhere; choose another folder")
+    parent = next(parent for parent in place.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ModelError(f"--output {folder}: nothing can be written in {parent}; choose another folder")
     # Processes that train together save one model.
-    with sole_writer(folder, "--output") if is_main_process() else nullcontext():
+    alone = sole_writer(place, "--output", advice="choose another folder") if is_main_process() else nullcontext()
+    with alone:
+        if (place / "labels.json").is_file():
+            raise ModelError(
+                f"--output {folder}: holds a model already; choose another folder, or delete that one first"
+            )
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise ModelError(f"--output {folder}: exists and is not empty; choose another folder")
         yield
 
 

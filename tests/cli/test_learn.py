@@ -150,18 +150,36 @@ def learn_with_replay(toy: Toy, model: Path, output: Path, old: Path, *more: str
 def test_a_second_model_is_not_written_over_one_in_the_making(
     toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "models" / "orgs"
-    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(folder), *QUICK]
+    folder, link = tmp_path / "models" / "orgs", tmp_path / "link"
+    link.symlink_to(folder)
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", *QUICK, "--output"]
     with sole_writer(folder, "--output"):
-        assert main(words) == 2
+        for name in (folder, link):
+            assert main([*words, str(name)]) == 2
+            told = f"ner-cl: error: --output: another run is writing to {folder}; choose another folder\n"
+            assert capsys.readouterr().err == told
+    assert main([*words, str(folder), "--types", "MISC"]) == 2
+    assert not folder.parent.exists()  # nothing is left of what did not come to anything
+    assert main([*words, str(folder)]) == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["orgs"]
+    before = files(folder)
+    assert main([*words, str(tmp_path / "new" / ".." / "models" / "orgs")]) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert files(folder) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_training(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", *QUICK, "--output", str(loop)]
+    assert main(words) == 2
     assert (
         capsys.readouterr().err
-        == f"ner-cl: error: --output: another run is writing to {folder}; wait for it, or use --output\n"
+        == f"ner-cl: error: --output {loop}: is a link that leads nowhere; choose another folder\n"
     )
-    assert main([*words, "--types", "MISC"]) == 2
-    assert not folder.parent.exists()  # nothing is left of what did not come to anything
-    assert main(words) == 0
-    assert [path.name for path in folder.parent.iterdir()] == ["orgs"]
 
 
 def test_old_sentences_are_replayed_kept_and_can_be_deleted(
