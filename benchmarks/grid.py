@@ -14,32 +14,27 @@ which tables do not need. Tables go to OUTPUT/results.md, .csv, .json and .html.
 
 import argparse
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from benchmarks.processes import in_processes
 from ner_cl.cli.progress import line_of
 from ner_cl.config import Config, StreamOptions, parse_config, with_values
 from ner_cl.errors import NerClError, first_line
-from ner_cl.files import new_folder, read_json_lines
+from ner_cl.files import new_folder
 from ner_cl.report.compare import compare
 from ner_cl.report.comparison_page import comparison_page
 from ner_cl.report.tables import to_csv, to_markdown
 from ner_cl.strategies.frozen_trunk import FrozenTrunkOptions
-from ner_cl.train.events import EpochDone, Event, UpdateDone
+from ner_cl.train.events import EpochDone, Event, EventLog, Note, UpdateDone
 from ner_cl.train.orders import with_orders
 from ner_cl.train.run import run_stream
 from ner_cl.train.run_folder import check_same_run
@@ -105,57 +100,17 @@ def make(grids: Sequence[Grid], *, workers: int = 1, drop_models: bool = False) 
     Raises:
         ConfigError: before anything is run, if a folder holds a run of another configuration.
     """
-    for config in (config for grid in grids for config in grid.runs.values()):
-        if _done(Path(config.output)):
-            check_same_run(Path(config.output), config)
-    todo = sorted(
-        ((grid, name) for grid in grids for name, config in grid.runs.items() if not _done(Path(config.output))),
-        key=lambda item: _turn(*item),
-    )
-    if workers == 1:
-        lines = [attempt(grid, name, drop_models=drop_models) for grid, name in todo]
-    else:
-        lines = _in_processes(todo, workers, drop_models)
-    for config in (config for grid in grids for config in grid.runs.values()) if drop_models else ():
-        if _done(Path(config.output)):
-            _drop_models(Path(config.output))
-    return [line for line in lines if line]
-
-
-def _in_processes(todo: Sequence[tuple[Grid, str]], workers: int, drop_models: bool) -> list[str | None]:
-    """Makes each run in a process of its own, so many at a time; whatever ends this process ends them too."""
-    spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    waiting, lines = deque(todo), []
-    running: dict[Any, tuple[SpawnProcess, Connection, str]] = {}
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("grid: stopped; the same command goes on with it"))
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                grid, name = waiting.popleft()
-                told, teller = spawn.Pipe(duplex=False)
-                process = spawn.Process(target=_alone, args=(teller, grid, name, drop_models, threads), daemon=True)
-                process.start()
-                teller.close()
-                running[process.sentinel] = (process, told, f"{grid.stream}{name}")
-            for sentinel in wait(list(running)):
-                process, told, what = running.pop(sentinel)
-                process.join()
-                killed = f"{what}: its process ended with exit code {process.exitcode}; the same command resumes it"
-                lines.append(killed if process.exitcode else told.recv())
-    finally:
-        for process, *_ in running.values():
-            process.terminate()
-            process.join()
-        signal.signal(signal.SIGTERM, before)
-    return lines
-
-
-def _alone(teller: Connection, grid: Grid, name: str, drop_models: bool, threads: int) -> None:
-    """Makes one run as the only task of a process, and tells how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
-    torch.set_num_threads(threads)
-    teller.send(attempt(grid, name, drop_models=drop_models))
+    runs = [(grid, name) for grid in grids for name in grid.runs]
+    for grid, name in runs:
+        if _done(grid.output / name):
+            check_same_run(grid.output / name, grid.runs[name])
+    todo = sorted((run for run in runs if not _done(run[0].output / run[1])), key=lambda run: _turn(*run))
+    tasks = {f"{grid.stream}{name}": partial(attempt, grid, name, drop_models=drop_models) for grid, name in todo}
+    failed = in_processes(tasks, workers) if workers > 1 else [line for task in tasks.values() if (line := task())]
+    for grid, name in runs:
+        if drop_models and _done(grid.output / name):
+            _drop_models(grid.output / name)
+    return failed
 
 
 def attempt(grid: Grid, name: str, *, drop_models: bool) -> str | None:
@@ -168,7 +123,7 @@ def attempt(grid: Grid, name: str, *, drop_models: bool) -> str | None:
         line = f"{grid.stream}{name}: {type(error).__name__}: {error}"
     else:
         if drop_models:
-            _drop_models(grid.output / name, first=not list(_alike(grid, grid.runs[name])))
+            _drop_models(grid.output / name, first=not any(_alike(grid, grid.runs[name])))
         return None
     print(line, flush=True)
     return line
@@ -237,19 +192,15 @@ def run_one(grid: Grid, name: str) -> None:
 
 def share_first_step(donor: Path, folder: Path) -> None:
     """Makes a run folder of step 1 of another run, with its events (timings included) and predictions."""
-    events = [
-        json.dumps(event)
-        for event in read_json_lines(donor / "events.jsonl", skip_broken=True)
-        if event.get("step") == 1
-    ]
-    note = {"event": "Note", "step": 1, "text": f"step 1 was learned by {donor}, which does the same in it"}
+    events = [event for event in EventLog(donor / "events.jsonl").read() if event.get("step") == 1]
     with new_folder(folder) as draft:
         shutil.copytree(donor / "steps" / "01", draft / "steps" / "01")
         (draft / "predictions").mkdir()
         shutil.copy2(donor / "predictions" / "01.jsonl", draft / "predictions" / "01.jsonl")
-        (draft / "events.jsonl").write_text(
-            "".join(f"{line}\n" for line in (*events, json.dumps(note))), encoding="utf-8"
-        )
+        lines = [json.dumps(event, ensure_ascii=False) + "\n" for event in events]
+        (draft / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+        note = Note(step=1, text=f"step 1 was learned by {donor}, which does the same in it")
+        EventLog(draft / "events.jsonl").write(note)
 
 
 def write_tables(grid: Grid, finished: Sequence[Path]) -> None:
@@ -329,7 +280,7 @@ def _first_step_done(folder: Path) -> bool:
     needed = (folder / "predictions" / "01.jsonl", folder / "steps" / "01" / "model.safetensors")
     if not all(path.is_file() for path in needed):
         return False
-    events = read_json_lines(folder / "events.jsonl", skip_broken=True)
+    events = EventLog(folder / "events.jsonl").read()
     return any(event["event"] == "StepDone" and event["step"] == 1 for event in events)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "NerClError",
     "TrainingError",
     "first_line",
+    "many",
 ]
 
 
@@ -55,3 +56,8 @@ class MissingExtra(NerClError):
 def first_line(error: BaseException) -> str:
     """What another library's exception says, short enough for a message: its first line, else the name of its class."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()[:160]
+
+
+def many(count: int, noun: str) -> str:
+    """A number of things, for a message: `1 mention`, `2 mentions`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -10,7 +10,7 @@ import typer
 
 from ner_cl.cli.console import emit, emit_json, say, table
 from ner_cl.cli.options import Alignment, Format, Json, Overlap, Scheme, Types, names, parse_yaml
-from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
+from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError, many
 from ner_cl.files import new_folder
 
 if TYPE_CHECKING:  # imported only when a command runs, so that `--help` is fast
@@ -186,8 +186,7 @@ def forget(
 
     if (model / "steps").is_dir() and not (model / "labels.json").is_file():
         raise ModelError(f"{model}: is a run folder; its models are in {model / 'steps'}/*: forget each of them")
-    count = forget_sentences(model)
-    say(f"{count} sentence{'' if count == 1 else 's'} deleted from {model}")
+    say(f"{many(forget_sentences(model), 'sentence')} deleted from {model}")
 
 
 def _named(paths: list[str]) -> dict[str, str]:

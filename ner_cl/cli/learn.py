@@ -23,7 +23,7 @@ from ner_cl.cli.options import (
     reading_options,
     training_options,
 )
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, many
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.model.ner_model import NerModel
@@ -117,8 +117,7 @@ def learn(
 def _note_kept(model: "NerModel", folder: Path) -> None:
     """Say how many sentences the model keeps, and how to delete them."""
     if kept := sum(len(sentences) for sentences in model.kept_sentences.values()):
-        many = "1 sentence" if kept == 1 else f"{kept} sentences"
-        say(f"note: it keeps {many} to learn more with; ner-cl data forget {folder} deletes them")
+        say(f"note: it keeps {many(kept, 'sentence')} to learn more with; ner-cl data forget {folder} deletes them")
 
 
 def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from typing import final
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ner_cl.cli.console import NOTABLE_FALL, percent, say, talk
+from ner_cl.errors import many
 from ner_cl.train.events import EpochDone, Event, Note, Resumed, RunDone, StepDone, StepStarted, UpdateDone
 
 __all__ = ["line_of", "progress"]
@@ -32,7 +33,7 @@ def line_of(event: Event) -> str | None:
         case StepStarted():
             return (
                 f"step {event.step} ({', '.join(event.types)}): {event.sentences} sentences, {event.words} words, "
-                f"{event.updates} updates an epoch, at most {event.epochs} epoch{'' if event.epochs == 1 else 's'}, "
+                f"{event.updates} updates an epoch, at most {many(event.epochs, 'epoch')}, "
                 f"with {' and '.join(event.strategies)}"
             )
         case Note():

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from ner_cl.errors import many
+
 if TYPE_CHECKING:  # avoids a circular import, as saving a model writes its card
     from ner_cl.model.ner_model import NerModel
 
@@ -43,7 +45,7 @@ def model_card(model: "NerModel", *, library: Literal["ner_cl", "transformers"] 
         "tags: [named-entity-recognition, continual-learning]",
         "---",
         "",
-        f"# A tagger of {_many(len(model.types), 'entity type')}, learned in {_many(len(model.tagset.steps), 'step')}",
+        f"# A tagger of {many(len(model.types), 'entity type')}, learned in {many(len(model.tagset.steps), 'step')}",
         "",
         f"Encoder `{model.encoder.options.name}`, head `{model.head.name}`.",
         "",
@@ -70,10 +72,6 @@ def model_card(model: "NerModel", *, library: Literal["ner_cl", "transformers"] 
         "",
     ]
     return "\n".join(lines)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _scores(model: "NerModel") -> list[str]:

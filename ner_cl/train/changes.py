@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ner_cl.errors import CheckFailed, ConfigError
+from ner_cl.errors import CheckFailed, ConfigError, many
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.model.ner_model import NerModel
 from ner_cl.train.isolation import Fingerprints
@@ -134,8 +134,7 @@ def _change(type_: str, before: Counts | None, after: Counts, agreed: Counts | N
 
 
 def _measured(change: TypeChange) -> str:
-    many = "1 mention" if change.mentions == 1 else f"{change.mentions} mentions"
-    return f"{change.measured}, {many}" if change.mentions else change.measured
+    return f"{change.measured}, {many(change.mentions, 'mention')}" if change.mentions else change.measured
 
 
 def _percent(value: float | None, missing: str) -> str:
