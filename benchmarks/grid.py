@@ -137,6 +137,8 @@ def read_grids(arguments: argparse.Namespace) -> Iterator[Grid]:
         sys.exit(f"grid: {path}: is no grid; give it `base` and `methods`, as in configs/benchmarks")
     output = arguments.output or Path("runs/benchmarks") / path.stem
     if "streams" not in values:
+        if arguments.streams:
+            sys.exit(f"--streams: {path} names no streams; leave the option out")
         yield read_grid(arguments, values, output)
         return
     for name in _chosen(arguments.streams, values["streams"], f"--streams: {path}"):

@@ -186,6 +186,11 @@ def test_what_is_no_grid_is_told_in_a_line(
         run_grid(monkeypatch, path)
 
 
+def test_streams_are_not_chosen_from_a_grid_without_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^--streams: .*toy\.yaml names no streams"):
+        run_grid(monkeypatch, home / "toy.yaml", "--streams", "forth", "--dry-run")
+
+
 @pytest.mark.parametrize("head", ["addner", "extendner"])
 def test_step_one_of_plain_strategies_is_the_same_to_the_last_bit(home: Path, head: str) -> None:
     weights: dict[str, dict[str, torch.Tensor]] = {}

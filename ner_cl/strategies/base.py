@@ -121,7 +121,7 @@ class Strategy(ABC):
         keeps: whether it relies on state from earlier steps, which a model trained without it does not have.
         acts_at_once: whether it has an effect even without such state.
         replaces_optimizer: whether it turns gradients into updates itself.
-        settles_last: whether its `settle` uses the model's predictions and so must run after that of the others.
+        settles: the place of its `settle` among those of the others; lower ones come first.
         isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
         excludes: names of strategies it cannot be combined with, each with the reason.
         excludes_apart: the same, for heads whose steps share no columns.
@@ -133,7 +133,7 @@ class Strategy(ABC):
     keeps: ClassVar[bool] = False
     acts_at_once: ClassVar[bool] = False
     replaces_optimizer: ClassVar[bool] = False
-    settles_last: ClassVar[bool] = False
+    settles: ClassVar[int] = 0
     isolates: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
     excludes_apart: ClassVar[Mapping[str, str]] = {}

@@ -53,7 +53,7 @@ class BiasCorrection(Strategy):
 
     options_class = BiasCorrectionOptions
     options: BiasCorrectionOptions
-    settles_last = True
+    settles = 2  # counts what the model finds in the end
     excludes: ClassVar[Mapping[str, str]] = {
         "joint": "joint learns all types anew, from sentences of all steps",
         **dict.fromkeys(

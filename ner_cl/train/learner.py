@@ -161,7 +161,7 @@ class Learner:
         if "own" not in context.encoded.origins:
             raise DataError(f"step {step.number}: no sentence is annotated for {', '.join(step.types)}")
         self.sentences = len(context.encoded.sentences_from("own", "remembered"))
-        yield from notes(self.model, self.strategies, context)
+        yield from notes(self.model, self.strategies, context, dev)
         yield from self._train(context, dev, self._fingerprint(step, earlier, earlier_dev, unlabeled))
         self._finish(context)
         self.calibration = self._calibrate(step)
@@ -223,7 +223,7 @@ class Learner:
     def _finish(self, context: StepContext) -> None:
         """Ends a step: strategies settle weights, then measure; then the model stores what they keep."""
         self.model.encoder.shortcut = None  # measurements need the whole encoder to run
-        for strategy in sorted(self.strategies, key=lambda strategy: strategy.settles_last):
+        for strategy in sorted(self.strategies, key=lambda strategy: strategy.settles):
             strategy.settle(context)
         check_weights(self.model, context.number, self.strategies)
         for strategy in self.strategies:

@@ -5,14 +5,24 @@ from collections.abc import Iterator, Sequence
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.events import Note
+from ner_cl.types import Sentence
 
 __all__ = ["notes"]
 
 _MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
 
 
-def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext) -> Iterator[Note]:
-    """Yields the notes to show at the start of a step."""
+def notes(
+    model: NerModel, strategies: Sequence[Strategy], context: StepContext, dev: Sequence[Sentence]
+) -> Iterator[Note]:
+    """Yields the notes to show at the start of a step.
+
+    Args:
+        model: the student.
+        strategies: all strategies.
+        context: context with the step's sentences encoded.
+        dev: the sentences on which epochs are compared, with the mentions that count there.
+    """
     state, sentences = model.strategy_state, model.kept_sentences
     kept = {name for name in (*state, *sentences) if state.get(name) or sentences.get(name)}
     if dropped := sorted(kept.difference(strategy.options.name for strategy in strategies)):
@@ -29,7 +39,7 @@ def notes(model: NerModel, strategies: Sequence[Strategy], context: StepContext)
         if context.old_types and strategy.reads_dev and not context.dev:
             text = f"{name} measures on dev sentences and there are none: it does nothing in this step"
             yield Note(step=context.number, text=text)
-    if context.dev and not any(span.type in context.types for sentence in context.dev for span in sentence.spans):
+    if dev and not any(sentence.spans for sentence in dev):
         text = f"no dev sentence mentions {', '.join(context.types)}: the last epoch is kept, whichever is best"
         yield Note(step=context.number, text=text)
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):

@@ -1,6 +1,7 @@
 """Weight averaging: the published weights lie between those before the step and those after it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from ner_cl.config import parse_strategies
 from ner_cl.data.readers import read_sentences
 from ner_cl.errors import ConfigError
-from ner_cl.evaluate.counts import count_spans
+from ner_cl.evaluate.counts import count_spans, micro_f1
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies.build import build_strategies
@@ -18,7 +19,7 @@ from ner_cl.strategies.weight_average import WeightAverage, WeightAverageOptions
 from ner_cl.train.learner import Learner
 from ner_cl.train.run import run_stream
 from tests.tiny import ALIKE, tiny_encoder, tiny_model, toy_context, toy_stream
-from tests.train.toy_runs import SHORT_TRAINING, learner_of, run_config, same_weights, weights_of
+from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, learner_of, run_config, same_weights, weights_of
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
 
@@ -76,6 +77,43 @@ def test_t10_with_nothing_of_the_old_weights_it_is_what_it_stands_on(folder: Pat
     """T10, bit for bit."""
     _, (_, second) = learned(folder, {"name": "weight_average", "old_share": 0}, head=head)
     assert same_weights(second, dict(by_hand(folder, head)[1]))
+
+
+SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+
+
+@pytest.mark.parametrize(("head", "seed"), [("addner", 13), ("extendner", 13), ("extendner", 14)])
+def test_auto_goes_back_as_far_as_the_new_type_allows(folder: Path, head: str, seed: int) -> None:
+    """The oracle: the step with every share by itself, of which the largest that costs the new type nothing is right."""
+    first, second = toy_stream(train=60).steps
+    known = learner_of(folder, head=head, training=GOOD_TRAINING, seed=seed)
+    list(known.learn_step(first))
+
+    def taught(share: float | str) -> tuple[float, dict[str, Tensor]]:
+        strategies = parse_strategies([{"name": "weight_average", "old_share": share}])
+        learner = Learner(known.model.copy(), strategies, GOOD_TRAINING, seed=seed)
+        list(learner.learn_step(second))
+        return micro_f1(learner.count(second.dev, second.types)) or 0.0, weights_of(learner.model)
+
+    each = {share: taught(share) for share in SHARES}
+    assert 0 < each[0.0][0]  # a score that could fall
+    right = next(share for share in SHARES if each[share][0] >= each[0.0][0])
+    f1, weights = taught("auto")
+    assert f1 == each[right][0]
+    assert same_weights(weights, each[right][1])
+
+
+def test_auto_without_a_dev_score_goes_nowhere(folder: Path) -> None:
+    """Neither without dev sentences nor where none of them mentions the new type, which no share can harm there."""
+    first, second = toy_stream(train=60).steps
+    for dev in ((), tuple(replace(sentence, spans=()) for sentence in second.dev)):
+        both = []
+        for strategy in ("distill", {"name": "weight_average", "old_share": "auto"}):
+            learner = learner_of(folder, [strategy])
+            list(learner.learn_step(first))
+            list(learner.learn_step(replace(second, dev=dev)))
+            both.append(weights_of(learner.model))
+        assert same_weights(*both)
 
 
 def test_what_does_not_train_is_not_kept(folder: Path) -> None:

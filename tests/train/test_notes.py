@@ -116,6 +116,8 @@ def test_mentions_longer_than_the_head_can_find_are_counted(encoder: Path, strea
         ("logit_adjustment", True),
         ({"name": "logit_adjustment", "prior": "old_types"}, False),
         ({"name": "logit_adjustment", "strength": 0}, False),
+        ({"name": "weight_average", "old_share": "auto"}, True),
+        ("weight_average", False),
         ("distill", False),
     ],
 )
@@ -127,6 +129,18 @@ def test_what_measures_on_dev_sentences_says_that_there_are_none(
     said = [f"{name} measures on dev sentences and there are none: it does nothing in this step"] if needs else []
     assert notes(next_step(first_step(encoder, without, ["distill"]), without, [options])) == said
     assert notes(next_step(first_step(encoder, stream, ["distill"]), stream, [options])) == []
+
+
+def test_a_new_type_that_no_dev_sentence_mentions_is_told(encoder: Path, stream: Stream) -> None:
+    """But not where old types tell which epoch is best, as with joint training."""
+    first, second, _ = stream.steps
+    silent = replace(second, dev=tuple(replace(sentence, spans=()) for sentence in second.dev))
+    said = "no dev sentence mentions LOC: the last epoch is kept, whichever is best"
+    for names, earlier_dev, expected in ((["distill"], (), [said]), (["joint"], first.dev, [])):
+        learner = learner_of(encoder, names, training=TRAINING)
+        list(learner.learn_step(first, earlier=first.train, earlier_dev=first.dev))
+        events = list(learner.learn_step(silent, earlier=first.train + second.train, earlier_dev=earlier_dev))
+        assert notes(events) == expected
 
 
 def test_those_that_keep_something_are_known() -> None:
