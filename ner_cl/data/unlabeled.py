@@ -26,7 +26,7 @@ def read_unlabeled(
     Args:
         texts: the texts; or a file with one text per line or JSON lines with `text`, as `ner-cl predict` reads them; or
             a file of annotated sentences.
-        format: format of a file without the suffix `.txt`; `auto` falls back to plain text.
+        format: format of a file that neither its suffix nor its first bytes tell; `auto` takes it for plain text.
         **reading: options of `read_sentences` for a file of annotated sentences.
 
     Raises:
@@ -44,20 +44,20 @@ def read_unlabeled(
 
 
 def _words_of_file(path: str, format_: str, reading: dict[str, Any]) -> list[tuple[str, ...]]:
-    if _is_annotated(path, format_):
-        return [sentence.words for sentence in read_sentences(path, format=format_, on_overlap="keep", **reading)]
-    return [_words_of(document.text) for document in read_documents(path)]
+    if (kind := _format_of_annotated(path, format_)) is None:
+        return [_words_of(document.text) for document in read_documents(path)]
+    return [sentence.words for sentence in read_sentences(path, format=kind, on_overlap="keep", **reading)]
 
 
-def _is_annotated(path: str, format_: str) -> bool:
-    """Whether a file holds annotated sentences; only the name tells plain text from column files."""
+def _format_of_annotated(path: str, format_: str) -> str | None:
+    """Format of a file of annotated sentences, None for one of texts; only the name tells plain text from columns."""
     suffix = Path(path.partition("#")[0]).suffix.lower()
     if suffix == ".txt":
-        return False
-    kind = detect_format(path) if format_ == "auto" else format_
+        return None
+    kind = detect_format(path, otherwise="conll" if format_ == "auto" else format_)
     if kind == "jsonl":
-        return not holds_texts(path)
-    return kind != "conll" or format_ == "conll" or suffix in ConllReader.suffixes
+        return None if holds_texts(path) else kind
+    return kind if kind != "conll" or format_ == "conll" or suffix in ConllReader.suffixes else None
 
 
 def _words_of(text: str) -> tuple[str, ...]:

@@ -85,6 +85,17 @@ def test_raw_text_comes_in_any_form(tmp_path: Path, name: str, content: str) -> 
     assert list(load_corpus(options).unlabeled) == expected
 
 
+def test_raw_text_need_not_have_the_format_of_the_corpus(tmp_path: Path) -> None:
+    (tmp_path / "train.conll").write_text("Ada B-PER\nsaw O\nRome O\n", encoding="utf-8")
+    train = str(tmp_path / "train.conll")
+    texts = write(tmp_path / "texts.jsonl", {"text": "Ada saw Rome"})
+    annotated = write(tmp_path / "annotated.jsonl", record(0, "VERB"))
+    (tmp_path / "columns.data").write_text("Ada B-PER\nsaw O\nRome O\n", encoding="utf-8")
+    for raw in (texts, annotated, str(tmp_path / "columns.data")):
+        corpus = load_corpus(CorpusOptions(format="conll", train=train, test=train, unlabeled=raw))
+        assert corpus.unlabeled == (Sentence(("Ada", "saw", "Rome")),)
+
+
 def test_raw_text_says_nothing_of_which_types_there_are(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", record(0, "PER"))
     raw = write(tmp_path / "raw.jsonl", record(4, "VERB"))

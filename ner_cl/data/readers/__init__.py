@@ -176,26 +176,30 @@ def read_with_report(
     return sentences, report
 
 
-def detect_format(path: str | PathLike[str]) -> str:
-    """Detect the format of a file by its suffix, else by its first bytes; column files are the fallback.
+def detect_format(path: str | PathLike[str], *, otherwise: str = "conll") -> str:
+    """Detect the format of a file by its suffix, else by its first bytes.
 
     A name with `#` that is no file, and a folder written by `save_to_disk`, are data sets.
+
+    Args:
+        path: the file.
+        otherwise: the format if neither tells; where several formats claim a suffix, it comes first.
     """
     name = fspath(path).split("#")[0]
     suffix = Path(name).suffix.lower()
-    for format_ in readers:
+    for format_ in (otherwise, *readers):
         if suffix and suffix in _reader(format_).suffixes:
             return format_
     if not Path(fspath(path)).is_file():
         saved = any(Path(name, file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
-        return "hub" if saved or ("#" in fspath(path) and not Path(name).is_file()) else "conll"
+        return "hub" if saved or ("#" in fspath(path) and not Path(name).is_file()) else otherwise
     with Path(fspath(path)).open("rb") as file:
         head = file.read(4096)
     if head.startswith((b"PAR1", b"ARROW1")):
         return "hub"
     if head.startswith((b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")):
         return "docbin"
-    return "jsonl" if _JSON_START.match(head.removeprefix(b"\xef\xbb\xbf")) else "conll"
+    return "jsonl" if _JSON_START.match(head.removeprefix(b"\xef\xbb\xbf")) else otherwise
 
 
 def _reader(name: str) -> Reader:
