@@ -36,7 +36,7 @@ from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
 from ner_cl.errors import NerClError
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.precision import resolve_precision
+from ner_cl.model.precision import resolve_device, resolve_precision
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import Strategy
 from ner_cl.strategies.gpm import GpmOptions
@@ -281,7 +281,7 @@ def expected_bytes(name: str, model: NerModel) -> str:
 
 def header(arguments: argparse.Namespace) -> str:
     """What is measured and where, and the table's header."""
-    precision = resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = resolve_precision("auto", resolve_device("auto"))
     return (
         f"MiniLM, {arguments.head}, {arguments.sentences} sentences a step, "
         f"median of {arguments.updates} times {IN_A_ROW} updates, "

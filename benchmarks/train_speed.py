@@ -32,8 +32,8 @@ from ner_cl.data.batching import EncodedSentences, plan_batches
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.stream import Step
 from ner_cl.model.ner_model import NerModel
-from ner_cl.model.precision import autocast, resolve_precision
-from ner_cl.train.engine import Engine, has_gpu
+from ner_cl.model.precision import autocast, has_gpu, resolve_device, resolve_precision
+from ner_cl.train.engine import Engine
 from ner_cl.train.environment import environment
 from ner_cl.train.events import EpochDone, StepStarted
 from ner_cl.train.learner import Learner
@@ -146,7 +146,7 @@ def _model_that_knows(types: list[str], head: str) -> NerModel:
 
 
 def _where() -> str:
-    return f"{resolve_precision('auto', torch.device('cpu'))}, torch {torch.__version__}"
+    return f"{resolve_precision('auto', resolve_device('auto'))}, torch {torch.__version__}"
 
 
 def _arguments() -> argparse.Namespace:

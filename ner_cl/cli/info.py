@@ -40,13 +40,11 @@ def info(
 
 
 def _installation() -> dict[str, Any]:
-    from accelerate import PartialState
-
-    from ner_cl.model.precision import resolve_precision
+    from ner_cl.model.precision import resolve_device, resolve_precision
     from ner_cl.registry import heads, readers, strategies
     from ner_cl.train.environment import environment
 
-    device = PartialState().device
+    device = resolve_device("auto")
     return {
         **environment(),
         "device": str(device),

@@ -7,19 +7,29 @@ import torch
 
 from ner_cl.errors import ConfigError, first_line
 
-__all__ = ["Precision", "autocast", "resolve_device", "resolve_precision"]
+__all__ = ["Precision", "autocast", "has_gpu", "resolve_device", "resolve_precision"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+def has_gpu() -> bool:
+    """Whether there is an accelerator that computes in fp64 too, which Apple's do not."""
+    return _accelerator() is not None
+
+
+def _accelerator() -> torch.device | None:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if found is None or found.type == "mps" else found
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Resolves `auto` to the GPU if there is one, else to the CPU.
+    """Resolves `auto` to the GPU, if there is one that training would use, else to the CPU.
 
     Raises:
         ConfigError: if torch does not know the device or cannot use it here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _accelerator() or torch.device("cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

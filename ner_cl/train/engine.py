@@ -12,17 +12,11 @@ from torch import Tensor, nn
 
 from ner_cl.errors import MissingExtra
 from ner_cl.evaluate.counts import Counts
-from ner_cl.model.precision import Precision, resolve_precision
+from ner_cl.model.precision import Precision, has_gpu, resolve_precision
 
-__all__ = ["Engine", "has_gpu"]
+__all__ = ["Engine"]
 
 T = TypeVar("T")
-
-
-def has_gpu() -> bool:
-    """Whether there is an accelerator that computes in fp64 too, which Apple's do not."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found is not None and found.type != "mps"
 
 
 @final

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ner_cl.train import memory
-from ner_cl.train.engine import has_gpu
 from ner_cl.train.memory import peak_memory, reset_peak_memory
 
 BYTES = 96 * 2**20
@@ -44,11 +43,3 @@ def test_without_proc_the_peak_is_that_of_the_process(monkeypatch: pytest.Monkey
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "nowhere" / "clear")
     reset_peak_memory()
     assert peak_memory() > 2**20
-
-
-@pytest.mark.parametrize(("kind", "counts"), [("cuda", True), ("xpu", True), ("mps", False), (None, False)])
-def test_apples_gpus_do_not_count(kind: str | None, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have no fp64, which projections and measurements need."""
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: kind and torch.device(kind))
-    assert has_gpu() is counts
