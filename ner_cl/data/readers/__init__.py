@@ -187,7 +187,8 @@ def detect_format(path: str | PathLike[str], *, otherwise: str = "conll") -> str
     """
     name = fspath(path).split("#")[0]
     suffix = Path(name).suffix.lower()
-    for format_ in (otherwise, *readers):
+    names: list[str] = [otherwise, *readers]
+    for format_ in names:
         if suffix and suffix in _reader(format_).suffixes:
             return format_
     if not Path(fspath(path)).is_file():
