@@ -132,6 +132,8 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
 def sole_writer(folder: Path, option: str, *, advice: str = "wait for it, or use --output") -> Iterator[None]:
     """Keeps other processes from writing a folder, which need not exist yet; it is free again however this one ends.
 
+    Drafts of the folder that a killed process left are deleted.
+
     Args:
         folder: the folder, by whatever name.
         option: what names the folder, for messages.
@@ -151,6 +153,8 @@ def sole_writer(folder: Path, option: str, *, advice: str = "wait for it, or use
             raise ConfigError(f"{option}: another run is writing to {folder}; {advice}") from None
         except OSError as error:
             raise ConfigError(f"{option}: {folder} cannot be written ({error.strerror}); use --output") from None
+        for draft in folder.parent.glob(f".{glob.escape(folder.name)}.draft-*"):
+            shutil.rmtree(draft, ignore_errors=True)
         try:
             yield
         finally:
