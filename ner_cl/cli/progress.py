@@ -34,7 +34,7 @@ def line_of(event: Event) -> str | None:
             return (
                 f"step {event.step} ({', '.join(event.types)}): {event.sentences} sentences, {event.words} words, "
                 f"{event.updates} updates an epoch, at most {many(event.epochs, 'epoch')}, "
-                f"with {' and '.join(event.strategies)}"
+                f"with {', '.join(event.strategies)}"
             )
         case Note():
             return f"note: {event.text}"

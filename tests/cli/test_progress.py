@@ -43,7 +43,7 @@ EVENTS: list[Event] = [
 ]
 LINES = [
     "note: spg has kept nothing of earlier steps",
-    "step 2 (LOC): 10 sentences, 50 words, 2 updates an epoch, at most 3 epochs, with distill and spg",
+    "step 2 (LOC): 10 sentences, 50 words, 2 updates an epoch, at most 3 epochs, with distill, spg",
     "step 2 goes on in epoch 2 after update 1",
     None,
     "step 2 epoch 2: update 2 skipped, its gradient is not finite",
@@ -87,7 +87,7 @@ def test_on_a_terminal_there_are_bars(steps: int | None, monkeypatch: pytest.Mon
             show(event)
     shown = screen.getvalue()
     assert "step 2 (LOC)" in shown
-    assert "with distill and spg" in " ".join(shown.split())
+    assert "with distill, spg" in " ".join(shown.split())
     assert "note: spg has kept nothing of earlier steps" in shown
     assert "epoch 2  loss 0.500" in shown
     assert "step 2 done in 2 s" in shown

@@ -20,6 +20,7 @@ from tests.tiny import TOY_TRAINING, tiny_encoder, toy_sentences, trained_model
 from tests.train.toy_runs import same_weights, weights_of
 
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])
+HALF = {"name": "weight_average", "old_share": 0.5}
 WHOLE: dict[str, Any] = {"name": "bias_correction", "strength": 1.0, "evidence": 0.0, "most": 20.0}
 TRAIN = tuple(s.restrict(["ORG"]) for s in toy_sentences(60, seed=1, types=("PER", "LOC", "ORG")))
 DEV = tuple(s.restrict(["ORG"]) for s in toy_sentences(80, seed=2, types=("PER", "LOC", "ORG")))
@@ -69,8 +70,8 @@ def test_old_types_are_found_as_often_as_before(models: dict[str, NerModel], hea
 
 @BOTH
 def test_it_corrects_the_averaged_weights_where_weights_are_averaged(models: dict[str, NerModel], head: str) -> None:
-    before, both = taught(models[head], "finetune", WHOLE, "weight_average")
-    _, averaged = taught(models[head], "finetune", "weight_average")
+    before, both = taught(models[head], "finetune", WHOLE, HALF)
+    _, averaged = taught(models[head], "finetune", HALF)
     assert set(moved(weights_of(averaged.model), weights_of(both.model))) <= {
         name for name in weights_of(both.model) if name.startswith("head.blocks.") and name.endswith("bias")
     }
