@@ -29,7 +29,6 @@ head:
 strategies:                # how old types are preserved; `ner-cl info` lists all strategies
   - {{name: distill, temperature: 2.0, alpha: 0.5, mention_weight: 4.0}}
   - {{name: frozen_trunk, layers: auto}}   # keeps embeddings and the lowest layers fixed
-  - {{name: weight_average, old_share: auto}}   # goes back a little after a step, as far as new types allow
 
 training:
   epochs: auto             # per step: at most 10, or more if there are few sentences

@@ -75,7 +75,7 @@ class HeadOptions(Options):
         return self
 
 
-DEFAULT_STRATEGIES = ("distill", "frozen_trunk", "weight_average")
+DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
 """The strategies used if the list is empty; see docs/results.md, "What the defaults rest on"."""
 
 

@@ -14,7 +14,9 @@ from ner_cl.strategies.base import StepContext, Strategy
 
 __all__ = ["WeightAverage", "WeightAverageOptions"]
 
-_SHARES = (0.3, 0.2, 0.1)  # what `auto` tries, in this order
+# What `auto` tries, in this order, and from how many dev mentions on: fewer say too little of what a share costs.
+_SHARES = (0.3, 0.2, 0.1)
+_FEWEST_MENTIONS = 50
 
 
 class WeightAverageOptions(StrategyOptions):
@@ -23,12 +25,12 @@ class WeightAverageOptions(StrategyOptions):
     Attributes:
         old_share: share of the weights before the step (λ), 0 to 1: 0 keeps the new weights, 1 restores the old ones.
             `auto` takes the largest of 0.3, 0.2 and 0.1 with which micro F1 of the new types on the step's dev sentences
-            is no lower than with 0; else 0, as without dev sentences.
+            is no lower than with 0; 0 if there is none, or if the dev sentences have fewer than 50 such mentions.
         parts: `all` averages every parameter that existed before the step; `encoder` leaves the head as trained.
     """
 
     name: Literal["weight_average"] = "weight_average"
-    old_share: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    old_share: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.25
     parts: Literal["all", "encoder"] = "all"
 
 
@@ -74,29 +76,26 @@ class WeightAverage(Strategy):
     def settle(self, context: StepContext) -> None:
         """Interpolates the weights towards their old values."""
         if self._before:
-            after = {name: context.model.get_parameter(name).detach().clone() for name in self._before}
-            if self.options.old_share == "auto":
-                self._choose(context, after)
-            else:
-                self._go_back(context, after, self.options.old_share)
+            share = self.options.old_share
+            self._go_back(context, self._allowed(context) if share == "auto" else share)
         self._before = {}
 
-    def _choose(self, context: StepContext, after: Mapping[str, Tensor]) -> None:
-        """Goes back as far as the new types allow."""
-        reference = self._new_f1(context)
-        for share in _SHARES if reference else ():  # an F1 of 0 cannot fall, so it says nothing
-            self._go_back(context, after, share)
-            if self._new_f1(context) >= reference:
-                return
-        self._go_back(context, after, 0.0)
+    def _go_back(self, context: StepContext, share: float) -> None:
+        parameters: list[Tensor] = [context.model.get_parameter(name) for name in self._before]
+        torch._foreach_lerp_(parameters, list(self._before.values()), share)
 
-    def _go_back(self, context: StepContext, after: Mapping[str, Tensor], share: float) -> None:
-        """Sets the weights to the mean of the old ones and `after`, of which `share` are old."""
-        for name, before in self._before.items():
-            context.model.get_parameter(name).copy_(torch.lerp(after[name], before, share))
-
-    @staticmethod
-    def _new_f1(context: StepContext) -> float:
-        """Micro F1 of the new types on the dev sentences, 0 to 1."""
+    def _allowed(self, context: StepContext) -> float:
+        """The largest share that costs the new types nothing on the dev sentences; the weights stay as they are."""
         counts = count_spans(context.dev, context.predict(context.dev), context.types)
-        return micro_f1(counts) or 0.0
+        reference = micro_f1(counts)
+        if not reference or sum(count.tp + count.fn for count in counts.values()) < _FEWEST_MENTIONS:
+            return 0.0  # an F1 of 0 cannot fall, so it says nothing
+        after = {name: context.model.get_parameter(name).detach().clone() for name in self._before}
+        for share in _SHARES:
+            self._go_back(context, share)
+            f1 = micro_f1(count_spans(context.dev, context.predict(context.dev), context.types))
+            for name, tensor in after.items():
+                context.model.get_parameter(name).copy_(tensor)
+            if f1 is not None and f1 >= reference:
+                return share
+        return 0.0

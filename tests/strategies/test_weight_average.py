@@ -14,6 +14,7 @@ from ner_cl.errors import ConfigError
 from ner_cl.evaluate.counts import count_spans, micro_f1
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
+from ner_cl.strategies import weight_average
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.weight_average import WeightAverage, WeightAverageOptions
 from ner_cl.train.learner import Learner
@@ -84,8 +85,11 @@ SHARES = (0.3, 0.2, 0.1, 0.0)
 
 
 @pytest.mark.parametrize(("head", "seed"), [("addner", 13), ("extendner", 13), ("extendner", 14)])
-def test_auto_goes_back_as_far_as_the_new_type_allows(folder: Path, head: str, seed: int) -> None:
+def test_auto_goes_back_as_far_as_the_new_type_allows(
+    folder: Path, head: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The oracle: the step with each share by itself, of which the largest that costs the new type nothing is right."""
+    monkeypatch.setattr(weight_average, "_FEWEST_MENTIONS", 1)
     first, second = toy_stream(train=60).steps
     known = learner_of(folder, head=head, training=GOOD_TRAINING, seed=seed)
     list(known.learn_step(first))
@@ -104,12 +108,13 @@ def test_auto_goes_back_as_far_as_the_new_type_allows(folder: Path, head: str, s
     assert same_weights(weights, each[right][1])
 
 
-def test_auto_without_a_dev_score_goes_nowhere(folder: Path) -> None:
-    """Neither without dev sentences nor where none of them mentions the new type, which no share can harm there."""
+def test_auto_with_few_dev_mentions_goes_nowhere(folder: Path) -> None:
+    """Neither without dev sentences, nor with sentences that hardly mention the new type, which no share can harm."""
     first, second = toy_stream(train=60).steps
-    for dev in ((), tuple(replace(sentence, spans=()) for sentence in second.dev)):
+    assert 0 < sum(len(sentence.spans) for sentence in second.dev) < 50
+    for dev in ((), tuple(replace(sentence, spans=()) for sentence in second.dev), second.dev):
         both = []
-        for strategy in ("distill", "weight_average"):
+        for strategy in ("distill", {"name": "weight_average", "old_share": "auto"}):
             learner = learner_of(folder, [strategy])
             list(learner.learn_step(first))
             list(learner.learn_step(replace(second, dev=dev)))

@@ -116,8 +116,8 @@ def test_mentions_longer_than_the_head_can_find_are_counted(encoder: Path, strea
         ("logit_adjustment", True),
         ({"name": "logit_adjustment", "prior": "old_types"}, False),
         ({"name": "logit_adjustment", "strength": 0}, False),
-        ("weight_average", True),
-        ({"name": "weight_average", "old_share": 0.5}, False),
+        ({"name": "weight_average", "old_share": "auto"}, True),
+        ("weight_average", False),
         ("distill", False),
     ],
 )
