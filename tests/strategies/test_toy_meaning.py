@@ -16,8 +16,8 @@ from tests.tiny import TOY_TRAINING, tiny_encoder, toy_stream, toy_training
 from tests.train.toy_runs import learn_all, learner_of, teaches
 
 # These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
-RIGID = {"frozen", "frozen_trunk", "gpm", "ice", "ncl"}
-LITTLE = {"frozen_trunk", "ncl"}  # of these, those that learn something with a head of tags
+RIGID = {"frozen", "frozen_trunk", "gpm", "ice", "ncl", "weight_average"}
+LITTLE = {"frozen_trunk", "ncl", "weight_average"}  # of these, those that learn something with a head of tags
 
 # These keep steps apart, and have a test of what that means below; what they learn with is tested with each.
 APART = [name for name in strategies if strategies[name].isolates]
