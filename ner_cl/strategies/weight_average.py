@@ -16,7 +16,7 @@ __all__ = ["WeightAverage", "WeightAverageOptions"]
 
 # What `auto` tries, in this order, and from how many dev mentions on: fewer say too little of what a share costs.
 _SHARES = (0.3, 0.2, 0.1)
-_FEWEST_MENTIONS = 50
+_FEWEST_MENTIONS = 30
 
 
 class WeightAverageOptions(StrategyOptions):
@@ -25,7 +25,7 @@ class WeightAverageOptions(StrategyOptions):
     Attributes:
         old_share: share of the weights before the step (λ), 0 to 1: 0 keeps the new weights, 1 restores the old ones.
             `auto` takes the largest of 0.3, 0.2 and 0.1 with which micro F1 of the new types on the step's dev sentences
-            is no lower than with 0; 0 if there is none, or if the dev sentences have fewer than 50 such mentions.
+            is no lower than with 0; 0 if there is none, or if the dev sentences have fewer than 30 such mentions.
         parts: `all` averages every parameter that existed before the step; `encoder` leaves the head as trained.
     """
 
