@@ -24,8 +24,8 @@ class WeightAverageOptions(StrategyOptions):
 
     Attributes:
         old_share: share of the weights before the step (λ), 0 to 1: 0 keeps the new weights, 1 restores the old ones.
-            `auto` takes the largest of 0.3, 0.2 and 0.1 with which micro F1 of the new types on the step's dev sentences
-            is no lower than with 0; 0 if there is none, or if the dev sentences have fewer than 30 such mentions.
+            `auto` takes the largest of 0.3, 0.2 and 0.1 with which micro F1 of the new types on the step's dev
+            sentences is no lower than with 0; 0 if there is none, or if these have fewer than 30 such mentions.
         parts: `all` averages every parameter that existed before the step; `encoder` leaves the head as trained.
     """
 

@@ -1,7 +1,7 @@
 """`learn`, the main entry point: trains one new step on an existing model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,7 @@ from ner_cl.strategies.replay import ReplayOptions
 from ner_cl.train.changes import LearnResult, changes_of, check_measurable
 from ner_cl.train.events import Event, Note
 from ner_cl.train.learner import Learner
+from ner_cl.train.notes import hardly_met
 from ner_cl.train.record import history_record
 from ner_cl.types import Sentence, Span
 
@@ -114,13 +115,8 @@ def learn(
     raw = [] if unlabeled is None else read_unlabeled(unlabeled)
     learner = Learner(student, chosen, options, seed=seed)
     _check_data(learner, raw=bool(raw))
-    if ignored:
-        text = (
-            f"mentions of {', '.join(ignored)} in the data are not trained on, as the model knows these types already"
-        )
-        on_event(Note(step=step.number, text=text))
-    if cut := cut_mentions(step.train):
-        on_event(Note(step=step.number, text=cut))
+    for note in _notes(learner, step, ignored, raw=bool(raw)):
+        on_event(note)
     # A model that knows no type finds nothing; decoding needs one.
     before = learner.predict(dev_sentences) if model.types else [[] for _ in dev_sentences]
     if must_measure:
@@ -150,6 +146,23 @@ def _check_data(learner: Learner, *, raw: bool) -> None:
         if any(strategy.isolates for strategy in learner.strategies):
             advice = "nothing does where steps are kept apart; leave it out"
         raise ConfigError(f"strategies: none of them reads unlabeled text; {advice}")
+
+
+def _notes(learner: Learner, step: Step, ignored: Sequence[str], *, raw: bool) -> Iterator[Note]:
+    """Yields notes on the data, before anything is trained."""
+    model = learner.model
+    if ignored:
+        text = (
+            f"mentions of {', '.join(ignored)} in the data are not trained on, as the model knows these types already"
+        )
+        yield Note(step=step.number, text=text)
+    if cut := cut_mentions(step.train):
+        yield Note(step=step.number, text=cut)
+    would_read = any(strategy.reads_unlabeled for strategy in learner.strategies)
+    if model.types and would_read and not raw and not model.kept_sentences:
+        found = learner.predict(step.train)
+        if hardly := hardly_met(step.train, found, model.types):
+            yield Note(step=step.number, text=hardly)
 
 
 def _result(

@@ -1,15 +1,18 @@
 """Notes on effects of the listed strategies that the user may not expect."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.events import Note
-from ner_cl.types import Sentence
+from ner_cl.types import Sentence, Span
 
-__all__ = ["notes"]
+__all__ = ["hardly_met", "notes"]
 
 _MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
+_FEW_MET = 5  # mentions in a step's sentences; of types with fewer, much is lost (docs/results.md, CrossNER politics)
+_NAMED = 5  # types in a note
 
 
 def notes(
@@ -59,3 +62,27 @@ def notes(
     if context.old_types and networks is not None and networks.free is not None:
         text = f"{networks.options.name}: earlier steps have left {networks.free:.1%} of the network free"
         yield Note(step=context.number, text=text)
+
+
+def hardly_met(sentences: Sequence[Sentence], found: Sequence[Sequence[Span]], old_types: Sequence[str]) -> str:
+    """What to say of old types that a step's sentences hardly mention, so that they do not hold them; "" if nothing.
+
+    Args:
+        sentences: the step's training sentences.
+        found: the spans that the model before the step finds in each.
+        old_types: the types that it knows.
+    """
+    met = Counter(
+        span.type
+        for sentence, spans in zip(sentences, found, strict=True)
+        for span in spans
+        if not any(span.overlaps(gold) for gold in sentence.spans)
+    )
+    rare = [type_ for type_ in old_types if met[type_] < _FEW_MET]
+    if not rare:
+        return ""
+    names = ", ".join(rare[:_NAMED]) + (f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else "")
+    return (
+        f"these sentences hardly mention {names} (fewer than {_FEW_MET} times each), so little in them helps to keep "
+        "that; raw text (unlabeled) or a few annotated sentences (replay) would"
+    )

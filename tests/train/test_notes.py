@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import ner_cl
 from ner_cl.config import HeadOptions, parse_strategies
 from ner_cl.data.stream import Step, Stream
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.train.events import Event, EventLog, Note, StepStarted
 from ner_cl.train.learner import Learner
+from ner_cl.train.notes import hardly_met
 from ner_cl.types import Sentence, Span
 from tests.tiny import tiny_model, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learner_of, toy_encoder
@@ -172,3 +174,35 @@ def test_words_that_the_encoder_does_not_know_are_told(encoder: Path) -> None:
     assert told(known, foreign) == [
         "38% of the words are unknown to this encoder; begin with one of their language or script"
     ]
+
+
+def test_old_types_that_the_sentences_hardly_mention_are_told() -> None:
+    words = ("Ada", "met", "Bob", "in", "Rome")
+    sentences = [Sentence(words, (Span(2, 3, "ORG"),), frozenset({"ORG"}))] * 4
+    ada, bob, rome = Span(0, 1, "PER"), Span(2, 3, "PER"), Span(4, 5, "LOC")
+    said = "these sentences hardly mention {} (fewer than 5 times each), so little in them helps to keep that; "
+    advice = "raw text (unlabeled) or a few annotated sentences (replay) would"
+    found = [[ada, bob, rome]] * 4  # Bob is known to be an organisation here, so he is no person
+    assert hardly_met(sentences, found, ["PER", "LOC"]) == said.format("PER, LOC") + advice
+    assert hardly_met(sentences, [[ada, ada, rome]] * 4, ["PER", "LOC"]) == said.format("LOC") + advice
+    assert hardly_met(sentences * 2, found * 2, ["PER", "LOC"]) == ""
+    assert hardly_met(sentences, found, list("abcdefg")) == said.format("a, b, c, d, e and 2 more") + advice
+
+
+def test_learn_says_so_unless_something_else_holds_them(encoder: Path, stream: Stream) -> None:
+    """Sentences of nothing but organisations teach a model that knows persons."""
+    model = first_step(encoder, stream, [])
+    org = {"spans": (Span(0, 1, "ORG"),), "annotated_types": frozenset({"ORG"})}
+    train = [replace(sentence, **org) for sentence in stream.steps[0].train[:4]]
+    raw = [" ".join(sentence.words) for sentence in stream.steps[1].train]
+    old = stream.steps[0].train[:2]
+
+    def said(**more: Any) -> bool:
+        events: list[Event] = []
+        ner_cl.learn(model, train, types=["ORG"], training=TRAINING, on_event=events.append, **more)
+        return any("hardly mention PER" in text for text in notes(events))
+
+    assert said()
+    assert not said(unlabeled=raw)
+    assert not said(replay=old)
+    assert not said(strategies=["frozen"])
