@@ -1,10 +1,11 @@
 """Notes on effects of the listed strategies that the user may not expect."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from ner_cl.data.tally import count_mentions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.pseudo_labels import with_old_types
 from ner_cl.train.events import Note
 from ner_cl.types import Sentence, Span
 
@@ -72,12 +73,8 @@ def hardly_met(sentences: Sequence[Sentence], found: Sequence[Sequence[Span]], o
         found: the spans that the model before the step finds in each.
         old_types: the types that it knows.
     """
-    met = Counter(
-        span.type
-        for sentence, spans in zip(sentences, found, strict=True)
-        for span in spans
-        if not any(span.overlaps(gold) for gold in sentence.spans)
-    )
+    known = zip(sentences, found, strict=True)
+    met = count_mentions(with_old_types(sentence, spans, old_types) for sentence, spans in known)
     rare = [type_ for type_ in old_types if met[type_] < _FEW_MET]
     if not rare:
         return ""

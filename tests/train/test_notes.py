@@ -177,16 +177,16 @@ def test_words_that_the_encoder_does_not_know_are_told(encoder: Path) -> None:
 
 
 def test_old_types_that_the_sentences_hardly_mention_are_told() -> None:
-    words = ("Ada", "met", "Bob", "in", "Rome")
+    words = ("Ada", "met", "Bob", "in", "Rome", "with", "Eve")
     sentences = [Sentence(words, (Span(2, 3, "ORG"),), frozenset({"ORG"}))] * 4
-    ada, bob, rome = Span(0, 1, "PER"), Span(2, 3, "PER"), Span(4, 5, "LOC")
+    ada, bob, rome, eve = Span(0, 1, "PER"), Span(2, 3, "PER"), Span(4, 5, "LOC"), Span(6, 7, "PER")
     said = "these sentences hardly mention {} (fewer than 5 times each), so little in them helps to keep that; "
     advice = "raw text (unlabeled) or a few annotated sentences (replay) would"
     found = [[ada, bob, rome]] * 4  # Bob is known to be an organisation here, so he is no person
     assert hardly_met(sentences, found, ["PER", "LOC"]) == said.format("PER, LOC") + advice
-    assert hardly_met(sentences, [[ada, ada, rome]] * 4, ["PER", "LOC"]) == said.format("LOC") + advice
+    assert hardly_met(sentences, [[ada, rome, eve]] * 4, ["PER", "LOC"]) == said.format("LOC") + advice
     assert hardly_met(sentences * 2, found * 2, ["PER", "LOC"]) == ""
-    assert hardly_met(sentences, found, list("abcdefg")) == said.format("a, b, c, d, e and 2 more") + advice
+    assert hardly_met(sentences, found, ["PER", "LOC", *"abcd"]) == said.format("PER, LOC, a, b, c and 1 more") + advice
 
 
 def test_learn_says_so_unless_something_else_holds_them(encoder: Path, stream: Stream) -> None:
