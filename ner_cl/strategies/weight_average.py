@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.evaluate.counts import count_spans, micro_f1
+from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 
@@ -86,16 +86,20 @@ class WeightAverage(Strategy):
 
     def _allowed(self, context: StepContext) -> float:
         """The largest share that costs the new types nothing on the dev sentences; the weights stay as they are."""
-        counts = count_spans(context.dev, context.predict(context.dev), context.types)
+        counts = _count_new(context)
         reference = micro_f1(counts)
         if not reference or sum(count.tp + count.fn for count in counts.values()) < _FEWEST_MENTIONS:
             return 0.0  # an F1 of 0 cannot fall, so it says nothing
         after = {name: context.model.get_parameter(name).detach().clone() for name in self._before}
         for share in _SHARES:
             self._go_back(context, share)
-            f1 = micro_f1(count_spans(context.dev, context.predict(context.dev), context.types))
+            f1 = micro_f1(_count_new(context))
             for name, tensor in after.items():
                 context.model.get_parameter(name).copy_(tensor)
             if f1 is not None and f1 >= reference:
                 return share
         return 0.0
+
+
+def _count_new(context: StepContext) -> dict[str, Counts]:
+    return count_spans(context.dev, context.predict(context.dev), context.types)

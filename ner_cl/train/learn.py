@@ -141,7 +141,7 @@ def _check_data(learner: Learner, *, raw: bool) -> None:
     """Refuses strategies that need data a single step does not have, and raw text that none of them reads."""
     if learner.reads_earlier:
         raise ConfigError("strategies: joint needs the data of earlier steps, which a single step does not have")
-    if raw and not any(strategy.reads_unlabeled for strategy in learner.strategies):
+    if raw and not learner.reads_unlabeled:
         advice = "distill does, and das with pretrain_epochs: 1"
         if any(strategy.isolates for strategy in learner.strategies):
             advice = "nothing does where steps are kept apart; leave it out"
@@ -158,8 +158,7 @@ def _notes(learner: Learner, step: Step, ignored: Sequence[str], *, raw: bool) -
         yield Note(step=step.number, text=text)
     if cut := cut_mentions(step.train):
         yield Note(step=step.number, text=cut)
-    would_read = any(strategy.reads_unlabeled for strategy in learner.strategies)
-    if model.types and would_read and not raw and not model.kept_sentences:
+    if model.types and learner.reads_unlabeled and not raw and not model.kept_sentences:
         found = learner.predict(step.train)
         if hardly := hardly_met(step.train, found, model.types):
             yield Note(step=step.number, text=hardly)
@@ -179,8 +178,7 @@ def _result(
     record["measured"] = {change.type: change.measured for change in changes}
     grown.history = [*old.history, record]
     grown.metrics = {"counts": {type_: asdict(count) for type_, count in counts.items()}}
-    reads = any(strategy.reads_unlabeled for strategy in learner.strategies)
-    return LearnResult(grown, changes, learner.isolation, reads_unlabeled=reads)
+    return LearnResult(grown, changes, learner.isolation, reads_unlabeled=learner.reads_unlabeled)
 
 
 def _prepare(

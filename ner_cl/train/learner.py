@@ -98,6 +98,11 @@ class Learner:
         """The annotation with which a strategy reads the data of earlier steps, as only an upper bound does."""
         return next((reads for strategy in self.strategies if (reads := strategy.reads_earlier)), None)
 
+    @property
+    def reads_unlabeled(self) -> bool:
+        """Whether a strategy uses raw text."""
+        return any(strategy.reads_unlabeled for strategy in self.strategies)
+
     def learn_step(
         self,
         step: Step,
