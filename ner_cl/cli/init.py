@@ -33,7 +33,7 @@ strategies:                # how old types are preserved; `ner-cl info` lists al
 training:
   epochs: auto             # per step: at most 10, or more if there are few sentences
   batch_tokens: 512        # word pieces per batch, padding included
-  optimizer: {{name: adamw, lr: 1.5e-4, head_lr: 1.0e-3}}
+  optimizer: {{name: adamw, lr: 1.5e-4}}
   precision: auto          # bf16 if the device computes in it, else fp32
   early_stopping: {{patience: 3, tolerance: 1.0}}   # in standard errors of the dev score
 

@@ -159,7 +159,8 @@ class OptimizerOptions(Options):
     Attributes:
         name: `adamw` or `sgd`.
         lr: peak learning rate of the encoder.
-        head_lr: peak learning rate of the head.
+        head_lr: peak learning rate of the head. `auto` is 1e-3 or, where nothing but the head is trained, 1e-2: an
+            encoder that stands still does not come to meet it.
         weight_decay: decoupled for `adamw`; biases and normalisation weights are exempt.
         momentum: momentum of `sgd`.
         warmup: share of the updates during which the learning rate rises; it then falls linearly to 0.
@@ -170,7 +171,7 @@ class OptimizerOptions(Options):
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1.5e-4, gt=0)
-    head_lr: float = Field(1e-3, gt=0)
+    head_lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     weight_decay: float = Field(0.01, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     warmup: float = Field(0.1, ge=0, le=1)

@@ -19,7 +19,7 @@ from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.combine import Updater
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
-from ner_cl.train.optimizer import make_optimizer, rate_factor
+from ner_cl.train.optimizer import make_optimizer, rate_factor, set_peak_rates
 from ner_cl.types import Sentence
 
 __all__ = ["StepTraining", "epochs_between_scores", "loss_terms", "plan_epochs", "standard_error"]
@@ -110,6 +110,7 @@ class StepTraining:
             model.train()
             for strategy in self.strategies:
                 strategy.begin_epoch(context)
+            set_peak_rates(optimizer, model, rule)
             plan = self._plan(encoded, progress.epoch)
             for group in plan[progress.update :]:
                 yield self._update(optimizer, updater, group, len(plan))

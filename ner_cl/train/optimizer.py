@@ -1,6 +1,6 @@
 """The optimizer of one step and its learning-rate schedule."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -8,7 +8,13 @@ from torch import nn
 from ner_cl.config import OptimizerOptions
 from ner_cl.model.ner_model import NerModel
 
-__all__ = ["make_optimizer", "rate_factor"]
+__all__ = ["make_optimizer", "rate_factor", "set_peak_rates"]
+
+_Part: TypeAlias = Literal["encoder", "head"]
+
+# `head_lr: auto` beside an encoder that trains, and alone: docs/results.md, "The rate of a head that trains alone".
+_HEAD_RATE = 1e-3
+_HEAD_RATE_ALONE = 1e-2
 
 
 def make_optimizer(model: NerModel, options: OptimizerOptions) -> torch.optim.Optimizer:
@@ -18,18 +24,26 @@ def make_optimizer(model: NerModel, options: OptimizerOptions) -> torch.optim.Op
     slower for an encoder whose parameters are mostly embeddings.
     """
     groups: list[dict[str, Any]] = []
-    parts: list[tuple[nn.Module, float]] = [(model.encoder, options.lr), (model.head, options.head_lr)]
+    parts: list[tuple[nn.Module, _Part]] = [(model.encoder, "encoder"), (model.head, "head")]
     if model.subnetworks is not None:
-        rates = {"encoder": options.lr, "head": options.head_lr}
-        parts.append((model.subnetworks, rates[model.subnetworks.learns_like]))
-    for module, rate in parts:
+        parts.append((model.subnetworks, model.subnetworks.learns_like))
+    rates = _peak_rates(model, options)
+    for module, part in parts:
         decayed, spared = _split(module)
-        groups.append({"params": decayed, "lr": rate, "peak": rate, "weight_decay": options.weight_decay})
-        groups.append({"params": spared, "lr": rate, "peak": rate, "weight_decay": 0.0})
+        common = {"part": part, "peak": rates[part], "lr": rates[part]}
+        groups.append({"params": decayed, **common, "weight_decay": options.weight_decay})
+        groups.append({"params": spared, **common, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     if options.name == "sgd":
         return torch.optim.SGD(groups, momentum=options.momentum, fused=True)
     return torch.optim.AdamW(groups, fused=True)
+
+
+def set_peak_rates(optimizer: torch.optim.Optimizer, model: NerModel, options: OptimizerOptions) -> None:
+    """Sets the peak rates to those for what trains now; strategies may freeze the encoder between two epochs."""
+    rates = _peak_rates(model, options)
+    for group in optimizer.param_groups:
+        group["peak"] = rates[group["part"]]
 
 
 def rate_factor(update: int, updates: int, warmup: float) -> float:
@@ -38,6 +52,16 @@ def rate_factor(update: int, updates: int, warmup: float) -> float:
     if update < rise:
         return (update + 1) / (rise + 1)
     return (updates - update) / max(1, updates - rise)
+
+
+def _peak_rates(model: NerModel, options: OptimizerOptions) -> dict[_Part, float]:
+    """Peak rates of encoder and head; `head_lr: auto` depends on whether anything but the head trains."""
+    others: list[nn.Module] = [model.encoder]
+    if model.subnetworks is not None:
+        others.append(model.subnetworks)
+    alone = not any(parameter.requires_grad for module in others for parameter in module.parameters())
+    automatic = _HEAD_RATE_ALONE if alone else _HEAD_RATE
+    return {"encoder": options.lr, "head": automatic if options.head_lr == "auto" else options.head_lr}
 
 
 def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ner_cl.config import OptimizerOptions
-from ner_cl.train.optimizer import make_optimizer, rate_factor
-from tests.tiny import tiny_model
+from ner_cl.config import OptimizerOptions, parse_strategies
+from ner_cl.train.events import EpochDone
+from ner_cl.train.learner import Learner
+from ner_cl.train.optimizer import make_optimizer, rate_factor, set_peak_rates
+from tests.tiny import TOY_TRAINING, tiny_model, toy_stream
 
 
 def test_the_rate_rises_to_its_peak_and_falls_in_a_straight_line() -> None:
@@ -51,3 +53,54 @@ def test_a_frozen_encoder_gets_no_group(tmp_path: Path) -> None:
     model.encoder.requires_grad_(False)
     optimizer = make_optimizer(model, OptimizerOptions())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {group["part"]: group["peak"] for group in optimizer.param_groups}
+
+
+def test_a_head_that_trains_alone_has_a_higher_rate_of_its_own(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, steps=[("PER",)])
+    assert rates(make_optimizer(model, OptimizerOptions(lr=1e-4))) == {"encoder": 1e-4, "head": 1e-3}
+    optimizer = make_optimizer(model, OptimizerOptions(lr=1e-4))
+    model.encoder.requires_grad_(False)
+    assert rates(make_optimizer(model, OptimizerOptions(lr=1e-4))) == {"head": 1e-2}
+    assert rates(make_optimizer(model, OptimizerOptions(head_lr=2e-3))) == {"head": 2e-3}
+    set_peak_rates(optimizer, model, OptimizerOptions(lr=1e-4))
+    assert rates(optimizer)["head"] == 1e-2
+
+
+@pytest.mark.parametrize("kind", ["ladder", "copy"])
+def test_a_head_beside_modules_does_not_train_alone(tmp_path: Path, kind: str) -> None:
+    options = parse_strategies([{"name": "modules", "kind": kind}])
+    model = tiny_model(tmp_path, "addner", steps=[])
+    learner = Learner(model, options, TOY_TRAINING.model_copy(update={"epochs": 1, "optimizer": OptimizerOptions()}))
+    seen = [
+        rates(make_optimizer(model, OptimizerOptions()))["head"]
+        for step in toy_stream().steps
+        for event in learner.learn_step(step)
+        if isinstance(event, EpochDone)
+    ]
+    assert model.subnetworks is not None  # which the second step has trained
+    assert seen == [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("name", ["frozen", "ice"])
+def test_the_rate_rises_in_the_epoch_in_which_the_encoder_stands_still(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def make(*args: object) -> torch.optim.Optimizer:
+        made.append(make_optimizer(*args))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr("ner_cl.train.loop.make_optimizer", make)
+    training = TOY_TRAINING.model_copy(update={"epochs": 3, "optimizer": OptimizerOptions()})
+    learner = Learner(tiny_model(tmp_path), parse_strategies([{"name": name, "warmup_epochs": 2}]), training)
+    heads = []
+    for step in toy_stream().steps:
+        for event in learner.learn_step(step):
+            if isinstance(event, EpochDone):
+                heads.append(rates(made[-1])["head"])
+    assert heads == [1e-3, 1e-3, 1e-2, 1e-2, 1e-2, 1e-2]
