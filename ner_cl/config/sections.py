@@ -219,8 +219,8 @@ class TrainingOptions(Options):
 
     Attributes:
         epochs: maximum number of passes over the step's sentences. `auto` is 10 or, if there are few sentences, the
-            smallest multiple of 10 that makes 100 updates, as a handful of updates teaches nothing; `patience` is
-            raised by the same factor.
+            smallest multiple of 10 that makes 100 updates (500 of a head that trains alone), as a handful of updates
+            teaches nothing; `patience` is raised by the same factor.
         batch_tokens: word pieces per batch, padding included.
         eval_batch_tokens: the same for prediction.
         accumulate: number of batches per update.

@@ -31,7 +31,7 @@ class StepContext:
         types: the new types.
         old_types: the types learned before.
         model: the student; its new block exists once `sentences` has run.
-        epochs: maximum number of epochs planned for this stage; set once the sentences are encoded.
+        epochs: maximum number of epochs planned for this stage; set once every strategy has begun it.
         batch_tokens: word pieces of a training batch.
         eval_batch_tokens: word pieces of a prediction batch.
         precision: number format of forward passes.

@@ -193,14 +193,14 @@ class Learner:
 
     def _train(self, context: StepContext, dev: Sequence[Sentence], fingerprint: str) -> Iterator[Event]:
         """Trains all stages of the step, starting from the checkpoint's stage if there is one."""
-        first, times = plan_epochs(self.training, context, self.engine.processes)
-        context.epoch_factor = times
-        epochs = [first, *(times * count for s in self.strategies for count in s.stages(context))]
+        further = [count for strategy in self.strategies for count in strategy.stages(context)]
         seconds, earlier_epochs, self.carried = 0.0, 0, 0.0
-        for stage in range(self.checkpoint.stage_of(context.number, fingerprint), len(epochs)):
-            context.stage, context.epochs = stage, epochs[stage]
+        for stage in range(self.checkpoint.stage_of(context.number, fingerprint), 1 + len(further)):
+            context.stage = stage
             for strategy in self.strategies:
                 strategy.begin_stage(context)
+            epochs, times = plan_epochs(self.training, context, self.engine.processes)
+            context.epochs, context.epoch_factor = times * further[stage - 1] if stage else epochs, times
             encoder, alone = self.model.encoder, context.trained_steps is not None
             if self.training.train_embeddings and not alone and _trained(encoder) and not _trained(encoder.embeddings):
                 text = "training.train_embeddings has no effect: a strategy of the list holds the embeddings still"

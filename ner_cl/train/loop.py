@@ -19,7 +19,7 @@ from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.combine import Updater
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
-from ner_cl.train.optimizer import make_optimizer, rate_factor, set_peak_rates
+from ner_cl.train.optimizer import head_alone, make_optimizer, rate_factor, set_peak_rates
 from ner_cl.types import Sentence
 
 __all__ = ["StepTraining", "epochs_between_scores", "loss_terms", "plan_epochs", "standard_error"]
@@ -29,6 +29,7 @@ _PASSES = 3
 # Defaults for `epochs: auto`.
 _EPOCHS = 10
 _FEWEST_UPDATES = 100
+_FEWEST_UPDATES_ALONE = 500  # of a head that trains alone; they cost little, as the encoder has run once before
 
 
 @dataclass(kw_only=True)
@@ -282,14 +283,15 @@ def plan_epochs(options: TrainingOptions, context: StepContext, processes: int) 
 
     Args:
         options: options of the training loop.
-        context: context with the step's sentences encoded.
+        context: context with the step's sentences encoded; what will not train no longer requires gradients.
         processes: number of processes that train together.
     """
     if options.epochs != "auto":
         return options.epochs, 1
     batches = len(context.encoded.plan(context.encoded.annotated, batch_tokens=options.batch_tokens))
     updates = math.ceil(batches / (options.accumulate * processes))
-    times = max(1, math.ceil(_FEWEST_UPDATES / (_EPOCHS * updates)))
+    fewest = _FEWEST_UPDATES_ALONE if head_alone(context.model) else _FEWEST_UPDATES
+    times = max(1, math.ceil(fewest / (_EPOCHS * updates)))
     return times * _EPOCHS, times
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from ner_cl.config import OptimizerOptions
 from ner_cl.model.ner_model import NerModel
 
-__all__ = ["make_optimizer", "rate_factor", "set_peak_rates"]
+__all__ = ["head_alone", "make_optimizer", "rate_factor", "set_peak_rates"]
 
 _Part: TypeAlias = Literal["encoder", "head"]
 
@@ -46,6 +46,14 @@ def set_peak_rates(optimizer: torch.optim.Optimizer, model: NerModel, options: O
         group["peak"] = rates[group["part"]]
 
 
+def head_alone(model: NerModel) -> bool:
+    """Whether nothing but the head trains."""
+    others: list[nn.Module] = [model.encoder]
+    if model.subnetworks is not None:
+        others.append(model.subnetworks)
+    return not any(parameter.requires_grad for module in others for parameter in module.parameters())
+
+
 def rate_factor(update: int, updates: int, warmup: float) -> float:
     """Share of the peak rate at an update (from 0): a linear rise over `warmup`, then a linear fall to 0 at the end."""
     rise = round(warmup * updates)
@@ -56,11 +64,7 @@ def rate_factor(update: int, updates: int, warmup: float) -> float:
 
 def _peak_rates(model: NerModel, options: OptimizerOptions) -> dict[_Part, float]:
     """Peak rates of encoder and head; `head_lr: auto` depends on whether anything but the head trains."""
-    others: list[nn.Module] = [model.encoder]
-    if model.subnetworks is not None:
-        others.append(model.subnetworks)
-    alone = not any(parameter.requires_grad for module in others for parameter in module.parameters())
-    automatic = _HEAD_RATE_ALONE if alone else _HEAD_RATE
+    automatic = _HEAD_RATE_ALONE if head_alone(model) else _HEAD_RATE
     return {"encoder": options.lr, "head": automatic if options.head_lr == "auto" else options.head_lr}
 
 

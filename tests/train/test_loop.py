@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ner_cl.config import EarlyStoppingOptions, OptimizerOptions, TrainingOptions
+from ner_cl.config import EarlyStoppingOptions, OptimizerOptions, TrainingOptions, parse_strategies
 from ner_cl.data.batching import Batch, EncodedSentences
-from ner_cl.data.stream import Stream
+from ner_cl.data.stream import Step, Stream
 from ner_cl.errors import DataError, ModelError, TrainingError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.strategies.base import StepContext, Strategy
@@ -494,6 +494,20 @@ def test_few_sentences_are_seen_more_often_unless_somebody_says_how_often(
     context = toy_context(tiny_model(tmp_path / "tiny", steps=[["PER"]]), ["PER"], train=train)
     options = TrainingOptions(epochs=chosen, batch_tokens=32)
     assert plan_epochs(options, context, 1) == expected
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("frozen", [50, 250]), ("ice", [50, 250]), ("distill", [50, 50])])
+def test_a_head_that_trains_alone_makes_five_hundred_updates(tmp_path: Path, name: str, epochs: list[int]) -> None:
+    """Two batches an epoch of four sentences; in step 1 the encoder trains too, if only for its first epochs."""
+    training = TrainingOptions(batch_tokens=32, calibrate=False)
+    learner = Learner(tiny_model(tmp_path / "tiny"), parse_strategies([name]), training)
+    planned = []
+    for number, type_ in enumerate(("PER", "LOC"), start=1):
+        own = tuple(sentence.restrict([type_]) for sentence in toy_sentences(4, types=("PER", "LOC")))
+        for event in learner.learn_step(Step(number, (type_,), own, ())):
+            if isinstance(event, StepStarted):
+                planned.append((event.updates, event.epochs))
+    assert planned == [(2, count) for count in epochs]
 
 
 DIVERGING = {"name": "ncl", "lr": 1e38, "radius": 0, "first_step": "ncl"}
