@@ -1,14 +1,14 @@
 """Learning a new type from few sentences: a module on a frozen model against distillation into the whole model.
 
     python -m benchmarks.little_data [--counts 20,50,100,200] [--seeds 1,2,3] [--new TYPE,TYPE]
-                                     [--methods NAME;NAME] [--train FILE] [--dev FILE] [--test FILE]
+                                     [--methods NAME;NAME] [--head NAME] [--train FILE] [--dev FILE] [--test FILE]
                                      [--output FILE]
 
-For each seed, one AddNER model learns all types except the new ones in one step. Each method then teaches it each new
-type from each number of sentences in `--counts`; they are annotated for that type alone, and half of them mention it if
-there are enough. All methods get the same sentences, and larger draws contain the smaller ones. Methods with raw text
-also get the text of the sentences outside every draw. The table shows F1 of the new type and the mean change in F1 of
-the old types, both on the whole test set, and the CPU seconds of teaching.
+For each seed, one model (AddNER by default) learns all types except the new ones in one step. Each method then teaches
+it each new type from each number of sentences in `--counts`; they are annotated for that type alone, and half of them
+mention it if there are enough. All methods get the same sentences, and larger draws contain the smaller ones. Methods
+with raw text also get the text of the sentences outside every draw. The table shows F1 of the new type and the mean
+change in F1 of the old types, both on the whole test set, and the CPU seconds of teaching.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
     training = TrainingOptions(batch_tokens=256)
     found: list[Taught] = []
     for seed in arguments.seeds:
-        base = NerModel.from_encoder("minilm-l6", head=HeadOptions(name="addner"))
+        base = NerModel.from_encoder("minilm-l6", head=HeadOptions(name=arguments.head))
         base = learn(
             base,
             [s.restrict(old) for s in train],
@@ -155,6 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--counts", type=_numbers, default=[20, 50, 100, 200])
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3])
+    parser.add_argument("--head", choices=["addner", "extendner"], default="addner", help="modules need addner")
     parser.add_argument("--new", type=lambda text: text.split(","), default=["MEDICATION", "MONEY"])
     parser.add_argument("--methods", type=_methods, default=list(METHODS), help="with semicolons (default: all)")
     for part in ("train", "dev", "test"):

@@ -35,6 +35,7 @@ Data = str | PathLike[str] | Iterable[Any]  # see `sentences_of`
 # Without dev sentences, a tenth of the training sentences is held back, but at least this many: fewer would show too
 # little. If that is more than a quarter of them, none are held back.
 _FEWEST_HELD_BACK = 10
+_MOST_TEXTS_HELD_BACK = 500
 _FEWEST_TAUGHT = 2  # mentions of each type that must stay in the training sentences
 
 
@@ -67,8 +68,8 @@ def learn(
         types: the new types, in order.
         dev: sentences for model selection and for measuring old types; old types without gold mentions there are
             measured by agreement with the model before the step. Without `dev`, a tenth of `train` is held back, with
-            all its annotation; with fewer than 40 sentences none is, so that all epochs are trained and nothing is
-            measured.
+            all its annotation, and a tenth of `unlabeled`, at most 500 texts, to measure old types on. Of fewer than 40
+            none is held back; with fewer than 40 sentences, all epochs are trained and new types are not measured.
         replay: sentences annotated for old types, or a file of them: they replace the memory of the strategy `replay`,
             which is added to the strategies if not listed.
         unlabeled: raw texts of the domain, or a text file with one per line. `distill` also distils old types on them,
@@ -113,6 +114,9 @@ def learn(
         student.kept_sentences = {**student.kept_sentences, "replay": tuple(kept)}
     chosen = _chosen(strategies, model, isolate=isolate, replays=replay is not None)
     raw = [] if unlabeled is None else read_unlabeled(unlabeled)
+    if dev is None and model.types:
+        raw, held_back = _hold_back_texts(raw, seed)
+        dev_sentences = [*dev_sentences, *held_back]
     learner = Learner(student, chosen, options, seed=seed)
     _check_data(learner, raw=bool(raw))
     for note in _notes(learner, step, ignored, raw=bool(raw)):
@@ -220,6 +224,20 @@ def _hold_back(sentences: list[Sentence], types: Sequence[str], seed: int) -> tu
                 left -= mentioned
                 held_back.add(index)
                 wanted -= 1
+    return _parted(sentences, held_back)
+
+
+def _hold_back_texts(raw: list[Sentence], seed: int) -> tuple[list[Sentence], list[Sentence]]:
+    """Splits off raw texts, on which old types are measured by agreement with the model before the step."""
+    if len(raw) < 4 * _FEWEST_HELD_BACK:
+        return raw, []
+    count = min(max(_FEWEST_HELD_BACK, len(raw) // 10), _MOST_TEXTS_HELD_BACK)
+    drawn = generator(seed, "texts held back").choice(len(raw), size=count, replace=False)
+    return _parted(raw, set(drawn.tolist()))
+
+
+def _parted(sentences: Sequence[Sentence], held_back: set[int]) -> tuple[list[Sentence], list[Sentence]]:
+    """The sentences without those held back, and these, by index."""
     parts = [[s for index, s in enumerate(sentences) if (index in held_back) == held] for held in (False, True)]
     return parts[0], parts[1]
 

@@ -13,6 +13,7 @@ __all__ = ["hardly_met", "notes"]
 
 _MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
 _FEW_MET = 5  # mentions in a step's sentences; of types with fewer, much is lost (docs/results.md, CrossNER politics)
+_FEW_TAUGHT = 10  # mentions of a new type; with three, raw text kept it from being learned (docs/results.md, Raw text)
 _NAMED = 5  # types in a note
 
 
@@ -27,8 +28,8 @@ def notes(
         context: context with the step's sentences encoded.
         dev: the sentences on which epochs are compared, with the mentions that count there.
     """
-    state, sentences = model.strategy_state, model.kept_sentences
-    kept = {name for name in (*state, *sentences) if state.get(name) or sentences.get(name)}
+    state, remembered = model.strategy_state, model.kept_sentences
+    kept = {name for name in (*state, *remembered) if state.get(name) or remembered.get(name)}
     if dropped := sorted(kept.difference(strategy.options.name for strategy in strategies)):
         yield Note(
             step=context.number,
@@ -49,7 +50,13 @@ def notes(
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
         advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
         yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")
-    own = [sentence.words for sentence in context.encoded.sentences_from("own")]
+    sentences = context.encoded.sentences_from("own")
+    if context.old_types and context.unlabeled and any(strategy.reads_unlabeled for strategy in strategies):
+        taught = count_mentions(sentences)
+        if few := [type_ for type_ in context.types if taught[type_] < _FEW_TAUGHT]:
+            text = f"beside raw text, fewer than {_FEW_TAUGHT} mentions may be too few to learn {_named(few)}"
+            yield Note(step=context.number, text=f"{text}; give more, or no raw text")
+    own = [sentence.words for sentence in sentences]
     if (share := model.encoder.pieces.share_unknown(own)) > _MANY_UNKNOWN:
         text = f"{share:.0%} of the words are unknown to this encoder; begin with one of their language or script"
         yield Note(step=context.number, text=text)
@@ -78,8 +85,12 @@ def hardly_met(sentences: Sequence[Sentence], found: Sequence[Sequence[Span]], o
     rare = [type_ for type_ in old_types if met[type_] < _FEW_MET]
     if not rare:
         return ""
-    names = ", ".join(rare[:_NAMED]) + (f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else "")
     return (
-        f"these sentences hardly mention {names} (fewer than {_FEW_MET} times each), so little in them helps to keep "
-        "that; raw text (unlabeled) or a few annotated sentences (replay) would"
+        f"these sentences hardly mention {_named(rare)} (fewer than {_FEW_MET} times each), so little in them helps to "
+        "keep that; raw text (unlabeled) or a few annotated sentences (replay) would"
     )
+
+
+def _named(types: Sequence[str]) -> str:
+    """The first few types, and how many more there are."""
+    return ", ".join(types[:_NAMED]) + (f" and {len(types) - _NAMED} more" if len(types) > _NAMED else "")

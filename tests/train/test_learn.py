@@ -9,13 +9,14 @@ import torch
 
 import ner_cl
 from ner_cl.config import DEFAULT_STRATEGIES, OptimizerOptions
+from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.changes import LearnResult, TypeChange, check_measurable
 from ner_cl.train.events import Event, Note, StepStarted
-from ner_cl.train.learn import _hold_back, _prepare
+from ner_cl.train.learn import _hold_back, _hold_back_texts, _prepare
 from ner_cl.types import Sentence, Span
 from tests.tiny import ALIKE, toy_sentences
 from tests.train.toy_runs import (
@@ -228,6 +229,32 @@ def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_
     assert [line.split()[1:3] for line in result.table.splitlines()[1:]] == [["-", "-"], ["new", "-"]]
     with pytest.raises(CheckFailed, match=r"none of the old types \(PER\) can be measured; give dev"):
         result.check(1.0)
+
+
+def test_with_raw_text_old_types_are_measured_though_the_sentences_are_few(old_model: NerModel) -> None:
+    texts = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=8)]
+    kept, held_back = _hold_back_texts(read_unlabeled(texts), 13)
+    expected = sum(span.type == "PER" for spans in predict_sentences(old_model, held_back) for span in spans)
+    few = {"types": ["LOC"], "training": SHORT_TRAINING, "unlabeled": texts}
+    result = ner_cl.learn(old_model, NEW[:30], must_measure=True, **few)
+    old, new = result.changes
+    assert (len(kept), len(held_back), old.measured, old.before, old.mentions) == (50, 10, "agreement", 1.0, expected)
+    assert expected > 0
+    assert (new.measured, new.after) == ("nothing", None)
+    with_dev = ner_cl.learn(old_model, NEW[:30], dev=DEV, **few)
+    assert [change.mentions for change in with_dev.changes] == [
+        len([span for sentence in DEV for span in sentence.spans if span.type == type_]) for type_ in ("PER", "LOC")
+    ]
+
+
+@pytest.mark.parametrize(("texts", "held_back"), [(39, 0), (40, 10), (100, 10), (300, 30), (6000, 500)])
+def test_a_tenth_of_raw_texts_is_held_back(texts: int, held_back: int) -> None:
+    raw = [Sentence((f"w{number}",)) for number in range(texts)]
+    kept, held = _hold_back_texts(raw, 13)
+    assert len(held) == held_back
+    assert sorted([*kept, *held], key=lambda sentence: int(sentence.words[0][1:])) == raw
+    assert kept == [sentence for sentence in raw if sentence in set(kept)]  # in their order
+    assert _hold_back_texts(raw, 13) == (kept, held)
 
 
 def test_what_cannot_be_measured_is_refused_before_it_is_trained(old_model: NerModel) -> None:
