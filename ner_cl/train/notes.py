@@ -13,7 +13,7 @@ __all__ = ["hardly_met", "notes"]
 
 _MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
 _FEW_MET = 5  # mentions in a step's sentences; of types with fewer, much is lost (docs/results.md, CrossNER politics)
-_FEW_TAUGHT = 10  # mentions of a new type; with three, raw text kept it from being learned (docs/results.md, Raw text)
+_FEW_TAUGHT = 10  # mentions of a new type; with three, raw text kept it from being learned (docs/results.md)
 _NAMED = 5  # types in a note
 
 
