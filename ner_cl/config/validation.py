@@ -37,7 +37,7 @@ def _key_of(problem: Any) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's errors with its key, and the number of further errors."""
+    """The first of pydantic's errors with its key, what else that allows, and the number of further keys with errors."""
     first, *others = error.errors()
     # Of the alternatives that a key allows, the one that the value came closest to.
     same = [one for one in others if _key_of(one).startswith(_key_of(first))]
@@ -47,7 +47,10 @@ def first_problem(error: ValidationError) -> str:
     message = _PLAINER.get(problem["type"], message)
     if problem["type"] == "tuple_type" and "steps" in problem["loc"]:
         message += "; steps are lists of types, such as [[PERSON], [LOCATION, ORGANIZATION]]"
+    words = [one["ctx"]["expected"] for one in [first, *same] if one["type"] == "literal_error" and one is not problem]
+    message = ", or ".join([message, *words])
     if found := _NO_NUMBER.fullmatch(message):  # raised for the whole section
         where, message = ".".join(filter(None, [where, found[1]])), found[2]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    further = {_key_of(one) for one in others if one not in same}
+    more = f" (and {len(further)} more)" if further else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"

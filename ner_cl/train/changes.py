@@ -98,7 +98,8 @@ class LearnResult:
         if worst is not None and fell_too_far(worst.drop, max_drop):
             raise CheckFailed(
                 f"{worst.type} fell by {100 * worst.drop:.1f} points of F1 ({worst.measured}, on "
-                f"{worst.mentions} mentions), more than the {100 * max_drop:.1f} allowed; the model is not published"
+                f"{many(worst.mentions, 'mention')}), more than the {100 * max_drop:.1f} allowed; the model is not "
+                "published"
             )
 
 
@@ -155,8 +156,8 @@ def check_measurable(dev: Sequence[Sentence], before: Sequence[Sequence[Span]], 
 
 def _not_measured(old_types: Sequence[str]) -> CheckFailed:
     return CheckFailed(
-        f"none of the old types ({', '.join(old_types)}) can be measured; give dev sentences that mention them, "
-        "annotated or not; no model is published"
+        f"none of the old types ({', '.join(old_types)}) can be measured; give dev sentences, annotated or not, or "
+        "40 raw texts that mention them; no model is published"
     )
 
 

@@ -115,7 +115,7 @@ def learn(
     chosen = _chosen(strategies, model, isolate=isolate, replays=replay is not None)
     raw = [] if unlabeled is None else read_unlabeled(unlabeled)
     if dev is None and model.types:
-        raw, held_back = _hold_back_texts(raw, seed)
+        raw, held_back = _hold_back_texts(raw, step.train, seed)
         dev_sentences = [*dev_sentences, *held_back]
     learner = Learner(student, chosen, options, seed=seed)
     _check_data(learner, raw=bool(raw))
@@ -224,22 +224,25 @@ def _hold_back(sentences: list[Sentence], types: Sequence[str], seed: int) -> tu
                 left -= mentioned
                 held_back.add(index)
                 wanted -= 1
-    return _parted(sentences, held_back)
-
-
-def _hold_back_texts(raw: list[Sentence], seed: int) -> tuple[list[Sentence], list[Sentence]]:
-    """Splits off raw texts, on which old types are measured by agreement with the model before the step."""
-    if len(raw) < 4 * _FEWEST_HELD_BACK:
-        return raw, []
-    count = min(max(_FEWEST_HELD_BACK, len(raw) // 10), _MOST_TEXTS_HELD_BACK)
-    drawn = generator(seed, "texts held back").choice(len(raw), size=count, replace=False)
-    return _parted(raw, set(drawn.tolist()))
-
-
-def _parted(sentences: Sequence[Sentence], held_back: set[int]) -> tuple[list[Sentence], list[Sentence]]:
-    """The sentences without those held back, and these, by index."""
     parts = [[s for index, s in enumerate(sentences) if (index in held_back) == held] for held in (False, True)]
     return parts[0], parts[1]
+
+
+def _hold_back_texts(
+    raw: list[Sentence], train: Sequence[Sentence], seed: int
+) -> tuple[list[Sentence], list[Sentence]]:
+    """Splits off raw texts, with their copies, on which old types are measured by agreement with the model before.
+
+    Texts that are trained on anyway, as sentences of the step, are not held back.
+    """
+    trained = {sentence.words for sentence in train}
+    texts = [words for words in dict.fromkeys(sentence.words for sentence in raw) if words not in trained]
+    if len(texts) < 4 * _FEWEST_HELD_BACK:
+        return raw, []
+    count = min(max(_FEWEST_HELD_BACK, len(texts) // 10), _MOST_TEXTS_HELD_BACK)
+    drawn = generator(seed, "texts held back").choice(len(texts), size=count, replace=False)
+    held_back = {texts[index] for index in drawn.tolist()}
+    return [s for s in raw if s.words not in held_back], [Sentence(words) for words in texts if words in held_back]
 
 
 def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:

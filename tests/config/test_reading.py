@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from ner_cl.cli.options import training_options
-from ner_cl.config import OptimizerOptions, check_composition, load_config, parse_config, parse_strategies, validate
+from ner_cl.config import (
+    OptimizerOptions,
+    TrainingOptions,
+    check_composition,
+    load_config,
+    parse_config,
+    parse_strategies,
+    validate,
+)
 from ner_cl.errors import ConfigError
 
 CONFIG = """\
@@ -228,3 +236,20 @@ def test_files_that_do_not_fit_the_steps_are_refused(corpus: Any, more: dict[str
 def test_values_that_no_training_could_use_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_config({"stream": {"corpus": {"train": "a", "test": "b"}}, "strategies": [options]})
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"optimizer": {"head_lr": 0}}, "training: optimizer.head_lr: Input should be greater than 0, or 'auto'"),
+        (
+            {"epochs": -1, "batch_tokens": 1},
+            "training: epochs: Input should be greater than or equal to 1, or 'auto' (and 1 more)",
+        ),
+        ({"precision": "half"}, "training: precision: Input should be 'auto', 'fp32' or 'bf16'"),
+    ],
+)
+def test_all_that_a_key_allows_is_named_and_only_other_keys_are_counted(training: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(TrainingOptions, training, "training")
+    assert str(caught.value) == said

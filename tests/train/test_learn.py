@@ -233,7 +233,7 @@ def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_
 
 def test_with_raw_text_old_types_are_measured_though_the_sentences_are_few(old_model: NerModel) -> None:
     texts = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=8)]
-    kept, held_back = _hold_back_texts(read_unlabeled(texts), 13)
+    kept, held_back = _hold_back_texts(read_unlabeled(texts), NEW[:30], 13)
     expected = sum(span.type == "PER" for spans in predict_sentences(old_model, held_back) for span in spans)
     few = {"types": ["LOC"], "training": SHORT_TRAINING, "unlabeled": texts}
     result = ner_cl.learn(old_model, NEW[:30], must_measure=True, **few)
@@ -250,11 +250,20 @@ def test_with_raw_text_old_types_are_measured_though_the_sentences_are_few(old_m
 @pytest.mark.parametrize(("texts", "held_back"), [(39, 0), (40, 10), (100, 10), (300, 30), (6000, 500)])
 def test_a_tenth_of_raw_texts_is_held_back(texts: int, held_back: int) -> None:
     raw = [Sentence((f"w{number}",)) for number in range(texts)]
-    kept, held = _hold_back_texts(raw, 13)
+    kept, held = _hold_back_texts(raw, NEW, 13)
     assert len(held) == held_back
     assert sorted([*kept, *held], key=lambda sentence: int(sentence.words[0][1:])) == raw
     assert kept == [sentence for sentence in raw if sentence in set(kept)]  # in their order
-    assert _hold_back_texts(raw, 13) == (kept, held)
+    assert _hold_back_texts(raw, NEW, 13) == (kept, held)
+
+
+def test_texts_held_back_are_not_trained_on_as_copies_or_as_sentences() -> None:
+    raw = [Sentence((f"w{number % 50}",)) for number in range(200)]
+    kept, held = _hold_back_texts(raw, [Sentence(("w0",))], 13)
+    assert len(set(held)) == len(held) == 10
+    assert (set(kept) & set(held), len(kept)) == (set(), 160)
+    assert Sentence(("w0",)) in kept
+    assert _hold_back_texts(raw[:39] * 5, [], 13) == (raw[:39] * 5, [])  # so few different ones
 
 
 def test_what_cannot_be_measured_is_refused_before_it_is_trained(old_model: NerModel) -> None:
