@@ -37,7 +37,7 @@ def _key_of(problem: Any) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's errors with its key, what else that allows, and the number of further keys with errors."""
+    """The first of pydantic's errors with its key, what else that allows, and how many further keys have errors."""
     first, *others = error.errors()
     # Of the alternatives that a key allows, the one that the value came closest to.
     same = [one for one in others if _key_of(one).startswith(_key_of(first))]
