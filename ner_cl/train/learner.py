@@ -6,7 +6,7 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ner_cl.config import StrategyOptions, TrainingOptions, check_optimizer, parse_strategies
 from ner_cl.data.batching import Batch
@@ -32,6 +32,7 @@ from ner_cl.train.isolation import Fingerprints, emission_fingerprints
 from ner_cl.train.kept_state import kept_fingerprint, load_state
 from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
+from ner_cl.train.optimizer import trains
 from ner_cl.train.refusals import check_data, check_model, check_weights
 from ner_cl.types import Sentence, Span
 
@@ -202,7 +203,7 @@ class Learner:
             epochs, times = plan_epochs(self.training, context, self.engine.processes)
             context.epochs, context.epoch_factor = times * further[stage - 1] if stage else epochs, times
             encoder, alone = self.model.encoder, context.trained_steps is not None
-            if self.training.train_embeddings and not alone and _trained(encoder) and not _trained(encoder.embeddings):
+            if self.training.train_embeddings and not alone and trains(encoder) and not trains(encoder.embeddings):
                 text = "training.train_embeddings has no effect: a strategy of the list holds the embeddings still"
                 yield Note(step=context.number, text=text)
             self.loop = StepTraining(
@@ -338,7 +339,3 @@ class Learner:
         settings += [fingerprint(sentences) for sentences in others if sentences]
         settings += [kept_fingerprint(strategy) for strategy in self.strategies]
         return hashlib.sha256("\n".join(settings).encode()).hexdigest()
-
-
-def _trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

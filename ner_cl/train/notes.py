@@ -47,11 +47,11 @@ def notes(
     if dev and not any(sentence.spans for sentence in dev):
         text = f"no dev sentence mentions {', '.join(context.types)}: the last epoch is kept, whichever is best"
         yield Note(step=context.number, text=text)
+    sentences = context.encoded.sentences_from("own")
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
         advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
         yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")
-    sentences = context.encoded.sentences_from("own")
-    if context.old_types and context.unlabeled and any(strategy.reads_unlabeled for strategy in strategies):
+    elif context.unlabeled and context.old_types:
         taught = count_mentions(sentences)
         if few := [type_ for type_ in context.types if taught[type_] < _FEW_TAUGHT]:
             text = f"beside raw text, fewer than {_FEW_TAUGHT} mentions may be too few to learn {_named(few)}"

@@ -8,7 +8,7 @@ from torch import nn
 from ner_cl.config import OptimizerOptions
 from ner_cl.model.ner_model import NerModel
 
-__all__ = ["head_alone", "make_optimizer", "rate_factor", "set_peak_rates"]
+__all__ = ["head_alone", "make_optimizer", "rate_factor", "set_peak_rates", "trains"]
 
 _Part: TypeAlias = Literal["encoder", "head"]
 
@@ -48,10 +48,12 @@ def set_peak_rates(optimizer: torch.optim.Optimizer, model: NerModel, options: O
 
 def head_alone(model: NerModel) -> bool:
     """Whether nothing but the head trains."""
-    others: list[nn.Module] = [model.encoder]
-    if model.subnetworks is not None:
-        others.append(model.subnetworks)
-    return not any(parameter.requires_grad for module in others for parameter in module.parameters())
+    return not trains(model.encoder) and (model.subnetworks is None or not trains(model.subnetworks))
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether any of a module's parameters trains."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def rate_factor(update: int, updates: int, warmup: float) -> float:
