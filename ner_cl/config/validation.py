@@ -40,15 +40,15 @@ def first_problem(error: ValidationError) -> str:
     """The first of pydantic's errors with its key, what else that allows, and how many further keys have errors."""
     first, *others = error.errors()
     # Of the alternatives that a key allows, the one that the value came closest to.
-    same = [one for one in others if _key_of(one).startswith(_key_of(first))]
+    same = [one for one in others if f"{_key_of(one)}.".startswith(f"{_key_of(first)}.".lstrip("."))]
     problem = max([first, *same], key=lambda one: (not one["type"].endswith("_type"), len(one["loc"])))
     where = _key_of(problem)
     message = problem["msg"].removeprefix("Value error, ")
     message = _PLAINER.get(problem["type"], message)
     if problem["type"] == "tuple_type" and "steps" in problem["loc"]:
         message += "; steps are lists of types, such as [[PERSON], [LOCATION, ORGANIZATION]]"
-    words = [one["ctx"]["expected"] for one in [first, *same] if one["type"] == "literal_error" and one is not problem]
-    message = ", or ".join([message, *words])
+    beside = [one for one in [first, *same] if one is not problem and _key_of(one) == where]
+    message = ", or ".join([message, *(one["ctx"]["expected"] for one in beside if one["type"] == "literal_error")])
     if found := _NO_NUMBER.fullmatch(message):  # raised for the whole section
         where, message = ".".join(filter(None, [where, found[1]])), found[2]
     further = {_key_of(one) for one in others if one not in same}

@@ -229,6 +229,7 @@ def test_files_that_do_not_fit_the_steps_are_refused(corpus: Any, more: dict[str
         ({"name": "ogd", "scope": "encoder", "last": 3}, "last has no effect with scope: encoder"),
         ({"name": "distill", "temperature": 1e308}, "temperature.*less than or equal to 1000"),
         ({"name": "distill", "unlabeled": 0.999999}, "unlabeled.*less than or equal to 0.95"),
+        ({"name": "distill", "unlabeled": 2, "unlabeled_sentences": 0}, r"unlabeled: .* equal to 0.95 \(and 1 more\)$"),
         ({"name": "frozen_trunk", "layers": True}, "layers: true is no number"),
         ({"name": "das", "families": "heads"}, r"families: write a list( |$)"),
     ],
