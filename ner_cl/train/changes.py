@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ner_cl.errors import CheckFailed, ConfigError, many
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.model.ner_model import NerModel
+from ner_cl.train.held_back import FEWEST_TO_HOLD_BACK_FROM
 from ner_cl.train.isolation import Fingerprints
 from ner_cl.types import Sentence, Span
 
@@ -157,7 +158,7 @@ def check_measurable(dev: Sequence[Sentence], before: Sequence[Sequence[Span]], 
 def _not_measured(old_types: Sequence[str]) -> CheckFailed:
     return CheckFailed(
         f"none of the old types ({', '.join(old_types)}) can be measured; give dev sentences, annotated or not, or "
-        "40 raw texts that mention them; no model is published"
+        f"{FEWEST_TO_HOLD_BACK_FROM} raw texts that mention them; no model is published"
     )
 
 

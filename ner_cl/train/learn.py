@@ -1,6 +1,5 @@
 """`learn`, the main entry point: trains one new step on an existing model."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -9,10 +8,9 @@ from typing import Any
 
 from ner_cl.config import StrategyOptions, TrainingOptions, or_default, parse_strategies, validate
 from ner_cl.config.composition import isolating
-from ner_cl.data.draws import generator
 from ner_cl.data.readers import sentences_of
 from ner_cl.data.stream import Step
-from ner_cl.data.tally import count_mentions, tally
+from ner_cl.data.tally import count_mentions
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.data.words import cut_mentions
 from ner_cl.errors import ConfigError, DataError
@@ -23,6 +21,7 @@ from ner_cl.registry import nearest
 from ner_cl.strategies.replay import ReplayOptions
 from ner_cl.train.changes import LearnResult, changes_of, check_measurable
 from ner_cl.train.events import Event, Note
+from ner_cl.train.held_back import hold_back_sentences, hold_back_texts
 from ner_cl.train.learner import Learner
 from ner_cl.train.notes import hardly_met
 from ner_cl.train.record import history_record
@@ -31,12 +30,6 @@ from ner_cl.types import Sentence, Span
 __all__ = ["learn"]
 
 Data = str | PathLike[str] | Iterable[Any]  # see `sentences_of`
-
-# Without dev sentences, a tenth of the training sentences is held back, but at least this many: fewer would show too
-# little. If that is more than a quarter of them, none are held back.
-_FEWEST_HELD_BACK = 10
-_MOST_TEXTS_HELD_BACK = 500
-_FEWEST_TAUGHT = 2  # mentions of each type that must stay in the training sentences
 
 
 def learn(
@@ -115,7 +108,7 @@ def learn(
     chosen = _chosen(strategies, model, isolate=isolate, replays=replay is not None)
     raw = [] if unlabeled is None else read_unlabeled(unlabeled)
     if dev is None and model.types:
-        raw, held_back = _hold_back_texts(raw, step.train, seed)
+        raw, held_back = hold_back_texts(raw, step.train, seed)
         dev_sentences = [*dev_sentences, *held_back]
     learner = Learner(student, chosen, options, seed=seed)
     _check_data(learner, raw=bool(raw))
@@ -197,52 +190,13 @@ def _prepare(
     if dev is not None:
         dev_sentences = sentences_of(dev, **reading)
     else:
-        sentences, dev_sentences = _hold_back(sentences, types, seed)
+        sentences, dev_sentences = hold_back_sentences(sentences, types, seed)
     visible = [sentence.restrict(types) for sentence in sentences]
     number = len(model.tagset.steps) + 1
     own = tuple(s.restrict(types) for s in dev_sentences)
     mentioned = count_mentions(sentences)
     step = Step(number, tuple(types), tuple(visible), own)
     return step, dev_sentences, [type_ for type_ in model.types if type_ in mentioned]
-
-
-def _hold_back(sentences: list[Sentence], types: Sequence[str], seed: int) -> tuple[list[Sentence], list[Sentence]]:
-    """Splits off dev sentences, taking the same share of sentences with mentions of `types` and of those without."""
-    if len(sentences) < 4 * _FEWEST_HELD_BACK:
-        return sentences, []
-    share = max(0.1, _FEWEST_HELD_BACK / len(sentences))
-    draw = generator(seed, "held back")
-    held_back: set[int] = set()
-    visible = [sentence.restrict(types) for sentence in sentences]
-    left, _ = tally(visible)
-    for mentions in (True, False):
-        group = [index for index, sentence in enumerate(visible) if bool(sentence.spans) == mentions]
-        wanted = round(share * len(group))
-        for index in draw.permutation(group).tolist():
-            mentioned = Counter(span.type for span in visible[index].spans)
-            if wanted and all(left[type_] - count >= _FEWEST_TAUGHT for type_, count in mentioned.items()):
-                left -= mentioned
-                held_back.add(index)
-                wanted -= 1
-    parts = [[s for index, s in enumerate(sentences) if (index in held_back) == held] for held in (False, True)]
-    return parts[0], parts[1]
-
-
-def _hold_back_texts(
-    raw: list[Sentence], train: Sequence[Sentence], seed: int
-) -> tuple[list[Sentence], list[Sentence]]:
-    """Splits off raw texts, with their copies, on which old types are measured by agreement with the model before.
-
-    Texts that are trained on anyway, as sentences of the step, are not held back.
-    """
-    trained = {sentence.words for sentence in train}
-    texts = [words for words in dict.fromkeys(sentence.words for sentence in raw) if words not in trained]
-    if len(texts) < 4 * _FEWEST_HELD_BACK:
-        return raw, []
-    count = min(max(_FEWEST_HELD_BACK, len(texts) // 10), _MOST_TEXTS_HELD_BACK)
-    drawn = generator(seed, "texts held back").choice(len(texts), size=count, replace=False)
-    held_back = {texts[index] for index in drawn.tolist()}
-    return [s for s in raw if s.words not in held_back], [Sentence(words) for words in texts if words in held_back]
 
 
 def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:

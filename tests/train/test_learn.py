@@ -16,7 +16,8 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.changes import LearnResult, TypeChange, check_measurable
 from ner_cl.train.events import Event, Note, StepStarted
-from ner_cl.train.learn import _hold_back, _hold_back_texts, _prepare
+from ner_cl.train.held_back import hold_back_texts
+from ner_cl.train.learn import _prepare
 from ner_cl.types import Sentence, Span
 from tests.tiny import ALIKE, toy_sentences
 from tests.train.toy_runs import (
@@ -233,7 +234,7 @@ def test_a_handful_of_sentences_is_trained_on_whole_and_nothing_is_measured(old_
 
 def test_with_raw_text_old_types_are_measured_though_the_sentences_are_few(old_model: NerModel) -> None:
     texts = [" ".join(sentence.words) for sentence in toy_sentences(60, seed=8)]
-    kept, held_back = _hold_back_texts(read_unlabeled(texts), NEW[:30], 13)
+    kept, held_back = hold_back_texts(read_unlabeled(texts), NEW[:30], 13)
     expected = sum(span.type == "PER" for spans in predict_sentences(old_model, held_back) for span in spans)
     few = {"types": ["LOC"], "training": SHORT_TRAINING, "unlabeled": texts}
     result = ner_cl.learn(old_model, NEW[:30], must_measure=True, **few)
@@ -245,25 +246,6 @@ def test_with_raw_text_old_types_are_measured_though_the_sentences_are_few(old_m
     assert [change.mentions for change in with_dev.changes] == [
         len([span for sentence in DEV for span in sentence.spans if span.type == type_]) for type_ in ("PER", "LOC")
     ]
-
-
-@pytest.mark.parametrize(("texts", "held_back"), [(39, 0), (40, 10), (100, 10), (300, 30), (6000, 500)])
-def test_a_tenth_of_raw_texts_is_held_back(texts: int, held_back: int) -> None:
-    raw = [Sentence((f"w{number}",)) for number in range(texts)]
-    kept, held = _hold_back_texts(raw, NEW, 13)
-    assert len(held) == held_back
-    assert sorted([*kept, *held], key=lambda sentence: int(sentence.words[0][1:])) == raw
-    assert kept == [sentence for sentence in raw if sentence in set(kept)]  # in their order
-    assert _hold_back_texts(raw, NEW, 13) == (kept, held)
-
-
-def test_texts_held_back_are_not_trained_on_as_copies_or_as_sentences() -> None:
-    raw = [Sentence((f"w{number % 50}",)) for number in range(200)]
-    kept, held = _hold_back_texts(raw, [Sentence(("w0",))], 13)
-    assert len(set(held)) == len(held) == 10
-    assert (set(kept) & set(held), len(kept)) == (set(), 160)
-    assert Sentence(("w0",)) in kept
-    assert _hold_back_texts(raw[:39] * 5, [], 13) == (raw[:39] * 5, [])  # so few different ones
 
 
 def test_what_cannot_be_measured_is_refused_before_it_is_trained(old_model: NerModel) -> None:
@@ -294,27 +276,6 @@ def test_a_sentence_that_was_not_annotated_for_the_new_type_stays_so(old_model: 
     step, _, _ = _prepare(old_model, [*NEW, *silent], ["LOC"], DEV, {}, 13)
     shown = [sentence.annotated_types for sentence in step.train]
     assert shown == [frozenset({"LOC"})] * len(NEW) + [frozenset()] * len(silent)
-
-
-@pytest.mark.parametrize(("count", "expected"), [(39, 0), (40, 10), (60, 10), (200, 20), (500, 50)])
-def test_what_is_held_back_is_drawn_from_mentions_and_others_alike(count: int, expected: int) -> None:
-    """Also where the two alternate, of which every second one would be all of a kind."""
-    pairs = zip((s for s in BOTH * 9 if s.spans), (s for s in BOTH * 99 if not s.spans), strict=False)
-    alternating = [sentence for pair in pairs for sentence in pair][:count]
-    rest, held_back = _hold_back(alternating, ("PER", "LOC"), 13)
-    assert abs(len(held_back) - expected) <= 1
-    assert len(rest) + len(held_back) == count
-    mentioning = sum(bool(sentence.spans) for sentence in held_back)
-    assert abs(mentioning - len(held_back) / 2) <= 1
-    assert _hold_back(alternating, ("PER", "LOC"), 13) == (rest, held_back)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_rare_type_is_not_held_back_to_its_last_mentions(seed: int) -> None:
-    common, rare = (Sentence(("Ada", "Oslo"), (Span(0, 1, type_),), frozenset("AB")) for type_ in "AB")
-    rest, held_back = _hold_back([*[common] * 37, *[rare] * 3], "AB", seed)
-    assert len(held_back) == 10
-    assert sum(sentence == rare for sentence in rest) >= 2
 
 
 def test_what_the_model_was_taught_before_is_known_to_strategies(old_model: NerModel) -> None:
