@@ -110,7 +110,8 @@ def learn(
                 on_event=display,
                 **options,
             )
-        publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, raw_text=bool(unlabeled)))
+        given = {"raw_text": bool(unlabeled), "gate": max_drop is not None}
+        publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, **given))
     _note_kept(result.model, folder)
 
 
@@ -132,8 +133,8 @@ def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: C
     say(f"the model is in {folder}")
 
 
-def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool) -> None:
-    """Print the result and notes about it."""
+def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool, gate: bool) -> None:
+    """Print the result and notes about it; they advise neither --unlabeled nor --max-drop if given."""
     if as_json:
         emit_json(result_to_dict(result, folder))
     else:
@@ -148,7 +149,8 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool)
         if change.type in result.model.tagset.steps[-1] and change.measured == "gold" and not change.after:
             say(f"note: {change.type} was not learned; give more sentences that mention it, or train for more epochs")
         if change.measured == "gold" and change.drop > NOTABLE_FALL:
-            say(f"note: {change.type} fell by {100 * change.drop:.1f} points; use --max-drop to reject such a model")
+            advice = "" if gate else "; use --max-drop to reject such a model"
+            say(f"note: {change.type} fell by {100 * change.drop:.1f} points{advice}")
         if change.measured == "agreement" and change.drop > NOTABLE_FALL:
             fell = f"{change.type} fell by {100 * change.drop:.1f} points of agreement"
             say(f"note: {fell} with {change.mentions} mentions found before; give --dev sentences to measure on more")

@@ -12,6 +12,8 @@ from ner_cl.train.events import EpochDone, Event, Note, Resumed, RunDone, StepDo
 
 __all__ = ["line_of", "progress"]
 
+_EPOCHS_SHOWN = 50
+
 
 @contextmanager
 def progress(steps: int | None = None) -> Iterator[Callable[[Event], None]]:
@@ -24,7 +26,7 @@ def progress(steps: int | None = None) -> Iterator[Callable[[Event], None]]:
         with _bars() as bars:
             yield _Bars(bars, steps)
     else:
-        yield _say_line
+        yield _Lines()
 
 
 def line_of(event: Event) -> str | None:
@@ -57,11 +59,6 @@ def line_of(event: Event) -> str | None:
     return None
 
 
-def _say_line(event: Event) -> None:
-    if line := line_of(event):
-        say(line)
-
-
 def _losses(losses: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in sorted(losses.items())) or "no loss"
 
@@ -83,6 +80,22 @@ def _bars() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=talk,
     )
+
+
+@final
+class _Lines:
+    """One line for every event; of many epochs, as of a head that trains alone, for some 50 of a step."""
+
+    def __init__(self) -> None:
+        self.every = 1
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepStarted):
+            self.every = max(1, event.epochs // _EPOCHS_SHOWN)
+        left_out = isinstance(event, EpochDone) and event.epoch % self.every
+        if not left_out and (line := line_of(event)):
+            say(line)
 
 
 @final

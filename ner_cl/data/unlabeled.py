@@ -34,12 +34,12 @@ def read_unlabeled(
     """
     if isinstance(texts, str | PathLike):
         found = _words_of_file(fspath(texts), format, reading)
-        where = f"{fspath(texts)}: "
+        problem = f"{fspath(texts)}: holds no text; give one text a line"
     else:
-        found, where = [_words_of(text) for text in texts], ""
+        found, problem = [_words_of(text) for text in texts], "unlabeled: none of the texts holds a word; give some"
     sentences = [Sentence(words) for words in found if words]
     if not sentences:
-        raise DataError(f"{where}holds no text; give one text a line, or leave unlabeled out")
+        raise DataError(f"{problem}, or leave unlabeled out")
     return sentences
 
 

@@ -155,6 +155,8 @@ def _notes(learner: Learner, step: Step, ignored: Sequence[str], *, raw: bool) -
         yield Note(step=step.number, text=text)
     if cut := cut_mentions(step.train):
         yield Note(step=step.number, text=cut)
+    if raw and not model.types and all(s.holds_old_types for s in learner.strategies if s.reads_unlabeled):
+        yield Note(step=step.number, text="raw text preserves old types, and there are none yet: it is not read")
     if model.types and learner.reads_unlabeled and not raw and not model.kept_sentences:
         found = learner.predict(step.train)
         if hardly := hardly_met(step.train, found, model.types):

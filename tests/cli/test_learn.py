@@ -331,7 +331,31 @@ def test_raw_text_is_advised_where_types_fell_and_the_strategies_read_it(
     assert main([*words, *QUICK, *wild]) == 0
     said = capsys.readouterr().err
     assert "note: PER fell by" in said
+    assert "use --max-drop to reject such a model" in said
     assert ("given with --unlabeled" in said) is advised
+
+
+def test_what_was_given_is_not_advised(
+    toy: Toy, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["learn", str(toy.orgs), "--model", str(model_folder), "--types", "ORG", "--output", str(tmp_path / "new")]
+    wild = ["--set", "training.optimizer.lr=0.1", "--dev", str(toy.data / "test.jsonl"), "--max-drop", "1"]
+    assert main([*words, *QUICK, *wild]) == 0
+    said = capsys.readouterr().err
+    assert "note: PER fell by" in said
+    assert "--max-drop" not in said
+
+
+@pytest.mark.parametrize(("strategies", "noted"), [("distill", True), ("[{name: das, pretrain_epochs: 1}]", False)])
+def test_raw_text_without_an_old_type_is_said_to_be_of_no_use(
+    strategies: str, noted: bool, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw.txt"
+    raw.write_text("Ada saw Rome.\n", encoding="utf-8")
+    words = ["learn", str(toy.orgs), "--encoder", str(toy.encoder), "--types", "ORG", "--unlabeled", str(raw), *QUICK]
+    assert main([*words, "--strategies", strategies, "--output", str(tmp_path / "new")]) == 0
+    note = "note: raw text preserves old types, and there are none yet: it is not read"
+    assert (note in capsys.readouterr().err) is noted
 
 
 def test_isolation_is_checked_told_and_written_down(

@@ -69,6 +69,19 @@ def test_elsewhere_than_on_a_terminal_there_are_lines(capsys: pytest.CaptureFixt
     assert captured.err.splitlines() == [line for line in LINES if line]
 
 
+@pytest.mark.parametrize(("epochs", "shown"), [(10, 10), (99, 99), (100, 50), (500, 50), (520, 52)])
+def test_of_hundreds_of_epochs_only_some_are_shown(epochs: int, shown: int, capsys: pytest.CaptureFixture[str]) -> None:
+    ner_cl.cli.progress.talk.quiet = False
+    start = StepStarted(step=1, types=("A",), sentences=6, words=9, updates=1, epochs=epochs, strategies=("frozen",))
+    with progress() as show:
+        show(start)
+        for epoch in range(1, epochs + 1):
+            show(EpochDone(step=1, epoch=epoch, losses={"ce": 0.5}, score=None, best=False, seconds=1.0, sentences=6))
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert len(lines) == shown
+    assert lines[-1].startswith(f"step 1 epoch {epochs}:")
+
+
 def test_under_quiet_there_are_no_notes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ner_cl.cli.progress.talk, "quiet", True)
     with progress() as show:

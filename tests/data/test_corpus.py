@@ -110,6 +110,8 @@ def test_raw_text_without_a_word_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "raw.txt").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"raw\.txt: holds no text; give one text a line"):
         load_corpus(CorpusOptions(train=train, test=train, unlabeled=str(tmp_path / "raw.txt")))
+    with pytest.raises(DataError, match="unlabeled: none of the texts holds a word; give some"):
+        read_unlabeled([text])
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
