@@ -14,7 +14,7 @@ ROWS = {
     for line in TEXT.splitlines()
     if line.startswith("| `") and len(cells := line.strip("|").split("|")) == 5
 }
-RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
+RESULTS = "".join(page.read_text("utf-8") for page in (ROOT / "docs" / "results").glob("*.md"))
 
 
 def named_tests(text: str) -> dict[str, list[str]]:

@@ -76,7 +76,7 @@ class HeadOptions(Options):
 
 
 DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
-"""The strategies used if the list is empty; see docs/results.md, "What the defaults rest on"."""
+"""The strategies used if the list is empty; see docs/results/defaults.md."""
 
 
 def or_default(options: Sequence[StrategyOptions]) -> Sequence[StrategyOptions]:

@@ -12,8 +12,8 @@ from ner_cl.types import Sentence, Span
 __all__ = ["hardly_met", "notes"]
 
 _MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
-_FEW_MET = 5  # mentions in a step's sentences; of types with fewer, much is lost (docs/results.md, CrossNER politics)
-_FEW_TAUGHT = 10  # mentions of a new type; with three, raw text kept it from being learned (docs/results.md)
+_FEW_MET = 5  # mentions in a step's sentences; of types with fewer, much is lost (docs/results/gum-politics.md)
+_FEW_TAUGHT = 10  # mentions of a new type; with three, raw text kept it from being learned (docs/results/isolation.md)
 _NAMED = 5  # types in a note
 
 

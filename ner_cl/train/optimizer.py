@@ -12,7 +12,7 @@ __all__ = ["head_alone", "make_optimizer", "rate_factor", "set_peak_rates", "tra
 
 _Part: TypeAlias = Literal["encoder", "head"]
 
-# `head_lr: auto` beside an encoder that trains, and alone: docs/results.md, "The rate of a head that trains alone".
+# `head_lr: auto` beside an encoder that trains, and alone: docs/results/defaults.md.
 _HEAD_RATE = 1e-3
 _HEAD_RATE_ALONE = 1e-2
 
