@@ -13,6 +13,7 @@ which tables do not need. Tables go to OUTPUT/results.md, .csv, .json and .html.
 """
 
 import argparse
+import copy
 import json
 import shutil
 import sys
@@ -27,7 +28,7 @@ import yaml
 
 from benchmarks.processes import in_processes
 from ner_cl.cli.progress import line_of
-from ner_cl.config import Config, StreamOptions, parse_config, with_values
+from ner_cl.config import Config, StreamOptions, assign_all, parse_config
 from ner_cl.errors import NerClError, first_line
 from ner_cl.files import new_folder
 from ner_cl.report.compare import compare
@@ -159,8 +160,9 @@ def read_grid(arguments: argparse.Namespace, values: dict[str, Any], output: Pat
     runs: dict[str, Config] = {}
     orders_of: dict[str, list[StreamOptions]] = {}  # cached, as finding the orders may mean reading a corpus
     for method in _chosen(arguments.only, values["methods"], f"--only: {path}"):
-        merged = _merged(values["base"], values["methods"][method])
-        config = _with_settings(parse_config(merged, source=f"{path}: {method}", folder=path.parent), arguments.set)
+        merged = copy.deepcopy(_merged(values["base"], values["methods"][method]))
+        assign_all(merged, arguments.set)
+        config = parse_config(merged, source=f"{path}: {method}", folder=path.parent)
         seeds = arguments.seeds or values.get("seeds", [config.seed])
         if set(values["methods"][method]) >= {"seeds"}:
             seeds = [seed for seed in seeds if seed in values["methods"][method]["seeds"]]
@@ -262,10 +264,6 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             both = isinstance(value, dict) and isinstance(merged.get(key), dict)
             merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _with_settings(config: Config, settings: Sequence[str]) -> Config:
-    return with_values(config, {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)})
 
 
 def _below(grid: Grid, folder: Path) -> Iterable[Path]:

@@ -79,6 +79,19 @@ def test_a_grid_makes_its_runs_and_its_tables_once(
         run_grid(monkeypatch, *words, "--set", "training.epochs=9")
 
 
+def test_a_file_that_is_set_is_looked_up_like_one_of_the_grid(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "raw.txt").write_text("Ada saw Rome.\n", encoding="utf-8")
+    monkeypatch.setenv("NER_CL_DATA", str(tmp_path))
+    words = (home / "toy.yaml", "--output", home / "set", "--only", "distill", "--seeds", "1")
+    run_grid(monkeypatch, *words, "--set", "stream.corpus.unlabeled=raw.txt", "--set", "training.epochs=1")
+    config = yaml.safe_load((home / "set" / "distill/order-1/seed-1/config.resolved.yaml").read_text())
+    assert config["stream"]["corpus"]["unlabeled"] == str(tmp_path / "raw.txt")
+    with pytest.raises(SystemExit, match=r"--set training\.epochs: write it as key\.path=value"):
+        run_grid(monkeypatch, *words, "--set", "training.epochs")
+
+
 def test_each_of_several_streams_has_its_own_folder_and_table(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

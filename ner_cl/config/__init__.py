@@ -15,7 +15,7 @@ from ner_cl.config.composition import (
     or_default,
     parse_strategies,
 )
-from ner_cl.config.reading import assign, flatten, load_config, parse_config, with_values
+from ner_cl.config.reading import assign, assign_all, flatten, load_config, parse_config, with_values
 from ner_cl.config.sections import (
     Config,
     CorpusOptions,
@@ -44,6 +44,7 @@ __all__ = [
     "SweepOptions",
     "TrainingOptions",
     "assign",
+    "assign_all",
     "check_composition",
     "check_head",
     "check_optimizer",

@@ -13,7 +13,7 @@ from ner_cl.config.sections import Config
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
 
-__all__ = ["NOT_YAML", "assign", "find_file", "load_config", "parse_config", "with_values"]
+__all__ = ["NOT_YAML", "assign", "assign_all", "find_file", "load_config", "parse_config", "with_values"]
 
 ENVIRONMENT_PREFIX = "NER_CL__"
 NOT_YAML = (yaml.YAMLError, TypeError, ValueError)
@@ -44,11 +44,7 @@ def load_config(
             )
         if key.startswith(ENVIRONMENT_PREFIX):
             assign(values, key[len(ENVIRONMENT_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {override}: write it as key.path=value")
-        assign(values, key.strip().split("."), text, f"--set {override}")
+    assign_all(values, overrides)
     try:
         return parse_config(values, source=str(path), folder=path.parent)
     except ConfigError:
@@ -145,6 +141,19 @@ def assign(values: dict[str, Any], keys: Sequence[str], text: str, source: str) 
     except NOT_YAML as error:
         raise ConfigError(f"{source}: the value is not valid YAML") from error
     _put(values, keys, value, source)
+
+
+def assign_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets what `--set` gives, strings of the form `a.b=value`, before values are checked and files looked up.
+
+    Raises:
+        ConfigError: naming the string that is not of this form.
+    """
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override}: write it as key.path=value")
+        assign(values, key.strip().split("."), text, f"--set {override}")
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
