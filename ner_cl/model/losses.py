@@ -84,17 +84,20 @@ def kd_merged(
     asserts nothing about new types, so it suits words that are not annotated for them. Zero when the two agree on old
     types, however the student divides the rest between `O` and new types.
 
+    The probabilities are added up as the student means them, and the temperature is applied to what results. If they
+    were added up at a high temperature, new columns that say "no" would seem to claim a share of every word, and would
+    be pushed further down on all of them, which is what this loss must not do.
+
     Args:
         teacher: logits of the old columns, `O` first.
         student: logits of all columns, the old ones first.
-        temperature: divides both logits.
+        temperature: divides the logits of both, the student's after its new columns were added to `O`.
     """
     old = teacher.shape[-1]
-    target = torch.log_softmax(teacher.float() / temperature, dim=-1)
-    log_probs = torch.log_softmax(student.float() / temperature, dim=-1)
-    outside = torch.cat([log_probs[..., :1], log_probs[..., old:]], dim=-1).logsumexp(dim=-1, keepdim=True)
-    merged = torch.cat([outside, log_probs[..., 1:old]], dim=-1)
-    return (target.exp() * (target - merged)).sum(dim=-1)
+    student = student.float()
+    outside = torch.cat([student[..., :1], student[..., old:]], dim=-1).logsumexp(dim=-1, keepdim=True)
+    merged = torch.cat([outside, student[..., 1:old]], dim=-1)
+    return kd_sub(teacher, merged, temperature=temperature)
 
 
 def mention_weights(
