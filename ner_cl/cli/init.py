@@ -27,7 +27,7 @@ head:
 
 {stream}
 strategies:                # how old types are preserved; `ner-cl info` lists all strategies
-  - {{name: distill, temperature: 2.0, alpha: 0.5, mention_weight: 4.0}}
+  - {{name: distill, temperature: 2.0, alpha: auto, mention_weight: 4.0}}
   - {{name: frozen_trunk, layers: auto}}   # keeps embeddings and the lowest layers fixed
 
 training:

@@ -1,7 +1,7 @@
 """Knowledge distillation from the model before the step (Monaikul et al. 2021, AAAI)."""
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,12 @@ from ner_cl.types import Sentence
 __all__ = ["Distill", "DistillStrategyOptions"]
 
 
+# `alpha: auto`, measured in docs/results/defaults.md.
+_ALPHA = 0.5
+_ALPHA_OF_FEW = 0.1
+_FEW = 40  # sentences of a step
+
+
 class DistillStrategyOptions(StrategyOptions, DistillOptions):
     """Options of the loss, how the teacher is run, and how much raw text it labels besides the step's sentences.
 
@@ -29,6 +35,8 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
     as much as one of a new type, and one in a mention of an old type twice as much.
 
     Attributes:
+        alpha: weight of the KL term; `auto` is 0.5, or 0.1 where raw text stands beside fewer than 40 sentences: held
+            more, so short a step learns its new mentions by heart and finds no others.
         cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
             in every update, which takes longer and gives the same targets.
         unlabeled: share of the rows of a batch that are raw in-domain text, if the step has any; 0 ignores such text.
@@ -36,7 +44,7 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
     """
 
     name: Literal["distill"] = "distill"
-    alpha: float = Field(0.5, ge=0)
+    alpha: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # type: ignore[assignment]  # a number for heads
     mention_weight: float = Field(4.0, ge=1)
     cache: bool = True
     unlabeled: float = Field(0.25, ge=0, le=0.95)
@@ -67,11 +75,12 @@ class Distill(Strategy):
     @property
     def reads_unlabeled(self) -> bool:
         """True unless `unlabeled` or `alpha` is 0."""
-        return self.options.unlabeled > 0 and self.options.alpha > 0
+        return self.options.unlabeled > 0 and self.options.alpha != 0
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, in eval mode and without gradients."""
         self._teacher = Teacher(context.model, cache=self.options.cache) if context.old_types else None
+        self._loss: DistillOptions | None = None
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The step's sentences, followed by raw ones from step 2 on."""
@@ -92,7 +101,7 @@ class Distill(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and, on raw rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""
-        options, head, teacher = self.options, context.model.head, self._teacher
+        options, head, teacher = self._settled(context), context.model.head, self._teacher
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if teacher is None:
@@ -108,6 +117,16 @@ class Distill(Strategy):
             return {"kd_raw": head.imitation(emissions, teacher.says(context, batch), options)}
 
         return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, "unlabeled")
+
+    def _settled(self, context: StepContext) -> DistillOptions:
+        """The options of the loss, with a number for `alpha: auto`, which depends on the sentences trained on."""
+        if self._loss is None:
+            self._loss = options = self.options
+            if options.alpha == "auto":
+                raw = self.reads_unlabeled and bool(rows_from(context.encoded.origins, "unlabeled"))
+                few = len(context.encoded.sentences_from("own")) < _FEW
+                self._loss = options.model_copy(update={"alpha": _ALPHA_OF_FEW if raw and few else _ALPHA})
+        return self._loss
 
     def release(self) -> None:
         """Releases the teacher and its targets."""

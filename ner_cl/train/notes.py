@@ -13,7 +13,6 @@ __all__ = ["hardly_met", "notes"]
 
 _MANY_UNKNOWN = 0.05  # below that, mostly emoji and rare symbols
 _FEW_MET = 5  # mentions in a step's sentences; of types with fewer, much is lost (docs/results/gum-politics.md)
-_FEW_TAUGHT = 10  # mentions of a new type; with three, raw text kept it from being learned (docs/results/isolation.md)
 _NAMED = 5  # types in a note
 
 
@@ -47,16 +46,10 @@ def notes(
     if dev and not any(sentence.spans for sentence in dev):
         text = f"no dev sentence mentions {', '.join(context.types)}: the last epoch is kept, whichever is best"
         yield Note(step=context.number, text=text)
-    sentences = context.encoded.sentences_from("own")
     if context.unlabeled and not any(strategy.reads_unlabeled for strategy in strategies):
         advice = "" if any(strategy.isolates for strategy in strategies) else "; distill does"
         yield Note(step=context.number, text=f"no strategy of the list reads the raw text{advice}")
-    elif context.unlabeled and context.old_types:
-        taught = count_mentions(sentences)
-        if few := [type_ for type_ in context.types if taught[type_] < _FEW_TAUGHT]:
-            text = f"beside raw text, fewer than {_FEW_TAUGHT} mentions may be too few to learn {_named(few)}"
-            yield Note(step=context.number, text=f"{text}; give more, or no raw text")
-    own = [sentence.words for sentence in sentences]
+    own = [sentence.words for sentence in context.encoded.sentences_from("own")]
     if (share := model.encoder.pieces.share_unknown(own)) > _MANY_UNKNOWN:
         text = f"{share:.0%} of the words are unknown to this encoder; begin with one of their language or script"
         yield Note(step=context.number, text=text)

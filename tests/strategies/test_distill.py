@@ -83,7 +83,9 @@ def test_step_one_is_cross_entropy_and_needs_no_teacher(folder: Path, head: str)
 @BOTH
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_teacher_is_the_model_before_the_step(folder: Path, head: str, cache: bool) -> None:
-    strategy, context, before = begin(folder, head, cache=cache, temperature=3.0, form="sub", mention_weight=5.0)
+    strategy, context, before = begin(
+        folder, head, alpha=0.7, cache=cache, temperature=3.0, form="sub", mention_weight=5.0
+    )
     batch = all_rows(context)
     emissions = fixed_emissions(context, batch)
     with torch.no_grad():
@@ -165,7 +167,7 @@ def test_a_fresh_student_starts_without_divergence(folder: Path, head: str) -> N
 
 @BOTH
 def test_the_next_step_has_the_next_teacher(folder: Path, head: str) -> None:
-    strategy, context, _ = begin(folder, head)
+    strategy, context, _ = begin(folder, head, alpha=0.7)
     train_a_little(strategy, context)
     strategy.end_step(context)
     context.model.eval()

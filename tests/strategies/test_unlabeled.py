@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.train.toy_runs import SHORT_TRAINING
 
 HEADS = pytest.mark.parametrize("head", ["addner", "extendner", "spankl"])
 TRAIN = tuple(sentence.restrict({"LOC"}) for sentence in toy_sentences(24, seed=3, types=("PER", "LOC")))
+TRAIN_MANY = tuple(sentence.restrict({"LOC"}) for sentence in toy_sentences(40, seed=9, types=("PER", "LOC")))
 RAW = tuple(Sentence(sentence.words) for sentence in toy_sentences(15, seed=8))
 
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begin(
-    folder: Path, head: str = "extendner", *, raw: Any = RAW, **options: Any
+    folder: Path, head: str = "extendner", *, raw: Any = RAW, train: Sequence[Sentence] = TRAIN, **options: Any
 ) -> tuple[Distill, StepContext, NerModel]:
     """A strategy at the start of step 2, whose sentences are encoded with raw ones, and the model before the step."""
     model = tiny_model(folder, head, steps=[["PER"]])
@@ -49,7 +51,7 @@ def begin(
     context = toy_context(model, ["LOC"], grown=False)
     context.unlabeled = raw
     strategy.begin_step(context)
-    train = strategy.sentences(context, TRAIN)
+    train = strategy.sentences(context, train)
     model.grow(["LOC"], generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         for parameter in model.head.parameters():  # a student that has moved on
@@ -82,6 +84,30 @@ def test_terms_are_shares_of_one_mean_over_all_words(folder: Path, head: str) ->
     torch.testing.assert_close(found["kd_raw"], 0.5 * 9 * share * imitation, atol=1e-6, rtol=1e-5)
     assert found.keys() == {*alone, "kd_raw"}
     assert found["kd_raw"] > 0
+
+
+@pytest.mark.parametrize(
+    ("sentences", "raw", "options", "alpha"),
+    [
+        (39, True, {}, 0.1),
+        (40, True, {}, 0.5),
+        (39, False, {}, 0.5),
+        (39, True, {"unlabeled": 0.0}, 0.5),
+        (39, True, {"alpha": 0.5}, 0.5),
+    ],
+)
+@HEADS
+def test_few_sentences_beside_raw_text_are_held_less(
+    folder: Path, head: str, sentences: int, raw: bool, options: dict[str, float], alpha: float
+) -> None:
+    """`alpha: auto` gives the loss of that number, whatever else the batch holds."""
+    auto, context, _ = begin(folder, head, raw=RAW if raw else (), train=TRAIN_MANY[:sentences], **options)
+    fixed, alike, _ = begin(
+        folder, head, raw=RAW if raw else (), train=TRAIN_MANY[:sentences], **{**options, "alpha": alpha}
+    )
+    found, expected = (one.losses(of, *everything(of)) for one, of in ((auto, context), (fixed, alike)))
+    torch.testing.assert_close(found, expected)
+    assert ("kd_raw" in found) is (raw and "unlabeled" not in options)
 
 
 @HEADS

@@ -206,18 +206,3 @@ def test_learn_says_so_unless_something_else_holds_them(encoder: Path, stream: S
     assert not said(unlabeled=raw)
     assert not said(replay=old)
     assert not said(strategies=["frozen"])
-
-
-@pytest.mark.parametrize(
-    ("mentions", "raw", "strategy", "told"),
-    [(9, True, "distill", True), (10, True, "distill", False), (9, False, "distill", False), (9, True, "cpfd", False)],
-)
-def test_few_mentions_beside_raw_text_are_told(
-    encoder: Path, stream: Stream, mentions: int, raw: bool, strategy: str, told: bool
-) -> None:
-    mention = Sentence(("Rome", "fell"), (Span(0, 1, "LOC"),), frozenset({"LOC"}))
-    learner = Learner(first_step(encoder, stream, ["distill"]), parse_strategies([strategy]), TRAINING)
-    texts = [Sentence(("Ada", "sang"))] if raw else []
-    events = list(learner.learn_step(Step(2, ("LOC",), (mention,) * mentions, ()), unlabeled=texts))
-    text = "beside raw text, fewer than 10 mentions may be too few to learn LOC; give more, or no raw text"
-    assert (text in notes(events)) is told
