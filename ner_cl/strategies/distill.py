@@ -123,9 +123,9 @@ class Distill(Strategy):
         if self._loss is None:
             self._loss = options = self.options
             if options.alpha == "auto":
-                raw = self.reads_unlabeled and bool(rows_from(context.encoded.origins, "unlabeled"))
                 few = len(context.encoded.sentences_from("own")) < _FEW
-                self._loss = options.model_copy(update={"alpha": _ALPHA_OF_FEW if raw and few else _ALPHA})
+                beside_raw_text = self.reads_unlabeled and bool(context.unlabeled)
+                self._loss = options.model_copy(update={"alpha": _ALPHA_OF_FEW if few and beside_raw_text else _ALPHA})
         return self._loss
 
     def release(self) -> None:
