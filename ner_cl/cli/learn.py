@@ -110,8 +110,7 @@ def learn(
                 on_event=display,
                 **options,
             )
-        given = {"raw_text": bool(unlabeled), "gate": max_drop is not None}
-        publish(result, folder, max_drop, lambda: _show(result, folder, as_json=as_json, **given))
+        publish(result, folder, max_drop, lambda: _show(result, folder, unlabeled, max_drop, as_json=as_json))
     _note_kept(result.model, folder)
 
 
@@ -133,7 +132,7 @@ def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: C
     say(f"the model is in {folder}")
 
 
-def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool, gate: bool) -> None:
+def _show(result: "LearnResult", folder: Path, unlabeled: str | None, max_drop: float | None, *, as_json: bool) -> None:
     """Print the result and notes about it; they advise neither --unlabeled nor --max-drop if given."""
     if as_json:
         emit_json(result_to_dict(result, folder))
@@ -149,12 +148,12 @@ def _show(result: "LearnResult", folder: Path, *, as_json: bool, raw_text: bool,
         if change.type in result.model.tagset.steps[-1] and change.measured == "gold" and not change.after:
             say(f"note: {change.type} was not learned; give more sentences that mention it, or train for more epochs")
         if change.measured == "gold" and change.drop > NOTABLE_FALL:
-            advice = "" if gate else "; use --max-drop to reject such a model"
+            advice = "" if max_drop is not None else "; use --max-drop to reject such a model"
             say(f"note: {change.type} fell by {100 * change.drop:.1f} points{advice}")
         if change.measured == "agreement" and change.drop > NOTABLE_FALL:
             fell = f"{change.type} fell by {100 * change.drop:.1f} points of agreement"
             say(f"note: {fell} with {change.mentions} mentions found before; give --dev sentences to measure on more")
-    if result.reads_unlabeled and not raw_text and any(change.drop > NOTABLE_FALL for change in result.changes):
+    if result.reads_unlabeled and not unlabeled and any(change.drop > NOTABLE_FALL for change in result.changes):
         say("note: raw text of your domain, given with --unlabeled, helps to keep old types")
 
 

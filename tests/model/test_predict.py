@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -388,5 +389,7 @@ def test_words_are_read_as_given(models: dict[str, NerModel], head: str) -> None
     assert [(e.type, joined[e.start : e.end].replace(" ", "")) for e in alone] == [
         (span.type, "".join(words[span.start : span.end])) for span in spans
     ]
-    assert same == model.predict(joined)
+    single = model.predict(joined)
+    assert [replace(e, score=0.0) for e in same] == [replace(e, score=0.0) for e in single]
+    assert [e.score for e in same] == pytest.approx([e.score for e in single])  # batches differ in their last bits
     assert [e.score for e in alone] == pytest.approx([e.score for e in found])

@@ -1,6 +1,7 @@
 """The promise of isolation, from outside: old types are found as before, to the last bit, or nothing is published."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import ner_cl
 from ner_cl.config import parse_config
 from ner_cl.errors import CheckFailed, ConfigError
+from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.modules import ModuleOptions
 from ner_cl.strategies.modules import ModuleStrategy
@@ -69,9 +71,13 @@ def test_one_bit_of_one_score_is_seen(models: list[NerModel]) -> None:
 
     before = now()
     before.check(now())  # type: ignore[attr-defined]
-    bias = model.head.blocks[1].bias
-    with torch.no_grad():
-        bias[0] = torch.nextafter(bias[0], bias[0].new_tensor(torch.inf))
+
+    def one_bit_more(module: object, given: object, said: Emissions) -> Emissions:
+        changed = said.blocks[1].clone()
+        changed[0, 0, 0] = torch.nextafter(changed[0, 0, 0], changed.new_tensor(torch.inf))
+        return replace(said, blocks=(said.blocks[0], changed, *said.blocks[2:]))
+
+    model.register_forward_hook(one_bit_more)
     with pytest.raises(CheckFailed, match=r"steps 2 are not what they were, on 20 sentences \(\d+ words\)"):
         before.check(now())  # type: ignore[attr-defined]
 
