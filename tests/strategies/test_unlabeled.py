@@ -101,11 +101,9 @@ def test_few_sentences_beside_raw_text_are_held_less(
     folder: Path, head: str, sentences: int, raw: bool, options: dict[str, float], alpha: float
 ) -> None:
     """`alpha: auto` gives the loss of that number, whatever else the batch holds."""
-    auto, context, _ = begin(folder, head, raw=RAW if raw else (), train=TRAIN_MANY[:sentences], **options)
-    fixed, alike, _ = begin(
-        folder, head, raw=RAW if raw else (), train=TRAIN_MANY[:sentences], **{**options, "alpha": alpha}
-    )
-    found, expected = (one.losses(of, *everything(of)) for one, of in ((auto, context), (fixed, alike)))
+    texts, train = RAW if raw else (), TRAIN_MANY[:sentences]
+    begun = [begin(folder, head, raw=texts, train=train, **given) for given in (options, {**options, "alpha": alpha})]
+    found, expected = (strategy.losses(context, *everything(context)) for strategy, context, _ in begun)
     torch.testing.assert_close(found, expected)
     assert ("kd_raw" in found) is (raw and "unlabeled" not in options)
 
