@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "bernoulli_kl",
+    "cross_entropy_each",
     "kd_full",
     "kd_merged",
     "kd_sub",
@@ -21,6 +22,13 @@ __all__ = [
 ]
 
 _NEVER = -1e4  # a logit with no share in any softmax; finite, so that gradients stay zero, not NaN
+
+
+def cross_entropy_each(
+    logits: Float[Tensor, "row word tag"], targets: Int[Tensor, "row word"]
+) -> Float[Tensor, "row word"]:
+    """Cross entropy of every word in fp32, in nats; where there is no word it means nothing."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def bernoulli_kl(

@@ -97,7 +97,7 @@ class NerModel(nn.Module):
             other.subnetworks, other.runtime = copy.deepcopy(self.subnetworks), self.runtime
             other.training = self.training
         if memory:
-            other.history = list(self.history)
+            other.history, other.metrics = list(self.history), dict(self.metrics)
             other.strategy_state, other.kept_sentences = dict(self.strategy_state), dict(self.kept_sentences)
         return other
 

@@ -51,6 +51,7 @@ class StepContext:
         rate: the current fraction of the peak learning rates under the schedule, in [0, 1].
         encoded: the step's encoded training sentences; not set until they are encoded, after `sentences`.
         trained: names of the parameters that train in this step; set once every strategy's `gates` has been called.
+        together: whether rows that stand in a batch together must stay so; see `Strategy.fills_batches`.
         unlabeled: sentences of the step's domain without annotation, for strategies that can use them.
         dev: the step's dev sentences, annotated for the new types only.
     """
@@ -76,6 +77,7 @@ class StepContext:
     rate: float = 1.0
     encoded: EncodedSentences = field(init=False, repr=False, compare=False)
     trained: tuple[str, ...] = ()
+    together: bool = False
     unlabeled: tuple[Sentence, ...] = ()
     dev: tuple[Sentence, ...] = ()
 
@@ -152,6 +154,11 @@ class Strategy(ABC):
     @property
     def reads_unlabeled(self) -> bool:
         """Whether the strategy, with these options, uses unlabeled text of the step's domain."""
+        return False
+
+    @property
+    def fills_batches(self) -> bool:
+        """Whether `plan` gives every batch a share of some rows; what is planned later may add rows but part none."""
         return False
 
     @property

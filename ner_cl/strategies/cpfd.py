@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions
 from ner_cl.data.batching import Batch, rows_from
 from ner_cl.errors import ModelError
 from ner_cl.model.attention import AttentionRecorder, pooled_distance
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.losses import kd_full, masked_mean
+from ner_cl.model.losses import cross_entropy_each, kd_full, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
 from ner_cl.strategies.base import StepContext, Strategy
@@ -133,7 +132,7 @@ class Cpfd(Strategy):
         if self._lessons is None or self._imitation is None:
             self._lessons, self._imitation = self._prepare(context, teacher)
         numbers, logits = batch.word_numbers, context.model.head.as_annotated(emissions.blocks[0], batch).float()
-        ce = F.cross_entropy(logits.transpose(1, 2), self._lessons.labels[numbers], reduction="none")
+        ce = cross_entropy_each(logits, self._lessons.labels[numbers])
         kl = kd_full(teacher.says(context, batch), logits, temperature=1.0)
         found = {"ce": masked_mean(self._lessons.weights[numbers] * ce, batch.word_mask)}
         if weight := self._weight(context):

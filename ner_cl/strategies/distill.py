@@ -95,9 +95,9 @@ class Distill(Strategy):
         raw = rows_from(context.encoded.origins, "unlabeled")
         if not raw or self._teacher is None or not self.reads_unlabeled:
             return batches
-        rows = [row for batch in batches for row in batch]
+        units = batches if context.together else [[row] for batch in batches for row in batch]
         lengths, ratio = context.encoded.lengths, self.options.unlabeled
-        return mixed(rows, raw, lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
+        return mixed(units, raw, lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and, on raw rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""

@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.losses import masked_mean
+from ner_cl.model.losses import cross_entropy_each, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.heads_needed import one_softmax
@@ -99,7 +98,6 @@ class Ice(Strategy):
                 hidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
                 hidden[1:old] = True
                 logits = logits.masked_fill(hidden, -torch.inf)
-            ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
-            return {"ce": masked_mean(ce.view_as(batch.targets), batch.word_mask)}
+            return {"ce": masked_mean(cross_entropy_each(logits, batch.targets), batch.word_mask)}
 
         return on_rows(batch, emissions, terms)

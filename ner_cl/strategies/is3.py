@@ -13,10 +13,11 @@ from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import Batch, EncodedSentences, rows_from
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
-from ner_cl.model.losses import kd_full, masked_mean
+from ner_cl.model.losses import cross_entropy_each, kd_full, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.prototypes import TagMeans
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.teacher import Teacher
@@ -77,6 +78,8 @@ class Is3(Strategy):
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, from step 2 on and if distillation has a weight."""
+        hidden = (context.model.encoder.hidden,)
+        check_state("is3", self._prototypes, dict.fromkeys(context.model.tagset.tags, hidden))
         imitates = context.old_types and self.options.distillation
         self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
 
@@ -134,7 +137,7 @@ class Is3(Strategy):
         """Each word contributes to one of the two terms and counts in the mean of both."""
         head = context.model.head
         logits = hold_back_old_columns(head, emissions, factor=self.options.old_gradient)
-        ce = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.targets)
+        ce = cross_entropy_each(logits, batch.targets)
         typed = batch.targets > 0
         each = self.options.reduction == "mean_each"
         share = self._typed_share if each else 1.0

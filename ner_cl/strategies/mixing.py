@@ -8,11 +8,11 @@ import numpy as np
 
 __all__ = ["mixed"]
 
-_POOL = 512  # rows sorted by length together: little padding, while the order stays random
+_POOL = 512  # units sorted by length together: little padding, while the order stays random
 
 
 def mixed(
-    own: Sequence[int],
+    own: Sequence[Sequence[int]],
     others: Sequence[int],
     lengths: Sequence[int],
     *,
@@ -23,10 +23,10 @@ def mixed(
     """Cuts rows into batches of similar length, with at least a share `ratio` of the rows drawn from `others`.
 
     Args:
-        own: rows in random order, each of which is in one batch.
+        own: units of one or more rows in random order, each of which is in one batch.
         others: the other rows; each is drawn once before any is drawn twice.
         lengths: word pieces of every row.
-        tokens: limit on longest row × rows of a batch, for batches with more than one row of `own`.
+        tokens: limit on longest row × rows of a batch, for batches with more than one unit of `own`.
         ratio: the share, in (0, 1).
         generator: draws rows, and the order of batches.
     """
@@ -34,8 +34,8 @@ def mixed(
     drawn = _in_rounds(others, generator)
     batches: list[list[int]] = []
     for start in range(0, len(own), _POOL):
-        pool = sorted(own[start : start + _POOL], key=lambda row: lengths[row])
-        beside = sorted(islice(drawn, ceil(len(pool) * each)), key=lambda row: lengths[row])
+        pool = sorted(own[start : start + _POOL], key=lambda unit: max(lengths[row] for row in unit))
+        beside = sorted(islice(drawn, ceil(sum(map(len, pool)) * each)), key=lambda row: lengths[row])
         batches += _cut(pool, chain(beside, drawn), lengths, tokens=tokens, each=each)
     return [batches[index] for index in generator.permutation(len(batches))]
 
@@ -47,19 +47,19 @@ def _in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[
 
 
 def _cut(
-    own: Sequence[int], drawn: Iterator[int], lengths: Sequence[int], *, tokens: int, each: float
+    own: Sequence[Sequence[int]], drawn: Iterator[int], lengths: Sequence[int], *, tokens: int, each: float
 ) -> list[list[int]]:
-    """Batches of `own` in the given order, each row with as many drawn rows as the share requires."""
+    """Batches of `own` in the given order, each unit with as many drawn rows as the share requires."""
     batches: list[list[int]] = [[]]
     new = longest = 0
-    for row in own:
-        unit = [row, *islice(drawn, ceil((new + 1) * each) - (len(batches[-1]) - new))]
+    for rows in own:
+        unit = [*rows, *islice(drawn, ceil((new + len(rows)) * each) - (len(batches[-1]) - new))]
         longest = max(longest, *(lengths[index] for index in unit))
         if new and longest * (len(batches[-1]) + len(unit)) > tokens:
-            unit += islice(drawn, ceil(each) - (len(unit) - 1))
+            unit += islice(drawn, ceil(len(rows) * each) - (len(unit) - len(rows)))
             longest = max(lengths[index] for index in unit)
             batches.append([])
             new = 0
         batches[-1] += unit
-        new += 1
+        new += len(rows)
     return batches

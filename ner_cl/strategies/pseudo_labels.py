@@ -20,13 +20,12 @@ def label_old_types(context: StepContext, train: Sequence[Sentence]) -> Sequence
     """
     if not context.old_types:
         return train
-    predicted = context.predict(train)
-    return [
-        sentence
-        if sentence.annotated_types.isdisjoint(context.types)
-        else with_old_types(sentence, spans, context.old_types, nested=not context.model.head.tags_words)
-        for sentence, spans in zip(train, predicted, strict=True)
-    ]
+    labelled = list(train)
+    own = [number for number, sentence in enumerate(train) if not sentence.annotated_types.isdisjoint(context.types)]
+    nested = not context.model.head.tags_words
+    for number, spans in zip(own, context.predict([train[number] for number in own]), strict=True):
+        labelled[number] = with_old_types(train[number], spans, context.old_types, nested=nested)
+    return labelled
 
 
 def with_old_types(

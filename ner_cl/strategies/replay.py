@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch, EncodedSentences, rows_from
+from ner_cl.errors import ModelError
 from ner_cl.model.emissions import emissions_of
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean
@@ -46,8 +47,9 @@ class ReplayOptions(StrategyOptions, MemoryOptions):
         mixing: `concatenate`: remembered and new sentences shuffled together, with one mean over the words of both
             (CT0); `batch_ratio`: the same mean, but a share `ratio` of the rows of every batch is remembered; `loss`:
             batches as in `batch_ratio`, with a mean over the epoch's new words plus `weight` times a mean over its
-            remembered words (ER); `der`: as `loss`, but the second mean is replaced by `alpha` times the squared
-            distance from the logits at the end of the sentence's own step, plus `beta` times cross entropy (DER++).
+            remembered words (ER), both times the share of new words among all words, as without replay; `der`: as
+            `loss`, but the second mean is replaced by `alpha` times the squared distance from the logits at the end of
+            the sentence's own step, plus `beta` times cross entropy (DER++).
         labels: `own`: a remembered sentence says nothing about types that its step did not annotate; `relabel`: the
             model before the step adds the other old types where gold leaves room; `naive`: `O` denies every type, which
             is wrong and here for comparison only.
@@ -115,6 +117,11 @@ class Replay(Strategy):
         self._targets: _Stored | None = None
         self._scale = 1.0
 
+    @property
+    def fills_batches(self) -> bool:
+        """True for every `mixing` that goes by `ratio`."""
+        return self.options.mixing != "concatenate"
+
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The step's sentences, followed by the remembered ones."""
         groups = self.memory.by_step(context.model.tagset.steps) if self.options.strength else []
@@ -142,7 +149,8 @@ class Replay(Strategy):
             rows = [*own, *self._rehearsed(context, kept, generator)]
             return encoded.plan(rows, batch_tokens=context.batch_tokens, generator=generator)
         ratio = self.options.ratio
-        planned = mixed(own, kept, encoded.lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
+        units = [[row] for row in own]
+        planned = mixed(units, kept, encoded.lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
         if self.options.mixing in ("loss", "der"):
             self._scale = _second_mean(encoded, planned)
         return planned
@@ -246,6 +254,8 @@ class Replay(Strategy):
             if id(sentence) in self._origins:
                 logits = self._logits.get(_key(self._origins[id(sentence)][1]))
                 if logits is not None:
+                    if len(logits) != end - start:
+                        raise ModelError("replay: stored logits do not fit their sentence; teach the steps anew")
                     places[start:end] = torch.arange(rows, rows + len(logits))
                     found.append(logits)
                     rows += len(logits)

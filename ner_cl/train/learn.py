@@ -67,7 +67,8 @@ def learn(
             which is added to the strategies if not listed.
         unlabeled: raw texts of the domain, or a text file with one per line. `distill` also distils old types on them,
             and `das` with `pretrain_epochs` pre-trains on them first.
-        strategies: options or `{"name": …}` mappings; distillation on a frozen trunk by default.
+        strategies: options or `{"name": …}` mappings; by default the strategy that gave the model its sub-networks, if
+            one did, else distillation on a frozen trunk.
         isolate: change nothing that old types are found with, and verify this bit for bit. Uses the strategy that gave
             the model its sub-networks, else `modules`, unless `strategies` lists another isolating one.
         must_measure: before any training, refuse dev sentences that old types cannot be measured on, which

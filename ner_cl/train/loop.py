@@ -168,6 +168,7 @@ class StepTraining:
         """The updates of an epoch, each a list of batches, each a list of rows; identical in all processes."""
         generator = self.context.generator(f"batches/{self._stage}{epoch}")
         batches = encoded.plan(encoded.annotated, batch_tokens=self.options.batch_tokens, generator=generator)
+        self.context.together = any(strategy.fills_batches for strategy in self.strategies)
         # Strategies that add raw text come last, because its amount is a share of all other rows.
         for strategy in sorted(self.strategies, key=lambda strategy: strategy.reads_unlabeled):
             batches = strategy.plan(

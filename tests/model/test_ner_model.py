@@ -60,6 +60,24 @@ def test_a_new_model_knows_nothing_and_says_so(head: str, folder: Path) -> None:
         model.predict(["Ada met Bob."])  # at once, not when the first result is asked for
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_copy_remembers_what_it_is_asked_to(folder: Path, memory: bool) -> None:
+    model = NerModel.from_encoder(str(folder), head="addner", max_pieces=64, window_overlap=8)
+    model.history, model.metrics = [{"step": 1}], {"counts": {}}
+    copied = model.copy(memory=memory)
+    assert (copied.history, copied.metrics) == (([{"step": 1}], {"counts": {}}) if memory else ([], {}))
+
+
+def test_blocks_that_compare_can_be_merged_otherwise(folder: Path) -> None:
+    """What says how the resolver works is left out with another way of merging."""
+    options = HeadOptions(name="addner", continuation="compare")
+    model = tiny_model(folder, options, steps=[["PER"], ["LOC"]])
+    model.head.merge_by("viterbi")
+    assert (model.head.options.merge, model.head.options.continuation) == ("viterbi", "wins")
+    model.head.merge_by("resolver")
+    assert model.head.options.merge == "resolver"
+
+
 def test_an_unknown_type_is_refused_with_the_known_ones(folder: Path) -> None:
     model = tiny_model(folder, steps=[["PER"], ["LOC"]])
     with pytest.raises(ModelError, match="unknown type ORG; this model knows PER, LOC"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ner_cl.config import HeadOptions, check_head, parse_strategies
 from ner_cl.data.batching import Batch, rows_from
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext
@@ -239,6 +239,14 @@ def test_prototypes_go_along_from_step_to_step(folder: Path) -> None:
     assert [len(state) for state in kept] == [2, 4, 6]
     for earlier, later in pairwise(kept):
         assert all(torch.equal(later[tag], prototype) for tag, prototype in earlier.items())
+
+
+@pytest.mark.parametrize(("tag", "width"), [("B-PER", 7), ("B-CITY", 32)])
+def test_prototypes_of_another_model_are_refused(folder: Path, tag: str, width: int) -> None:
+    strategy, context, _ = begin(folder)
+    strategy.load_state_dict({tag: torch.zeros(width)})
+    with pytest.raises(ModelError, match="what is3 kept of earlier steps is of another model"):
+        strategy.begin_step(context)
 
 
 def test_a_model_that_has_no_prototypes_is_taught_all_the_same(folder: Path) -> None:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -539,6 +540,29 @@ def test_every_mixing_trains(folder: Path, head: str, options: dict[str, object]
     terms = {name for event in events if type(event).__name__ == "UpdateDone" for name in event.losses}
     assert terms == {"ce", "kd", "replay", *(["replay_logits"] if options.get("mixing") == "der" else [])}
     assert len(learner.model.kept_sentences["replay"]) == 12
+
+
+@pytest.mark.parametrize("mixing", ["batch_ratio", "loss", "der"])
+def test_raw_text_leaves_every_batch_its_share(folder: Path, mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the annotated rows of a batch are remembered ones, with raw rows beside them as without."""
+    planned: list[list[str]] = []
+    plan = Distill.plan
+
+    def noted(self: Distill, context: StepContext, batches: list[list[int]], generator: np.random.Generator) -> Any:
+        found = plan(self, context, batches, generator)
+        if context.old_types:
+            planned.extend([context.encoded.origins[row] for row in batch] for batch in found)
+        return found
+
+    monkeypatch.setattr(Distill, "plan", noted)
+    chosen = parse_strategies(["distill", {"name": "replay", "budget": 20, "mixing": mixing, "ratio": 0.5}])
+    learner = Learner(tiny_model(folder), chosen, SHORT_TRAINING)
+    raw = tuple(Sentence(sentence.words) for sentence in toy_sentences(30, seed=9))
+    for step in toy_stream(train=40).steps:
+        list(learner.learn_step(step, unlabeled=raw))
+    shares = Counter(batch.count("remembered") / (len(batch) - batch.count("unlabeled")) for batch in planned)
+    assert set(shares) == {0.5}
+    assert all(batch.count("unlabeled") >= len(batch) / 4 for batch in planned)
 
 
 # --- what it is for, and how it ends

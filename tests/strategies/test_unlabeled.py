@@ -276,7 +276,7 @@ def test_batches_with_raw_rows_are_of_like_length() -> None:
     draw = np.random.default_rng(0)
     lengths = np.clip(draw.lognormal(3.2, 0.6, size=1500), 4, 200).astype(int).tolist()
     own, raw = draw.permutation(1000).tolist(), list(range(1000, 1500))
-    plan = mixed(own, raw, lengths, tokens=512, ratio=0.25, generator=np.random.default_rng(1))
+    plan = mixed([[row] for row in own], raw, lengths, tokens=512, ratio=0.25, generator=np.random.default_rng(1))
     filled = sum(lengths[row] for batch in plan for row in batch)
     room = sum(max(lengths[row] for row in batch) * len(batch) for batch in plan)
     assert filled / room > 0.8  # drawn as they come, rows fill 0.6
@@ -287,6 +287,18 @@ def test_batches_with_raw_rows_are_of_like_length() -> None:
         assert new == 1 or max(lengths[row] for row in batch) * len(batch) <= 512
     firsts = [max(lengths[row] for row in batch) for batch in plan]
     assert firsts != sorted(firsts)
+
+
+def test_rows_of_a_unit_stay_together() -> None:
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(4, 60, size=300).tolist()
+    units = [list(range(start, start + 8)) for start in range(0, 200, 8)]
+    plan = mixed(units, list(range(200, 300)), lengths, tokens=512, ratio=0.25, generator=draw)
+    assert sorted(row for batch in plan for row in batch if row < 200) == list(range(200))
+    for batch in plan:
+        own = {row // 8 for row in batch if row < 200}
+        assert sum(row < 200 for row in batch) == 8 * len(own)
+        assert sum(row >= 200 for row in batch) >= 0.25 * len(batch) - 1e-9
 
 
 def test_a_teacher_that_says_too_much_to_be_kept_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,10 @@ class AddNer(Head):
             ModelError: if blocks also know older types and `merge` is not a vote.
             ConfigError: if `merge` is unknown.
         """
-        options = validate(HeadOptions, {**self.options.model_dump(), "merge": merge}, "head")
+        values = {**self.options.model_dump(), "merge": merge}
+        if merge != "resolver":
+            del values["continuation"]  # says how the resolver works
+        options = validate(HeadOptions, values, "head")
         votes = options.merge in _VOTES
         if self.knows_older and not votes:
             raise ModelError(f"blocks of this model know older types too, so {merge} cannot merge them; use vote")

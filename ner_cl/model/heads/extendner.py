@@ -6,7 +6,6 @@ from typing import Literal, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
 from ner_cl.model.decode import hide_types, span_log_probability, viterbi
@@ -14,6 +13,7 @@ from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.heads.options import DistillOptions
 from ner_cl.model.losses import (
+    cross_entropy_each,
     kd_full,
     kd_merged,
     kd_sub,
@@ -54,7 +54,7 @@ class ExtendNer(Head):
         logits = emissions.blocks[0]
         if unannotated == "unknown":
             return masked_mean(marginal_cross_entropy(logits, batch.targets, batch.annotated), batch.word_mask)
-        return masked_mean(_cross_entropy(logits, batch.targets), batch.word_mask)
+        return masked_mean(cross_entropy_each(logits, batch.targets), batch.word_mask)
 
     def as_annotated(self, scores: Float[Tensor, "row word tag"], batch: Batch) -> Float[Tensor, "row word tag"]:
         """Scores in which types of the newest step count as `O` in rows that are not annotated for them.
@@ -74,7 +74,7 @@ class ExtendNer(Head):
         kl = kl * options.scaling * mention_weights(teacher, options.mention_weight)
         typed = batch.word_mask & (batch.targets > 0)
         outside = batch.word_mask & (batch.targets == 0)
-        ce = _cross_entropy(logits, batch.targets)
+        ce = cross_entropy_each(logits, batch.targets)
         if options.reduction == "mean_each":
             terms = {"ce": masked_mean(ce, typed), "kd": masked_mean(kl, outside)}
         else:
@@ -103,9 +103,3 @@ class ExtendNer(Head):
         """Each span's forward-backward probability over legal paths, at the temperature of the last step."""
         tempered = emissions.blocks[0].float() / self.temperatures[-1]
         return span_log_probability(tempered, emissions.word_mask, spans).exp()
-
-
-def _cross_entropy(
-    logits: Float[Tensor, "row word tag"], targets: Int[Tensor, "row word"]
-) -> Float[Tensor, "row word"]:
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
