@@ -56,8 +56,9 @@ def sweep(
 
 def _line(trial: "Trial", trials: int) -> str:
     values = ", ".join(f"{key} {_short(value)}" for key, value in trial.values.items())
-    score = "training failed" if trial.score is None else f"dev F1 {percent(trial.score)}"
-    return f"trial {trial.number} of {trials} ({values}): {score} in {trial.seconds:.0f} s"
+    score = "failed" if trial.score is None else f"dev F1 {percent(trial.score)}"
+    problem = f"; {trial.problem}" if trial.problem else ""
+    return f"trial {trial.number} of {trials} ({values}): {score} in {trial.seconds:.0f} s{problem}"
 
 
 def _values(found: "Sweep") -> dict[str, Any]:

@@ -17,6 +17,8 @@ __all__ = ["NOT_YAML", "assign", "assign_all", "find_file", "load_config", "pars
 
 ENVIRONMENT_PREFIX = "NER_CL__"
 NOT_YAML = (yaml.YAMLError, TypeError, ValueError)
+# Sections of which, or of whose items, a name alone says all.
+_NAMED = ("encoder", "head", "strategies")
 """What PyYAML raises for invalid text: a date with month 13 or `{{ }}` gives a built-in Python error."""
 
 
@@ -82,6 +84,8 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         ConfigError: if a path does not exist or a value is invalid.
     """
     plain = config.model_dump(mode="json")
+    if config.encoder.overlaps_by_default:  # and will with another `max_pieces`
+        del plain["encoder"]["window_overlap"]
     for key, value in values.items():
         _put(plain, key.split("."), value, key)
     return validate(Config, plain, "config")
@@ -157,15 +161,21 @@ def assign_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
-    """Sets the value at a key path, creating missing sections."""
+    """Sets the value at a key path, creating missing sections; a head, say, of which the name stands alone is one."""
     target: Any = values
     for key in keys[:-1]:
         if isinstance(target, list) and key.isdigit() and int(key) < len(target):
-            target = target[int(key)]
+            place: Any = int(key)
         elif isinstance(target, dict):
-            target = target.setdefault(key, {})
+            place = key
+            target.setdefault(key, {})
         else:
             raise ConfigError(f"{source}: {key!r} does not lead to a section")
+        if target[place] is None:
+            target[place] = {}
+        elif isinstance(target[place], str) and keys[0] in _NAMED:
+            target[place] = {"name": target[place]}
+        target = target[place]
     if isinstance(target, list) and keys[-1].isdigit() and int(keys[-1]) < len(target):
         target[int(keys[-1])] = value
     elif isinstance(target, dict):

@@ -54,8 +54,17 @@ class EncoderOptions(Options):
         if isinstance(values, str):
             return {"name": values}
         if isinstance(values, Mapping) and "window_overlap" not in values and isinstance(values.get("max_pieces"), int):
-            return {**values, "window_overlap": max(0, min(64, values["max_pieces"] // 4))}
+            return {**values, "window_overlap": _overlap(values["max_pieces"])}
         return values
+
+    @property
+    def overlaps_by_default(self) -> bool:
+        """Whether `window_overlap` is what `max_pieces` makes it by itself."""
+        return self.window_overlap == _overlap(self.max_pieces)
+
+
+def _overlap(max_pieces: int) -> int:
+    return max(0, min(64, max_pieces // 4))
 
 
 class CorpusOptions(Options):

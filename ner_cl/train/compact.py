@@ -123,7 +123,7 @@ def compact(
 def _raw(texts: str | PathLike[str] | Sequence[str] | Sequence[Sentence]) -> list[Sentence]:
     """Sentences without annotation."""
     if isinstance(texts, str | PathLike) or (texts and isinstance(texts[0], str)):
-        return read_unlabeled(texts)  # type: ignore[arg-type]
+        return read_unlabeled(texts)
     return [Sentence(sentence.words) for sentence in texts]  # type: ignore[union-attr]
 
 

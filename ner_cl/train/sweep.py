@@ -17,7 +17,7 @@ import yaml
 
 from ner_cl.config import Config, with_values
 from ner_cl.data.stream import Stream, fingerprint
-from ner_cl.errors import ConfigError, DataError, MissingExtra, TrainingError
+from ner_cl.errors import ConfigError, DataError, MissingExtra, ModelError, TrainingError
 from ner_cl.evaluate.counts import micro_f1
 from ner_cl.evaluate.metrics import mean
 from ner_cl.files import replace_text
@@ -37,6 +37,8 @@ __all__ = ["Sweep", "Trial", "dev_score", "run_sweep"]
 _STUDY = "sweep"
 _SETTING = "setting"
 _MOST_INVALID = 100  # sets of values drawn one after the other
+_PROBLEM = "problem"
+_FAILURES = (TrainingError, ModelError)  # those of a set of values; the sweep goes on with others
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Trial:
         values: the values by key path.
         score: mean F1 (0 to 1) over the first steps on their dev sentences; None if training failed.
         seconds: how long the trial took.
+        problem: why it failed; "" if it did not.
     """
 
     number: int
     values: dict[str, Any]
     score: float | None
     seconds: float
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def run_sweep(
         ConfigError: if the search space is invalid or cannot be searched, all steps of the stream count, or the folder
             holds another sweep.
         DataError: if one of the steps has no dev sentences with its types.
-        TrainingError: if no trial succeeded.
+        TrainingError: if no trial succeeded: each diverged, or its values fitted no model.
     """
     dimensions = parse_search(config.sweep.search)
     stream = open_stream(config)
@@ -103,13 +107,17 @@ def run_sweep(
             changed = with_values(config, values)
         except ConfigError as error:
             raise optuna.TrialPruned(str(error)) from error
-        return dev_score(changed, stream, steps, engine)
+        try:
+            return dev_score(changed, stream, steps, engine)
+        except _FAILURES as error:
+            trial.set_user_attr(_PROBLEM, str(error))
+            raise
 
     invalid = 0
     while (before := len(_done(study))) < config.sweep.trials:
         # The seed depends on the number of trials, or a resumed sweep would repeat its earlier draws.
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
-        study.optimize(objective, n_trials=1, catch=(TrainingError,))
+        study.optimize(objective, n_trials=1, catch=_FAILURES)
         if len(done := _done(study)) > before:
             invalid = 0
             on_trial(done[-1])
@@ -120,7 +128,7 @@ def run_sweep(
     trials = _done(study)
     best = max(trials, key=lambda trial: -1.0 if trial.score is None else trial.score)
     if best.score is None:
-        raise TrainingError("sweep: no trial could be trained; search smaller learning rates")
+        raise TrainingError(f"sweep: no trial could be trained; the last one: {trials[-1].problem}")
     _write_best(folder, with_values(config, best.values))
     return Sweep(folder, steps, tuple(trials), best)
 
@@ -185,7 +193,13 @@ def _done(study: "optuna.Study") -> list[Trial]:
     pruned = optuna.trial.TrialState.PRUNED
     ended = [trial for trial in study.trials if trial.state.is_finished() and trial.state != pruned]
     return [
-        Trial(number, dict(trial.params), trial.value, trial.duration.total_seconds() if trial.duration else 0.0)
+        Trial(
+            number,
+            dict(trial.params),
+            trial.value,
+            trial.duration.total_seconds() if trial.duration else 0.0,
+            trial.user_attrs.get(_PROBLEM, ""),
+        )
         for number, trial in enumerate(ended, start=1)
     ]
 

@@ -81,6 +81,17 @@ def test_head_and_encoder_may_be_names_alone(tmp_path: Path) -> None:
         load_config(config_file(tmp_path, CONFIG), overrides=["head=adner"])
 
 
+def test_a_name_alone_may_be_given_options(tmp_path: Path) -> None:
+    text = CONFIG + "encoder: minilm-l6\nhead: addner\ntraining:\nstrategies: [distill, replay]\n"
+    overrides = ["encoder.max_pieces=128", "head.merge=viterbi", "training.epochs=3", "strategies.1.budget=0.05"]
+    config = load_config(config_file(tmp_path, text), overrides=overrides)
+    assert (config.encoder.name, config.encoder.max_pieces, config.training.epochs) == ("minilm-l6", 128, 3)
+    assert (config.head.name, config.head.merge) == ("addner", "viterbi")
+    assert config.strategies[1].model_dump()["budget"] == 0.05
+    with pytest.raises(ConfigError, match="'x' does not lead to a value"):
+        load_config(config_file(tmp_path, f"{text}output: runs/x\n"), overrides=["output.x=1"])
+
+
 def test_a_variable_with_one_underscore_is_told(tmp_path: Path) -> None:
     path = config_file(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match=r"NER_CL_TRAINING__EPOCHS: .*; write NER_CL__TRAINING__EPOCHS"):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from ner_cl.config import Config, parse_config
+from ner_cl.config.reading import with_values
 from ner_cl.errors import ConfigError, DataError
 from ner_cl.evaluate.counts import count_spans, micro_f1
 from ner_cl.train.engine import Engine
@@ -144,6 +145,26 @@ def test_values_that_do_not_go_together_are_no_trial(
         ("spankl", 50),
     }
     assert found.best.values == {"head.name": "spankl", "head.width": 20}
+
+
+def test_values_that_fit_no_model_are_a_failed_trial(home: Path, tmp_path: Path) -> None:
+    config = sweep_config(home, tmp_path / "run", search={"strategies.0.size": [4, 5000]}, trials=3)
+    values = config.model_dump(mode="json")
+    config = parse_config({**values, "head": {"name": "addner"}, "strategies": [{"name": "modules", "size": 4}]})
+    found = run_sweep(config, folder=tmp_path / "sweep")
+    assert len(found.trials) == 3
+    for trial in found.trials:
+        failed = trial.values["strategies.0.size"] == 5000
+        assert (trial.score is None) == failed
+        assert ("wider than" in trial.problem) == failed
+    assert {trial.values["strategies.0.size"] for trial in found.trials} == {4, 5000}
+
+
+def test_the_overlap_of_windows_goes_by_their_length(home: Path, tmp_path: Path) -> None:
+    config = sweep_config(home, tmp_path / "run")
+    assert with_values(config, {"encoder.max_pieces": 64}).encoder.window_overlap == 16
+    config = with_values(config, {"encoder.window_overlap": 5})
+    assert with_values(config, {"encoder.max_pieces": 64}).encoder.window_overlap == 5
 
 
 def test_a_sweep_lies_beside_the_run_that_it_is_for(
