@@ -53,6 +53,25 @@ class ModelSource:
         self._process = os.getpid()
         self._lock = threading.RLock()
 
+    @classmethod
+    def of_files(cls, files: Any, *, device: str) -> "ModelSource":
+        """The same for files that may come from an untrusted source.
+
+        Raises:
+            ModelError: if they are something else, not those of a model, or a name leads outside the folder.
+        """
+        if not isinstance(files, Mapping) or not all(
+            isinstance(name, str) and isinstance(content, bytes) for name, content in files.items()
+        ):
+            raise ModelError("these bytes hold no files of a model; make them with to_bytes")
+        for name in files:
+            parts = PurePosixPath(name).parts
+            if not (len(parts) == 1 or (len(parts) == 2 and parts[0] == _STRATEGY)) or parts[-1] in ("", "..", "/"):
+                raise ModelError(f"a model holds no file {name!r}; the bytes are damaged or not of a model")
+        if "labels.json" not in files:
+            raise ModelError("these bytes hold no labels.json, so no model; make them with to_bytes")
+        return cls(files=files, device=device)
+
     @contextmanager
     def borrow(self) -> Iterator["NerModel"]:
         """Lends the model to one thread at a time, because tokenizers cannot be initialised by two at once.
@@ -110,18 +129,15 @@ class ModelSource:
         Raises:
             ModelError: if there is no model, or the folder holds something else or cannot be written.
         """
-        from ner_cl.files import publish_folder
-        from ner_cl.model.store import save_model
+        from ner_cl.model.store import publish_model, save_model
 
         if (origin := self._origin()) is not None:
             paths = _model_files(origin)
             if folder.absolute().resolve() != origin.resolve():
-                _refuse_foreign(folder)
-                publish_folder(folder, lambda draft: _copy(paths, origin, draft))
+                publish_model(folder, lambda draft: _copy(paths, origin, draft))
         elif self._files is not None:
             files = self._files
-            _refuse_foreign(folder)
-            publish_folder(folder, lambda draft: _unpack(files, draft))
+            publish_model(folder, lambda draft: _unpack(files, draft))
         elif self._model is not None:
             save_model(self._model, folder)
         else:
@@ -204,15 +220,6 @@ def _copy(paths: list[Path], origin: Path, folder: Path) -> None:
 
 def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
     for name, content in files.items():
-        parts = PurePosixPath(name).parts
-        # The files may come from an untrusted source, so their names must not lead outside the folder.
-        if not (len(parts) == 1 or (len(parts) == 2 and parts[0] == _STRATEGY)) or parts[-1] in ("", "..", "/"):
-            raise ModelError(f"a model holds no file {name!r}; the bytes are damaged or not of a model")
-        target = folder / parts[0] / Path(*parts[1:])
+        target = folder / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(content)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "labels.json").is_file():
-        raise ModelError(f"{folder}: exists and is not a model folder; choose another folder")

@@ -23,6 +23,8 @@ from ner_cl.types import Sentence
 
 __all__ = ["to_onnx"]
 
+# Exporters write the weights of larger graphs to a file of their own, and a graph in one file ends at 2 GB anyway.
+_LARGEST = 1536 * 1024**2
 _INPUTS = ("piece_ids", "piece_mask", "word_pieces")
 _PROBE = (Sentence(("Ada", "lives", "in", "London", ".")), Sentence(("Aspirin", "helped", ".")))
 
@@ -39,13 +41,18 @@ def to_onnx(model: NerModel, *, int8: bool = False) -> NerModel:
 
     Raises:
         MissingExtra: if the libraries are not installed.
-        ModelError: if the model cannot be expressed as one graph.
+        ModelError: if the model cannot be expressed as one graph, or has more than 1.5 GB of weights.
     """
     model.check_types(None)
     if model.runtime is not None:
         raise ModelError("this model was exported already; export the model that it came from")
     if model.subnetworks is not None:
         raise ModelError("a sub-network a step does not make one graph; make one encoder of them with ner-cl compact")
+    if (size := sum(weight.nbytes for weight in model.state_dict().values())) > _LARGEST:
+        most, found = (f"{count / 1024**3:.1f} GB" for count in (_LARGEST, size))
+        raise ModelError(
+            f"a graph holds {most} of weights at most, and this model has {found}; use --format spacy or hf"
+        )
     graph = _graph(model)
     runtime = OnnxRuntime(_with_int8(graph) if int8 else graph, int8=int8)
     encoder = Encoder(GraphOnly(model.encoder.config), model.encoder.tokenizer, model.encoder.options)

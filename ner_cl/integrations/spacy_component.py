@@ -214,7 +214,7 @@ class NerComponent:
             files = srsly.msgpack_loads(data)["files"]
         except Exception as error:  # msgpack raises various errors on foreign bytes
             raise ModelError("these bytes are not of a ner_cl component; make them with to_bytes") from error
-        self._source = ModelSource(files=files, device=self.options.device)
+        self._source = ModelSource.of_files(files, device=self.options.device)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:

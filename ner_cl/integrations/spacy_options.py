@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ner_cl.config import Options
 
@@ -39,3 +39,9 @@ class ComponentOptions(Options):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "cpu"
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _nested_has_a_place(self) -> "ComponentOptions":
+        if self.nested and self.spans_key is None:
+            raise ValueError("nested needs a spans_key, for doc.ents cannot overlap; give one, or leave nested out")
+        return self

@@ -59,10 +59,15 @@ def save_model(model: NerModel, folder: Path) -> None:
     Raises:
         ModelError: if the folder cannot be written, or holds something other than a model.
     """
+    publish_model(folder, lambda draft: _write(model, draft))
+
+
+def publish_model(folder: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a model folder that replaces `folder` at once; errors as for `save_model`."""
     if folder.exists() and not (folder / "labels.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder}: exists and is not a model folder; choose another folder")
     try:
-        publish_folder(folder, lambda draft: _write(model, draft))
+        publish_folder(folder, write)
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
@@ -308,6 +313,14 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return read_json_lines(path)
+        records = read_json_lines(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON lines ({error})") from error
+    for number, record in enumerate(records, start=1):
+        if not (
+            isinstance(record, dict)
+            and type(record.get("step")) is int
+            and all(isinstance(record.get(key, {}), dict) for key in ("f1_after", "measured"))
+        ):
+            raise ModelError(f"{path}: record {number} does not describe a step; the file is damaged")
+    return records

@@ -123,7 +123,16 @@ class Publisher:
 
     @staticmethod
     def _check(probe: Probe, least: float | None) -> None:
-        if least is None or probe.f1 is None or probe.f1 >= least:
+        if least is None:
+            return
+        if probe.f1 is None:
+            raise Problem(
+                409,
+                "nothing_compared",
+                "of the types that both models know, neither finds one in the probe texts, so nothing was compared; "
+                "give others with --probe, or leave min_agreement out",
+            )
+        if probe.f1 >= least:
             return
         worst = min((row.f1, type_) for type_, row in probe.types.items() if row.f1 is not None)
         raise Problem(

@@ -291,6 +291,7 @@ def test_metadata(nlp: Language) -> None:
         ({"precision": "fp8"}, r"ner_cl: precision: "),
         ({"types": []}, r"ner_cl: types: "),
         ({"batch_tokens": 0}, r"ner_cl: batch_tokens: "),
+        ({"nested": True, "spans_key": None}, "ner_cl: nested needs a spans_key"),
     ],
 )
 def test_wrong_values_are_refused_at_once(pipeline: Build, options: dict[str, object], message: str) -> None:

@@ -42,6 +42,16 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
+def test_a_model_too_large_for_a_graph_is_refused(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(encoder, steps=[["PER"]])
+    size = sum(weight.nbytes for weight in model.state_dict().values())
+    monkeypatch.setattr(ner_cl.integrations.onnx, "_LARGEST", size - 1)
+    with pytest.raises(ModelError, match=r"this model has .* GB; use --format spacy or hf"):
+        to_onnx(model)
+    monkeypatch.setattr(ner_cl.integrations.onnx, "_LARGEST", size)
+    assert to_onnx(model).runtime is not None
+
+
 @pytest.fixture(scope="module", params=["extendner", "addner", "spankl"])
 def model(request: pytest.FixtureRequest, encoder: Path) -> NerModel:
     return trained_model(encoder, request.param)

@@ -104,12 +104,31 @@ def test_foreign_bytes_are_refused(pipeline: Build, data: bytes) -> None:
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "strategy/../../outside", "a/b", "..", "strategy/.."])
 def test_bytes_cannot_write_outside_the_model(tmp_path: Path, pipeline: Build, name: str) -> None:
     component = pipeline().get_pipe("ner_cl")
-    component.from_bytes(srsly.msgpack_dumps({"files": {"labels.json": b"{}", name: b"x"}}))
     with pytest.raises(ModelError, match="a model holds no file"):
-        component.load()
-    with pytest.raises(ModelError, match="a model holds no file"):
-        component.to_disk(tmp_path / "inside" / "model")
-    assert [path.name for path in tmp_path.rglob("*")] == ["inside"]
+        component.from_bytes(srsly.msgpack_dumps({"files": {"labels.json": b"{}", name: b"x"}}))
+    assert component.labels == ("PER", "LOC")  # the component keeps its model
+
+
+@pytest.mark.parametrize("files", [None, [1], {"labels.json": "x"}, {1: b"x"}, {}, {"config.json": b"{}"}])
+def test_bytes_without_the_files_of_a_model_are_refused(pipeline: Build, files: object) -> None:
+    component = pipeline().get_pipe("ner_cl")
+    with pytest.raises(ModelError, match=r"these bytes hold no .*; make them with to_bytes"):
+        component.from_bytes(srsly.msgpack_dumps({"files": files}))
+    assert component.labels == ("PER", "LOC")
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_file_in_the_way_is_kept(tmp_path: Path, pipeline: Build, used: bool) -> None:
+    (tmp_path / "mine.txt").write_text("dear")
+    component = pipeline().get_pipe("ner_cl")
+    if used:
+        component.use(component.load())
+    with pytest.raises(ModelError, match="exists and is not a model folder"):
+        component.to_disk(tmp_path / "mine.txt")
+    with pytest.raises(ModelError, match="cannot be written"):
+        component.to_disk(tmp_path / "mine.txt" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert (tmp_path / "mine.txt").read_text() == "dear"
 
 
 def test_a_folder_that_is_none_of_ours_is_left_alone(tmp_path: Path, pipeline: Build) -> None:

@@ -251,6 +251,9 @@ DAMAGES: list[tuple[Damage, str]] = [
     (put(CONFIG, "model_type", "hal"), "cannot rebuild the encoder"),
     (put(CONFIG, "num_attention_heads", 0), "cannot rebuild the encoder"),
     (overwrite("history.jsonl", b'{"step": 1}\n{'), r"history\.jsonl: not readable as JSON lines"),
+    (overwrite("history.jsonl", b'{"step": 1}\n[1]'), r"history\.jsonl: record 2 does not describe a step"),
+    (overwrite("history.jsonl", b'{"types": ["PER"]}'), r"history\.jsonl: record 1 does not describe a step"),
+    (overwrite("history.jsonl", b'{"step": 1, "f1_after": null}'), r"history\.jsonl: record 1 does not describe"),
 ]
 
 

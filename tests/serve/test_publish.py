@@ -17,6 +17,7 @@ from ner_cl_serve.settings import Batching
 from ner_cl_serve.state import StateFile
 from tests.serve.conftest import TEXT, Running
 from tests.serve.test_entities import assert_refused
+from tests.tiny import tiny_model
 
 
 @pytest.fixture
@@ -65,6 +66,19 @@ def test_models_that_agree_too_little_are_not_published(serving: Callable[..., R
     assert "less than 1" in message
     assert running.client.get("/v1/model").json()["model"] == before
     assert running.publish(model="step2", min_agreement=1.0).status_code == 200
+
+
+def test_models_of_which_nothing_can_be_compared_are_not_published(
+    serving: Callable[..., Running], tmp_path: Path
+) -> None:
+    """Neither knows a type of the other, so no agreement can be measured, and none is."""
+    for name, type_ in (("ours", "PER"), ("theirs", "DRUG")):
+        tiny_model(tmp_path / "encoder", steps=[[type_]]).save(tmp_path / name)
+    running = serving(model="ours", model_root=tmp_path)
+    message = assert_refused(running.publish(model="theirs", min_agreement=0.1), 409, "nothing_compared")
+    assert "--probe" in message
+    assert running.client.get("/v1/model").json()["model"].startswith("ours@")
+    assert running.publish(model="theirs").json()["probe"]["f1"] is None
 
 
 # --- what cannot be read
