@@ -6,7 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -23,17 +23,17 @@ def in_processes(tasks: Mapping[str, Task], workers: int) -> list[str]:
         tasks: what to do, by name; a task can be pickled, and returns a line if it failed.
         workers: number of processes at a time, which share the processor's cores.
     """
-    spawn = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+    processes = _context()
     threads = max(1, (os.cpu_count() or 1) // workers)
     waiting, failed = deque(tasks.items()), []
-    running: dict[Any, tuple[SpawnProcess, Connection, str]] = {}
+    running: dict[Any, tuple[BaseProcess, Connection, str]] = {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 name, task = waiting.popleft()
-                told, teller = spawn.Pipe(duplex=False)
-                process = spawn.Process(target=_alone, args=(task, teller, threads), daemon=True)
+                told, teller = processes.Pipe(duplex=False)
+                process = processes.Process(target=_alone, args=(task, teller, threads), daemon=True)
                 process.start()
                 teller.close()
                 running[process.sentinel] = (process, told, name)
@@ -49,6 +49,15 @@ def in_processes(tasks: Mapping[str, Task], workers: int) -> list[str]:
             process.join()
         signal.signal(signal.SIGTERM, before)
     return failed
+
+
+def _context() -> Any:
+    """Starts processes from one that has imported everything and, unlike this one, never used the GPU."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["transformers.models.bert.modeling_bert", "benchmarks.grid"])
+    return found
 
 
 def _alone(task: Task, teller: Connection, threads: int) -> None:
