@@ -22,7 +22,7 @@ def is_main_process() -> bool:
 
 def say(line: str) -> None:
     """Print one message on stderr; nothing with `--quiet`."""
-    talk.print(line, markup=False)
+    talk.print(line, markup=False, emoji=False)
 
 
 def emit(text: str) -> None:

@@ -206,7 +206,10 @@ def _parts_of(folder: Path) -> dict[str, str]:
     if (folder / "dataset_info.json").is_file():
         return {folder.name: str(folder)}
     if (saved := folder / "dataset_dict.json").is_file():
-        splits = json.loads(saved.read_text(encoding="utf-8"))["splits"]
+        try:
+            splits = [str(split) for split in json.loads(saved.read_text(encoding="utf-8"))["splits"]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(f"{saved}: does not list the splits of a data set; save it again") from error
         part_of = {stem: part for part, stems in _PARTS.items() for stem in stems}
         return {part_of.get(split, split): f"{folder}#{split}" for split in splits}
     parts: dict[str, str] = {}

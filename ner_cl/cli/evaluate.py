@@ -1,7 +1,7 @@
 """`ner-cl evaluate`: precision, recall and F1 of every type."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +11,10 @@ import typer
 from ner_cl.cli.console import emit, emit_json, percent, say, table
 from ner_cl.cli.info import matrix_text
 from ner_cl.cli.options import Alignment, Format, Json, Overlap, Scheme, Types, names
-from ner_cl.errors import ConfigError, DataError
+from ner_cl.errors import ConfigError
 from ner_cl.files import replace_file
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
-    from ner_cl.model.ner_model import NerModel
     from ner_cl.types import Sentence, Span
 
 __all__ = ["evaluate"]
@@ -76,6 +75,7 @@ def _report_of(
 ) -> dict[str, Any]:
     """Score one model."""
     from ner_cl.data.readers import read_sentences
+    from ner_cl.evaluate.scores import annotated_types, scored_types
     from ner_cl.model.predict import score_merged_and_nested, score_sentences
     from ner_cl.model.store import load_model
 
@@ -89,7 +89,10 @@ def _report_of(
             )
     tagger.check_types(asked)
     sentences = read_sentences(data, types=asked, **reading)
-    scored = _scored_types(tagger, asked, sentences, data)
+    annotated = annotated_types(sentences)
+    scored = scored_types(tagger.types, asked, annotated, data)
+    if asked is None:
+        _say_left_out(tagger.types, annotated)
     say(f"{len(sentences)} sentences")
     if tagger.head.apart and (len(tagger.tagset.steps) > 1 or not tagger.head.tags_words):
         merged, alone = score_merged_and_nested(tagger, sentences)
@@ -107,33 +110,23 @@ def _report_of(
 
 def _across_steps(models: Sequence[Path], data: str, reading: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Score the models of successive steps on the same sentences; return the values and their table."""
-    from ner_cl.evaluate.scores import score_steps
+    from ner_cl.data.readers import read_sentences
+    from ner_cl.evaluate.scores import annotated_types, score_steps
 
-    matrix = score_steps(models, data, **reading)
+    sentences = read_sentences(data, **reading)
+    matrix = score_steps(models, sentences)
+    _say_left_out(matrix.types, annotated_types(sentences))
     return {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}, matrix_text(matrix)
 
 
-def _scored_types(
-    model: "NerModel", asked: Sequence[str] | None, sentences: "Sequence[Sentence]", data: str
-) -> list[str]:
-    """Return the types to score; refuse data that are annotated for none of them, and say which are left out."""
-    from ner_cl.evaluate.scores import scored_types
-
-    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
-    scored = scored_types(model, asked, annotated)
-    if not annotated.intersection(scored):
-        raise DataError(
-            f"{data}: is not annotated for {', '.join(scored or model.types)}; "
-            f"it has {', '.join(sorted(annotated)) or 'no type'}"
-        )
-    if asked is None:
-        for title, left_out in (
-            ("unknown to the model", sorted(annotated.difference(model.types))),
-            ("not annotated in the data", [type_ for type_ in model.types if type_ not in annotated]),
-        ):
-            if left_out:
-                say(f"not scored, {title}: {', '.join(left_out)}")
-    return scored
+def _say_left_out(known: Sequence[str], annotated: Set[str]) -> None:
+    """Say which types of the data the model does not know, and which it knows that the data are not annotated for."""
+    for title, left_out in (
+        ("unknown to the model", sorted(annotated - set(known))),
+        ("not annotated in the data", [type_ for type_ in known if type_ not in annotated]),
+    ):
+        if left_out:
+            say(f"not scored, {title}: {', '.join(left_out)}")
 
 
 def _report(
@@ -198,13 +191,12 @@ def _text(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    lines = {**report["types"], "micro": report["micro"], "macro": report["macro"]}
-    for mode, averages in report["seqeval"].items():
-        lines[f"seqeval {mode}, micro"] = averages["micro"]
-    rows = [[name, *(percent(cell[key]) for key in _SCORES), cell["support"]] for name, cell in lines.items()]
+    lines = [*report["types"].items(), *((name, report[name]) for name in ("micro", "macro"))]  # names of types as well
+    lines += [(f"seqeval {mode}, micro", averages["micro"]) for mode, averages in report["seqeval"].items()]
+    rows = [[name, *(percent(cell[key]) for key in _SCORES), cell["support"]] for name, cell in lines]
     if "alone_f1" not in report["micro"]:
         return table(["type", *_SCORES, "support"], rows)
-    for row, cell in zip(rows, lines.values(), strict=True):
+    for row, (_, cell) in zip(rows, lines, strict=True):
         row[-1:] = [percent(cell.get("alone_f1")), _signed(cell.get("merging")), cell["support"]]
     return table(["type", *_SCORES, "alone", "merging", "support"], rows)
 

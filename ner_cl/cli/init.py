@@ -1,5 +1,8 @@
 """`ner-cl init`: write a configuration to start from."""
 
+import json
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +16,8 @@ __all__ = ["init"]
 
 _TEMPLATE = """\
 # A ner-cl configuration. Only `stream` is required; all other values here are the defaults.
-#   ner-cl train {path} --dry-run      checks configuration and data; writes nothing
-#   ner-cl train {path}                learns all steps; prints F1 of every type after each
+#   ner-cl train {quoted} --dry-run      checks configuration and data; writes nothing
+#   ner-cl train {quoted}                learns all steps; prints F1 of every type after each
 # To override a key: --set training.epochs=3, or the environment variable NER_CL__TRAINING__EPOCHS=3.
 
 seed: 13
@@ -40,7 +43,7 @@ training:
 gate:
   max_drop: null           # 0.05: stop if the F1 of an old type drops by more than 5 points in a step
 
-output: runs/{name}
+output: {output}
 """
 
 _OWN_STREAM = """\
@@ -80,12 +83,25 @@ def init(
     file = None if stream is None else _stream_file(stream)
     if config.exists() and not force:
         raise ConfigError(f"{config}: exists already; use --force to replace it, or name another file")
-    section = _OWN_STREAM if file is None else _PINNED_STREAM.format(file=file)
+    section = _OWN_STREAM if file is None else _PINNED_STREAM.format(file=_value(str(file)))
     name = file.stem if file else config.stem
-    text = _TEMPLATE.format(path=config, head=head, stream=section, name=name)
+    quoted = shlex.quote(str(config))
+    text = _TEMPLATE.format(quoted=quoted, head=head, stream=section, output=_value(f"runs/{name}"))
     with replace_file(config) as output:
         output.write(text.encode())
-    say(f"{config} is written; look at it, then: ner-cl train {config} --dry-run")
+    say(f"{config} is written; look at it, then: ner-cl train {quoted} --dry-run")
+
+
+def _value(text: str) -> str:
+    """Return a string as YAML: plain where it is read back as it is, else quoted."""
+    import yaml
+
+    from ner_cl.config.reading import NOT_YAML
+
+    with suppress(*NOT_YAML):
+        if yaml.safe_load(f"key: {text}") == {"key": text}:
+            return text
+    return json.dumps(text)  # its escapes are YAML's, too
 
 
 def _stream_file(name: str) -> Path:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait fo
 __all__ = ["predict"]
 
 _FORMATS = ("jsonl", "conll", "docbin")
-_ANNOTATED = (".bio", ".bioes", ".conll", ".conllu", ".iob", ".iob2", ".spacy")
 
 
 def predict(
@@ -64,16 +63,21 @@ def predict(
         assert output is not None
         write_sentences(output, [_sentence(*pair, annotated) for pair in pairs], format="docbin", empty=True)
         return
+    from ner_cl.data.writers import columns
+
     with _opened(output) as file:
         for document, entities in pairs:
             if format_ == "jsonl":
                 file.write(document.with_entities(entities))
             else:
-                file.write(_conll(_sentence(document, entities, annotated)))
+                sentence = _sentence(document, entities, annotated)
+                file.write(columns(sentence, "iob2", sentence.where).encode())
 
 
 def _check(source: str, output: Path | None, format_: str, *, nested: bool) -> None:
     """Refuse formats that do not exist or do not fit."""
+    from ner_cl.data.readers.conll import ConllReader
+    from ner_cl.data.readers.docbin import DocBinReader
     from ner_cl.registry import nearest
 
     if format_ not in _FORMATS:
@@ -82,7 +86,7 @@ def _check(source: str, output: Path | None, format_: str, *, nested: bool) -> N
         raise ConfigError("--format docbin is binary; name a file with --output")
     if format_ == "conll" and nested:
         raise ConfigError("--format conll has one tag a word and cannot say --nested; choose jsonl or docbin")
-    if Path(source).suffix.lower() in _ANNOTATED:
+    if Path(source).suffix.lower() in {".conllu", *ConllReader.suffixes, *DocBinReader.suffixes}:
         raise ConfigError(
             f"{source}: is a file of annotated sentences, and predict reads texts; make one of them with: "
             f"ner-cl data convert {source} {Path(source).with_suffix('.jsonl').name}"
@@ -107,10 +111,3 @@ def _sentence(document: Document, entities: "Sequence[Entity]", annotated: froze
     starts = {start: index for index, (start, _) in enumerate(sentence.offsets or ())}
     ends = {end: index + 1 for index, (_, end) in enumerate(sentence.offsets or ())}
     return sentence.with_spans((Span(starts[e.start], ends[e.end], e.type) for e in entities), annotated)
-
-
-def _conll(sentence: "Sentence") -> bytes:
-    from ner_cl.data.schemes import tags_of_spans
-
-    tags = tags_of_spans(sentence.spans, len(sentence.words), "iob2")
-    return "".join(f"{word}\t{tag}\n" for word, tag in zip(sentence.words, tags, strict=True)).encode() + b"\n"

@@ -72,12 +72,12 @@ def _falls(falls: dict[str, float]) -> str:
 
 def _bars() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=talk,
     )
 
@@ -126,4 +126,4 @@ class _Bars:
             case StepDone():
                 self.bars.update(self.steps, completed=event.step)
         if not isinstance(event, EpochDone) and (line := line_of(event)):
-            self.bars.console.print(line, markup=False)
+            self.bars.console.print(line, markup=False, emoji=False)

@@ -122,6 +122,8 @@ def _document(line: str, where: str) -> Document:
         record = json.loads(line)
     except (ValueError, RecursionError):
         raise DataError(f'{where}: is not valid JSON; give one object a line, such as {{"text": "..."}}') from None
+    if isinstance(record, list):
+        raise DataError(f"{where}: is a JSON array; give one object a line, for instance with: jq -c '.[]'")
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError(f'{where}: has no text; give one object a line, such as {{"text": "..."}}')

@@ -16,7 +16,7 @@ __all__ = ["read_unlabeled"]
 
 
 def read_unlabeled(
-    texts: str | PathLike[str] | Sequence[str],
+    texts: str | PathLike[str] | Sequence[Any],
     *,
     format: str = "auto",  # noqa: A002  as in read_sentences
     **reading: Any,
@@ -30,13 +30,14 @@ def read_unlabeled(
         **reading: options of `read_sentences` for a file of annotated sentences.
 
     Raises:
-        DataError: if the file cannot be read or the texts hold no word.
+        DataError: if the file cannot be read, an item is no text, or the texts hold no word.
     """
     if isinstance(texts, str | PathLike):
         found = _words_of_file(fspath(texts), format, reading)
         problem = f"{fspath(texts)}: holds no text; give one text a line"
     else:
-        found, problem = [_words_of(text) for text in texts], "unlabeled: none of the texts holds a word; give some"
+        found = [_words_of(text, number) for number, text in enumerate(texts)]
+        problem = "unlabeled: none of the texts holds a word; give some"
     sentences = [Sentence(words) for words in found if words]
     if not sentences:
         raise DataError(f"{problem}, or leave unlabeled out")
@@ -45,7 +46,7 @@ def read_unlabeled(
 
 def _words_of_file(path: str, format_: str, reading: dict[str, Any]) -> list[tuple[str, ...]]:
     if (kind := _format_of_annotated(path, format_)) is None:
-        return [_words_of(document.text) for document in read_documents(path)]
+        return [document.sentence.words for document in read_documents(path)]
     return [sentence.words for sentence in read_sentences(path, format=kind, on_overlap="keep", **reading)]
 
 
@@ -60,5 +61,9 @@ def _format_of_annotated(path: str, format_: str) -> str | None:
     return kind if kind != "conll" or format_ == "conll" or suffix in ConllReader.suffixes else None
 
 
-def _words_of(text: str) -> tuple[str, ...]:
+def _words_of(text: object, number: int) -> tuple[str, ...]:
+    if not isinstance(text, str):
+        raise DataError(
+            f"unlabeled: item {number} is of type {type(text).__name__}; give texts, such as the column dataset['text']"
+        )
     return tuple(text[start:end] for start, end in split_words(text))

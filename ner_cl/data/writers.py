@@ -14,7 +14,7 @@ from ner_cl.files import replace_file
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
-__all__ = ["format_to_write", "write_sentences"]
+__all__ = ["columns", "format_to_write", "write_sentences"]
 
 _SUFFIXES = {
     **dict.fromkeys((".conll", ".iob", ".iob2", ".bio", ".bioes", ".tsv", ".txt"), "conll"),
@@ -83,23 +83,33 @@ def format_to_write(path: str | PathLike[str], chosen: str = "auto") -> str:
     return found
 
 
+def columns(sentence: Sentence, scheme: str, where: str) -> str:
+    """Return a sentence as lines of word, tab and tag, with a blank line after them.
+
+    Args:
+        sentence: the sentence.
+        scheme: the tag scheme.
+        where: what messages begin with.
+
+    Raises:
+        DataError: if columns cannot hold a word or type, or spans overlap.
+    """
+    for word in sentence.words:
+        if not word.strip(" ") or any(char in word for char in "\t\n\r") or word.startswith("-DOCSTART-"):
+            raise DataError(f"{where}a column file cannot hold the word {word!r}; write JSONL")
+    for span in sentence.spans:
+        if span.type != " ".join(span.type.split()) or not span.type:
+            raise DataError(f"{where}a column file cannot hold the type {span.type!r}; write JSONL")
+    try:
+        tags = tags_of_spans(sentence.spans, len(sentence.words), scheme)
+    except DataError as error:
+        raise DataError(f"{where}{error}") from None
+    return "".join(f"{word}\t{tag}\n" for word, tag in zip(sentence.words, tags, strict=True)) + "\n"
+
+
 def _conll(sentences: Sequence[Sentence], scheme: str) -> bytes:
-    lines: list[str] = []
-    for number, sentence in enumerate(sentences, start=1):
-        where = _where(sentence, number)
-        for word in sentence.words:
-            if not word.strip(" ") or any(char in word for char in "\t\n\r") or word.startswith("-DOCSTART-"):
-                raise DataError(f"{where}a column file cannot hold the word {word!r}; write JSONL")
-        for span in sentence.spans:
-            if span.type != " ".join(span.type.split()) or not span.type:
-                raise DataError(f"{where}a column file cannot hold the type {span.type!r}; write JSONL")
-        try:
-            tags = tags_of_spans(sentence.spans, len(sentence.words), scheme)
-        except DataError as error:
-            raise DataError(f"{where}{error}") from None
-        lines += [f"{word}\t{tag}" for word, tag in zip(sentence.words, tags, strict=True)]
-        lines.append("")
-    text = "".join(f"{line}\n" for line in lines)
+    numbered = enumerate(sentences, start=1)
+    text = "".join(columns(sentence, scheme, _where(sentence, number)) for number, sentence in numbered)
     # A reader strips one byte-order mark from the start of a file; if the first word begins with one, add another.
     return _encoded(f"\ufeff{text}" if text.startswith("\ufeff") else text, sentences)
 

@@ -13,8 +13,9 @@ from ner_cl.evaluate.matrix import Matrix
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import Past, load_model, read_past
+from ner_cl.types import Sentence
 
-__all__ = ["Scores", "score", "score_steps", "scored_types"]
+__all__ = ["Scores", "annotated_types", "score", "score_steps", "scored_types"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Scores:
         """Precision, recall and F1 × 100 of each type, and its number of gold mentions."""
         width = max(len("micro"), *map(len, self.types), 0)
         lines = [f"{'type':<{width}}  precision  recall      f1  support"]
-        for name, counts in {**self.types, "micro": self.micro}.items():
+        for name, counts in (*self.types.items(), ("micro", self.micro)):  # a type may be called micro
             values = (counts.precision, counts.recall, counts.f1)
             precision, recall, f1 = ("-" if value is None else f"{100 * value:.1f}" for value in values)
             lines.append(f"{name:<{width}}  {precision:>9}  {recall:>6}  {f1:>6}  {counts.gold:>7}")
@@ -79,19 +80,35 @@ def score(
     tagger = _model(model)
     tagger.check_types(types)
     sentences = sentences_of(data, types=types, **reading)
-    annotated = {type_ for sentence in sentences for type_ in sentence.annotated_types}
-    if not annotated.intersection(scored := scored_types(tagger, types, annotated)):
-        raise DataError(
-            f"the data are not annotated for {', '.join(scored or tagger.types)}; they have "
-            f"{', '.join(sorted(annotated)) or 'no type'}"
-        )
+    scored = scored_types(tagger.types, types, annotated_types(sentences))
     return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
 
 
-def scored_types(model: NerModel, asked: Sequence[str] | None, annotated: Set[str]) -> list[str]:
-    """Return the types to score, in learning order: those asked for, else those the data are annotated for."""
+def annotated_types(sentences: Iterable[Sentence]) -> set[str]:
+    """Return the types that at least one sentence is annotated for."""
+    return {type_ for sentence in sentences for type_ in sentence.annotated_types}
+
+
+def scored_types(
+    known: Sequence[str], asked: Sequence[str] | None, annotated: Set[str], data: str = "data"
+) -> list[str]:
+    """Return the types to score, in learning order: those asked for, else those the data are annotated for.
+
+    Args:
+        known: the types that the model knows, in learning order.
+        asked: the types asked for; None if none.
+        annotated: the types that the data are annotated for.
+        data: the name of the data, for the message.
+
+    Raises:
+        DataError: if the data are annotated for none of them.
+    """
     wanted = annotated if asked is None else asked
-    return [type_ for type_ in model.types if type_ in wanted]
+    scored = [type_ for type_ in known if type_ in wanted]
+    if annotated.isdisjoint(scored):
+        present = ", ".join(sorted(annotated)) or "no type"
+        raise DataError(f"{data}: is not annotated for {', '.join(scored or known)}; it has {present}")
+    return scored
 
 
 def score_steps(
@@ -107,7 +124,7 @@ def score_steps(
         **reading: options of `read_sentences` for a file.
 
     Raises:
-        DataError: if the file cannot be read.
+        DataError: if the file cannot be read, or is annotated for none of the types.
         ModelError: if a model cannot be read, or two of them do not continue one another.
 
     Example:
@@ -120,6 +137,7 @@ def score_steps(
     by_step = {len(past.steps): model for past, model in zip(pasts, models, strict=True)}
     sentences = sentences_of(data, **reading)
     matrix = Matrix.start(max((past.steps for past in pasts), key=len))
+    scored_types(matrix.types, None, annotated_types(sentences))
     for number in range(1, len(matrix.steps) + 1):
         counts = None
         if number in by_step:  # only one model at a time is in memory

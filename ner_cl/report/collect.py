@@ -158,8 +158,9 @@ def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
                 "report one of them, or put them side by side with `ner-cl compare`"
             )
         if len(run.matrix.counts) != len(first.matrix.counts):
+            unfinished = min(run, first, key=lambda one: len(one.matrix.counts))
             raise DataError(
-                f"{folder}: {run.folder} is not done; go on with it by --resume, or report the others alone"
+                f"{folder}: {unfinished.folder} is not done; go on with it by --resume, or report the others alone"
             )
 
 

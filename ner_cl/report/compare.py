@@ -273,7 +273,7 @@ def _contrast(
     tables = [(left, right) for left, right in pairs if all(_last(outputs, run) for run in (left, right))]
     types = sorted(baseline[0].matrix.types)
     counts = [(_table(left, outputs, types), _table(right, outputs, types)) for left, right in tables]
-    same_sentences = len({table.shape for pair in counts for table in pair}) == 1
+    same_sentences = len({outputs[run.folder].fingerprint for pair in tables for run in pair}) == 1
     changes = {
         key: [
             after - before

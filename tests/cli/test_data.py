@@ -66,6 +66,15 @@ def test_a_folder_must_say_which_file_is_which(
     assert "name the files one by one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["{}", "{", "[1]", '{"splits": 3}'])
+def test_a_saved_data_set_that_is_damaged_is_named(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset_dict.json").write_text(text)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "dataset_dict.json: does not list the splits of a data set; save it again" in capsys.readouterr().err
+
+
 def test_equal_names_in_two_folders_are_told_apart(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
     other = f"{toy.data}/../data/train.jsonl"
     assert main(["data", "check", str(toy.data / "train.jsonl"), other, "--json"]) == 0

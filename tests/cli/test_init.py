@@ -1,5 +1,7 @@
 """`ner-cl init`."""
 
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,22 @@ def test_a_file_is_replaced_only_by_force(tmp_path: Path, capsys: pytest.Capture
     assert path.read_text() == "mine"
     assert main(["init", str(path), "--force"]) == 0
     assert path.read_text() != "mine"
+
+
+@pytest.mark.parametrize("name", ["a: b", "my run #1", "yes", "1", "it's", 'a "b"', "ü"])
+def test_any_name_is_kept(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"{name}.yaml"
+    assert main(["init", str(path)]) == 0
+    assert load_config(path, environment={}).output == f"runs/{name}"
+    assert f"ner-cl train {shlex.quote(str(path))} --dry-run" in capsys.readouterr().err
+
+
+def test_the_name_of_a_stream_is_kept(repository: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(repository / "configs" / "streams" / "gum.yaml", tmp_path / "a: b #1.yaml")
+    path = tmp_path / "mine.yaml"
+    assert main(["init", str(path), "--stream", str(copy)]) == 0
+    values = yaml.safe_load(path.read_text())
+    assert (values["stream"]["file"], values["output"]) == (str(copy), "runs/a: b #1")
 
 
 def test_an_unknown_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,7 @@ def test_nested_entities(head: str, tmp_path: Path, stdin: Put, capsys: pytest.C
     [
         (b'{"text": "a"}\nnot json\n', "stdin:2: is not valid JSON"),
         (b'{"text": "a"}\n{"txt": "b"}\n', "stdin:2: has no text"),
-        (b'{"text": "a"}\n[1]\n', "stdin:2: has no text"),
+        (b'{"text": "a"}\n[1]\n', "stdin:2: is a JSON array"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "stdin:2: holds half a character"),
         (b'{"text": "a"}\n{"text": "b", "meta": {"x": ["\\ud800"]}}\n', "stdin:2: holds half a character"),
         (b"fine\nG\xf6ttingen\n", "stdin:2: is not UTF-8"),
@@ -215,7 +215,7 @@ def test_a_blank_line_is_an_empty_document_in_a_docbin(model_folder: Path, tmp_p
     assert [len(doc) for doc in DocBin().from_disk(output).get_docs(Vocab())] == [4, 0, 3]
 
 
-@pytest.mark.parametrize("name", ["old.conll", "old.spacy"])
+@pytest.mark.parametrize("name", ["old.conll", "old.spacy", "old.tsv", "old.conllu"])
 def test_annotated_sentences_are_no_texts(
     name: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +250,25 @@ def test_words_of_a_record_are_read_as_given(
         assert main([*command, "--format", format_]) == 0
         [again] = read_sentences(path)
         assert (again.words, list(again.spans)) == (words, spans)
+
+
+@pytest.mark.parametrize("word", ["Smith\tvisited", "-DOCSTART-"])
+def test_words_that_columns_cannot_hold_are_named(
+    word: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"text": f"Ada {word}", "word_offsets": [[0, 3], [4, 4 + len(word)]]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    output = tmp_path / "o.conll"
+    command = ["predict", str(model_folder), str(tmp_path / "in.jsonl"), "--format", "conll", "--output", str(output)]
+    assert main(command) == 2
+    assert f"in.jsonl:1: a column file cannot hold the word {word!r}; write JSONL" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_an_array_is_told_from_lines(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.json").write_text('[{"text": "Ada"}]')
+    assert main(["predict", str(model_folder), str(tmp_path / "in.json")]) == 2
+    assert "in.json:1: is a JSON array; give one object a line" in capsys.readouterr().err
 
 
 def test_words_that_do_not_fit_the_text_are_named(

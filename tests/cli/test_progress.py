@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 import ner_cl.cli.progress
+from ner_cl.cli.console import say
 from ner_cl.cli.progress import line_of, progress
 from ner_cl.train.events import EpochDone, Event, Note, Resumed, RunDone, StepDone, StepStarted, UpdateDone
 
@@ -105,3 +106,15 @@ def test_on_a_terminal_there_are_bars(steps: int | None, monkeypatch: pytest.Mon
     assert "epoch 2  loss 0.500" in shown
     assert "step 2 done in 2 s" in shown
     assert "4/6" in shown or "5/6" in shown
+
+
+def test_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(ner_cl.cli.progress, "talk", Console(file=screen, force_terminal=True, width=120))
+    start = StepStarted(step=1, types=("[/PER]", ":x:"), sentences=6, words=9, updates=1, epochs=1, strategies=("ewc",))
+    with progress() as show:
+        show(start)
+    assert screen.getvalue().count("step 1 ([/PER], :x:)") >= 2  # the line and the bar
+    ner_cl.cli.progress.talk.quiet = False
+    say("runs/a:x:b and [/PER]")
+    assert capsys.readouterr().err == "runs/a:x:b and [/PER]\n"

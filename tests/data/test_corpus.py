@@ -85,6 +85,17 @@ def test_raw_text_comes_in_any_form(tmp_path: Path, name: str, content: str) -> 
     assert list(load_corpus(options).unlabeled) == expected
 
 
+def test_raw_text_has_the_words_that_its_record_says(tmp_path: Path) -> None:
+    text, offsets = "New\tYork is -DOCSTART-", [[0, 8], [9, 11], [12, 22]]
+    raw = write(tmp_path / "raw.jsonl", {"text": text, "word_offsets": offsets})
+    assert read_unlabeled(raw) == [Sentence(("New\tYork", "is", "-DOCSTART-"))]
+
+
+def test_raw_text_that_is_no_text_is_named() -> None:
+    with pytest.raises(DataError, match=r"unlabeled: item 1 is of type dict; give texts, such as .*\['text'\]"):
+        read_unlabeled(["Ada", {"text": "Rome"}])
+
+
 def test_raw_text_need_not_have_the_format_of_the_corpus(tmp_path: Path) -> None:
     (tmp_path / "train.conll").write_text("Ada B-PER\nsaw O\nRome O\n", encoding="utf-8")
     train = str(tmp_path / "train.conll")

@@ -6,6 +6,8 @@ from spacy.tokens import Doc, DocBin
 from spacy.tokens import Span as DocSpan
 
 from ner_cl.data.readers import read_sentences, read_with_report
+from ner_cl.data.readers.base import ReadReport
+from ner_cl.data.readers.docbin import drafts_of_doc
 from ner_cl.errors import DataError
 from ner_cl.types import Span
 
@@ -106,6 +108,30 @@ def test_foreign_files(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"x\.spacy: is not a spaCy DocBin") as caught:
         read_sentences(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("PER", "has annotated_types 'PER'; write a list of names"),
+        (3, "has annotated_types 3; write a list of names"),
+        ([""], "has annotated_types"),
+        (["LOC"], r"has a span of type PER that its annotated_types \(LOC\) lack"),
+    ],
+)
+def test_what_a_document_says_it_is_annotated_for_is_checked(tmp_path: Path, declared: object, said: str) -> None:
+    doc = annotated("Ada came.", (0, 1, "PER"))
+    doc.user_data["annotated_types"] = declared
+    DocBin(docs=[doc], store_user_data=True).to_disk(tmp_path / "x.spacy")
+    with pytest.raises(DataError, match=rf"x\.spacy:1: {said}"):
+        read_sentences(tmp_path / "x.spacy")
+
+
+def test_the_types_that_a_document_declares_may_be_in_any_collection() -> None:
+    doc = annotated("Ada came.", (0, 1, "PER"))
+    doc.user_data["annotated_types"] = {"PER", "LOC"}
+    [draft] = drafts_of_doc(doc, 1, ReadReport("document"))
+    assert draft.annotated_types == {"PER", "LOC"}
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ner_cl.data.writers import write_sentences
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import Counts, count_spans
 from ner_cl.evaluate.matrix import render
+from ner_cl.evaluate.scores import Scores
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.learner import Learner
@@ -81,8 +82,22 @@ def test_the_models_of_successive_steps_make_a_matrix(
     told = json.loads((tmp_path / "all.json").read_text())
     assert told["models"] == [str(folder) for folder in folders]
     assert {key: told[key] for key in matrix.to_dict()} == json.loads(json.dumps(matrix.to_dict()))
+    assert "not scored" not in capsys.readouterr().err
+    only = [sentence.restrict(["PER"]) for sentence in TEST]
+    write_sentences(tmp_path / "only.jsonl", only)
+    assert main([*words[:-1], str(tmp_path / "only.jsonl")]) == 0
+    assert "not scored, not annotated in the data: LOC" in capsys.readouterr().err
     assert main([*words, "--types", "PER"]) == 2
     assert "leave --types, --lenient and --merge out" in capsys.readouterr().err
+
+
+def test_a_type_may_be_called_as_an_average_is() -> None:
+    lines = str(Scores({"micro": Counts(tp=1), "PER": Counts(fp=5, fn=5)})).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["micro", "100.0", "100.0", "100.0", "1"],
+        ["PER", "0.0", "0.0", "0.0", "5"],
+        ["micro", "16.7", "16.7", "16.7", "6"],
+    ]
 
 
 def test_a_step_may_be_missing(folders: list[Path]) -> None:
@@ -110,9 +125,11 @@ def test_models_that_do_not_continue_one_another_are_refused(folders: list[Path]
 
 def test_data_of_other_types_and_a_single_model_are_refused(folders: list[Path]) -> None:
     records = [{"text": "Ada lives", "spans": [{"start": 0, "end": 3, "label": "DRUG"}]}]
-    with pytest.raises(DataError, match="the data are not annotated for PER, LOC; they have DRUG"):
+    with pytest.raises(DataError, match="data: is not annotated for PER, LOC; it has DRUG"):
         ner_cl.score(folders[1], records)
-    with pytest.raises(DataError, match="they have no type"):
+    with pytest.raises(DataError, match="data: is not annotated for PER, LOC; it has DRUG"):
+        ner_cl.score_steps(folders, records)
+    with pytest.raises(DataError, match="it has no type"):
         ner_cl.score(folders[1], [])
     with pytest.raises(ModelError, match="models must be a list of models, not the path"):
         ner_cl.score_steps(str(folders[1]), TEST)  # type: ignore[arg-type]

@@ -191,6 +191,18 @@ def test_other_data_are_refused(methods: list[Path], tmp_path: Path, part: str, 
         compare([methods[0], other])
 
 
+def test_sentences_of_other_test_sets_are_not_paired(methods: list[Path], tmp_path: Path) -> None:
+    """Two test sets of the same length are still two."""
+    test = Path(load_run(methods[1] / "seed-1").config.stream.corpus.test)
+    lines = test.read_text().splitlines()
+    (tmp_path / "turned.jsonl").write_text("\n".join(reversed(lines)))
+    other = changed(methods[1] / "seed-1", tmp_path / "other", stream__corpus__test=str(tmp_path / "turned.jsonl"))
+    [contrast] = compare([methods[0], other], allow_differences=True, resamples=10).contrasts
+    assert (contrast.pairs, contrast.micro, contrast.macro) == (1, None, None)
+    [contrast] = compare([methods[0], methods[1] / "seed-1"], resamples=10).contrasts
+    assert contrast.micro is not None
+
+
 def test_other_orders_without_one_in_common_are_refused(methods: list[Path], tmp_path: Path) -> None:
     home = methods[0].parent
     values = run_config(home).stream.model_copy(update={"steps": (("LOC",), ("PER",))})

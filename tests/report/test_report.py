@@ -168,6 +168,16 @@ def test_runs_that_differ_are_not_averaged(seeds: Path, tmp_path: Path) -> None:
         collect(both)
 
 
+@pytest.mark.parametrize("unfinished", ["seed-1", "seed-2"])
+def test_the_run_that_is_not_done_is_named(seeds: Path, tmp_path: Path, unfinished: str) -> None:
+    both = shutil.copytree(seeds, tmp_path / "both")
+    matrix = both / unfinished / "matrix.json"
+    values = json.loads(matrix.read_text())
+    matrix.write_text(json.dumps({**values, "counts": values["counts"][:1]}))
+    with pytest.raises(DataError, match=f"both/{unfinished} is not done"):
+        collect(both)
+
+
 def test_paths_of_corpora_are_told_as_others_would_write_them(seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NER_CL_DATA", str(seeds.parent))
     assert "train: $NER_CL_DATA/corpus/train.conll" in collect(seeds / "seed-1").config

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, final
 
 from ner_cl.data.readers.base import Draft, Reader, ReadOptions, ReadReport, read_bytes
+from ner_cl.data.readers.records import RecordError, check_declared, declared_types
 from ner_cl.errors import DataError, first_line
 from ner_cl.registry import readers
 from ner_cl.types import Span
@@ -103,11 +104,16 @@ def _draft(
             report.refuse(number, f"span {span.start_char}..{span.end_char} {span.text!r} {fault}; correct it")
             return None
         aligned.append(Span(words[0], words[-1] + 1, span.label_))
-    declared = sentence.doc.user_data.get(ANNOTATED_TYPES)
+    try:
+        declared = declared_types(sentence.doc.user_data.get(ANNOTATED_TYPES))
+        check_declared(aligned, declared)
+    except RecordError as error:
+        report.refuse(number, str(error))
+        return None
     return Draft(
         words=tuple(token.text for token in tokens),
         spans=tuple(aligned),
-        annotated_types=None if declared is None else frozenset(declared),
+        annotated_types=declared,
         line=number,
         text=sentence.text,
         offsets=tuple(

@@ -9,7 +9,14 @@ from ner_cl.data.readers.tagged import TaggedSentence, drafts_of_tagged
 from ner_cl.data.words import split_words
 from ner_cl.types import Span
 
-__all__ = ["RecordError", "drafts_of_records", "sentence_of_record", "word_offsets"]
+__all__ = [
+    "RecordError",
+    "check_declared",
+    "declared_types",
+    "drafts_of_records",
+    "sentence_of_record",
+    "word_offsets",
+]
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -54,7 +61,7 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
     if record.get("answer", "accept") in ("reject", "ignore"):
         report.repaired(f"line with answer {record['answer']!r} skipped", line)
         return None
-    declared = _declared(record)
+    declared = declared_types(record.get("annotated_types"))
     if isinstance(record.get("data"), Mapping) and ("annotations" in record or "text" not in record):
         return _label_studio(record, declared, line, options, report)
     words = record.get("tokens", record.get("words"))
@@ -71,11 +78,12 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
     return _annotated_text(record["text"], _span_items(record), declared, line, options, report, own_words=own)
 
 
-def _declared(record: Record) -> frozenset[str] | None:
-    types = record.get("annotated_types")
+def declared_types(types: Any) -> frozenset[str] | None:
+    """Check the types that a record says it is annotated for; None if it does not say."""
     if types is None:
         return None
-    if not isinstance(types, list) or not all(isinstance(type_, str) and type_ for type_ in types):
+    several = isinstance(types, list | tuple | set | frozenset)
+    if not several or not all(isinstance(type_, str) and type_ for type_ in types):
         raise RecordError(f'has annotated_types {types!r}; write a list of names, such as ["PER"]')
     return frozenset(types)
 
@@ -101,7 +109,7 @@ def _annotated_text(
     if aligned is None:
         return None
     words = tuple(text[start:end] for start, end in offsets)
-    _check_types(aligned, declared)
+    check_declared(aligned, declared)
     return Draft(words, tuple(aligned), declared, line, text, tuple(offsets))
 
 
@@ -134,7 +142,7 @@ def _pretokenised(
         return None
     if tag_key is None:
         spans = [span for item in _span_items(record) for span in _word_spans(item, len(words), line, report)]
-        _check_types(spans, declared)
+        check_declared(spans, declared)
         return Draft(tuple(words), tuple(spans), declared, line)
     tags = record[tag_key]
     if not all(isinstance(tag, str) for tag in tags):
@@ -257,7 +265,8 @@ def _is_list_of_tags(value: object) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(tag, str | int) for tag in value)
 
 
-def _check_types(spans: Sequence[Span], declared: frozenset[str] | None) -> None:
+def check_declared(spans: Sequence[Span], declared: frozenset[str] | None) -> None:
+    """Refuse spans of types that the record does not say it is annotated for."""
     for span in spans:
         if declared is not None and span.type not in declared:
             known = ", ".join(sorted(declared))
