@@ -42,15 +42,15 @@ def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
 
 
 def payers(
-    options: BalanceOptions, paying: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
+    reduction: Literal["mean_each", "sum_then_mean"], paying: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
 ) -> Float[Tensor, " word"]:
-    """A factor for every word of the step that gives a mean over all words the scale of `options.reduction`.
+    """A factor for every word of the step that gives a mean over all words the scale of a reduction.
 
     Args:
-        options: the options, with the reduction.
+        reduction: see `BalanceOptions`.
         paying: which words contribute to the term; others get 0.
         own: which words the mean is taken over.
     """
-    if options.reduction == "sum_then_mean":
+    if reduction == "sum_then_mean":
         return paying.float()
     return paying * (own.sum() / paying.sum().clamp(min=1))

@@ -186,7 +186,7 @@ class Cfner(Strategy):
             numbers, order = torch.cat([found for found, _ in kind]).sort()
             vectors = torch.cat([found for _, found in kind])[order]
             neighbours.add(numbers, vectors, candidates=self.options.candidates)
-        gold, imitation = (payers(self.options, paying, words.own) for paying in (words.typed, words.outside))
+        gold, imitation = (payers(self.options.reduction, paying, words.own) for paying in (words.typed, words.outside))
         return _Knowledge(logits, neighbours, gold, imitation)
 
 

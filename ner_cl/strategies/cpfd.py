@@ -149,8 +149,8 @@ class Cpfd(Strategy):
             least_share=options.least_share,
             type_balance=options.type_balance,
         )
-        lessons = replace(lessons, weights=lessons.weights * payers(options, lessons.believed, words.own))
-        return lessons, payers(options, words.outside, words.own)
+        lessons = replace(lessons, weights=lessons.weights * payers(options.reduction, lessons.believed, words.own))
+        return lessons, payers(options.reduction, words.outside, words.own)
 
     def _weight(self, context: StepContext) -> float:
         new = context.model.head.new_block().out_features

@@ -1,6 +1,6 @@
 """IS3: distillation for old types, and two measures against the bias to new ones (Qiu et al. 2024, Findings of ACL)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ner_cl.config import HeadOptions, StrategyOptions
-from ner_cl.data.batching import Batch, EncodedSentences, rows_from
+from ner_cl.data.batching import Batch
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import cross_entropy_each, kd_full, masked_mean
 from ner_cl.registry import strategies
+from ner_cl.strategies.balance import payers
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.prototypes import TagMeans
 from ner_cl.strategies.rows import on_rows
+from ner_cl.strategies.step_words import StepWords
 from ner_cl.strategies.teacher import Teacher
 
 __all__ = ["Is3", "Is3Options", "hold_back_old_columns"]
@@ -70,7 +72,7 @@ class Is3(Strategy):
         super().__init__(options)
         self._prototypes: dict[str, Float[Tensor, " hidden"]] = {}
         self._added: dict[str, Float[Tensor, " hidden"]] = {}
-        self._typed_share = 0.5
+        self._gold = self._imitation = torch.empty(0)
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses heads without one softmax, where new types do not affect old columns."""
@@ -84,8 +86,11 @@ class Is3(Strategy):
         self._teacher = Teacher(context.model, cache=self.options.cache) if imitates else None
 
     def begin_stage(self, context: StepContext) -> None:
-        """Computes the share of words that the cross entropy covers."""
-        self._typed_share = _typed_share(context.encoded, context.types)
+        """Computes what every word counts in each of the two terms."""
+        words = StepWords.of(context.encoded, context.model.device)
+        self._gold, self._imitation = (
+            payers(self.options.reduction, paying, words.own) for paying in (words.typed, words.outside)
+        )
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and `prototypes`, which does not depend on the batch; in step 1, plain cross entropy."""
@@ -122,6 +127,7 @@ class Is3(Strategy):
     def release(self) -> None:
         """Releases the teacher. New prototypes count only from now on, after others have measured this step's loss."""
         self._teacher = None
+        self._gold = self._imitation = torch.empty(0)
         self._prototypes |= self._added
         self._added = {}
 
@@ -138,15 +144,12 @@ class Is3(Strategy):
         head = context.model.head
         logits = hold_back_old_columns(head, emissions, factor=self.options.old_gradient)
         ce = cross_entropy_each(logits, batch.targets)
-        typed = batch.targets > 0
-        each = self.options.reduction == "mean_each"
-        share = self._typed_share if each else 1.0
-        terms = {"ce": masked_mean(torch.where(typed, ce, torch.zeros_like(ce)), batch.word_mask) / share}
+        terms = {"ce": masked_mean(self._gold[batch.word_numbers] * ce, batch.word_mask)}
         if self._teacher is not None:
             said = head.as_annotated(emissions.blocks[0], batch)
             kl = kd_full(self._teacher.says(context, batch), said, temperature=1.0)
-            kd = masked_mean(torch.where(typed, torch.zeros_like(kl), kl), batch.word_mask)
-            terms["kd"] = self.options.distillation * kd / (1 - share if each else 1.0)
+            kd = masked_mean(self._imitation[batch.word_numbers] * kl, batch.word_mask)
+            terms["kd"] = self.options.distillation * kd
         return terms
 
     def _prototype_loss(self, context: StepContext) -> Float[Tensor, ""]:
@@ -161,14 +164,6 @@ class Is3(Strategy):
         targets = torch.tensor([number for number, _ in known], device=device)
         logits = torch.cat(head.scores(vectors.unsqueeze(0)), dim=-1)[0]
         return F.cross_entropy(logits, targets)
-
-
-def _typed_share(encoded: EncodedSentences, types: Sequence[str]) -> float:
-    """The share of the step's own words that are of new types; a term without words counts as having one."""
-    own = [encoded.windows[row] for row in rows_from(encoded.origins, "own")]
-    words = sum(len(window.word_pieces) for window in own)
-    typed = sum(span.end - span.start for s in encoded.sentences_from("own") for span in s.spans if span.type in types)
-    return max(1, min(words - 1, typed)) / max(2, words)
 
 
 def hold_back_old_columns(head: Head, emissions: Emissions, *, factor: float) -> Float[Tensor, "row word tag"]:

@@ -14,6 +14,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.precision import autocast
 from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.gated import hold_back
 from ner_cl.strategies.importance import measuring
 from ner_cl.types import Sentence
 
@@ -127,6 +128,5 @@ def _step(
         before = [parameter.detach().clone() for parameter in held]
         optimizer.step()
         with torch.no_grad():
-            for parameter, old, gate in zip(held, before, gates, strict=True):
-                parameter.copy_(torch.lerp(old, parameter, gate.expand_as(old)))
+            hold_back(held, before, gates)
     optimizer.zero_grad(set_to_none=True)

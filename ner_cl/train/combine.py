@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ner_cl.errors import ConfigError, TrainingError
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace
+from ner_cl.strategies.gated import hold_back
 from ner_cl.train.project import Projector, names_of
 
-__all__ = ["Updater", "combine_gates", "hold_back"]
+__all__ = ["Updater", "combine_gates"]
 
 Vector = Mapping[str, Tensor]
 
@@ -209,17 +210,3 @@ def combine_gates(gates: Sequence[Vector], parameters: Vector) -> dict[str, Tens
                 raise TrainingError(f"the gate of {name} leaves [0, 1]; a gate is one minus an importance in [0, 1]")
             combined[name] = combined[name] * gate if name in combined else gate
     return combined
-
-
-def hold_back(after: Sequence[Tensor], before: Sequence[Tensor], gates: Sequence[Tensor]) -> None:
-    """Multiplies the update by the gates in place: `after ← before + gate · (after - before)`.
-
-    The result is bit for bit `before` at gate 0 and `after` at gate 1, because `lerp` is exact at both ends.
-
-    Args:
-        after: parameters after the update.
-        before: parameters before the update.
-        gates: factors in [0, 1], each broadcastable to the shape of its parameter.
-    """
-    for new, old, gate in zip(after, before, gates, strict=True):
-        torch.lerp(old, new, gate, out=new)

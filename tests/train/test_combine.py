@@ -16,7 +16,8 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Constraint, HalfSpace
 from ner_cl.strategies.finetune import FinetuneOptions
-from ner_cl.train.combine import Updater, combine_gates, hold_back
+from ner_cl.strategies.gated import hold_back
+from ner_cl.train.combine import Updater, combine_gates
 from ner_cl.train.project import Projector
 from tests.tiny import tiny_model, toy_context
 
