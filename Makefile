@@ -31,16 +31,17 @@ format: $(VENV)/.installed-dev
 benchmark: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.train_speed
 
-$(VENV)/bin/python:
+$(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=23.1"  # older ones cannot build seqeval
+	touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 	$(INSTALL) ".[minilm]"
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 	$(INSTALL) ".[dev]"
 	touch $@ $(VENV)/.installed
 

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.checked import checked
 
 # What the import hook decorates ner_cl with (`--jaxtyping-packages`); it looks the name up as modules are imported.
 jaxtyping.jaxtyped = checked
+
+# A machine that does other things beside tests makes no test wrong.
+settings.register_profile("ner_cl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ner_cl")
 
 REPOSITORY = Path(__file__).parents[1]
 

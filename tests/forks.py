@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch.distributed import TCPStore
 
 from ner_cl.config import load_config
 
-__all__ = ["FORKS", "Pair", "run_without", "train", "train_disturbed", "train_together"]
+__all__ = ["FORKS", "Command", "Pair", "run_without", "train", "train_disturbed", "train_together"]
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["transformers.models.bert.modeling_bert", "ner_cl.train.run", "tests.forks"])
+FORKS.set_forkserver_preload(
+    ["transformers.models.bert.modeling_bert", "ner_cl.train.run", "ner_cl_serve.app", "tests.forks"]
+)
 _STREAMS = ("out", "err")
 
 
@@ -28,6 +31,41 @@ def train(path: Path) -> None:
     from ner_cl.train.run import run_stream
 
     run_stream(load_config(path, environment={}), resume=True)
+
+
+class Command:
+    """A command line in a process of its own, with the part of `subprocess.Popen`'s interface that tests need.
+
+    Args:
+        words: of the command line, without the program's name.
+
+    Attributes:
+        stderr: what it says, as text.
+    """
+
+    def __init__(self, *words: str) -> None:
+        told, teller = FORKS.Pipe(duplex=False)
+        self.stderr = os.fdopen(os.dup(told.fileno()), encoding="utf-8")
+        self._process = FORKS.Process(target=_say_to, args=(teller, words))
+        self._process.start()
+        teller.close()
+        told.close()
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        """The same, once it has ended."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("ner-cl", timeout)
+        return self._process.exitcode
 
 
 class Pair:
@@ -159,6 +197,14 @@ def _run(rank: int, words: tuple[str, ...], told: Path) -> None:
         stack.enter_context(contextlib.redirect_stderr(err))
         code = main(words)
     sys.exit(code)
+
+
+def _say_to(teller: Connection, words: tuple[str, ...]) -> None:
+    from ner_cl.cli.app import main
+
+    os.dup2(teller.fileno(), 2)
+    teller.close()
+    sys.exit(main(words))
 
 
 def _read(told: Path, rank: int, name: str) -> str:

@@ -291,7 +291,7 @@ def cut(untaught: Callable[[str], NerModel], stream: Stream) -> Callable[..., tu
 
     def learn(name: str, head: str, *sizes: int) -> tuple[Any, Any]:
         if (name, head, sizes) not in known:
-            training = SGD.model_copy(update={"accumulate": len(sizes), "train_embeddings": True})
+            training = SGD.model_copy(update={"accumulate": len(sizes), "train_embeddings": True, "epochs": 1})
             options = parse_strategies([{"name": name, **PLAIN_AT_FIRST.get(name, {})}])
             learner = Learner(no_dropout(untaught(head)), options, training)
             learner.strategies.append(Cut(*sizes))

@@ -20,7 +20,7 @@ WORD = st.one_of(
     st.builds(str.__mul__, st.sampled_from("abcdefgh"), st.integers(1, 12)),
     st.sampled_from(["\u200b", "\ufeff", "é", "z" * 101, "the"]),
 )
-PROPERTY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

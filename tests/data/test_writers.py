@@ -13,7 +13,7 @@ from ner_cl.errors import ConfigError, DataError
 from ner_cl.types import Sentence, Span
 
 TYPES = ("PER", "event-attack/battle", "PER.NOM", "GPE_LOC", "geo political")
-ONE_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+ONE_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
 any_word = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
 column_word = any_word.filter(lambda word: word.strip(" ") and not set(word) & set("\t\n\r"))

@@ -9,7 +9,7 @@ from tests.evaluate.corpora import TYPES, Drawn, annotations, corpus, iob2, sent
 
 
 @given(annotations())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ours_equals_seqeval_strict(drawn: Drawn) -> None:
     gold, predicted = corpus(drawn)
     counts = count_spans(gold, predicted, TYPES)
@@ -23,7 +23,7 @@ def test_ours_equals_seqeval_strict(drawn: Drawn) -> None:
 
 
 @given(annotations())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ours_equals_nervaluate_strict(drawn: Drawn) -> None:
     nervaluate = pytest.importorskip("nervaluate", reason="nervaluate needs Python 3.11")
     gold_tags = [iob2(gold, length) for length, gold, _ in drawn]
@@ -103,7 +103,7 @@ def test_scores_without_gold_or_prediction() -> None:
 
 
 @given(annotations())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_counts_of_parts_add_up(drawn: Drawn) -> None:
     whole = count_spans(*corpus(drawn), TYPES)
     parts = [count_spans(*corpus([item]), TYPES) for item in drawn]

@@ -87,7 +87,7 @@ def test_only_what_is_asked_for_and_annotated_counts() -> None:
 
 
 @given(annotations())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_outcomes_add_up_and_agree_with_words(drawn: Drawn) -> None:
     gold, predicted = corpus(drawn)
     found = outcomes(gold, predicted, DRAWN_TYPES)
@@ -103,7 +103,7 @@ def test_outcomes_add_up_and_agree_with_words(drawn: Drawn) -> None:
 
 
 @given(annotations())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_missed_and_made_up_are_those_of_muc_scoring(drawn: Drawn) -> None:
     """Where a span overlaps two of the other side, nervaluate pairs it with one of them."""
     nervaluate = pytest.importorskip("nervaluate", reason="nervaluate needs Python 3.11")

@@ -15,7 +15,7 @@ NOTHING = {"precision": None, "recall": None, "f1": None, "support": 0}
 
 
 @given(annotations())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_both_readings_agree_on_spans(drawn: Drawn) -> None:
     gold, predicted = corpus(drawn)
     strict = official_report(gold, predicted, TYPES, mode="strict")
@@ -29,7 +29,7 @@ RAW = st.lists(st.lists(st.tuples(*[st.integers(0, len(TAGSET) - 1)] * 2), max_s
 
 
 @given(RAW)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_strict_reading_of_any_tags_is_that_of_the_tagset(words: list[list[tuple[int, int]]]) -> None:
     ids = [[[pair[side] for pair in line] for line in words] for side in (0, 1)]
     gold_tags, predicted_tags = ([[TAGSET.tags[tag] for tag in line] for line in side] for side in ids)

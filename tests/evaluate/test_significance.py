@@ -22,7 +22,7 @@ def micro(table: np.ndarray) -> float:
 
 
 @given(annotations())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sentence_counts_add_up_to_count_spans(drawn: Drawn) -> None:
     gold, found = corpus(drawn)
     table = sentence_counts(gold, found, TYPES)
@@ -94,7 +94,7 @@ def test_other_test_sets_and_no_pair_are_refused() -> None:
 
 
 @given(st.lists(st.floats(-1, 1).map(lambda x: round(x, 3)), min_size=2, max_size=9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_exact_test_is_that_of_scipy(differences: list[float]) -> None:
     found = sign_flip_test(differences)
     assert found is not None

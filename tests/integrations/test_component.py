@@ -75,7 +75,7 @@ def test_scores_are_in_the_json_of_a_document(nlp: Language) -> None:
 
 
 @given(st.text(max_size=60) | st.text(alphabet="Ada \u200b\u200dRome\n\t\u0628\u0623🏳🌈\u00ad", max_size=40))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_gives_entities_inside_it_sorted_and_apart(nlp: Language, text: str) -> None:
     doc = nlp(text)
     assert doc.text == text

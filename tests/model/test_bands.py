@@ -12,7 +12,7 @@ from ner_cl.model.bands import apart, crossing, span_band, tags_of_apart, within
 from ner_cl.model.decode import orphans, spans_of_rows
 
 SEEDS = st.integers(0, 2**32 - 1)
-PROPERTY = settings(max_examples=60, deadline=None)
+PROPERTY = settings(max_examples=60)
 SPAN = st.tuples(st.integers(0, 1), st.integers(0, 9), st.integers(1, 5), st.integers(0, 2))
 
 
@@ -89,7 +89,7 @@ def one_by_one(spans: list[list[int]], scores: list[float]) -> list[bool]:
 
 
 @given(drawn=st.lists(st.tuples(SPAN, st.integers(0, 6)), max_size=25))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_taking_many_at_once_is_taking_them_one_by_one(drawn: list[tuple[tuple[int, int, int, int], int]]) -> None:
     spans = [[row, start, start + length, type_] for (row, start, length, type_), _ in drawn]
     scores = [float(score) for _, score in drawn]

@@ -76,7 +76,7 @@ def small_problems(draw: st.DrawFn, words: int = 5) -> Tensor:
 
 
 @given(small_problems())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_viterbi_is_the_brute_force_optimum_and_keeps_its_tie_rule(scores: Tensor) -> None:
     found = viterbi(scores[None], torch.ones(1, len(scores), dtype=torch.bool))[0].tolist()
     assert found == best_path(scores)
@@ -117,7 +117,7 @@ def test_viterbi_equals_pytorch_crf_in_path_and_score(tags: int, words: int, spr
 
 
 @given(SEEDS, st.integers(0, 6), st.integers(0, 12), st.integers(0, 8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_viterbi_is_legal_for_any_size(seed: int, rows: int, words: int, types: int) -> None:
     scores = random_scores(seed, rows, words, 1 + 2 * types)
     mask = mask_of([(row * 7 + seed) % (words + 1) for row in range(rows)], words) if rows else torch.ones(0, words) > 0
@@ -279,7 +279,7 @@ def test_a_span_that_reaches_into_the_padding_is_impossible() -> None:
 
 
 @given(seed=SEEDS, words=st.integers(2, 12), types=st.integers(1, 3), spread=st.sampled_from([0.5, 2.0, 6.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_row_cut_where_words_hang_loosely_decodes_as_a_whole(
     seed: int, words: int, types: int, spread: float
 ) -> None:
@@ -300,12 +300,15 @@ def test_coupling_is_the_probability_of_going_on_here_or_next() -> None:
     assert coupling(tied, mask).tolist() == [[0.0, math.inf]]
     assert coupling(loose, mask)[0].tolist() == pytest.approx([0.0, 0.1])
     assert coupling(loose, torch.tensor([[True, False]])).tolist() == [[0.0, math.inf]]
+    # With `O` then `B-X` exactly as good as `B-X` then `I-X`, rounding might decide, so nothing is cut.
+    even = torch.tensor([[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]]).log()
+    assert coupling(even, mask).tolist() == [[0.0, math.inf]]
     longer = torch.cat([loose, torch.tensor([[[0.1, 0.7, 0.2]]]).log()], dim=1)
     assert coupling(longer, torch.ones(1, 3, dtype=torch.bool))[0].tolist() == pytest.approx([0.0, 0.2, 0.2])
 
 
 @given(seed=SEEDS, words=st.integers(8, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_error_of_a_cut_is_about_its_coupling(seed: int, words: int) -> None:
     scores = random_scores(seed, 1, words, 5, spread=3.0)
     scores[..., 0] += 4  # mostly `O`, as text is
@@ -313,7 +316,7 @@ def test_the_error_of_a_cut_is_about_its_coupling(seed: int, words: int) -> None
     hold = coupling(scores, mask)[0]
     spans = spans_of_rows(viterbi(scores, mask))
     whole = span_log_probability(scores, mask, spans).exp()
-    for word in hold[1:].isfinite().nonzero().flatten().add(1).tolist():
+    for word in hold[1:].isfinite().nonzero().flatten().add(1).tolist()[:8]:
         left, right = spans[spans[:, 2] <= word], spans[spans[:, 1] >= word] - torch.tensor([0, word, word, 0])
         assert len(left) + len(right) == len(spans)
         parts = [
@@ -324,7 +327,7 @@ def test_the_error_of_a_cut_is_about_its_coupling(seed: int, words: int) -> None
 
 
 @given(seed=SEEDS, rows=st.integers(1, 5), words=st.integers(1, 9), types=st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_spans_of_many_rows_are_those_of_each(seed: int, rows: int, words: int, types: int) -> None:
     names = [f"T{index}" for index in range(types)]
     tags = viterbi(random_scores(seed, rows, words, 1 + 2 * types), torch.ones(rows, words, dtype=torch.bool))

@@ -175,7 +175,7 @@ def test_reset_forgets_all_types(name: str) -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_step_one_is_plain_cross_entropy(seed: int) -> None:
     for name, unannotated in itertools.product(("addner", "extendner"), ("negative", "unknown")):
         head, emissions, batch, _ = random_case(name, seed, steps=1)
@@ -457,7 +457,7 @@ def test_the_loss_of_a_batch_is_the_word_weighted_mean_of_its_sentences(name: st
 
 @EVERY
 @given(seed=SEEDS, steps=st.integers(1, 5), chosen=st.none() | st.sets(st.sampled_from(["PER", "LOC", "MISC", "GENE"])))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_decoding_is_legal_and_says_only_what_is_asked_for(
     name: str, seed: int, steps: int, chosen: set[str] | None
 ) -> None:
@@ -508,7 +508,7 @@ def test_addner_continuation_is_an_option() -> None:
 
 @BOTH
 @given(seed=SEEDS, steps=st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_span_scores_are_probabilities_of_the_right_chain(name: str, seed: int, steps: int) -> None:
     head = make_head(name, steps, seed=seed, scale=20.0)
     emissions = head(normal(seed, 1, 3, HIDDEN), torch.ones(1, 3, dtype=torch.bool))

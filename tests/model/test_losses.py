@@ -15,7 +15,7 @@ from ner_cl.model.losses import bernoulli_kl, kd_full, kd_merged, kd_sub, margin
 TEACHER = torch.tensor([[2.0, 0.0, -1.0]])  # O, B, I of an old type
 STUDENT = torch.tensor([[1.5, 0.5, -1.0, 0.2, -0.3]])  # and two columns of a new one
 SEEDS = st.integers(0, 2**32 - 1)
-PROPERTY = settings(max_examples=50, deadline=None)
+PROPERTY = settings(max_examples=50)
 
 
 def normal(seed: int, *shape: int) -> Tensor:

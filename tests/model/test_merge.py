@@ -53,7 +53,7 @@ def emissions_of(head: AddNer, *, seed: int = 0, rows: int = 3, words: int = 6) 
 
 
 @given(seed=SEEDS, types=st.sampled_from([(1,), (1, 1), (2, 1), (1, 1, 1)]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_viterbi_is_the_best_reading_of_independent_blocks_that_name_a_word_at_most_once(
     seed: int, types: tuple[int, ...]
 ) -> None:
@@ -107,7 +107,7 @@ def test_the_vote_by_hand() -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_mj2_the_vote_of_one_block_is_that_block(seed: int) -> None:
     block = logits_of(2, seed=seed)[0].softmax(-1)
     assert torch.equal(weighted_vote([block], [[0, 1]], [0.37], types=2), block)
@@ -118,7 +118,7 @@ def test_mj2_the_vote_of_one_block_is_that_block(seed: int) -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_mj3_the_vote_depends_neither_on_order_nor_on_the_scale_of_weights(seed: int) -> None:
     blocks, known, weights = logits_of(1, 2, 3, seed=seed), [[0], [1, 0], [2, 0, 1]], [0.5, 0.9, 0.2]
     probabilities = [block.softmax(-1) for block in blocks]
@@ -135,7 +135,7 @@ def test_mj3_the_vote_depends_neither_on_order_nor_on_the_scale_of_weights(seed:
 
 
 @given(seed=SEEDS, times=st.integers(2, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_mj4_blocks_that_are_there_twice_change_nothing(seed: int, times: int) -> None:
     probabilities, known, weights = [b.softmax(-1) for b in logits_of(1, 3, seed=seed)], [[0], [1, 0, 2]], [0.5, 0.9]
     found = weighted_vote(probabilities, known, weights, types=3)
@@ -193,7 +193,7 @@ def test_the_temperature_is_found_that_labels_were_drawn_at(true: float) -> None
 
 @pytest.mark.parametrize("way", WAYS)
 @given(seed=SEEDS, chosen=st.none() | st.sets(st.sampled_from("abcd")))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_way_is_legal_and_says_only_what_is_asked(way: str, seed: int, chosen: set[str] | None) -> None:
     for covers in (False, True) if way in ("majority", "vote") else (False,):
         head = head_of("a", "bc", "d", seed=seed, covers=covers, merge=way)

@@ -25,7 +25,7 @@ from tests.tiny import SENTENCES, TOY_WORDS, tiny_encoder, tiny_model, toy_sente
 
 EVERY = pytest.mark.parametrize("head", ["addner", "extendner", "spankl"])
 BOTH = pytest.mark.parametrize("head", ["addner", "extendner"])  # that learn all of a toy
-PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = st.lists(
     st.one_of(st.text(max_size=30), st.lists(st.sampled_from(TOY_WORDS), max_size=12).map(" ".join)), max_size=8
 )

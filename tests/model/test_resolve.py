@@ -155,7 +155,7 @@ def problems(draw: st.DrawFn, *, heads: int = 4) -> tuple[list[Tensor], Tensor]:
 
 
 @given(problems(), st.sampled_from(["wins", "compare"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_the_slow_implementation_and_is_legal(problem: tuple[list[Tensor], Tensor], rule: Continuation) -> None:
     blocks, mask = problem
     dirty = [block.masked_fill(~mask[..., None], math.nan) for block in blocks]
@@ -167,7 +167,7 @@ def test_equals_the_slow_implementation_and_is_legal(problem: tuple[list[Tensor]
 
 
 @given(problems(heads=1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_one_head_is_its_argmax_without_the_insides_that_continue_nothing(problem: tuple[list[Tensor], Tensor]) -> None:
     blocks, mask = problem
     for row, plain in enumerate(blocks[0].argmax(-1).masked_fill(~mask, 0).tolist()):
@@ -178,7 +178,7 @@ def test_one_head_is_its_argmax_without_the_insides_that_continue_nothing(proble
 
 
 @given(problems(), st.randoms(use_true_random=False), st.sampled_from(["wins", "compare"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_order_of_the_heads_matters_only_for_ties(
     problem: tuple[list[Tensor], Tensor], random: Random, rule: Continuation
 ) -> None:
@@ -196,7 +196,7 @@ def test_the_order_of_the_heads_matters_only_for_ties(
 
 
 @given(problems(), st.sampled_from(["wins", "compare"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_resolving_the_resolved_changes_nothing(problem: tuple[list[Tensor], Tensor], rule: Continuation) -> None:
     blocks, mask = problem
     tags = resolve(blocks, mask, continuation=rule)
@@ -211,7 +211,7 @@ def test_resolving_the_resolved_changes_nothing(problem: tuple[list[Tensor], Ten
 
 
 @given(problems(), st.sampled_from(["wins", "compare"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_comes_later_never_changes_what_was_given(
     problem: tuple[list[Tensor], Tensor], rule: Continuation
 ) -> None:

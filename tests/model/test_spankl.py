@@ -20,7 +20,7 @@ from tests.model.test_heads import HIDDEN, SEEDS, STEPS, grow, make_batch, norma
 from tests.tiny import tiny_model
 
 LENGTHS = (7, 1, 4)
-PROPERTY = settings(max_examples=25, deadline=None)
+PROPERTY = settings(max_examples=25)
 
 
 def make_head(steps: int, *, seed: int = 0, width: int = 6, max_words: int = 3) -> SpanKl:

@@ -57,7 +57,7 @@ def test_every_response_is_as_described(description: Any, service: Running, labe
     headers = {"Authorization": service.client.headers["Authorization"]}
 
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck), derandomize=True)
     def ask(case: Any) -> None:
         case.call_and_validate(base_url=service.url, headers=headers, excluded_checks=_UNKNOWN.get(label, []))
 

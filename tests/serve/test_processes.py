@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from ner_cl.cli.app import main
+from tests.forks import Command
 from tests.serve.conftest import TEXT
 
 pytestmark = pytest.mark.slow
@@ -28,8 +29,13 @@ class Program:
     """`ner-cl serve` in a process of its own."""
 
     def __init__(self, model: Path, *flags: str, within: Sequence[str] = ()) -> None:
-        command = [*within, sys.executable, "-m", "ner_cl", "serve", str(model), "--port", "0", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        words = ("serve", str(model), "--port", "0", *flags)
+        self.process: Command | subprocess.Popen[str]
+        if within:
+            command = [*within, sys.executable, "-m", "ner_cl", *words]
+            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        else:
+            self.process = Command(*words)
         self.lines: list[dict[str, object]] = []
         self._serving = threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -77,7 +83,7 @@ def start(model_root: Path, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 
 def test_after_sigterm_everything_that_was_accepted_is_answered(start: Callable[..., Program]) -> None:
-    program = start("--drain-seconds", "0.5")
+    program = start("--drain-seconds", "1")
     outcomes: list[str] = []
     long: list[httpx.Response] = []
 
@@ -108,9 +114,12 @@ def test_after_sigterm_everything_that_was_accepted_is_answered(start: Callable[
     threads[-1].start()
     time.sleep(0.3)
     before = len(outcomes)
-    program.process.send_signal(signal.SIGTERM)
-    time.sleep(0.25)
-    ready = httpx.get(f"{program.url}/readyz", timeout=60)
+    with httpx.Client(timeout=60) as client:
+        assert client.get(f"{program.url}/readyz").status_code == 200
+        program.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 30
+        while (ready := client.get(f"{program.url}/readyz")).status_code == 200:
+            assert time.monotonic() < until
     assert (ready.status_code, ready.headers["connection"]) == (503, "close")
     assert program.process.wait(timeout=60) == 0
     for thread in threads:

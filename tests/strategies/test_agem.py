@@ -80,7 +80,7 @@ def test_the_vectors_of_a_gem(gradient: tuple[float, ...], expected: tuple[float
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10**6), st.floats(-5, 5), st.floats(-5, 5))
 def test_what_projecting_a_gradient_promises(seed: int, length: float, other_length: float) -> None:
     """AG1 to AG6, and the closed form."""

@@ -191,6 +191,11 @@ def test_no_gradient_comes_through_neighbours(folder: Path) -> None:
     paid = batch.word_mask & (batch.targets > 0)
     assert (gradient[paid].abs().sum(dim=-1) > 0).all()
     assert not gradient[~paid].any()
+    found = {name: parameter.grad for name, parameter in context.model.named_parameters()}
+    context.model.zero_grad(set_to_none=True)
+    context.model(batch).blocks[0].backward(gradient)  # what comes through the words' own logits, and nothing else
+    for name, parameter in context.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, msg=name)
 
 
 def test_neighbours_are_those_of_the_teacher_and_asked_for_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

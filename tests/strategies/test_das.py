@@ -583,8 +583,20 @@ def test_remembered_sentences_are_left_to_whoever_remembers_them(folder: Path) -
 def test_a_step_with_contrast_is_learned(folder: Path, head: str) -> None:
     _, _, events = learn(folder, head, [{"name": "das", "contrast": 0.1}])
     updates = [event for event in events if isinstance(event, UpdateDone)]
+    assert updates
     assert all(event.losses.keys() == {"ce", "kd", "contrast"} for event in updates)
     assert all(np.isfinite(event.losses["contrast"]) for event in updates)
+
+
+def test_the_contrast_has_no_share_in_importance(folder: Path) -> None:
+    states = []
+    for contrast in (0.0, 10.0):
+        das, context = ready(tiny_model(folder, steps=[["PER"], ["LOC"]]), contrast=contrast)
+        das.gates(context)
+        das.end_step(context)
+        states.append(das.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[1][family], known) for family, known in states[0].items())
 
 
 @pytest.mark.parametrize(
@@ -688,6 +700,38 @@ def test_pretraining_learns_to_guess(folder: Path) -> None:
 
     start, model = pretrained(folder, embeddings=True, pretrain_epochs=8)
     assert guessing(model) < 0.8 * guessing(start)
+
+
+def test_the_rate_of_pretraining_falls_to_zero(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    pretrained(folder, pretrain_epochs=3)
+    assert len(rates) >= 3
+    assert rates == pytest.approx([1e-2 * (1 - update / len(rates)) for update in range(len(rates))])
+
+
+def test_a_gradient_that_is_not_finite_makes_no_update_in_pretraining(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T14 before the step: such an update changes neither weights nor, with it, the next one."""
+    whole = MaskedWords.loss
+    calls: list[int] = []
+
+    def spoilt(self: MaskedWords, batch: Batch, generator: np.random.Generator) -> Tensor:
+        calls.append(1)
+        return whole(self, batch, generator) * torch.nan
+
+    monkeypatch.setattr(MaskedWords, "loss", spoilt)
+    start, model = pretrained(folder)
+    assert calls
+    before = weights(start)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 
 def test_pretraining_keeps_important_units(folder: Path) -> None:

@@ -81,7 +81,7 @@ def test_a9_penalty_and_gradient() -> None:
     assert theta.grad.tolist() == [8.0, -0.5]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.floats(0.01, 100.0), st.floats(0.1, 3.0), st.integers(0, 1000))
 def test_the_penalty_agrees_with_autograd(tensors: int, strength: float, factor: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -84,7 +84,7 @@ def solved(gradient: np.ndarray, rows: np.ndarray, margin: float, ridge: float) 
     return gradient + rows.T @ found.x
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([0.0, 1e-3, 0.1]))
 def test_the_projection_is_the_quadratic_programs(seed: int, count: int, margin: float, ridge: float) -> None:
     generator = np.random.default_rng(seed)
@@ -94,7 +94,7 @@ def test_the_projection_is_the_quadratic_programs(seed: int, count: int, margin:
     np.testing.assert_allclose(found.double().numpy(), solved(gradient, rows, margin, ridge), rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6), st.integers(1, 5))
 def test_what_projecting_on_several_steps_promises(seed: int, count: int) -> None:
     """G1 to G4."""

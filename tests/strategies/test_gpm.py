@@ -80,7 +80,7 @@ def test_a6_the_rule_is_at_least() -> None:
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.01, 1.0), more=st.floats(0.0, 0.2))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_m1_and_m3_bases_are_orthonormal_and_no_larger_than_needed(seed: int, share: float, more: float) -> None:
     first, second = inputs_of(8, 20, seed), inputs_of(8, 20, seed + 1)
     basis = extend_basis(empty(8), first @ first.T, share=share)

@@ -228,6 +228,20 @@ def test_a_tag_that_no_word_has_gets_no_prototype(folder: Path) -> None:
     assert "I-LOC" not in strategy.state_dict()
 
 
+def test_prototypes_count_only_from_the_next_step_on(folder: Path) -> None:
+    """Others measure this step's loss at its end, when its own prototypes exist already."""
+    strategy, context, _ = begin(folder)
+    batch = all_rows(context)
+    losses = [strategy.losses(context, batch, context.model(batch))["prototypes"].item()]
+    strategy.end_step(context)
+    losses.append(strategy.losses(context, batch, context.model(batch))["prototypes"].item())
+    strategy.release()
+    strategy.begin_step(context)
+    strategy.begin_stage(context)
+    losses.append(strategy.losses(context, batch, context.model(batch))["prototypes"].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_prototypes_go_along_from_step_to_step(folder: Path) -> None:
     learner = learner_of(folder, ["is3", "replay", "spg"])
     stream = toy_stream(steps=(("PER",), ("LOC",), ("ORG",)), train=60)

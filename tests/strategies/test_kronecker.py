@@ -109,7 +109,7 @@ def test_n5_factors_stay_positive_and_grow() -> None:
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_nearest_sum_is_the_best_rank_one_rearrangement(seed: int) -> None:
     one, other = some(seed), some(seed + 7)
     target = dense(one) + dense(other)

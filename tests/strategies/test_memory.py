@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
@@ -297,7 +297,6 @@ def test_a_reservoir_does_not_depend_on_how_its_stream_is_cut(cuts: list[int], s
 
 
 @given(mentions=arrays(np.float64, st.tuples(st.integers(1, 8), st.integers(1, 3)), elements=st.integers(0, 3)))
-@settings(deadline=None)
 def test_balanced_always_helps_the_rarest_type_most(mentions: np.ndarray) -> None:
     ranking = list(balanced(mentions, np.random.default_rng(3)))
     assert sorted(ranking) == list(range(len(mentions)))
@@ -327,7 +326,6 @@ points = arrays(
 
 
 @given(features=points)
-@settings(deadline=None)
 def test_herding_is_the_brute_force_search(features: np.ndarray) -> None:
     """iCaRL: x_m = argmin ‖μ - (φ(x) + Σ_{i<m} φ(x_i)) / m‖."""
     mean = features.mean(axis=0)

@@ -110,7 +110,7 @@ def test_outputs_are_logits_of_new_gold_tags_only(folder: Path, head: str) -> No
     assert float(model.head.gold_logits(emissions, batch)) == pytest.approx(expected, rel=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 10))
 def test_orthogonalising_is_taking_the_projection_out(seed: int, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)

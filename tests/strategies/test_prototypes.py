@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ner_cl.strategies.prototypes import TagMeans, distances_to, rectified
 
-PROPERTY = settings(max_examples=50, deadline=None)
+PROPERTY = settings(max_examples=50)
 logits_of = st.lists(st.floats(-8, 8, width=32), min_size=4, max_size=4)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ner_cl.model.ner_model import NerModel
@@ -54,7 +54,6 @@ def test_a_sentence_where_gold_and_teacher_disagree(context: StepContext) -> Non
 
 
 @given(gold=flat_spans(("ORG",)), predicted=flat_spans(("PER", "LOC")))
-@settings(deadline=None)
 def test_gold_wins_and_old_spans_are_kept_whole_or_dropped(
     context: StepContext, gold: list[Span], predicted: list[Span]
 ) -> None:

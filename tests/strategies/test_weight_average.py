@@ -11,7 +11,7 @@ from torch import Tensor
 from ner_cl.config import parse_strategies
 from ner_cl.data.readers import read_sentences
 from ner_cl.errors import ConfigError
-from ner_cl.evaluate.counts import count_spans, micro_f1
+from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies import weight_average
@@ -19,7 +19,7 @@ from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.weight_average import WeightAverage, WeightAverageOptions
 from ner_cl.train.learner import Learner
 from ner_cl.train.run import run_stream
-from tests.tiny import ALIKE, tiny_encoder, tiny_model, toy_context, toy_stream
+from tests.tiny import ALIKE, tiny_encoder, tiny_model, toy_context, toy_sentences, toy_stream
 from tests.train.toy_runs import GOOD_TRAINING, SHORT_TRAINING, learner_of, run_config, same_weights, weights_of
 
 HALF = {"name": "weight_average", "old_share": 0.5}
@@ -106,6 +106,24 @@ def test_auto_goes_back_as_far_as_the_new_type_allows(
     f1, weights = taught("auto")
     assert f1 == each[right][0]
     assert same_weights(weights, each[right][1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"), [((9, 9), 0.3), ((9, 8, 9), 0.2), ((9, 8, 8, 9), 0.1), ((9, 8, 8, 8), 0.0)]
+)
+def test_auto_takes_the_largest_share_that_is_no_worse(
+    folder: Path, scores: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores by hand: without averaging, then with each share in turn."""
+    model = tiny_model(folder, steps=[["PER"]])
+    strategy, context = WeightAverage(WeightAverageOptions(old_share="auto")), toy_context(model, ["LOC"], grown=False)
+    context.dev = tuple(toy_sentences(1))
+    strategy.begin_step(context)
+    model.grow(["LOC"])
+    counts = iter([{"LOC": Counts(tp=score, fn=30)} for score in scores])
+    monkeypatch.setattr(weight_average, "_count_new", lambda _: next(counts))
+    with torch.no_grad():
+        assert strategy._allowed(context) == share
 
 
 def test_auto_with_few_dev_mentions_goes_nowhere(folder: Path) -> None:

@@ -230,7 +230,7 @@ def gated_projection(direction: Tensor, references: Sequence[Tensor], gate: Tens
     return gate * projected({"w": direction}, [{"w": reference} for reference in references], {"w": gate})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 10**6))
 def test_the_dual_is_solved_as_scipy_solves_it(seed: int) -> None:
     direction, references, gate = random_problem(seed)
@@ -264,7 +264,7 @@ def test_the_projection_is_the_nearest_allowed_direction(seed: int) -> None:
     np.testing.assert_allclose(ours, found.x, rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_the_order_of_references_does_not_matter_and_duplicates_change_nothing(seed: int, shuffle: int) -> None:
     direction, references, gate = random_problem(seed)

@@ -15,7 +15,8 @@ def test_a_tenth_of_raw_texts_is_held_back(texts: int, held_back: int) -> None:
     kept, held = hold_back_texts(raw, TRAINED, 13)
     assert len(held) == held_back
     assert sorted([*kept, *held], key=lambda sentence: int(sentence.words[0][1:])) == raw
-    assert kept == [sentence for sentence in raw if sentence in set(kept)]  # in their order
+    staying = set(kept)
+    assert kept == [sentence for sentence in raw if sentence in staying]  # in their order
     assert hold_back_texts(raw, TRAINED, 13) == (kept, held)
 
 

@@ -85,7 +85,7 @@ def assert_near(found: Dense, expected: Dense, tolerance: float = 2e-5) -> None:
 # -- directions -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from(["open", "some", "all"]))
 def test_directions_are_left_as_weighted_least_squares_leaves_them(seed: int, count: int, which: str) -> None:
     """O2, O3, in the metric of the gates."""
@@ -110,7 +110,7 @@ def test_a_gate_on_directions_may_broadcast(shape: tuple[int, ...]) -> None:
     assert_near(metric * dense(found), out_of(dense(change), rows_of(subspace), metric))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.booleans())
 def test_directions_over_parameters_that_do_not_change_bind_the_others(seed: int, gated: bool) -> None:
     """A parameter without a gradient stands still: the rest alone must keep the products at zero."""
@@ -198,7 +198,7 @@ def out_of_inputs_densely(weight: Tensor, basis: Tensor, gate: Tensor) -> Dense:
     return np.stack([out_of(w, rows, m) for w, m in zip(weight.double().numpy(), gate, strict=True)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 12),
@@ -358,7 +358,7 @@ def test_margins_count_in_the_given_length() -> None:
         assert torch.equal(found, plain)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 10**6), st.floats(-6, 6), st.booleans(), st.booleans())
 def test_the_dual_with_margin_and_ridge_is_solved_as_scipy_solves_it(
     seed: int, exponent: float, ridged: bool, alike: bool
