@@ -111,11 +111,15 @@ def _report_of(
 def _across_steps(models: Sequence[Path], data: str, reading: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Score the models of successive steps on the same sentences; return the values and their table."""
     from ner_cl.data.readers import read_sentences
-    from ner_cl.evaluate.scores import annotated_types, score_steps
+    from ner_cl.evaluate.scores import annotated_types, score_steps, scored_types
+    from ner_cl.model.store import read_past
 
     sentences = read_sentences(data, **reading)
+    annotated = annotated_types(sentences)
+    known = [type_ for types in max((read_past(model).steps for model in models), key=len) for type_ in types]
+    scored_types(known, None, annotated, data)
+    _say_left_out(known, annotated)
     matrix = score_steps(models, sentences)
-    _say_left_out(matrix.types, annotated_types(sentences))
     return {"models": [str(model) for model in models], "data": data, **matrix.to_dict()}, matrix_text(matrix)
 
 
@@ -191,7 +195,7 @@ def _text(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    lines = [*report["types"].items(), *((name, report[name]) for name in ("micro", "macro"))]  # names of types as well
+    lines = [*report["types"].items(), *((name, report[name]) for name in ("micro", "macro"))]  # also names of types
     lines += [(f"seqeval {mode}, micro", averages["micro"]) for mode, averages in report["seqeval"].items()]
     rows = [[name, *(percent(cell[key]) for key in _SCORES), cell["support"]] for name, cell in lines]
     if "alone_f1" not in report["micro"]:

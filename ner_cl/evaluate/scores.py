@@ -80,7 +80,7 @@ def score(
     tagger = _model(model)
     tagger.check_types(types)
     sentences = sentences_of(data, types=types, **reading)
-    scored = scored_types(tagger.types, types, annotated_types(sentences))
+    scored = scored_types(tagger.types, types, annotated_types(sentences), _name(data))
     return Scores(count_spans(sentences, predict_sentences(tagger, sentences), scored))
 
 
@@ -137,7 +137,7 @@ def score_steps(
     by_step = {len(past.steps): model for past, model in zip(pasts, models, strict=True)}
     sentences = sentences_of(data, **reading)
     matrix = Matrix.start(max((past.steps for past in pasts), key=len))
-    scored_types(matrix.types, None, annotated_types(sentences))
+    scored_types(matrix.types, None, annotated_types(sentences), _name(data))
     for number in range(1, len(matrix.steps) + 1):
         counts = None
         if number in by_step:  # only one model at a time is in memory
@@ -179,6 +179,10 @@ def _check_continues(older: Past, newer: Past) -> None:
 
 def _said(steps: Sequence[Sequence[str]]) -> str:
     return " → ".join("+".join(types) for types in steps)
+
+
+def _name(data: object) -> str:
+    return str(data) if isinstance(data, str | PathLike) else "data"
 
 
 def _model(model: NerModel | str | PathLike[str]) -> NerModel:

@@ -15,6 +15,7 @@ from ner_cl.evaluate.scores import Scores
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.train.learner import Learner
+from ner_cl.types import Sentence, Span
 from tests.tiny import TOY_TRAINING, tiny_model, toy_corpus, toy_stream
 
 TEST = toy_corpus().test
@@ -87,6 +88,9 @@ def test_the_models_of_successive_steps_make_a_matrix(
     write_sentences(tmp_path / "only.jsonl", only)
     assert main([*words[:-1], str(tmp_path / "only.jsonl")]) == 0
     assert "not scored, not annotated in the data: LOC" in capsys.readouterr().err
+    write_sentences(tmp_path / "other.jsonl", [Sentence(("Ada",), (Span(0, 1, "DRUG"),), frozenset({"DRUG"}))])
+    assert main([*words[:-1], str(tmp_path / "other.jsonl")]) == 2
+    assert "other.jsonl: is not annotated for PER, LOC; it has DRUG" in capsys.readouterr().err
     assert main([*words, "--types", "PER"]) == 2
     assert "leave --types, --lenient and --merge out" in capsys.readouterr().err
 
