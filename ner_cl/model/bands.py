@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["apart", "crossing", "span_band", "tags_of_apart", "within"]
+__all__ = ["crossing", "non_maximum_suppression", "span_band", "tags_of_disjoint", "within"]
 
 
 def span_band(
@@ -65,7 +65,7 @@ def crossing(band: Float[Tensor, "row word length"]) -> Float[Tensor, "row word"
     return best
 
 
-def apart(spans: Int[Tensor, "span 4"], scores: Float[Tensor, " span"]) -> Bool[Tensor, " span"]:
+def non_maximum_suppression(spans: Int[Tensor, "span 4"], scores: Float[Tensor, " span"]) -> Bool[Tensor, " span"]:
     """Which spans a greedy selection keeps: best score first, skipping spans that overlap a kept one.
 
     Each round takes all spans that are the best at each of their words: the same result as one by one, in a few rounds.
@@ -90,7 +90,7 @@ def apart(spans: Int[Tensor, "span 4"], scores: Float[Tensor, " span"]) -> Bool[
     return kept
 
 
-def tags_of_apart(spans: Int[Tensor, "span 4"], mask: Bool[Tensor, "row word"]) -> Int[Tensor, "row word"]:
+def tags_of_disjoint(spans: Int[Tensor, "span 4"], mask: Bool[Tensor, "row word"]) -> Int[Tensor, "row word"]:
     """The IOB2 tag ids of spans that do not overlap.
 
     Args:

@@ -7,7 +7,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import count
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -136,21 +135,22 @@ def span_probability(
     total = torch.zeros(len(spans), device=mask.device)
     coverage = torch.zeros_like(total)
     by_width: dict[int, list[int]] = {}
-    for number, indices in enumerate(known):
-        by_width.setdefault(len(indices), []).append(number)
-    for numbers in by_width.values():  # one recursion for all blocks of one width, as it loops over words
-        asked, places = [], []
-        for first, number in zip(count(step=len(mask)), numbers, strict=False):
-            own = spans[:, 3:] == torch.tensor(known[number], device=spans.device)  # [span, type of the block]
-            asked.append(own.any(dim=1).nonzero().squeeze(-1))
-            row, start, end, _ = spans[asked[-1]].unbind(1)
-            places.append(torch.stack([row + first, start, end, own[asked[-1]].long().argmax(dim=1)], dim=1))
-        side = [log_probs[number] for number in numbers]
-        together = span_log_probability(torch.cat(side), mask.repeat(len(side), 1), torch.cat(places))
-        found = torch.split(together.exp().float(), [len(index) for index in asked])
-        for number, index, probability in zip(numbers, asked, found, strict=True):
-            total[index] += weights[number] * probability
-            coverage[index] += weights[number]
+    for block, types in enumerate(known):
+        by_width.setdefault(len(types), []).append(block)
+    for blocks in by_width.values():  # stacked as rows of one call, as its recursion loops over words
+        found, places = [], []
+        for position, block in enumerate(blocks):
+            own = spans[:, 3:] == torch.tensor(known[block], device=spans.device)  # [span, type of the block]
+            index = own.any(dim=1).nonzero().squeeze(-1)  # the spans whose type the block knows
+            row, start, end, _ = spans[index].unbind(1)
+            found.append(index)
+            places.append(torch.stack([row + position * len(mask), start, end, own[index].long().argmax(dim=1)], dim=1))
+        stacked = torch.cat([log_probs[block] for block in blocks])
+        together = span_log_probability(stacked, mask.repeat(len(blocks), 1), torch.cat(places)).exp().float()
+        parts = torch.split(together, [len(index) for index in found])
+        for block, index, probability in zip(blocks, found, parts, strict=True):
+            total[index] += weights[block] * probability
+            coverage[index] += weights[block]
     return torch.where(coverage > 0, total / coverage, 0.0).clamp(max=1.0)
 
 
@@ -184,16 +184,16 @@ def best_temperature(
 def golden_section(cost: Callable[[float], float], low: float, high: float, *, rounds: int) -> float:
     """Finds the minimum of a unimodal function to within `0.618 ** rounds` of the search interval."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    costs = cost(left), cost(right)
+    left_cost, right_cost = cost(left), cost(right)
     for _ in range(rounds):  # each round reuses one of the two points and evaluates one new one
-        if costs[0] <= costs[1]:
-            high, right = right, left
+        if left_cost <= right_cost:
+            high, right, right_cost = right, left, left_cost
             left = high - _GOLDEN * (high - low)
-            costs = cost(left), costs[0]
+            left_cost = cost(left)
         else:
-            low, left = left, right
+            low, left, left_cost = left, right, right_cost
             right = low + _GOLDEN * (high - low)
-            costs = costs[1], cost(right)
+            right_cost = cost(right)
     return (low + high) / 2
 
 

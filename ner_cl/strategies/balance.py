@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 
-__all__ = ["BalanceOptions", "payers", "teacher_weight"]
+__all__ = ["BalanceOptions", "teacher_weight", "word_factors"]
 
 
 class BalanceOptions(StrategyOptions):
@@ -41,16 +41,16 @@ def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
     return options.strength * (sqrt((old - 1) / new) if options.balance == "root" else 1.0)
 
 
-def payers(
-    reduction: Literal["mean_each", "sum_then_mean"], paying: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
+def word_factors(
+    reduction: Literal["mean_each", "sum_then_mean"], counted: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
 ) -> Float[Tensor, " word"]:
     """A factor for every word of the step that gives a mean over all words the scale of a reduction.
 
     Args:
         reduction: see `BalanceOptions`.
-        paying: which words contribute to the term; others get 0.
+        counted: which words contribute to the term; others get 0.
         own: which words the mean is taken over.
     """
     if reduction == "sum_then_mean":
-        return paying.float()
-    return paying * (own.sum() / paying.sum().clamp(min=1))
+        return counted.float()
+    return counted * (own.sum() / counted.sum().clamp(min=1))

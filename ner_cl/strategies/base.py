@@ -42,8 +42,8 @@ class StepContext:
         training_loss: the training loss of a batch, with all terms of all strategies; in fp32, and in the mode the
             model is in. For measurements at the end of a step.
         generator: makes an independent random stream for a purpose, the same whenever the step is run again.
-        epoch_factor: how many times as many epochs `training.epochs: auto` makes of a small step as of others; else 1.
-            Options that count epochs of training are multiplied by it.
+        epoch_factor: factor by which `training.epochs: auto` raised the number of epochs because the step is small;
+            else 1. Options that count epochs are multiplied by it.
         epoch: the epoch being trained, from 1; 0 before the first.
         update: number of updates made in this epoch so far.
         updates: number of updates in this epoch.
@@ -51,7 +51,7 @@ class StepContext:
         rate: the current fraction of the peak learning rates under the schedule, in [0, 1].
         encoded: the step's encoded training sentences; not set until they are encoded, after `sentences`.
         trained: names of the parameters that train in this step; set once every strategy's `gates` has been called.
-        together: whether rows that stand in a batch together must stay so; see `Strategy.fills_batches`.
+        keep_batches: whether the rows of a batch must stay in one batch; see `Strategy.fills_batches`.
         unlabeled: sentences of the step's domain without annotation, for strategies that can use them.
         dev: the step's dev sentences, annotated for the new types only.
     """
@@ -77,7 +77,7 @@ class StepContext:
     rate: float = 1.0
     encoded: EncodedSentences = field(init=False, repr=False, compare=False)
     trained: tuple[str, ...] = ()
-    together: bool = False
+    keep_batches: bool = False
     unlabeled: tuple[Sentence, ...] = ()
     dev: tuple[Sentence, ...] = ()
 
@@ -111,9 +111,10 @@ class StepContext:
 class Strategy(ABC):
     """One continual learning method. A strategy knows nothing about files or other strategies.
 
-    The hooks are called in the order in which they are defined: those from `begin_stage` on once per stage of a step,
-    those from `begin_epoch` on once per epoch, and `begin_update` to `precondition` for every update or batch of it.
-    Strategies are combined as a list whose order does not matter.
+    Hooks are defined in the order in which they are first called. `begin_step`, `sentences` and `stages` run once per
+    step; `begin_stage` and `gates` once per stage; `begin_epoch` once per epoch, and `plan` too, with one call before
+    `gates`; `begin_update`, `constraints` and `precondition` for every update, `losses` for each of its batches.
+    `settle`, `end_step` and `release` end the step. Strategies are combined as a list whose order does not matter.
 
     Attributes:
         options_class: the options; its `name` is the name in configurations.
@@ -123,7 +124,7 @@ class Strategy(ABC):
         keeps: whether it relies on state from earlier steps, which a model trained without it does not have.
         acts_at_once: whether it has an effect even without such state.
         replaces_optimizer: whether it turns gradients into updates itself.
-        settles: the place of its `settle` among those of the others; lower ones come first.
+        settle_order: position of its `settle`: strategies with a lower number settle first.
         isolates: whether what earlier steps' blocks compute never changes; the learner then checks that, bit by bit.
         excludes: names of strategies it cannot be combined with, each with the reason.
         excludes_apart: the same, for heads whose steps share no columns.
@@ -135,7 +136,7 @@ class Strategy(ABC):
     keeps: ClassVar[bool] = False
     acts_at_once: ClassVar[bool] = False
     replaces_optimizer: ClassVar[bool] = False
-    settles: ClassVar[int] = 0
+    settle_order: ClassVar[int] = 0
     isolates: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
     excludes_apart: ClassVar[Mapping[str, str]] = {}
@@ -158,7 +159,7 @@ class Strategy(ABC):
 
     @property
     def fills_batches(self) -> bool:
-        """Whether `plan` gives every batch a share of some rows; what is planned later may add rows but part none."""
+        """Whether `plan` fixes the mixture of rows of every batch, which later ones may add to but must not split."""
         return False
 
     @property

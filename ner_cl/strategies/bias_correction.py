@@ -53,7 +53,7 @@ class BiasCorrection(Strategy):
 
     options_class = BiasCorrectionOptions
     options: BiasCorrectionOptions
-    settles = 2  # counts what the model finds in the end
+    settle_order = 2  # counts what the model finds in the end
     excludes: ClassVar[Mapping[str, str]] = {
         "joint": "joint learns all types anew, from sentences of all steps",
         **dict.fromkeys(
@@ -101,12 +101,12 @@ class BiasCorrection(Strategy):
         """Returns a function from a lift of the old types' logits to the number of their mentions that are found."""
         model, old = context.model, context.old_types
         vectors_of = _word_vectors(context, self._sentences)
-        rows: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], list[Sentence]]] = []
+        batches: list[tuple[Float[Tensor, "row word hidden"], Bool[Tensor, "row word"], list[Sentence]]] = []
         for chosen in plan_batches([len(words) for words in vectors_of], batch_tokens=context.eval_batch_tokens):
             vectors = pad_sequence([vectors_of[index] for index in chosen], batch_first=True)
             lengths = torch.tensor([[len(vectors_of[index])] for index in chosen], device=model.device)
             mask = torch.arange(vectors.shape[1], device=model.device) < lengths
-            rows.append((vectors, mask, [self._sentences[index] for index in chosen]))
+            batches.append((vectors, mask, [self._sentences[index] for index in chosen]))
 
         biases = {name: bias.detach().clone() for name, bias in model.head.named_parameters() if name.endswith("bias")}
 
@@ -114,13 +114,10 @@ class BiasCorrection(Strategy):
         def found(lift: float) -> int:
             model.head.shift(dict.fromkeys(old, lift))
             count = 0
-            for vectors, mask, sentences in rows:
-                spans = model.head.spans(model.head(vectors, mask))
-                count += sum(
-                    span.type in old and not any(span.overlaps(gold) for gold in sentences[row].spans)
-                    for row, start, end, type_ in spans.tolist()
-                    for span in [Span(start, end, model.types[type_])]
-                )
+            for vectors, mask, sentences in batches:
+                for row, start, end, type_ in model.head.spans(model.head(vectors, mask)).tolist():
+                    span = Span(start, end, model.types[type_])
+                    count += span.type in old and not any(span.overlaps(gold) for gold in sentences[row].spans)
             model.head.load_state_dict(biases, strict=False)  # exact to the last bit, unlike shifting by -lift
             return count
 

@@ -15,7 +15,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import masked_mean, unknown_as_outside
 from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, teacher_weight, word_factors
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.neighbours import Neighbours
@@ -173,20 +173,22 @@ class Cfner(Strategy):
     def _ask_teacher(self, context: StepContext, teacher: NerModel) -> _Knowledge:
         """Runs the teacher once over all words of the step."""
         words = StepWords.of(context.encoded, context.model.device)
-        kinds: list[list[tuple[Tensor, Tensor]]] = [[], []]
         logits = torch.empty(len(words.targets), len(teacher.tagset), device=context.model.device)
-        for batch, vectors, said in teacher_reads(teacher, context.encoded, context):
-            numbers, vectors, said = (found[batch.word_mask] for found in (batch.word_numbers, vectors, said))
-            logits[numbers] = said
-            old = words.outside[numbers] & (said.argmax(dim=-1) > 0)
-            for kind, chosen in zip(kinds, (words.typed[numbers], old), strict=True):
-                kind.append((numbers[chosen], vectors[chosen]))
+        found: list[tuple[Tensor, Tensor]] = []  # number and vector of every word that may have neighbours
+        for batch, vectors, scores in teacher_reads(teacher, context.encoded, context):
+            numbers, vectors, scores = (part[batch.word_mask] for part in (batch.word_numbers, vectors, scores))
+            logits[numbers] = scores
+            defined = words.outside[numbers] & (scores.argmax(dim=-1) > 0)
+            kept = words.typed[numbers] | defined
+            found.append((numbers[kept], vectors[kept]))
+        numbers, order = torch.cat([part for part, _ in found]).sort()
+        vectors = torch.cat([part for _, part in found])[order]
         neighbours = Neighbours(words, self.options.neighbours)
-        for kind in kinds:
-            numbers, order = torch.cat([found for found, _ in kind]).sort()
-            vectors = torch.cat([found for _, found in kind])[order]
-            neighbours.add(numbers, vectors, candidates=self.options.candidates)
-        gold, imitation = (payers(self.options.reduction, paying, words.own) for paying in (words.typed, words.outside))
+        for kind in (words.typed[numbers], words.outside[numbers]):
+            neighbours.add(numbers[kind], vectors[kind], candidates=self.options.candidates)
+        gold, imitation = (
+            word_factors(self.options.reduction, counted, words.own) for counted in (words.typed, words.outside)
+        )
         return _Knowledge(logits, neighbours, gold, imitation)
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ner_cl.strategies.step_words import StepWords
 
-__all__ = ["Lessons", "confident_words", "lessons_of", "type_weight"]
+__all__ = ["PseudoLabels", "confident_words", "pseudo_labels_of", "type_weight"]
 
 
 @dataclass(frozen=True)
-class Lessons:
+class PseudoLabels:
     """The training labels of the words of a step, by `Batch.word_numbers`.
 
     Attributes:
@@ -61,9 +61,9 @@ def type_weight(old: Int[Tensor, " sentence"], new: Int[Tensor, " sentence"]) ->
     return 0.5 + torch.sigmoid(old / new.clamp(min=1))
 
 
-def lessons_of(
+def pseudo_labels_of(
     words: StepWords, teacher: Float[Tensor, "word old"], *, floor: float, least_share: float, type_balance: bool
-) -> Lessons:
+) -> PseudoLabels:
     """The label and weight of every word, which are the same in all epochs.
 
     Args:
@@ -86,4 +86,4 @@ def lessons_of(
     weights = share[words.sentences] * (words.typed | sure)
     if type_balance:
         weights = torch.where(old, weights * type_weight(count(old), count(words.typed))[words.sentences], weights)
-    return Lessons(torch.where(words.typed, words.targets, answers), words.typed | sure, weights)
+    return PseudoLabels(torch.where(words.typed, words.targets, answers), words.typed | sure, weights)

@@ -15,9 +15,9 @@ from ner_cl.model.attention import AttentionRecorder, pooled_distance
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import cross_entropy_each, kd_full, masked_mean
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, teacher_weight, word_factors
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.confidence import Lessons, lessons_of
+from ner_cl.strategies.confidence import PseudoLabels, pseudo_labels_of
 from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows
@@ -67,7 +67,7 @@ class Cpfd(Strategy):
         super().__init__(options)
         self._teacher: Teacher | None = None
         self._recorder: AttentionRecorder | None = None
-        self._lessons: Lessons | None = None
+        self._pseudo: PseudoLabels | None = None
         self._imitation: Float[Tensor, " word"] | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
@@ -123,34 +123,34 @@ class Cpfd(Strategy):
         """Releases the teacher and what was computed for the step, and stops recording attention."""
         if self._recorder is not None:
             self._recorder.close()
-        self._teacher = self._recorder = self._lessons = self._imitation = None
+        self._teacher = self._recorder = self._pseudo = self._imitation = None
 
     def _logit_terms(
         self, context: StepContext, teacher: Teacher, batch: Batch, emissions: Emissions
     ) -> dict[str, Float[Tensor, ""]]:
         """Cross entropy on believed labels, and the KL from the teacher on words labelled `O`."""
-        if self._lessons is None or self._imitation is None:
-            self._lessons, self._imitation = self._prepare(context, teacher)
+        if self._pseudo is None or self._imitation is None:
+            self._pseudo, self._imitation = self._prepare(context, teacher)
         numbers, logits = batch.word_numbers, context.model.head.as_annotated(emissions.blocks[0], batch).float()
-        ce = cross_entropy_each(logits, self._lessons.labels[numbers])
-        kl = kd_full(teacher.says(context, batch), logits, temperature=1.0)
-        found = {"ce": masked_mean(self._lessons.weights[numbers] * ce, batch.word_mask)}
+        ce = cross_entropy_each(logits, self._pseudo.labels[numbers])
+        kl = kd_full(teacher.logits_of(context, batch), logits, temperature=1.0)
+        found = {"ce": masked_mean(self._pseudo.weights[numbers] * ce, batch.word_mask)}
         if weight := self._weight(context):
             found["kd"] = weight * masked_mean(self._imitation[numbers] * kl, batch.word_mask)
         return found
 
-    def _prepare(self, context: StepContext, teacher: Teacher) -> tuple[Lessons, Float[Tensor, " word"]]:
+    def _prepare(self, context: StepContext, teacher: Teacher) -> tuple[PseudoLabels, Float[Tensor, " word"]]:
         """The label and weight of every word of the step, and its factor in the imitation term."""
         options, words = self.options, StepWords.of(context.encoded, context.model.device)
-        lessons = lessons_of(
+        labels = pseudo_labels_of(
             words,
             teacher.logits(context),
             floor=options.floor,
             least_share=options.least_share,
             type_balance=options.type_balance,
         )
-        lessons = replace(lessons, weights=lessons.weights * payers(options.reduction, lessons.believed, words.own))
-        return lessons, payers(options.reduction, words.outside, words.own)
+        labels = replace(labels, weights=labels.weights * word_factors(options.reduction, labels.believed, words.own))
+        return labels, word_factors(options.reduction, words.outside, words.own)
 
     def _weight(self, context: StepContext) -> float:
         new = context.model.head.new_block().out_features

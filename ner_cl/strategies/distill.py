@@ -95,18 +95,18 @@ class Distill(Strategy):
         raw = rows_from(context.encoded.origins, "unlabeled")
         if not raw or self._teacher is None or not self.reads_unlabeled:
             return batches
-        units = batches if context.together else [[row] for batch in batches for row in batch]
+        units = batches if context.keep_batches else [[row] for batch in batches for row in batch]
         lengths, ratio = context.encoded.lengths, self.options.unlabeled
         return mixed(units, raw, lengths, tokens=context.batch_tokens, ratio=ratio, generator=generator)
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and, on raw rows, `kd_raw`; in step 1, which has no teacher, plain cross entropy."""
-        options, head, teacher = self._settled(context), context.model.head, self._teacher
+        options, head, teacher = self._resolved(context), context.model.head, self._teacher
 
         def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if teacher is None:
                 return {"ce": options.beta * head.supervised(emissions, batch, unannotated="unknown")}
-            found = head.distillation(emissions, batch, teacher.says(context, batch), options)
+            found = head.distillation(emissions, batch, teacher.logits_of(context, batch), options)
             if not options.alpha:
                 del found["kd"]  # with a gradient of zeros, weight decay would shrink blocks that nothing trains
             return found
@@ -114,11 +114,11 @@ class Distill(Strategy):
         def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if teacher is None or not options.alpha:
                 return {}
-            return {"kd_raw": head.imitation(emissions, teacher.says(context, batch), options)}
+            return {"kd_raw": head.imitation(emissions, teacher.logits_of(context, batch), options)}
 
         return on_rows(batch, emissions, terms) | on_rows(batch, emissions, imitation, "unlabeled")
 
-    def _settled(self, context: StepContext) -> DistillOptions:
+    def _resolved(self, context: StepContext) -> DistillOptions:
         """The options of the loss, with a number for `alpha: auto`, which depends on the sentences trained on."""
         if self._loss is None:
             self._loss = options = self.options

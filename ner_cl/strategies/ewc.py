@@ -50,40 +50,40 @@ class QuadraticPenalty(torch.autograd.Function):
         ctx: Any, strength: float, weights: list[Tensor], anchors: list[Tensor], *parameters: Tensor
     ) -> Float[Tensor, ""]:
         """The penalty over all tensors: fp32 within a tensor, fp64 across tensors."""
-        pulls: list[Tensor] = []
+        gradients: list[Tensor] = []  # λ · weight · (θ - anchor); the penalty is half its product with θ - anchor
         values: list[Tensor] = []
         # On a CPU one tensor at a time, so that it stays in cache; elsewhere all at once, since each call has a cost.
         size = 1 if parameters[0].device.type == "cpu" else len(parameters)
-        room = torch.empty(max(p.numel() for p in parameters)) if size == 1 else None
+        buffer = torch.empty(max(p.numel() for p in parameters)) if size == 1 else None
         for start in range(0, len(parameters), size):
             part = slice(start, start + size)
-            away = _difference(parameters[part], anchors[part], room)
-            pull = torch._foreach_mul(away, weights[part])
+            offsets = _difference(parameters[part], anchors[part], buffer)
+            scaled = torch._foreach_mul(offsets, weights[part])
             if strength != 1.0:
-                torch._foreach_mul_(pull, strength)
-            values += [torch.dot(a.flatten(), p.flatten()) for a, p in zip(away, pull, strict=True)]
-            pulls += pull
+                torch._foreach_mul_(scaled, strength)
+            values += [torch.dot(o.flatten(), s.flatten()) for o, s in zip(offsets, scaled, strict=True)]
+            gradients += scaled
         each = torch.stack(values)
-        ctx.save_for_backward(each, *pulls)
+        ctx.save_for_backward(each, *gradients)
         return (each.double().sum() / 2).float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """`λ · weight · (θ - anchor)`; None, rather than zeros, for a tensor that is at its anchor."""
         # The loop has already read the loss, so reading its parts does not wait for the device again.
-        values, *pulls = ctx.saved_tensors
-        factor = gradients[0].item()
+        values, *gradients = ctx.saved_tensors
+        factor = upstream[0].item()
         if factor != 1.0:
-            torch._foreach_mul_(pulls, factor)
-        moved = (pull if value else None for pull, value in zip(pulls, values.tolist(), strict=True))
+            torch._foreach_mul_(gradients, factor)
+        moved = (gradient if value else None for gradient, value in zip(gradients, values.tolist(), strict=True))
         return (None, None, None, *moved)
 
 
-def _difference(parameters: Sequence[Tensor], anchors: Sequence[Tensor], room: Tensor | None) -> list[Tensor]:
-    """`θ - anchor`, for a single parameter written to `room`: allocating costs more than all the arithmetic."""
-    if room is None:
+def _difference(parameters: Sequence[Tensor], anchors: Sequence[Tensor], buffer: Tensor | None) -> list[Tensor]:
+    """`θ - anchor`, for a single parameter written to `buffer`: allocating costs more than all the arithmetic."""
+    if buffer is None:
         return list(torch._foreach_sub(list(parameters), list(anchors)))
-    out = room[: parameters[0].numel()].view_as(parameters[0])
+    out = buffer[: parameters[0].numel()].view_as(parameters[0])
     return [torch.sub(parameters[0], anchors[0], out=out)]
 
 
@@ -157,15 +157,15 @@ class Ewc(Strategy):
         """Restores what `state_dict` returned."""
         if other := [name for name in state if not name.startswith(("fisher/", "anchor/"))]:
             raise ValueError(f"{other[0]} is neither a Fisher information nor an anchor")
-        if negative := [name for name, part in state.items() if name.startswith("fisher/") and bool((part < 0).any())]:
-            raise ValueError(f"{negative[0]} is negative in places")
-        kinds = [{name.partition("/")[2] for name in state if name.startswith(kind)} for kind in ("fisher/", "anchor/")]
-        if missing := sorted(kinds[0] ^ kinds[1]):
-            raise ValueError(f"{missing[0]} has a Fisher information or an anchor, but not both")
-        self._fisher, self._anchor = (
+        fisher, anchor = (
             {name.removeprefix(kind): tensor for name, tensor in state.items() if name.startswith(kind)}
             for kind in ("fisher/", "anchor/")
         )
+        if negative := [name for name, tensor in fisher.items() if bool((tensor < 0).any())]:
+            raise ValueError(f"fisher/{negative[0]} is negative in places")
+        if unpaired := sorted(fisher.keys() ^ anchor.keys()):
+            raise ValueError(f"{unpaired[0]} has a Fisher information or an anchor, but not both")
+        self._fisher, self._anchor = fisher, anchor
 
     def _measure(self, context: StepContext, names: Sequence[str]) -> dict[str, Tensor]:
         """The mean of squared gradients over sentences, by parameter name."""

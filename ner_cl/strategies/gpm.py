@@ -172,30 +172,29 @@ class Gpm(Strategy):
     def _input_products(self, context: StepContext) -> dict[str, list[Float[Tensor, "input input"]]]:
         """The sums of `x xᵀ` over the inputs of each group of layers, in fp64.
 
-        First over those at pieces or words; for layers that read anything else too, such as DeBERTa's relative
-        positions, then over that, which is the same in every batch.
+        First over the inputs at pieces or words; then, for layers that also read something else, such as DeBERTa's
+        relative positions, over that.
         """
         model, options, layers = context.model, self.options, self._layers(context)
         batches = list(context.batches(sentences=options.samples, purpose="gpm/sentences"))
         draw = context.generator("gpm/positions")
         pieces = _thinned([real_pieces(model, batch) for batch in batches], options.positions, draw)
         words = _thinned([batch.word_mask for batch in batches], options.positions, draw)
-        products: dict[tuple[str, bool], Tensor] = {}
+        of_text: dict[str, Tensor] = {}
+        constant: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             with torch.no_grad(), tap(layers) as calls:
                 model(batch)
             for names in input_groups(calls):
-                for call in calls:
-                    of_text = of_batch(call.name, call.inputs, pieces=pieces[index], words=words[index])
-                    if call.name != names[0] or (index and not of_text):
-                        continue
+                for call in (call for call in calls if call.name == names[0]):
+                    is_text = of_batch(call.name, call.inputs, pieces=pieces[index], words=words[index])
+                    if index and not is_text:
+                        continue  # the same in every batch, so counted in the first only
                     inputs = values_at(call.name, call.inputs, pieces=pieces[index], words=words[index]).double()
-                    total = products.setdefault((" ".join(names), of_text), inputs.new_zeros(2 * inputs.shape[-1:]))
-                    total.addmm_(inputs.T, inputs)
-        found: dict[str, list[Tensor]] = {}
-        for (group, _), total in sorted(products.items(), key=lambda item: not item[0][1]):
-            found.setdefault(group, []).append(total)
-        return found
+                    sums, size = of_text if is_text else constant, inputs.shape[-1]
+                    sums.setdefault(" ".join(names), inputs.new_zeros(size, size)).addmm_(inputs.T, inputs)
+        groups = of_text | constant
+        return {group: [sums[group] for sums in (of_text, constant) if group in sums] for group in groups}
 
 
 def extend_basis(

@@ -15,7 +15,7 @@ from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import cross_entropy_each, kd_full, masked_mean
 from ner_cl.registry import strategies
-from ner_cl.strategies.balance import payers
+from ner_cl.strategies.balance import word_factors
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.heads_needed import one_softmax
 from ner_cl.strategies.kept import check_state
@@ -89,7 +89,7 @@ class Is3(Strategy):
         """Computes what every word counts in each of the two terms."""
         words = StepWords.of(context.encoded, context.model.device)
         self._gold, self._imitation = (
-            payers(self.options.reduction, paying, words.own) for paying in (words.typed, words.outside)
+            word_factors(self.options.reduction, counted, words.own) for counted in (words.typed, words.outside)
         )
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
@@ -147,7 +147,7 @@ class Is3(Strategy):
         terms = {"ce": masked_mean(self._gold[batch.word_numbers] * ce, batch.word_mask)}
         if self._teacher is not None:
             said = head.as_annotated(emissions.blocks[0], batch)
-            kl = kd_full(self._teacher.says(context, batch), said, temperature=1.0)
+            kl = kd_full(self._teacher.logits_of(context, batch), said, temperature=1.0)
             kd = masked_mean(self._imitation[batch.word_numbers] * kl, batch.word_mask)
             terms["kd"] = self.options.distillation * kd
         return terms

@@ -49,17 +49,17 @@ def _in_rounds(rows: Sequence[int], generator: np.random.Generator) -> Iterator[
 def _cut(
     own: Sequence[Sequence[int]], drawn: Iterator[int], lengths: Sequence[int], *, tokens: int, each: float
 ) -> list[list[int]]:
-    """Batches of `own` in the given order, each unit with as many drawn rows as the share requires."""
+    """Batches of `own` in the given order; one with n rows of `own` gets `ceil(n · each)` drawn rows."""
     batches: list[list[int]] = [[]]
-    new = longest = 0
+    own_rows = longest = 0  # of the last batch
     for rows in own:
-        unit = [*rows, *islice(drawn, ceil((new + len(rows)) * each) - (len(batches[-1]) - new))]
-        longest = max(longest, *(lengths[index] for index in unit))
-        if new and longest * (len(batches[-1]) + len(unit)) > tokens:
-            unit += islice(drawn, ceil(len(rows) * each) - (len(unit) - len(rows)))
-            longest = max(lengths[index] for index in unit)
+        unit = [*rows, *islice(drawn, ceil((own_rows + len(rows)) * each) - ceil(own_rows * each))]
+        longest = max(longest, *(lengths[row] for row in unit))
+        if own_rows and longest * (len(batches[-1]) + len(unit)) > tokens:
+            unit += islice(drawn, ceil(len(rows) * each) - (len(unit) - len(rows)))  # none, or one because of rounding
+            longest = max(lengths[row] for row in unit)
             batches.append([])
-            new = 0
+            own_rows = 0
         batches[-1] += unit
-        new += len(rows)
+        own_rows += len(rows)
     return batches

@@ -101,13 +101,13 @@ class Spg(Strategy):
         factor = 1 - self._mean_importance()
         old = {"gate": factor, "freeze": 0.0, "free": 1.0}[self.options.old_blocks]
         new = factor if self.options.head_factor_on_new else 1.0
-        blocks = list(context.model.head.blocks)
-        return {
-            f"head.blocks.{number}.{name}": parameter.new_tensor(share)
-            for number, (block, share) in enumerate(zip(blocks, [*[old] * (len(blocks) - 1), new], strict=True))
-            for name, parameter in block.named_parameters()
-            if share < 1
-        }
+        newest = len(context.model.head.blocks) - 1
+        gates: dict[str, Tensor] = {}
+        for number, block in enumerate(context.model.head.blocks):
+            if (gate := new if number == newest else old) < 1:
+                named = block.named_parameters(prefix=f"head.blocks.{number}")
+                gates |= {name: parameter.new_tensor(gate) for name, parameter in named}
+        return gates
 
     def _mean_importance(self) -> float:
         """The mean importance over all entries of all tensors."""

@@ -36,7 +36,7 @@ class Teacher:
         self._attends = attends
         self._logits: Tensor | None = None
 
-    def says(self, context: StepContext, batch: Batch) -> Float[Tensor, "row word old"]:
+    def logits_of(self, context: StepContext, batch: Batch) -> Float[Tensor, "row word old"]:
         """The teacher's logits for a batch of the step's sentences, all blocks side by side.
 
         Args:

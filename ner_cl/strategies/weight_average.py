@@ -45,7 +45,7 @@ class WeightAverage(Strategy):
 
     options_class = WeightAverageOptions
     options: WeightAverageOptions
-    settles = 1  # `auto` looks at what the new columns predict in the end
+    settle_order = 1  # `auto` looks at what the new columns predict in the end
     excludes: ClassVar[Mapping[str, str]] = {
         "joint": "joint starts every step from the pre-trained encoder, so there are no old weights to average with",
     }

@@ -37,7 +37,7 @@ class Updater:
         average: averages the tensors of a reference gradient over processes.
 
     Raises:
-        ConfigError: if two strategies replace the optimizer's direction.
+        TrainingError: if a gate names no parameter or lies outside [0, 1].
     """
 
     def __init__(
@@ -60,36 +60,37 @@ class Updater:
         self._gates = combine_gates([strategy.gates(context) for strategy in strategies], self._parameters)
         self._project = Projector(self._gates)
         self._before: dict[str, Tensor] = {}
-        self._owed: InputSubspace | None = None  # where updates since the last correction have not been corrected yet
+        self._deferred: InputSubspace | None = None  # the updates since the last correction violate it
 
     def update(self) -> bool:
-        """Clips, steps, projects and gates; if the gradient is not finite, leaves the update out and returns False."""
+        """Clips, steps, projects and gates; if the gradient is not finite, leaves the update out and returns False.
+
+        Raises:
+            ConfigError: if two strategies replace the optimizer's direction.
+        """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if not torch.isfinite(norm):
             self._correct_if_due()
             return False
-        constraints = self._set_apart(self._constraints())
+        constraints = self._defer(self._constraints())
         if self._apply_to == "gradient":
             self._shape_gradients(gradients, constraints)
             norm, constraints = nn.utils.get_total_norm(gradients.values()), []
-        slope = _length(gradients, constraints)
+        gradient_length = _length(gradients, constraints)
         if self._clip:
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._clip, norm)
         gated = self._gates.keys() & gradients.keys() if self._apply_to == "update" else set()
-        asked = set().union(*(names_of(constraint) for constraint in constraints))
-        touched = (gated | asked) & gradients.keys()
+        constrained = set().union(*(names_of(constraint) for constraint in constraints)) & gradients.keys()
+        touched = gated | constrained
         # In the model's order: the order of a set, and so the last bits of sums, would differ between processes.
         before = self._remember([name for name in self._parameters if name in touched])
         self._step(gradients)
         with torch.no_grad():
-            self._keep(constraints, {name: old for name, old in before.items() if name in asked}, gated, slope)
-            names = [name for name in before if name in gated]
-            hold_back(
-                [self._parameters[name] for name in names],
-                [before[name] for name in names],
-                [self._gates[name] for name in names],
-            )
+            to_project = {name: old for name, old in before.items() if name in constrained}
+            self._project_update(constraints, to_project, gated, gradient_length)
+            held = {name: old for name, old in before.items() if name in gated}
+            hold_back([self._parameters[n] for n in held], list(held.values()), [self._gates[n] for n in held])
         self._correct_if_due()
         return True
 
@@ -99,38 +100,43 @@ class Updater:
 
         The outputs of weights for protected inputs become again what they were as training started.
         """
-        if self._owed is not None:
-            for name, outputs in self._owed.outputs.items():
-                weight, basis = self._parameters[name], self._owed.bases[name]
+        if self._deferred is not None:
+            for name, outputs in self._deferred.outputs.items():
+                weight, basis = self._parameters[name], self._deferred.bases[name]
                 weight.addmm_(weight @ basis - outputs, basis.T, alpha=-1)
-        self._owed = None
+        self._deferred = None
 
     def _correct_if_due(self) -> None:
-        """An epoch's last update is not corrected here but, with what is owed otherwise, at the end of the epoch."""
+        """Corrects the deferred updates after every `every` of them; after an epoch's last, the loop does."""
         made = self._context.update + 1
-        if self._owed is not None and not made % self._owed.every and made < self._context.updates:
+        if self._deferred is not None and not made % self._deferred.every and made < self._context.updates:
             self.correct()
 
-    def _set_apart(self, constraints: list[Constraint]) -> list[Constraint]:
-        """The constraints without a subspace in which updates can be corrected together: nothing else acts on them."""
-        if len(constraints) == 1 and isinstance(alone := constraints[0], InputSubspace):
-            trained = {name for name in alone.bases if self._parameters[name].requires_grad}
-            if trained <= alone.outputs.keys() and not trained & self._gates.keys() and self._apply_to == "update":
-                if self._owed is not alone:
+    def _defer(self, constraints: list[Constraint]) -> list[Constraint]:
+        """The constraints to apply to this update: none if its correction can wait.
+
+        It can if an `InputSubspace` is the only constraint and no gate acts on the weights it covers.
+        """
+        if len(constraints) == 1 and isinstance(only := constraints[0], InputSubspace):
+            trained = {name for name in only.bases if self._parameters[name].requires_grad}
+            if trained <= only.outputs.keys() and not trained & self._gates.keys() and self._apply_to == "update":
+                if self._deferred is not only:
                     self.correct()
-                self._owed = alone
+                self._deferred = only
                 return []
-        self.correct()  # what is owed, before the change of this update is measured
+        self.correct()  # deferred corrections come before the change of this update is measured
         return constraints
 
-    def _keep(self, constraints: Sequence[Constraint], before: Vector, gated: Collection[str], slope: Tensor) -> None:
+    def _project_update(
+        self, constraints: Sequence[Constraint], before: Vector, gated: Collection[str], gradient_length: Tensor
+    ) -> None:
         """Removes the part of the update that violates constraints.
 
         Args:
             constraints: the constraints of all strategies.
             before: old values of the parameters they touch; overwritten, except for those in `gated`.
             gated: parameters whose old values are still needed afterwards.
-            slope: length of the gradient; see `_length`.
+            gradient_length: length of the gradient; see `_length`.
         """
         if not before:
             return
@@ -138,7 +144,7 @@ class Updater:
             name: torch.sub(self._parameters[name], old, out=None if name in gated else old)
             for name, old in before.items()
         }
-        unit = _length(change, constraints) / slope
+        unit = _length(change, constraints) / gradient_length
         for weight, vector in self._project.excess(change, constraints, unit=unit):
             torch._foreach_sub_([self._parameters[name] for name in vector], list(vector.values()), alpha=weight)
 

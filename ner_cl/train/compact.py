@@ -53,7 +53,7 @@ class _Imitate(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """Returns the summed KL divergence of all blocks as `kd`; there is no gold."""
-        teacher = self._teacher.says(context, batch)
+        teacher = self._teacher.logits_of(context, batch)
         return {"kd": context.model.head.imitation(emissions, teacher, DistillOptions())}
 
 

@@ -194,16 +194,16 @@ class Learner:
 
     def _train(self, context: StepContext, dev: Sequence[Sentence], fingerprint: str) -> Iterator[Event]:
         """Trains all stages of the step, starting from the checkpoint's stage if there is one."""
-        further = [count for strategy in self.strategies for count in strategy.stages(context)]
+        later_epochs = [epochs for strategy in self.strategies for epochs in strategy.stages(context)]
         seconds, earlier_epochs, self.carried = 0.0, 0, 0.0
-        for stage in range(self.checkpoint.stage_of(context.number, fingerprint), 1 + len(further)):
+        for stage in range(self.checkpoint.stage_of(context.number, fingerprint), 1 + len(later_epochs)):
             context.stage = stage
             for strategy in self.strategies:
                 strategy.begin_stage(context)
-            epochs, times = plan_epochs(self.training, context, self.engine.processes)
-            context.epochs, context.epoch_factor = times * further[stage - 1] if stage else epochs, times
-            encoder, alone = self.model.encoder, context.trained_steps is not None
-            if self.training.train_embeddings and not alone and trains(encoder) and not trains(encoder.embeddings):
+            epochs, context.epoch_factor = plan_epochs(self.training, context, self.engine.processes)
+            context.epochs = context.epoch_factor * later_epochs[stage - 1] if stage else epochs
+            encoder, isolated = self.model.encoder, context.trained_steps is not None
+            if self.training.train_embeddings and not isolated and trains(encoder) and not trains(encoder.embeddings):
                 text = "training.train_embeddings has no effect: a strategy of the list holds the embeddings still"
                 yield Note(step=context.number, text=text)
             self.loop = StepTraining(
@@ -211,7 +211,7 @@ class Learner:
                 strategies=self.strategies,
                 options=self.training,
                 epochs=context.epochs,
-                patience=times * self.training.early_stopping.patience,
+                patience=context.epoch_factor * self.training.early_stopping.patience,
                 mentions=sum(count_mentions(dev).values()),
                 every=epochs_between_scores(self.training, context, dev),
                 engine=self.engine,
@@ -229,7 +229,7 @@ class Learner:
     def _finish(self, context: StepContext) -> None:
         """Ends a step: strategies settle weights, then measure; then the model stores what they keep."""
         self.model.encoder.shortcut = None  # measurements need the whole encoder to run
-        for strategy in sorted(self.strategies, key=lambda strategy: strategy.settles):
+        for strategy in sorted(self.strategies, key=lambda strategy: strategy.settle_order):
             strategy.settle(context)
         check_weights(self.model, context.number, self.strategies)
         for strategy in self.strategies:

@@ -168,7 +168,7 @@ class StepTraining:
         """The updates of an epoch, each a list of batches, each a list of rows; identical in all processes."""
         generator = self.context.generator(f"batches/{self._stage}{epoch}")
         batches = encoded.plan(encoded.annotated, batch_tokens=self.options.batch_tokens, generator=generator)
-        self.context.together = any(strategy.fills_batches for strategy in self.strategies)
+        self.context.keep_batches = any(strategy.fills_batches for strategy in self.strategies)
         # Strategies that add raw text come last, because its amount is a share of all other rows.
         for strategy in sorted(self.strategies, key=lambda strategy: strategy.reads_unlabeled):
             batches = strategy.plan(
@@ -224,7 +224,7 @@ class StepTraining:
         better = due and self._no_worse(score)
         if better:
             progress.best_epoch, progress.bad_epochs = progress.epoch, 0
-            progress.best_score = score if score is None else max(score, progress.best_score or 0.0)
+            progress.best_score = None if score is None else max(score, progress.best_score or 0.0)
             best.update({name: tensor.detach().clone() for name, tensor in self.context.model.state_dict().items()})
         else:
             progress.bad_epochs += 1
@@ -244,11 +244,11 @@ class StepTraining:
         return event
 
     def _no_worse(self, score: float | None) -> bool:
-        """Whether an epoch is to be kept: none before it was better by more than the standard errors tolerated."""
+        """Whether to keep an epoch: its score is the best so far, or less than the tolerance below the best."""
         best, tolerance = self.progress.best_score, self.options.early_stopping.tolerance
-        if score is None or not best or score > best:  # as long as F1 is 0 or undefined, patience does not run either
+        if score is None or not best or score > best:  # while F1 is undefined or 0, no patience is used up
             return True
-        return self.mentions > 0 < tolerance and score >= best - tolerance * standard_error(best, self.mentions)
+        return self.mentions > 0 and tolerance > 0 and score >= best - tolerance * standard_error(best, self.mentions)
 
     def _save_if_due(self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> None:
         """Saves a checkpoint if the last one is old enough."""

@@ -97,17 +97,18 @@ class Projector:
             half_spaces: the half-spaces, with margin and ridge.
             references: reference of each, with the part in the subspaces removed.
             change: the change, with the part in the subspaces removed.
-            numbers: the unit of margins, and the smallest valid squared length of each reference.
+            numbers: the unit of margins, then the smallest valid squared length of each reference; read from the device
+                together with the products.
         """
-        products, (unit, *least) = self._products([*references, change], numbers)
+        products, (unit, *smallest) = self._products([*references, change], numbers)
         weights = [0.0] * len(half_spaces)
-        squares, slopes = [row[i] for i, row in enumerate(products)], [-row[-1] for row in products]
-        kept = [i for i, low in enumerate(least) if low <= squares[i] < inf and isfinite(slopes[i])]
-        if all(slopes[i] >= 0 for i in kept):
+        agreement = [-row[-1] for row in products]  # ⟨m·d, r⟩ with d = -change; below 0, the half-space is violated
+        kept = [i for i, low in enumerate(smallest) if low <= products[i][i] < inf and isfinite(agreement[i])]
+        if all(agreement[i] >= 0 for i in kept):
             return weights
-        pairs = [[products[i][j] + (half_spaces[i].ridge if i == j else 0.0) for j in kept] for i in kept]
+        gram = [[products[i][j] + (half_spaces[i].ridge if i == j else 0.0) for j in kept] for i in kept]
         margins = [half_spaces[i].margin * unit if isfinite(unit) else 0.0 for i in kept]
-        for i, weight in zip(kept, solve_dual(pairs, [slopes[i] for i in kept], margins), strict=True):
+        for i, weight in zip(kept, solve_dual(gram, [agreement[i] for i in kept], margins), strict=True):
             weights[i] = weight
         return weights
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ner_cl.model.bands import apart, crossing, span_band, tags_of_apart, within
+from ner_cl.model.bands import crossing, non_maximum_suppression, span_band, tags_of_disjoint, within
 from ner_cl.model.decode import orphans, spans_of_rows
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -94,11 +94,11 @@ def test_taking_many_at_once_is_taking_them_one_by_one(drawn: list[tuple[tuple[i
     spans = [[row, start, start + length, type_] for (row, start, length, type_), _ in drawn]
     scores = [float(score) for _, score in drawn]
     tensor = torch.tensor(spans, dtype=torch.long).view(-1, 4)
-    kept = apart(tensor, torch.tensor(scores))
+    kept = non_maximum_suppression(tensor, torch.tensor(scores))
     assert kept.tolist() == one_by_one(spans, scores)
     # What is left can be told in tags, and read again.
     mask = torch.ones(2, 15, dtype=torch.bool)
-    tags = tags_of_apart(tensor[kept], mask)
+    tags = tags_of_disjoint(tensor[kept], mask)
     assert not orphans(tags).any()
     assert sorted(spans_of_rows(tags).tolist()) == sorted(tensor[kept].tolist())
 
@@ -106,5 +106,5 @@ def test_taking_many_at_once_is_taking_them_one_by_one(drawn: list[tuple[tuple[i
 def test_a_chain_of_ever_better_spans_keeps_every_other_one() -> None:
     """Each overlaps the next, better one: as many rounds as there can be."""
     spans = torch.tensor([[0, place, place + 2, 0] for place in range(9)])
-    kept = apart(spans, torch.arange(9.0))
+    kept = non_maximum_suppression(spans, torch.arange(9.0))
     assert kept.nonzero().flatten().tolist() == [0, 2, 4, 6, 8]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ner_cl.config import HeadOptions
-from ner_cl.strategies.balance import BalanceOptions, payers, teacher_weight
+from ner_cl.strategies.balance import BalanceOptions, teacher_weight, word_factors
 from ner_cl.strategies.heads_needed import one_softmax
 
 
@@ -26,7 +26,7 @@ def test_the_mean_over_all_words_gets_the_scale_of_the_reduction(pays: list[int]
     paying = torch.zeros(8, dtype=torch.bool)
     paying[pays] = True
     costs = torch.arange(1.0, 9.0)
-    each, summed = (payers(name, paying, own) * costs for name in ("mean_each", "sum_then_mean"))
+    each, summed = (word_factors(name, paying, own) * costs for name in ("mean_each", "sum_then_mean"))
     assert not each[~paying].any()
     torch.testing.assert_close(summed, torch.where(paying, costs, 0.0))
     if pays:

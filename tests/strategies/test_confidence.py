@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ner_cl.strategies.confidence import confident_words, lessons_of, type_weight
+from ner_cl.strategies.confidence import confident_words, pseudo_labels_of, type_weight
 from ner_cl.strategies.step_words import StepWords
 
 OLD_TAGS = 5  # O and the tags of two old types; 5 and 6 are those of the new one
@@ -83,7 +83,7 @@ def test_a_tag_that_no_word_gets_harms_nobody() -> None:
 @pytest.mark.parametrize(("least", "balance"), [(0.0, True), (0.3, True), (0.0, False)])
 def test_lessons_are_what_loops_over_sentences_say(seed: int, least: float, balance: bool) -> None:
     words, teacher = random_step(seed)
-    lessons = lessons_of(words, teacher, floor=1e-3, least_share=least, type_balance=balance)
+    labels = pseudo_labels_of(words, teacher, floor=1e-3, least_share=least, type_balance=balance)
     sure, answers = confident_words(teacher, words.outside, floor=1e-3), teacher.argmax(dim=-1)
     for sentence in range(9):
         places = (words.sentences == sentence).nonzero().flatten().tolist()
@@ -95,10 +95,10 @@ def test_lessons_are_what_loops_over_sentences_say(seed: int, least: float, bala
             weight = max(share, least) if words.typed[place] or sure[place] else 0.0
             if balance and sure[place] and answers[place] > 0:
                 weight *= 0.5 + 1 / (1 + math.exp(-old / max(1, new)))
-            assert lessons.weights[place].item() == pytest.approx(weight, abs=1e-6)
-            assert bool(lessons.believed[place]) == bool(words.typed[place] or sure[place])
+            assert labels.weights[place].item() == pytest.approx(weight, abs=1e-6)
+            assert bool(labels.believed[place]) == bool(words.typed[place] or sure[place])
             label = words.targets[place] if words.typed[place] else answers[place]
-            assert lessons.labels[place] == label
+            assert labels.labels[place] == label
 
 
 def test_a_sentence_of_which_nothing_is_believed_teaches_nothing_unless_asked_to() -> None:
@@ -111,6 +111,6 @@ def test_a_sentence_of_which_nothing_is_believed_teaches_nothing_unless_asked_to
         own=torch.ones(5, dtype=torch.bool),
     )
     options = {"floor": 0.0, "type_balance": True}
-    assert lessons_of(words, teacher, least_share=0.0, **options).weights.tolist() == [0, 0, 0, 0.5, 1]
-    clamped = lessons_of(words, teacher, least_share=0.75, **options).weights
+    assert pseudo_labels_of(words, teacher, least_share=0.0, **options).weights.tolist() == [0, 0, 0, 0.5, 1]
+    clamped = pseudo_labels_of(words, teacher, least_share=0.75, **options).weights
     torch.testing.assert_close(clamped, torch.tensor([0.75, 0, 0, 0.75, 1]))

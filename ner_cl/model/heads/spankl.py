@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.bands import apart, crossing, span_band, tags_of_apart, within
+from ner_cl.model.bands import crossing, non_maximum_suppression, span_band, tags_of_disjoint, within
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import bernoulli_kl, mention_weights
@@ -137,11 +137,11 @@ class SpanKl(Head):
         band = self._shown(emissions, blocks, types)
         row, start, more, column = (band > 0).nonzero(as_tuple=True)
         found = torch.stack([row, start, start + more + 1, self._types(blocks)[column]], dim=1)
-        return found if nested else found[apart(found, band[row, start, more, column])]
+        return found if nested else found[non_maximum_suppression(found, band[row, start, more, column])]
 
     def decode(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Int[Tensor, "row word"]:
         """The tags of the spans left after resolving overlaps; types that are not asked for do not compete."""
-        return tags_of_apart(self.spans(emissions, types=types), emissions.word_mask)
+        return tags_of_disjoint(self.spans(emissions, types=types), emissions.word_mask)
 
     def coupling(self, emissions: Emissions, *, types: Collection[str] | None = None) -> Float[Tensor, "row word"]:
         """The probability of the likeliest span with a word and the one before it; infinite if it would be found."""
