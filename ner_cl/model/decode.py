@@ -63,7 +63,7 @@ def _best_paths(emissions: Float[Tensor, "row word tag"]) -> Int[Tensor, "row wo
         opened = torch.maximum(from_begin, from_inside)
         candidates = torch.cat([(prefix + o)[:, None], opened], dim=1)
         states.append(candidates.argmax(1))  # the first maximum, so the lowest id
-        prefix = candidates.gather(1, states[-1][:, None])[:, 0]  # `max` would start all threads
+        prefix = candidates.gather(1, states[-1][:, None])[:, 0]  # `max` starts all threads, however small the tensor
     return _trace_back(states, continues)
 
 

@@ -59,7 +59,7 @@ def stretches_of(
     batch_tokens: int | None = None,
     precision: Precision = "auto",
 ) -> Iterator[tuple[list[Place], Emissions]]:
-    """Yields the same with a row per stretch: nearly every sentence is one, long ones are several, in order.
+    """Yields tag scores as `emissions_of` does, but with a row per stretch: most sentences are one, long ones several.
 
     Args:
         model: any model.

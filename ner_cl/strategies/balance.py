@@ -44,7 +44,7 @@ def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
 def word_factors(
     reduction: Literal["mean_each", "sum_then_mean"], counted: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
 ) -> Float[Tensor, " word"]:
-    """A factor for every word of the step that gives a mean over all words the scale of a reduction.
+    """The factor on each word's cost with which a mean over the step's words is the mean that `reduction` asks for.
 
     Args:
         reduction: see `BalanceOptions`.

@@ -37,8 +37,8 @@ class CfnerOptions(BalanceOptions):
             for none.
         candidates: only this many words of each kind, the first in the step, can be neighbours; 0 for all.
         columns: columns in which the neighbours of a word labelled `O` contribute probabilities: `all`, or only the
-            `old` ones, over which they then sum to 1, as in the authors' code. With `old`, new columns can take a word
-            from its old type: its neighbours supply the probability, and no gradient is left.
+            `old` ones, over which they then sum to 1, as in the authors' code. With `old`, the neighbours can satisfy
+            the loss alone: a word that drifts to a new type then gets no gradient back.
         sharpen: for a word labelled `O` in which the teacher finds an old type, imitate only the teacher's best tag.
         curriculum: treat such a word in this way, and use its neighbours, only where the student's highest probability
             among the old columns, `O` included, reaches a threshold, which falls from 0.9 in the first epoch to 0 in

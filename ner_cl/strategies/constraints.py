@@ -15,8 +15,8 @@ class HalfSpace:
 
     Attributes:
         reference: the reference gradient, by parameter name.
-        margin: least weight of the reference in the projection once any half-space is violated (GEM's memory strength),
-            where the gradient has weight 1; it scales with the length that the optimizer gives the update.
+        margin: GEM's memory strength γ: lower bound of the reference's weight in the projection, once any half-space is
+            violated. The gradient has weight 1; the bound is rescaled to the length of the optimizer's update.
         ridge: added to the diagonal of the dual problem (GEM's ε).
     """
 
@@ -43,9 +43,9 @@ class InputSubspace:
 
     Attributes:
         bases: an orthonormal basis of the inputs of each weight `[output, input]`, by name.
-        outputs: what each weight makes of its basis as training starts, for all weights that train, or for none. With
-            it, a violation is what weights make of the bases now, minus this; so updates may be left as they are for a
-            while and corrected together, which ends where correcting each of them would: the correction is linear.
+        outputs: the output of each weight for its basis when training starts; given for all weights that train, or for
+            none. With it, updates can be corrected some time later, all at once: the violation is the output now minus
+            this. Correction is linear, so the result equals that of correcting each update.
         every: number of updates that are corrected together, if nothing else acts on the same update. The end of
             an epoch corrects all.
     """

@@ -35,8 +35,8 @@ class DistillStrategyOptions(StrategyOptions, DistillOptions):
     as much as one of a new type, and one in a mention of an old type twice as much.
 
     Attributes:
-        alpha: weight of the KL term; `auto` is 0.5, or 0.1 where raw text stands beside fewer than 40 sentences: held
-            more, so short a step learns its new mentions by heart and finds no others.
+        alpha: weight of the KL term; `auto` is 0.5, or 0.1 with raw text and fewer than 40 sentences: with a larger
+            weight, so small a step memorises its mentions and finds no others.
         cache: run the teacher once over all words of the step and keep its outputs; `false` runs it beside the student
             in every update, which takes longer and gives the same targets.
         unlabeled: share of the rows of a batch that are raw in-domain text, if the step has any; 0 ignores such text.

@@ -40,9 +40,9 @@ class GpmOptions(StrategyOptions):
             feed-forward blocks): `project` them like all others, as in the paper, or `freeze` them. Projecting them
             takes longer than projecting all others together.
         heads: protect old head blocks too: their outputs for word vectors, and their biases.
-        every: number of updates that are projected together, and with the last one of every epoch. The paper projects
-            each (1). Weights leave the permitted directions for that many updates; those that are kept or scored never
-            do. Beside gates or other constraints, each update is projected.
+        every: updates between two projections; the paper projects every update (1). In between, weights may leave the
+            permitted directions, but they are always projected at the end of an epoch, before they are scored or kept.
+            Beside gates or other constraints, every update is projected.
     """
 
     name: Literal["gpm"] = "gpm"
@@ -120,8 +120,8 @@ class Gpm(Strategy):
     def end_step(self, context: StepContext) -> None:
         """Extends the bases by what they do not explain yet of this step's inputs.
 
-        A group of layers that existing bases lack never gets one, and one that was not measured this time loses its
-        own: a basis that has missed a step would allow updates that harm that step.
+        A basis must cover all steps. So a group of layers without a basis from earlier steps never gets one, and one
+        that was not measured in this step loses its own.
         """
         options = self.options
         if not options.threshold:

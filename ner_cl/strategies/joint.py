@@ -23,8 +23,8 @@ class JointOptions(StrategyOptions):
     Attributes:
         last_only: train only the last step, on all data with all types; earlier rows of the matrix are then null. A run
             then trains once, not once per step.
-        annotation: `all` types in all sentences; or only the `own` of every step, which tells what is missing because
-            nobody annotated old types in new sentences and new ones in old, and not because old sentences are gone.
+        annotation: `all`: every sentence is annotated for all types; `own`: only for the types of its own step. The
+            difference shows how much is lost to missing annotation rather than to missing sentences.
     """
 
     name: Literal["joint"] = "joint"
@@ -48,12 +48,12 @@ class Joint(Strategy):
 
     @property
     def reads_earlier(self) -> Literal["all", "own"]:
-        """With the annotation asked for."""
+        """The option `annotation`."""
         return self.options.annotation
 
     @property
     def last_step_only(self) -> bool:
-        """As asked for."""
+        """The option `last_only`."""
         return self.options.last_only
 
     def begin_step(self, context: StepContext) -> None:

@@ -41,7 +41,7 @@ class Kronecker:
         """
         inputs, outputs = self.inputs.double(), self.outputs.double()
         if damping:
-            # A Kronecker sum with (αI, αI): mean eigenvalues balance the two identities; α cancels in π.
+            # A Kronecker sum with (αI, αI): mean eigenvalues balance the two identities; α cancels in the balance.
             balance = (outputs.diagonal().mean() / inputs.diagonal().mean()).sqrt()
             inputs = inputs + damping / balance * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
             outputs = outputs + damping * balance * torch.eye(len(outputs), dtype=inputs.dtype, device=inputs.device)

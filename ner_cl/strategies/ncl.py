@@ -32,8 +32,7 @@ class NclOptions(StrategyOptions):
         data_size: N, the number of words that a step's information counts for; the prior before step 1 is the identity
             over N. A larger value holds old types more tightly.
         prior: λ, weight of the pull towards the weights before the step.
-        damping: α, added to each factor before it is inverted; not needed for inversion, which the prior makes
-            possible.
+        damping: α, added to each factor before it is inverted; usually 0, as the prior makes the factors invertible.
         radius: maximum length of an update in the metric of the precision; with 0 only the learning rate limits it.
         samples: number of sentences of the step, drawn at random, on which its Fisher information is measured.
         kronecker_sum: how the information of two steps is added: `additive` or `nearest`.

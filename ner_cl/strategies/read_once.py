@@ -18,8 +18,7 @@ __all__ = ["freeze_encoder", "read_once"]
 def freeze_encoder(context: StepContext, warmup_epochs: int, *, epoch: int) -> None:
     """Freezes the encoder, with dropout off, after the first `warmup_epochs` epochs of step 1.
 
-    These are more where `training.epochs: auto` makes more epochs of a small step. From then on, the encoder runs once
-    over a step's sentences.
+    `warmup_epochs` is multiplied by `context.epoch_factor`. After them, the encoder runs once over a step's sentences.
     """
     if not context.old_types and epoch <= warmup_epochs * context.epoch_factor:
         return

@@ -109,13 +109,12 @@ class EventLog:
     """
 
     path: Path | None
-    clock: Any = field(default=time.time)
 
     def write(self, event: Event) -> None:
         """Appends one event."""
         if self.path is None or isinstance(event, UpdateDone):
             return
-        record = {"event": type(event).__name__, "time": round(self.clock(), 3), **dataclasses.asdict(event)}
+        record = {"event": type(event).__name__, "time": round(time.time(), 3), **dataclasses.asdict(event)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

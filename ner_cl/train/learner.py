@@ -247,7 +247,7 @@ class Learner:
 
     @torch.no_grad()
     def _agree(self) -> None:
-        """Copies the main process's state to all: another order of summation differs in the last bits."""
+        """Copies the main process's state to all processes, whose own may differ in the last bits."""
         model, engine = self.model, self.engine
         engine.as_in_main(model.state_dict().values())
         measured = (model.head.temperatures, model.strategy_state, model.kept_sentences)

@@ -42,7 +42,7 @@ class StepTraining:
         options: batches, optimizer, checkpoints.
         epochs: maximum number of epochs.
         patience: epochs without a better score before stopping; 0 trains all.
-        mentions: number of mentions that the dev score rests on; 0 if it is no F1, and has no standard error.
+        mentions: mentions that the dev score is computed from, for its standard error; 0 if it is not an F1 on gold.
         every: epochs between two dev scores; see `epochs_between_scores`.
         engine: device, processes, precision.
         dev_score: F1 of the student on the dev sentences, or None if there is nothing to score.
@@ -115,7 +115,7 @@ class StepTraining:
             plan = self._plan(encoded, progress.epoch)
             for group in plan[progress.update :]:
                 yield self._update(optimizer, updater, group, len(plan))
-                if progress.update < len(plan):  # else what the updates owe is lost; the epoch ends in a moment
+                if progress.update < len(plan):  # a run resumed after the last would skip corrections of `_end_epoch`
                     self._save_if_due(optimizer, best)
             yield self._end_epoch(encoded, updater, best, len(plan))
             self._save_if_due(optimizer, best)

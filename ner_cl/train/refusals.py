@@ -39,7 +39,7 @@ def check_data(step: Step) -> None:
 
 
 def check_weights(model: NerModel, number: int, strategies: Sequence[Strategy]) -> None:
-    """Rejects weights that the last updates made useless, with which no loss has been computed since.
+    """Rejects final weights that are not finite or enormous, with which no loss has been computed yet.
 
     Args:
         model: the model after a step.

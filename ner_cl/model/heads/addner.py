@@ -38,7 +38,11 @@ class AddNer(Head):
 
     name = "addner"
     apart = True
-    without_effect = ("new_rows", "width", "max_words")  # a row on all columns of a softmax changes nothing
+    without_effect = (
+        "new_rows",
+        "width",
+        "max_words",
+    )  # one row on all columns changes no softmax
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
         super().__init__(hidden, options)

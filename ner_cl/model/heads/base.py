@@ -222,7 +222,7 @@ class Head(nn.Module, ABC):
     def supervised(
         self, emissions: Emissions, batch: Batch, *, unannotated: Literal["negative", "unknown"]
     ) -> Float[Tensor, ""]:
-        """Mean cross entropy over the words of the batch.
+        """The loss of the gold annotation, on the scale of a mean over words; each head says how.
 
         Args:
             emissions: emissions of the batch.
@@ -335,7 +335,7 @@ class Head(nn.Module, ABC):
 
     def gold_logits(self, emissions: Emissions, batch: Batch) -> Float[Tensor, ""]:
         """Sums the logits of the gold tags over the words in mentions of the newest step's types."""
-        # Of the newest types alone: `ogd`, which asks, is refused where blocks know older ones.
+        # Only `ogd` calls this, and it is refused where blocks know older types.
         block = emissions.blocks[-1]
         typed = batch.word_mask & (batch.targets > 2 * self.tagset.type_offset(len(self.tagset.steps)))
         index = (batch.targets - (len(self.tagset) - block.shape[-1])).clamp(min=0)
