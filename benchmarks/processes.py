@@ -52,7 +52,7 @@ def in_processes(tasks: Mapping[str, Task], workers: int) -> list[str]:
 
 
 def _context() -> Any:
-    """Starts processes from one that has imported everything and, unlike this one, never used the GPU."""
+    """How to start processes: from one that has imported everything and, unlike this one, never used the GPU."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")

@@ -17,9 +17,8 @@ __all__ = ["NOT_YAML", "assign", "assign_all", "find_file", "load_config", "pars
 
 ENVIRONMENT_PREFIX = "NER_CL__"
 NOT_YAML = (yaml.YAMLError, TypeError, ValueError)
-# Sections of which, or of whose items, a name alone says all.
-_NAMED = ("encoder", "head", "strategies")
 """What PyYAML raises for invalid text: a date with month 13 or `{{ }}` gives a built-in Python error."""
+_NAMED = ("encoder", "head", "strategies")  # sections that, or whose items, may be a name alone
 
 
 def load_config(
@@ -161,7 +160,7 @@ def assign_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
-    """Sets the value at a key path, creating missing sections; a head, say, of which the name stands alone is one."""
+    """Sets the value at a key path; missing sections are created, and a name alone becomes a section with that name."""
     target: Any = values
     for key in keys[:-1]:
         if isinstance(target, list) and key.isdigit() and int(key) < len(target):

@@ -38,11 +38,7 @@ class AddNer(Head):
 
     name = "addner"
     apart = True
-    without_effect = (
-        "new_rows",
-        "width",
-        "max_words",
-    )  # one row on all columns changes no softmax
+    without_effect = ("new_rows", "width", "max_words")  # the same row on all columns changes no softmax
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
         super().__init__(hidden, options)
