@@ -44,7 +44,8 @@ class Options(BaseModel):
 
         Configurations are written out with all options, so one that equals its default was not necessarily chosen.
         """
-        return tuple(name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default)
+        fields = type(self).model_fields.items()
+        return tuple(n for n, field in fields if getattr(self, n) != field.get_default(call_default_factory=True))
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

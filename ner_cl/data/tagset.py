@@ -1,7 +1,8 @@
 """The tag vocabulary, which grows only by appending."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 from ner_cl.errors import DataError, ModelError
 from ner_cl.types import Span
@@ -16,6 +17,10 @@ class Tagset:
     Id 0 is `O`; type number i (from 0) has ids `1 + 2i` (`B-`) and `2 + 2i` (`I-`). `grow` returns a new tagset that
     keeps every old id, so the existing output columns of a head keep their meaning.
 
+    Attributes:
+        steps: the types that each step taught.
+        types: all types, in learning order.
+
     Example:
         >>> tagset = Tagset().grow(["PER"]).grow(["LOC", "ORG"])
         >>> tagset.types, tagset.step_of("ORG"), tagset.tags[:3]
@@ -23,11 +28,13 @@ class Tagset:
     """
 
     steps: tuple[tuple[str, ...], ...] = ()
+    types: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _first_ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        """All types, in learning order."""
-        return tuple(type_ for step in self.steps for type_ in step)
+    def __post_init__(self) -> None:
+        types = tuple(chain.from_iterable(self.steps))
+        object.__setattr__(self, "types", types)
+        object.__setattr__(self, "_first_ids", {type_: 1 + 2 * index for index, type_ in enumerate(types)})
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -74,8 +81,7 @@ class Tagset:
         Raises:
             DataError: if two spans of known types share a word, which a flat tag sequence cannot express.
         """
-        first_id = {type_: 1 + 2 * index for index, type_ in enumerate(self.types)}
-        return tags_of_spans(spans, length, first_id)
+        return tags_of_spans(spans, length, self._first_ids)
 
     def decode(self, tag_ids: Sequence[int]) -> list[Span]:
         """Convert IOB2 tag ids to spans; an `I-` that continues no span is ignored."""

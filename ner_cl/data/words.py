@@ -88,7 +88,10 @@ def cut_mentions(sentences: Iterable[Sentence]) -> str:
         for span in sentence.spans:
             mentions += 1
             words = sentence.words[span.start : span.end]
-            parted = [word for word in words if not whole.setdefault(word, len(split_words(word)) == 1)]
+            for word in words:
+                if word not in whole:
+                    whole[word] = len(split_words(word)) == 1
+            parted = [word for word in words if not whole[word]]
             cut, example = cut + bool(parted), example or "".join(parted[:1])
     if not cut or 100 * cut < mentions:
         return ""

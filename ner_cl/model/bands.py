@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ner_cl.model.decode import words_between
+
 __all__ = ["crossing", "non_maximum_suppression", "span_band", "tags_of_disjoint", "within"]
 
 
@@ -75,7 +77,7 @@ def non_maximum_suppression(spans: Int[Tensor, "span 4"], scores: Float[Tensor, 
         spans: row, first word, one past the last word, type.
         scores: score of each span.
     """
-    owner, word = _words(spans)
+    owner, word = words_between(spans[:, 1], spans[:, 2])
     _, place = torch.unique(torch.stack([spans[owner, 0], word]), dim=1, return_inverse=True)
     rank = torch.empty_like(spans[:, 0])
     rank[scores.argsort(descending=True, stable=True)] = torch.arange(len(spans), 0, -1, device=spans.device)
@@ -98,18 +100,10 @@ def tags_of_disjoint(spans: Int[Tensor, "span 4"], mask: Bool[Tensor, "row word"
         mask: which words are real; gives the shape.
     """
     tags = torch.zeros_like(mask, dtype=torch.long)
-    owner, word = _words(spans)
+    owner, word = words_between(spans[:, 1], spans[:, 2])
     tags[spans[owner, 0], word] = 2 + 2 * spans[owner, 3]
     tags[spans[:, 0], spans[:, 1]] = 1 + 2 * spans[:, 3]
     return tags
-
-
-def _words(spans: Int[Tensor, "span 4"]) -> tuple[Int[Tensor, " word"], Int[Tensor, " word"]]:
-    """Lists the words of all spans, span by span: the index of the span, and the position in its row."""
-    start, counts = spans[:, 1], spans[:, 2] - spans[:, 1]
-    owner = torch.repeat_interleave(counts)
-    first = counts.cumsum(0) - counts  # index at which the words of each span begin
-    return owner, start[owner] + torch.arange(len(owner), device=spans.device) - first[owner]
 
 
 def _anywhere(flags: Bool[Tensor, " word"], owner: Int[Tensor, " word"], spans: int) -> Bool[Tensor, " span"]:

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from ner_cl.data.tagset import Tagset
 
-__all__ = ["coupling", "hide_types", "orphans", "span_log_probability", "spans_of_rows", "viterbi"]
+__all__ = [
+    "coupling",
+    "hide_types",
+    "orphans",
+    "span_log_probability",
+    "spans_of_rows",
+    "viterbi",
+    "words_between",
+]
 
 _MARGIN = 1e-4  # by which one path must beat another so that rounding cannot swap them
 
@@ -143,14 +151,26 @@ def coupling(scores: Float[Tensor, "row word tag"], mask: Bool[Tensor, "row word
     return torch.nn.functional.pad(coupled, (1, 0)).masked_fill(~mask, torch.inf)
 
 
+def words_between(
+    start: Int[Tensor, " span"], end: Int[Tensor, " span"]
+) -> tuple[Int[Tensor, " word"], Int[Tensor, " word"]]:
+    """Lists the words of all spans, span by span: the index of the span, and the word's position in its row.
+
+    Args:
+        start: first word of each span.
+        end: one past the last word.
+    """
+    counts = end - start
+    owner = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts  # index at which the words of each span begin
+    return owner, start[owner] + torch.arange(len(owner), device=start.device) - first[owner]
+
+
 def _inside_scores(emissions: Float[Tensor, "row word tag"], spans: Int[Tensor, "span 4"]) -> Float[Tensor, " span"]:
     """Sums the `I-` scores of each span's words after the first, using memory only for the words of the spans."""
     row, start, end, type_ = spans.unbind(1)
-    counts = end - start - 1
-    owner = torch.repeat_interleave(counts)  # [inside], span index of each inside word
-    first = counts.cumsum(0) - counts  # [span], index of its first inside word
-    position = start[owner] + 1 + torch.arange(len(owner), device=spans.device) - first[owner]
-    scores = emissions[row[owner], position, 2 + 2 * type_[owner]]
+    owner, word = words_between(start + 1, end)
+    scores = emissions[row[owner], word, 2 + 2 * type_[owner]]
     return emissions.new_zeros(len(spans)).index_add(0, owner, scores)
 
 

@@ -5,17 +5,15 @@
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ner_cl.data.tagset import spans_of_tags, tags_of_spans
-from ner_cl.model.decode import span_log_probability, viterbi
+from ner_cl.model.bands import non_maximum_suppression, tags_of_disjoint
+from ner_cl.model.decode import span_log_probability, spans_of_rows, viterbi
 from ner_cl.model.losses import marginal_cross_entropy
-from ner_cl.types import Span
 
 __all__ = ["best_temperature", "exclusive_scores", "golden_section", "majority", "span_probability", "weighted_vote"]
 
@@ -77,40 +75,32 @@ def majority(
     known: Sequence[Sequence[int]],
     mask: Bool[Tensor, "row word"],
     *,
-    types: Sequence[str],
+    types: int,
 ) -> Int[Tensor, "row word"]:
     """Keeps spans found by more than half of the blocks that know their type, each block decoded by Viterbi.
 
-    Of overlapping spans, the one with the highest mean probability stays (on a tie, the first by position and type). If
+    Of overlapping spans, the one with the highest mean probability stays (on a tie, the first by position, then by type in learning order). If
     each type is known to a single block, all spans win the vote and only overlaps are resolved.
 
     Args:
         log_probs: tag log-probabilities of each block.
         known: see the module docstring.
         mask: which words are real.
-        types: types of the joint tagset.
+        types: number of types in the joint tagset.
 
     Returns:
         Legal tags of the joint tagset, `O` where masked.
     """
-    voters = Counter(index for indices in known for index in indices)
-    number = {type_: index for index, type_ in enumerate(types)}
-    ballots: Counter[tuple[int, Span]] = Counter()
+    voters = torch.bincount(torch.tensor([index for indices in known for index in indices]), minlength=types)
+    found = []
     for block, indices in zip(log_probs, known, strict=True):
-        names = [types[index] for index in indices]
-        for row, tags in enumerate(viterbi(block, mask).tolist()):
-            ballots.update((row, span) for span in spans_of_tags(tags, names))
-    kept = sorted(found for found, votes in ballots.items() if 2 * votes > voters[number[found[1].type]])
-    places = [(row, span.start, span.end, number[span.type]) for row, span in kept]
-    positions = torch.tensor(places, dtype=torch.long, device=mask.device).reshape(-1, 4)
-    scores = span_probability(log_probs, known, [1.0] * len(known), mask, positions).tolist()
-    chosen: list[list[Span]] = [[] for _ in range(len(mask))]
-    for _, (row, span) in sorted(zip(scores, kept, strict=True), key=lambda item: -item[0]):  # stable: kept is sorted
-        if not any(span.overlaps(other) for other in chosen[row]):
-            chosen[row].append(span)
-    first_id = {type_: 1 + 2 * index for type_, index in number.items()}
-    tags = [tags_of_spans(spans, mask.shape[1], first_id) for spans in chosen]
-    return torch.tensor(tags, dtype=torch.long, device=mask.device).reshape(mask.shape)
+        spans = spans_of_rows(viterbi(block, mask))
+        spans[:, 3] = torch.tensor(indices, device=mask.device)[spans[:, 3]]
+        found.append(spans)
+    spans, votes = torch.cat(found).unique(dim=0, return_counts=True)  # sorted by row, position and type
+    spans = spans[2 * votes > voters.to(mask.device)[spans[:, 3]]]
+    scores = span_probability(log_probs, known, [1.0] * len(known), mask, spans)
+    return tags_of_disjoint(spans[non_maximum_suppression(spans, scores)], mask)
 
 
 def span_probability(

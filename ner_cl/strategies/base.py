@@ -3,6 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -97,15 +98,20 @@ class StepContext:
         """Batches of the step's own sentences only, of training size and on the model's device.
 
         Args:
-            sentences: maximum number of rows, drawn at random; all by default.
+            sentences: maximum number of sentences, drawn at random, each with all its windows; all by default.
             purpose: names the random stream of the draw.
         """
-        encoded = self.encoded
-        own = rows_from(encoded.origins, "own")
-        if sentences is not None:
-            own = self.at_most(own, sentences, purpose)
-        for rows in encoded.plan(own, batch_tokens=self.batch_tokens):
-            yield encoded.batch(rows).to(self.model.device)
+        own = list(chain.from_iterable(self.own_rows(sentences, purpose)))
+        for rows in self.encoded.plan(own, batch_tokens=self.batch_tokens):
+            yield self.encoded.batch(rows).to(self.model.device)
+
+    def own_rows(self, sentences: int | None, purpose: str) -> list[list[int]]:
+        """For each of the step's own sentences, or `sentences` of them drawn by `purpose`, the rows of its windows."""
+        rows: dict[int, list[int]] = {}
+        for row in rows_from(self.encoded.origins, "own"):
+            rows.setdefault(self.encoded.windows[row].sentence, []).append(row)
+        drawn = list(rows) if sentences is None else self.at_most(list(rows), sentences, purpose)
+        return [rows[sentence] for sentence in drawn]
 
 
 class Strategy(ABC):

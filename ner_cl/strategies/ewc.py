@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
-from ner_cl.data.batching import Batch, rows_from
+from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
@@ -203,9 +203,5 @@ class Ewc(Strategy):
 
     def _sentences(self, context: StepContext) -> list[Batch]:
         """One batch per measured sentence, with all its windows; remembered ones were measured in their own step."""
-        encoded = context.encoded
-        rows: dict[int, list[int]] = {}
-        for row in rows_from(encoded.origins, "own"):
-            rows.setdefault(encoded.windows[row].sentence, []).append(row)
-        drawn = context.at_most(list(rows), self.options.samples, "ewc/sentences")
-        return [encoded.batch(rows[sentence]).to(context.model.device) for sentence in drawn]
+        drawn = context.own_rows(self.options.samples, "ewc/sentences")
+        return [context.encoded.batch(rows).to(context.model.device) for rows in drawn]

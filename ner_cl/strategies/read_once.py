@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
 from ner_cl.model.subnetworks.cache import TrunkCache
-from ner_cl.model.subnetworks.trunk import apply_layer, calls_alike, top_layers
+from ner_cl.model.subnetworks.trunk import apply_layer, calls_alike
 from ner_cl.strategies.base import StepContext
 
 __all__ = ["freeze_encoder", "read_once"]
@@ -33,22 +33,22 @@ def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
     """Makes the encoder use cached outputs of its frozen layers, until the learner ends the step.
 
     The layers run here, without dropout, over all sentences of the step, and over dev sentences when these are first
-    scored. The outputs are the same up to rounding. An encoder that calls its layers in an unknown way keeps running
-    them.
+    scored. The outputs are the same up to rounding. If some layers learn, an encoder that calls its layers in an unknown
+    way keeps running them all.
 
     Args:
         context: a step whose sentences are encoded.
         learning: the top layers that learn, from the lowest; all below are frozen. If empty, all layers are frozen.
     """
     encoder = context.model.encoder
-    if not calls_alike(encoder):
+    if learning and not calls_alike(encoder):
         return
     encoder.shortcut = None
     encoder.eval()
     cache = TrunkCache(
         encoder,
         context.encoded,
-        learning or top_layers(encoder, 1),
+        learning,
         whole=not learning,
         batch_tokens=context.eval_batch_tokens,
         precision=context.precision,

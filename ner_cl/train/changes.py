@@ -58,7 +58,8 @@ class LearnResult:
 
     def __repr__(self) -> str:
         """The new types and the table; the `repr` of `model` would be too long for a notebook."""
-        return f"LearnResult({', '.join(self._new)}; {len(self.model.types)} types)\n{self.table}"
+        new = f"{', '.join(self._new)}; " if self._new else ""  # `compact` teaches none
+        return f"LearnResult({new}{many(len(self.model.types), 'type')})\n{self.table}"
 
     @property
     def table(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +116,13 @@ class EventLog:
         if self.path is None or isinstance(event, UpdateDone):
             return
         record = {"event": type(event).__name__, "time": round(time.time(), 3), **dataclasses.asdict(event)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        line = f"{json.dumps(record, ensure_ascii=False)}\n".encode()
+        with self.path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # left unfinished by a killed process
+                    line = b"\n" + line
+            file.write(line)
 
     def read(self) -> list[dict[str, Any]]:
         """The events so far, as written; a line that a killed process left unfinished is skipped."""

@@ -225,7 +225,8 @@ class StepTraining:
         if better:
             progress.best_epoch, progress.bad_epochs = progress.epoch, 0
             progress.best_score = None if score is None else max(score, progress.best_score or 0.0)
-            best.update({name: tensor.detach().clone() for name, tensor in self.context.model.state_dict().items()})
+            for name, tensor in self.context.model.state_dict().items():
+                best[name] = best[name].copy_(tensor) if name in best else tensor.detach().clone()
         else:
             progress.bad_epochs += 1
         event = EpochDone(

@@ -114,7 +114,7 @@ def test_mj2_the_vote_of_one_block_is_that_block(seed: int) -> None:
     spans = torch.tensor([[0, 0, 2, 1], [0, 1, 2, 0]])
     alone = span_log_probability(block.log(), whole(3), spans).exp().float()
     assert torch.equal(span_probability([block.log()], [[0, 1]], [1.0], whole(3), spans), alone)
-    assert torch.equal(majority([block.log()], [[0, 1]], whole(3), types="ab"), viterbi(block.log(), whole(3)))
+    assert torch.equal(majority([block.log()], [[0, 1]], whole(3), types=2), viterbi(block.log(), whole(3)))
 
 
 @given(seed=SEEDS)
@@ -129,8 +129,8 @@ def test_mj3_the_vote_depends_neither_on_order_nor_on_the_scale_of_weights(seed:
         torch.testing.assert_close(weighted_vote(*shuffled, scaled, types=3), found)
         logs = [probabilities[i].log() for i in order]
         assert torch.equal(
-            majority(logs, [known[i] for i in order], whole(3), types="abc"),
-            majority([p.log() for p in probabilities], known, whole(3), types="abc"),
+            majority(logs, [known[i] for i in order], whole(3), types=3),
+            majority([p.log() for p in probabilities], known, whole(3), types=3),
         )
 
 
@@ -155,20 +155,20 @@ def test_a_majority_keeps_what_more_than_half_of_those_who_know_it_say() -> None
     said = [[1, 2, 0, 1], [1, 2, 0, 0], [1, 0, 0, 0]]  # a b-tagged third opinion: the span ends earlier
     blocks = [torch.stack([sure[tag] for tag in tags])[None, :, :3].log_softmax(-1) for tags in said]
     other = torch.stack([sure[tag] for tag in (0, 0, 1, 0)])[None, :, :3].log_softmax(-1)
-    found = majority([*blocks, other], [[0], [0], [0], [1]], whole(4), types="ab")
+    found = majority([*blocks, other], [[0], [0], [0], [1]], whole(4), types=2)
     assert found.tolist() == [[1, 2, 3, 0]]
-    assert majority(blocks[1:], [[0], [0]], whole(4), types="ab").tolist() == [[0, 0, 0, 0]]  # half is not enough
+    assert majority(blocks[1:], [[0], [0]], whole(4), types=2).tolist() == [[0, 0, 0, 0]]  # half is not enough
 
 
 def test_of_spans_that_share_a_word_a_majority_keeps_the_likeliest() -> None:
     """With types of their own, all blocks' spans are united but for that."""
     one = torch.tensor([[[0.1, 0.8, 0.1], [0.2, 0.1, 0.7], [0.9, 0.05, 0.05]]]).log()
     two = torch.tensor([[[0.9, 0.05, 0.05], [0.02, 0.97, 0.01], [0.3, 0.6, 0.1]]]).log()
-    assert majority([one, two], [[0], [1]], whole(3), types="ab").tolist() == [[0, 3, 3]]
+    assert majority([one, two], [[0], [1]], whole(3), types=2).tolist() == [[0, 3, 3]]
 
 
 def test_nobody_votes_for_nothing() -> None:
-    assert majority([torch.zeros(2, 0, 3)], [[0]], torch.ones(2, 0, dtype=torch.bool), types="a").shape == (2, 0)
+    assert majority([torch.zeros(2, 0, 3)], [[0]], torch.ones(2, 0, dtype=torch.bool), types=1).shape == (2, 0)
 
 
 # --- temperature

@@ -185,7 +185,7 @@ class AddNer(Head):
             return viterbi(self._vote(emissions, asked), emissions.word_mask)
         log_probs, _ = self._ballots(emissions, asked)
         known = [self.known[index] for index in asked]
-        return majority(log_probs, known, emissions.word_mask, types=self.tagset.types)
+        return majority(log_probs, known, emissions.word_mask, types=len(self.tagset.types))
 
     def _vote(self, emissions: Emissions, asked: Sequence[int]) -> Float[Tensor, "row word tag"]:
         """The logarithm of the weighted vote of some blocks."""

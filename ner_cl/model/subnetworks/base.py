@@ -118,11 +118,13 @@ class Subnetworks(nn.Module, ABC):
         """The top layers, which compute differently for each step."""
         return top_layers(encoder, self.options.layers)
 
-    def _trunk(self, model: "NerModel", batch: Batch, shared: Sequence[int] = ()) -> TrunkPass:
+    def _trunk(
+        self, model: "NerModel", batch: Batch, top: Sequence[nn.Module], shared: Sequence[int] = ()
+    ) -> TrunkPass:
         """Runs the layers below the top, and the whole encoder if `shared` steps or sub-networks read its output."""
         whole = self._whole(shared)
         if self._cache is None:
-            return run_trunk(model.encoder, batch, self.top(model.encoder), whole=whole)
+            return run_trunk(model.encoder, batch, top, whole=whole)
         return self._cache.trunk_pass(batch) if self.training else self._cache.eval_pass(batch, whole=whole)
 
     def _whole(self, shared: Sequence[int]) -> bool:

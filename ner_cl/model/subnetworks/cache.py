@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.precision import Precision, autocast
-from ner_cl.model.subnetworks.trunk import TrunkPass, all_layers, calls_alike, run_trunk
+from ner_cl.model.subnetworks.trunk import Call, TrunkPass, all_layers, calls_alike, run_trunk
 
 __all__ = ["TrunkCache"]
 
@@ -25,9 +25,10 @@ class TrunkCache:
     If they would take more than 2 GiB, none are kept and the trunk runs every time.
 
     Args:
-        encoder: frozen and in eval mode; nothing is kept unless it calls all its layers with the same arguments.
+        encoder: frozen and in eval mode.
         encoded: the step's sentences.
-        layers: the top layers.
+        layers: the top layers; nothing is kept for them unless the encoder calls all its layers with the same arguments.
+            If empty, only the encoder's output is kept.
         whole: also keep the encoder's own states in and after its top layers.
         batch_tokens: word pieces per batch.
         precision: number format of the passes.
@@ -44,13 +45,14 @@ class TrunkCache:
         precision: Precision,
     ) -> None:
         self._encoder, self.layers, self._whole = encoder, layers, whole
-        self._first = all_layers(encoder)[:1]
         self._encoded = encoded
         self._states: dict[int, tuple[Float[Tensor, "piece hidden"], ...]] = {}
         self._passes: dict[tuple[bytes, torch.Size, bool], TrunkPass] = {}
         self._bytes = 0
         states_each = len(layers) + 1 if whole else 1
-        if not calls_alike(encoder) or 4 * encoder.hidden * states_each * sum(encoded.lengths) > _MOST_BYTES:
+        if (layers and not calls_alike(encoder)) or 4 * encoder.hidden * states_each * sum(
+            encoded.lengths
+        ) > _MOST_BYTES:
             return
         device = next(encoder.parameters()).device
         for rows, batch in encoded.in_length_order(batch_tokens):
@@ -83,8 +85,9 @@ class TrunkCache:
         """
         if not self._states or batch.source != self._encoded.number:
             return run_trunk(self._encoder, batch, self.layers, whole=self._whole)
-        # Runs the encoder only to its first layer, which is called with the same arguments as the top layers.
-        calls = run_trunk(self._encoder, batch, self._first, whole=False).calls * len(self.layers)
+        calls: tuple[Call, ...] = ()
+        if self.layers:  # the first layer, where this pass ends, is called with the same arguments as the top layers
+            calls = run_trunk(self._encoder, batch, all_layers(self._encoder)[:1], whole=False).calls * len(self.layers)
         pieces = batch.piece_ids.shape[1]
         states = tuple(
             torch.stack([nn.functional.pad(state, (0, 0, 0, pieces - len(state))) for state in rows])

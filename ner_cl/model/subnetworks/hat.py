@@ -160,7 +160,7 @@ class Hat(Subnetworks):
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
         """Runs the layers below the gated ones once, then the gated layers with the gates of each step."""
         top = self.top(model.encoder)
-        trunk = self._trunk(model, batch)
+        trunk = self._trunk(model, batch, top)
         views = {}
         for step in steps:
             with self._gated(model.encoder, step):

@@ -121,7 +121,7 @@ class Modules(Subnetworks):
         """Runs the encoder once, then each step's module and the modules that it reads, on the same states."""
         top = self.top(model.encoder)
         shared = [step for step in steps if step < self.first]
-        trunk = self._trunk(model, batch, shared)
+        trunk = self._trunk(model, batch, top, shared)
         run = ModulePass(model, batch, self.kind, first=self.first, trunk=trunk, top=top, run=self._states)
         views = dict.fromkeys(shared, run.words(run.trunk.states[-1])) if shared else {}
         views.update((step, self.join.words(step, run)) for step in steps[len(shared) :])

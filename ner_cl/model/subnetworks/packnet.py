@@ -116,7 +116,7 @@ class PackNet(Subnetworks):
     ) -> Mapping[int, Float[Tensor, "row word _"]]:
         """Runs the trunk once, then the top layers for each step with the weights of its sub-network."""
         top = self.top(model.encoder)
-        trunk = self._trunk(model, batch)
+        trunk = self._trunk(model, batch, top)
         views = {}
         for step in steps:
             hidden = trunk.states[0]

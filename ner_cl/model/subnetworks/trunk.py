@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ner_cl.model.encoder import Encoder
 
 __all__ = [
     "ONE_PASS_AT_A_TIME",
+    "Call",
     "TrunkPass",
     "all_layers",
     "apply_layer",
@@ -25,6 +26,9 @@ __all__ = [
 
 ONE_PASS_AT_A_TIME = threading.RLock()
 """Held while a pass runs layers that carry hooks or swapped weights, because threads share the layers."""
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer is called with besides the states: positional and named arguments."""
 
 # Encoders that call all their layers with the same arguments, so that a pass may end where the top layers begin.
 _ALIKE = {"bert", "camembert", "deberta-v2", "distilbert", "electra", "roberta", "xlm-roberta"}
@@ -37,11 +41,11 @@ class TrunkPass:
     Attributes:
         states: the input of each top layer, then the output of the encoder; only the first input if the pass ended
             there.
-        calls: the other arguments, positional and named, that each of the top layers was called with.
+        calls: the other arguments that each of the top layers was called with.
     """
 
     states: tuple[Float[Tensor, "row piece hidden"], ...]
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    calls: tuple[Call, ...]
 
 
 class _Reached(Exception):
@@ -92,15 +96,17 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
     Args:
         encoder: the whole encoder.
         batch: any batch.
-        layers: its top layers.
+        layers: its top layers. If empty, only the output is recorded.
         whole: run to the end, to get the output of the encoder too.
 
     Raises:
         ModelError: if the encoder changes the output of its last layer, or runs a layer more than once.
     """
+    if not layers:
+        return TrunkPass((encoder.run(batch),), ())
     whole = whole or not calls_alike(encoder)
     states: list[Tensor] = []
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[Call] = []
 
     def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         named = dict(named)
@@ -132,7 +138,7 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
 def apply_layer(
     layer: nn.Module,
     hidden: Float[Tensor, "row piece hidden"],
-    call: tuple[tuple[Any, ...], dict[str, Any]],
+    call: Call,
     *,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "row piece hidden"]:
@@ -141,7 +147,7 @@ def apply_layer(
     Args:
         layer: any layer.
         hidden: the states.
-        call: the other arguments, positional and named.
+        call: the other arguments.
         weights: used in place of the layer's own, by name; gradients reach what they were computed from.
     """
     rest, named = call
