@@ -79,8 +79,8 @@ def majority(
 ) -> Int[Tensor, "row word"]:
     """Keeps spans found by more than half of the blocks that know their type, each block decoded by Viterbi.
 
-    Of overlapping spans, the one with the highest mean probability stays (on a tie, the first by position, then by type in learning order). If
-    each type is known to a single block, all spans win the vote and only overlaps are resolved.
+    Of overlapping spans, the one with the highest mean probability stays (on a tie, the first by position, then by type
+    in learning order). If each type is known to a single block, all spans win the vote and only overlaps are resolved.
 
     Args:
         log_probs: tag log-probabilities of each block.

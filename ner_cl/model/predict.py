@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ner_cl.data.lines import parts_of
 from ner_cl.data.words import sentence_of_text, with_text
 from ner_cl.errors import ConfigError
 from ner_cl.model.emissions import stretches_of
@@ -136,18 +137,24 @@ def _find(
     *,
     scored: bool = True,
 ) -> list[list[list[ScoredSpan]]]:
-    """Finds the spans of each sentence for each reading (nested or not); scores are 1 unless `scored`."""
-    filled = [index for index, sentence in enumerate(sentences) if sentence.words]
-    encoded = model.encode([Sentence(sentences[index].words) for index in filled])
+    """Finds the spans of each sentence for each reading (nested or not); scores are 1 unless `scored`.
+
+    Lines of a text are read one by one, as in training.
+    """
+    parts = [
+        (index, *part) for index, sentence in enumerate(sentences) if sentence.words for part in parts_of(sentence)
+    ]
+    encoded = model.encode([Sentence(sentences[index].words[begin:end]) for index, begin, end in parts])
     found: list[list[list[ScoredSpan]]] = [[[] for _ in sentences] for _ in readings]
     for places, emissions in stretches_of(model, encoded, types=types, batch_tokens=batch_tokens, precision=precision):
         for nested, own in zip(readings, found, strict=True):
             spans = model.head.spans(emissions, types=types, nested=nested)
             scores = model.head.span_scores(emissions, spans).clamp(max=1.0) if scored else torch.ones(len(spans))
             for (row, start, end, type_), score in zip(spans.tolist(), scores.tolist(), strict=True):
-                sentence, first = places[row]
-                span = Span(first + start, first + end, model.types[type_])
-                own[filled[sentence]].append(ScoredSpan(span, score))
+                part, first = places[row]
+                index, begin, _ = parts[part]
+                span = Span(begin + first + start, begin + first + end, model.types[type_])
+                own[index].append(ScoredSpan(span, score))
     for own in found:
         for items in own:
             items.sort(key=lambda item: item.span)  # nested spans come out of order

@@ -33,8 +33,8 @@ def read_once(context: StepContext, learning: Sequence[nn.Module]) -> None:
     """Makes the encoder use cached outputs of its frozen layers, until the learner ends the step.
 
     The layers run here, without dropout, over all sentences of the step, and over dev sentences when these are first
-    scored. The outputs are the same up to rounding. If some layers learn, an encoder that calls its layers in an unknown
-    way keeps running them all.
+    scored. The outputs are the same up to rounding. If some layers learn, an encoder that calls its layers in an
+    unknown way keeps running them all.
 
     Args:
         context: a step whose sentences are encoded.

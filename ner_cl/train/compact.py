@@ -12,6 +12,7 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions, TrainingOptions, validate
 from ner_cl.data.batching import Batch
 from ner_cl.data.draws import generator
+from ner_cl.data.lines import by_lines
 from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.errors import DataError, ModelError
 from ner_cl.evaluate.counts import count_spans, micro_f1
@@ -123,8 +124,8 @@ def compact(
 def _raw(texts: str | PathLike[str] | Sequence[str] | Sequence[Sentence]) -> list[Sentence]:
     """Sentences without annotation."""
     if isinstance(texts, str | PathLike) or (texts and isinstance(texts[0], str)):
-        return read_unlabeled(texts)
-    return [Sentence(sentence.words) for sentence in texts]  # type: ignore[union-attr]
+        return by_lines(read_unlabeled(texts))
+    return [Sentence(sentence.words) for sentence in by_lines(texts)]  # type: ignore[arg-type]
 
 
 def _history(teacher: NerModel, changes: Sequence[TypeChange]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions, TrainingOptions, check_optimizer, parse_strategies
 from ner_cl.data.batching import Batch
 from ner_cl.data.draws import generator
+from ner_cl.data.lines import by_lines
 from ner_cl.data.stream import Step, fingerprint
 from ner_cl.data.tagset import Tagset
 from ner_cl.data.tally import count_mentions
@@ -149,6 +151,8 @@ class Learner:
     ) -> Iterator[Event]:
         Tagset(tuple(tuple(types) for types in old_steps)).grow(step.types)  # rejects a type that is known already
         check_data(step)
+        step = replace(step, train=tuple(by_lines(step.train)), dev=tuple(by_lines(step.dev)))
+        earlier, earlier_dev, unlabeled = by_lines(earlier), by_lines(earlier_dev), by_lines(unlabeled)
         for strategy in self.strategies:
             check_kept(strategy.kept_sentences(), [name for types in old_steps for name in types], step.types)
         context = self._context(step, old_steps, earlier)

@@ -99,7 +99,7 @@ def test_offsets_reproduce_the_text_for_any_text(models: dict[str, NerModel], he
 @EVERY
 def test_offsets_count_code_points_of_the_text_as_it_is(models: dict[str, NerModel], head: str) -> None:
     plain = "Ada met Bob 🙂 at Rome 🇫🇷 ."
-    spaced = "\ufeff Ada\u00a0\u00a0met\u200b Bob 🙂\n\n at Rome\t🇫🇷 ."
+    spaced = "\ufeff Ada\u00a0\u00a0met\u200b Bob 🙂\u2003\t at Rome\t🇫🇷 ."
     (starts, ends), (moved_starts, moved_ends) = (zip(*split_words(text), strict=True) for text in (plain, spaced))
     expected = [
         (moved_starts[starts.index(e.start)], moved_ends[ends.index(e.end)], e.type, e.score)
@@ -393,3 +393,17 @@ def test_words_are_read_as_given(models: dict[str, NerModel], head: str) -> None
     assert [replace(e, score=0.0) for e in same] == [replace(e, score=0.0) for e in single]
     assert [e.score for e in same] == pytest.approx([e.score for e in single])  # batches differ in their last bits
     assert [e.score for e in alone] == pytest.approx([e.score for e in found])
+
+
+@EVERY
+def test_lines_are_read_one_by_one(models: dict[str, NerModel], head: str) -> None:
+    """Names in a list are no single name, and what is found in a line does not depend on the others."""
+    model = models[head]
+    lines = ["Ada Smith", "", *(" ".join((*sentence.words, ".")) for sentence in toy_sentences(12, seed=5))]
+    text = "\r\n".join(lines)
+    alone = [entity for line in lines for entity in model.predict(line)]
+    found = model.predict(text)
+    assert [(entity.type, entity.text) for entity in found] == [(entity.type, entity.text) for entity in alone]
+    assert [entity.score for entity in found] == pytest.approx([entity.score for entity in alone], abs=0.01)
+    assert [text[entity.start : entity.end] for entity in found] == [entity.text for entity in found]
+    assert len(found) >= 4

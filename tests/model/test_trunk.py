@@ -57,6 +57,22 @@ def test_what_was_cached_is_what_a_pass_gives(tmp_path: Path, whole: bool) -> No
         torch.testing.assert_close(one[pieces], other[pieces], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "deberta-v3"])
+def test_the_output_alone_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """If there are no top layers; then no part of the encoder runs again, whichever way it calls its layers."""
+    model = of_kind(tiny_encoder(tmp_path), KINDS[kind]())
+    encoded = model.encode(toy_sentences(30, types=("PER",)))
+    batch = encoded.batch([3, 17, 5, 9])
+    with torch.no_grad():
+        cache = TrunkCache(model.encoder, encoded, [], whole=True, batch_tokens=100, precision="fp32")
+        fresh = model.encoder.run(batch)
+        monkeypatch.setattr(model.encoder, "run", None)
+        kept = cache.trunk_pass(batch)
+    assert (len(kept.states), kept.calls) == (1, ())
+    pieces = batch.piece_mask.bool()
+    torch.testing.assert_close(kept.states[0][pieces], fresh[pieces], atol=1e-5, rtol=0)
+
+
 def test_more_than_fits_is_run_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tmp_path / "tiny", "addner", steps=[["PER"]])
     encoded = model.encode(toy_sentences(30, types=("PER",)))

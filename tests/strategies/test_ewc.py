@@ -350,3 +350,20 @@ def test_it_stands_on_plain_fine_tuning() -> None:
     assert [s.options.name for s in build_strategies(parse_strategies(["distill", "ewc"]))] == ["distill", "ewc"]
     with pytest.raises(ConfigError, match="ewc and joint cannot be combined"):
         build_strategies(parse_strategies(["ewc", "joint"]))
+
+
+def test_sentences_are_drawn_whole(folder: Path) -> None:
+    """A long sentence counts once, with all of its windows."""
+    model = tiny_model(folder, steps=[["PER"], ["LOC"]], max_pieces=14, window_overlap=4)
+    short, long = toy_sentences(6, types=("LOC",)), Sentence(("the",) * 40, (), frozenset({"LOC"}))
+    context = toy_context(model, ["LOC"], train=[short[0], long, *short[1:], long])
+    windows = context.encoded.windows
+    of_each = {number: [r for r, w in enumerate(windows) if w.sentence == number] for number in range(8)}
+    assert len(of_each[1]) > 3
+    assert sorted(map(len, context.own_rows(None, "all"))) == sorted(map(len, of_each.values()))
+    for number in range(1, 9):
+        drawn = context.own_rows(number, f"draw/{number}")
+        assert len(drawn) == number
+        assert all(rows in of_each.values() for rows in drawn)
+    read = [row for batch in context.batches(sentences=4, purpose="draw/4") for row in batch.rows]
+    assert sorted(read) == sorted(row for rows in context.own_rows(4, "draw/4") for row in rows)

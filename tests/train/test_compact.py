@@ -40,6 +40,7 @@ def test_one_encoder_learns_to_say_what_the_modules_say(isolated: NerModel) -> N
     assert [record["step"] for record in result.model.history] == [1, 2]
     assert all("isolation" not in record for record in result.model.history)
     assert "new" not in result.table
+    assert repr(result) == f"LearnResult(2 types)\n{result.table}"
     still = TRAINING.model_copy(update={"optimizer": OptimizerOptions(lr=1e-12, head_lr=1e-12)})
     untaught = ner_cl.compact(isolated, RAW, dev=GOLD, training=still)
     for change in result.changes:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import ner_cl
 from ner_cl.config import DEFAULT_STRATEGIES, OptimizerOptions
 from ner_cl.data.unlabeled import read_unlabeled
+from ner_cl.data.words import with_text
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError
 from ner_cl.model.ner_model import NerModel
@@ -314,6 +316,23 @@ def test_options_may_be_a_mapping_and_are_checked(old_model: NerModel) -> None:
     assert same_weights(result.model, weights_of(same.model))
     with pytest.raises(ConfigError, match=r"training.*epoch"):
         ner_cl.learn(old_model, NEW, types=["LOC"], dev=DEV, training={"epoch": 1})
+
+
+def test_lines_of_a_text_teach_as_sentences_do(old_model: NerModel) -> None:
+    """Sentences that stand in one text, a line each, are the same sentences."""
+    lines = [with_text(sentence) for sentence in NEW[:30]]
+    joined = []
+    for first in range(0, len(lines), 3):
+        text, words, spans, offsets = "", [], [], []
+        for line in lines[first : first + 3]:
+            spans += [Span(s.start + len(words), s.end + len(words), s.type) for s in line.spans]
+            offsets += [(start + len(text), end + len(text)) for start, end in line.offsets or ()]
+            words += line.words
+            text += f"{line.text}\n\n"
+        joined.append(Sentence(tuple(words), tuple(spans), lines[0].annotated_types, text, tuple(offsets)))
+    options: dict[str, Any] = {"types": ["LOC"], "dev": DEV, "training": SHORT_TRAINING}
+    apart, together = (ner_cl.learn(old_model, given, **options) for given in (lines, joined))
+    assert same_weights(apart.model, weights_of(together.model))
 
 
 def test_a_result_is_shown_by_its_table(learned: LearnResult) -> None:

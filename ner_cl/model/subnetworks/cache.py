@@ -27,8 +27,8 @@ class TrunkCache:
     Args:
         encoder: frozen and in eval mode.
         encoded: the step's sentences.
-        layers: the top layers; nothing is kept for them unless the encoder calls all its layers with the same arguments.
-            If empty, only the encoder's output is kept.
+        layers: the top layers; nothing is kept unless the encoder calls all its layers with the same arguments. If
+            empty, only the encoder's output is kept, of any encoder.
         whole: also keep the encoder's own states in and after its top layers.
         batch_tokens: word pieces per batch.
         precision: number format of the passes.
