@@ -204,7 +204,8 @@ def _say_to(teller: Connection, words: tuple[str, ...]) -> None:
 
     os.dup2(teller.fileno(), 2)
     teller.close()
-    sys.exit(main(words))
+    sys.argv = ["ner-cl", *words]  # as a process that handles its signals
+    sys.exit(main())
 
 
 def _read(told: Path, rank: int, name: str) -> str:

@@ -1,9 +1,12 @@
 """The command `ner-cl`: its subcommands, exit codes and error messages.
 
-Exit codes: 0 success, 1 a requested check failed, 2 wrong usage, configuration or data, 130 interrupted.
+Exit codes: 0 success, 1 a requested check failed, 2 wrong usage, configuration or data, 130 interrupted (SIGINT), 143
+terminated (SIGTERM).
 """
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from typer.main import get_command
 from ner_cl.cli import data
 from ner_cl.cli.compact import compact
 from ner_cl.cli.compare import compare
-from ner_cl.cli.console import is_main_process, talk, use_utf8
+from ner_cl.cli.console import is_main_process, replace_closed_streams, talk, use_utf8
 from ner_cl.cli.evaluate import evaluate
 from ner_cl.cli.export import export
 from ner_cl.cli.info import info
@@ -30,7 +33,7 @@ from ner_cl.errors import CheckFailed, NerClError
 
 __all__ = ["app", "main"]
 
-_CHECK_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
+_CHECK_FAILED, _WRONG, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch's RuntimeError on a CPU
 
 # Global flags, accepted before or after the subcommand.
@@ -38,6 +41,11 @@ _GLOBAL_FLAGS = ("--quiet", "-q", "--debug")
 
 # click's UsageError, whether typer bundles click or imports it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as an interrupt: locks and drafts are removed, and a run says how it goes on."""
+
 
 app = typer.Typer(name="ner-cl", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for verb in (init, train, learn, evaluate, predict, serve, compact, export, report, compare, sweep):
@@ -69,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: arguments without the program name; those of the process by default.
     """
     words = _globals_first(list(sys.argv[1:] if arguments is None else arguments))
+    replace_closed_streams()
     use_utf8()
+    if arguments is None and "RANK" not in os.environ:  # launchers of several processes end them in their own way
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run([*words])  # a copy, because click modifies its list
     except BrokenPipeError as error:
@@ -81,10 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = _outcome(error)
         # Of several training processes only the main one prints expected errors; unexpected ones are always printed.
         if is_main_process() or message.startswith("unexpected"):
-            if "--debug" in words:
-                traceback.print_exception(error)
-            sys.stderr.write(f"ner-cl: error: {' '.join(message.split())}\n")
+            with contextlib.suppress(OSError):  # the exit code counts, even if nobody can read why
+                if "--debug" in words:
+                    traceback.print_exception(error)
+                sys.stderr.write(f"ner-cl: error: {' '.join(message.split())}\n")
+                sys.stderr.flush()
         return code
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+    raise _Terminated
 
 
 def _globals_first(words: list[str]) -> list[str]:
@@ -101,11 +119,22 @@ def _run(words: list[str]) -> int:
         # Not `command.main`, which has its own exit codes for interrupts and broken pipes.
         with command.make_context("ner-cl", words) as context:
             command.invoke(context)
-        sys.stdout.flush()
+        _flush_output()
         _leave_group()
     except typer.Exit as ended:
         return ended.exit_code
     return 0
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _leave_pipe()  # or Python tries again as it exits
+        error.filename = "stdout"
+        raise
 
 
 def _leave_group() -> None:
@@ -122,6 +151,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return _CHECK_FAILED, str(error)
     if isinstance(error, NerClError):
         return _WRONG, str(error)
+    if isinstance(error, _Terminated):
+        return _TERMINATED, "terminated"
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _INTERRUPTED, "interrupted"
     if isinstance(error, _UsageError):
@@ -143,5 +174,5 @@ def _usage(error: Any) -> str:
 
 
 def _leave_pipe() -> None:
-    """Redirect stdout to devnull after its reader (such as `head`) has closed, so that Python exits silently."""
+    """Redirect stdout to devnull if nothing can be written to it any more, so that Python exits silently."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,18 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["NOTABLE_FALL", "emit", "emit_json", "is_main_process", "percent", "say", "table", "talk", "use_utf8"]
+__all__ = [
+    "NOTABLE_FALL",
+    "emit",
+    "emit_json",
+    "is_main_process",
+    "percent",
+    "replace_closed_streams",
+    "say",
+    "table",
+    "talk",
+    "use_utf8",
+]
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 """The console on stderr; `talk.quiet` silences it."""
@@ -34,6 +45,13 @@ def emit(text: str) -> None:
 def emit_json(values: Any) -> None:
     """Write data on stdout as indented JSON."""
     emit(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def replace_closed_streams() -> None:
+    """Discard what is written to stdout or stderr if the process was started without them (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  open until the process ends
 
 
 def use_utf8() -> None:

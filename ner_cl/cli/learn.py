@@ -127,9 +127,9 @@ def publish(result: "LearnResult", folder: Path, max_drop: float | None, show: C
             result.check(max_drop)
         if is_main_process():
             result.model.save(folder)  # before printing, because the reader of the output may be gone
+            say(f"the model is in {folder}")
     finally:
         show()
-    say(f"the model is in {folder}")
 
 
 def _show(result: "LearnResult", folder: Path, unlabeled: str | None, max_drop: float | None, *, as_json: bool) -> None:

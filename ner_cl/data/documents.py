@@ -88,6 +88,8 @@ def holds_texts(source: str) -> bool:
 @contextmanager
 def _opened(source: str) -> Iterator[BinaryIO]:
     if source == "-":
+        if sys.stdin is None:
+            raise DataError("stdin is closed; name a file of text or JSON lines")
         yield sys.stdin.buffer
         return
     try:

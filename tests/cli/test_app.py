@@ -1,5 +1,6 @@
 """The command as a whole: verbs, exit codes, how errors are told."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,42 @@ def test_of_several_processes_only_the_first_talks(
     assert main(["train", "no.yaml"]) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+class _Full(io.StringIO):
+    """A stream on a device without space."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_the_exit_code_does_not_depend_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (None, _Full()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["evaluate", "no-model", "x.jsonl"]) == 2
+        sys.stderr.close()
+
+
+def test_a_closed_stdout_is_no_error(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["data", "check", str(toy.data / "train.jsonl")]) == 0
+    sys.stdout.close()
+
+
+def test_a_closed_stdin_is_named(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["predict", str(model_folder)]) == 2
+    assert capsys.readouterr().err == "ner-cl: error: stdin is closed; name a file of text or JSON lines\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_stdout_is_named(toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["data", "check", str(toy.data / "train.jsonl")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("ner-cl: error: stdout: No space left on device")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`ner-cl train`."""
 
 import json
+import signal
 import statistics
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ner_cl.cli.app import main
 from ner_cl.evaluate.matrix import Matrix, render
 from ner_cl.model.ner_model import NerModel
 from tests.cli.conftest import Toy
-from tests.forks import Pair
+from tests.forks import Command, Pair
 
 
 def test_a_run_prints_its_matrix_and_keeps_everything(
@@ -157,6 +158,23 @@ def test_a_run_interrupted_in_its_course_can_go_on(
     assert "--resume goes on with" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     assert len(Matrix.load(tmp_path / "run").counts) == 2
+
+
+@pytest.mark.slow
+def test_a_terminated_run_can_go_on(toy: Toy, tmp_path: Path) -> None:
+    words = ["train", str(toy.config), "--output", str(tmp_path / "run"), "--set", "training.epochs=300"]
+    process = Command(*words)
+    with process.stderr as stderr:
+        while "step 1 epoch" not in (line := stderr.readline()):
+            assert line, "it ended by itself"
+        process.send_signal(signal.SIGTERM)
+        said = stderr.read().splitlines()
+    assert process.wait(60) == 143
+    assert said[-1] == "ner-cl: error: terminated"
+    assert f"the same command with --resume goes on with {tmp_path / 'run'}" in said[-2]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no lock is left
+    words[-1] = "training.epochs=1"
+    assert main(words) == 2  # the folder is in use
 
 
 def test_orders_give_a_run_each(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
