@@ -199,7 +199,8 @@ def _mistakes(
     last = len(runs[0].matrix.counts)
     seen = runs[0].matrix.seen_after(last)
     learned = runs[0].matrix.learned
-    gold = [sentence.restrict(seen) for sentence in outputs[0].test]
+    test = next((item.test for item in outputs if item.test), ())
+    gold = [sentence.restrict(seen) for sentence in test]
     found = [{step: p.spans for step, p in item.by_step.items()} for item in outputs if last in item.by_step]
     for after in found:
         lost += lost_mentions(gold, after, learned=learned)

@@ -26,7 +26,7 @@ class Outputs:
 
     Attributes:
         test: the test set, annotated for all types of the stream.
-        fingerprint: fingerprint of the test set; None if it is not available.
+        fingerprint: fingerprint of the test set that the run was scored on; None if it is not known.
         by_step: predictions by step; steps without available predictions are missing.
         notes: remarks on missing or recomputed data.
     """
@@ -47,8 +47,9 @@ def run_outputs(
 ) -> Outputs:
     """Read the test set and the predictions on it.
 
-    If the run kept no predictions on this test set, they are computed with the models of its steps and stored for the
-    next call. Unavailable data are left out and noted.
+    Predictions that the run did not keep are computed with the models of its steps and stored for the next call.
+    Unavailable data are left out and noted. So is everything if the run kept predictions on other test data than are
+    there now, as then nothing made now would belong to its matrix.
 
     Args:
         run: a finished run.
@@ -63,12 +64,21 @@ def run_outputs(
     except (NerClError, OSError) as error:
         outputs.notes.append(f"{run.name}: the test data are not at hand ({error})")
         return outputs
-    outputs.fingerprint = test
+    own = _scored_on(run)
+    outputs.fingerprint = own or test
+    if own not in ("", test):
+        outputs.test = ()
+        outputs.notes.append(
+            f"{run.name}: the test data are not those of the run, so nothing is shown of its predictions; restore "
+            "the data, or score its models on these with `ner-cl evaluate`"
+        )
+        return outputs
     missing, made = [], []
     for step in steps or range(1, len(run.matrix.counts) + 1):
         if run.matrix.counts[step - 1] is None:
             continue
-        found = _kept(run, step, test)
+        path = predictions_file(run.folder, step)
+        found = Predictions.load(path) if path.is_file() else None
         if found is None and predict and (run.folder / "steps" / f"{step:02d}").is_dir():
             say(f"{run.name}: finding entities in {len(outputs.test)} test sentences after step {step}")
             found = _made(run, step, test, outputs.test)
@@ -93,13 +103,10 @@ def _test_set(run: RunRecord, read: TestSets) -> tuple[tuple[Sentence, ...], str
     return read[key]
 
 
-def _kept(run: RunRecord, step: int, test: str) -> Predictions | None:
-    """Return the predictions kept by the run, if they are for this test set."""
-    path = predictions_file(run.folder, step)
-    if not path.is_file():
-        return None
-    found = Predictions.load(path)
-    return found if found.test == test else None
+def _scored_on(run: RunRecord) -> str:
+    """Return the fingerprint of the test set that the run kept predictions on; "" if it kept none."""
+    paths = (predictions_file(run.folder, step) for step in range(1, len(run.matrix.counts) + 1))
+    return next((test for path in paths if path.is_file() and (test := Predictions.test_of(path))), "")
 
 
 def _made(run: RunRecord, step: int, test: str, sentences: tuple[Sentence, ...]) -> Predictions:

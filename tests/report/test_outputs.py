@@ -40,10 +40,24 @@ def test_what_is_missing_is_made_again_and_kept(run: Path) -> None:
     assert Predictions.load(predictions_file(run, 2)) == kept[2]
 
 
-def test_predictions_on_another_test_set_are_not_taken(run: Path) -> None:
-    path = predictions_file(run, 1)
-    head, *rows = path.read_text().splitlines()
-    path.write_text("\n".join([json.dumps({**json.loads(head), "test": "other"}), *rows]))
+def test_a_run_keeps_its_predictions_where_the_test_data_are_others_now(run: Path, tmp_path: Path) -> None:
+    """Another file of the same name, or one corrected after the run: the run's own files stay as they are."""
+    config = load_run(run).config
+    lines = Path(config.stream.corpus.test).read_text().replace("B-PER", "B-LOC", 1)
+    (tmp_path / "test.conll").write_text(lines)
+    resolved = run / "config.resolved.yaml"
+    resolved.write_text(resolved.read_text().replace(config.stream.corpus.test, str(tmp_path / "test.conll")))
+    before = {step: predictions_file(run, step).read_bytes() for step in (1, 2)}
+    outputs = run_outputs(load_run(run))
+    assert {step: predictions_file(run, step).read_bytes() for step in (1, 2)} == before
+    assert (outputs.test, outputs.by_step) == ((), {})
+    assert outputs.fingerprint == Predictions.load(predictions_file(run, 1)).test
+    [note] = outputs.notes
+    assert "the test data are not those of the run" in note
+
+
+def test_a_step_whose_predictions_are_gone_is_noted(run: Path) -> None:
+    predictions_file(run, 1).unlink()
     outputs = run_outputs(load_run(run), predict=False)
     assert list(outputs.by_step) == [2]
     assert outputs.notes == [f"{run.parent.name}/seed-1: no predictions of step 1 are at hand"]
