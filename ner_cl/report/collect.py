@@ -13,6 +13,7 @@ from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import word_table
 from ner_cl.evaluate.mistakes import Mistake, Occurrence, invented_mentions, lost_mentions, most_frequent
 from ner_cl.evaluate.reliability import Bin, calibration_error, judge, reliability
+from ner_cl.report.comparable import check_no_repeats
 from ner_cl.report.outputs import Outputs, TestSets, run_outputs
 from ner_cl.report.runs import RunRecord, StepCost, find_runs, load_run, method_of
 from ner_cl.report.sentences import Example, example_of
@@ -149,12 +150,13 @@ def collect(folder: Path, *, predict: bool = True, say: Callable[[str], None] = 
 def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
     """Raise DataError for runs whose mean would be meaningless."""
     first = runs[0]
+    check_no_repeats(str(folder), runs)
     for run in runs[1:]:
         same = first.config.model_copy(update={"seed": run.config.seed, "output": run.config.output})
         if run.config != same:
             what = "type orders" if run.steps != first.steps else "configurations"
             raise DataError(
-                f"{folder}: {first.folder.name} and {run.folder.name} differ in their {what}; "
+                f"{folder}: {first.folder} and {run.folder} differ in their {what}; "
                 "report one of them, or put them side by side with `ner-cl compare`"
             )
         if len(run.matrix.counts) != len(first.matrix.counts):

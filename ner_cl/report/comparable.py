@@ -9,7 +9,7 @@ from ner_cl.config import flatten
 from ner_cl.errors import DataError
 from ner_cl.report.runs import RunRecord, method_of
 
-__all__ = ["Difference", "check_one_method", "differences"]
+__all__ = ["Difference", "check_no_repeats", "check_one_method", "differences"]
 
 # Keys that may differ: what defines a method, what a comparison averages over, and what changes no score.
 _FREE = (
@@ -67,15 +67,31 @@ def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
     for run in runs[1:]:
         if (method_of(run.config), run.config.head) != (method_of(first.config), first.config.head):
             raise DataError(
-                f"{name}: {first.folder.name} and {run.folder.name} are of different methods; "
+                f"{name}: {first.folder} and {run.folder} are of different methods; "
                 "give a folder for each, such as RUNS/*"
             )
         for key, value in flatten(run.config.model_dump(mode="json")).items():
             if not _is_free(key) and value != settings.get(key):
                 raise DataError(
-                    f"{name}: {first.folder.name} and {run.folder.name} differ in {key}: {settings.get(key)}, {value}; "
+                    f"{name}: {first.folder} and {run.folder} differ in {key}: {settings.get(key)}, {value}; "
                     "give a folder for each"
                 )
+
+
+def check_no_repeats(name: str, runs: Sequence[RunRecord]) -> None:
+    """Check that no two runs of a method have the same seed and order, since a repeated run is no further evidence.
+
+    Raises:
+        DataError: if two have; names both.
+    """
+    found: dict[object, RunRecord] = {}
+    for run in runs:
+        other = found.setdefault(run.pair, run)
+        if other is not run:
+            raise DataError(
+                f"{name}: {other.folder} and {run.folder} have the same seed ({run.config.seed}) and order of steps, "
+                "and must not count twice; move one of them elsewhere"
+            )
 
 
 def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, set[str]]) -> list[Difference]:

@@ -16,7 +16,7 @@ from ner_cl.evaluate.significance import (
     sentence_counts,
     sign_flip_test,
 )
-from ner_cl.report.comparable import Difference, check_one_method, differences
+from ner_cl.report.comparable import Difference, check_no_repeats, check_one_method, differences
 from ner_cl.report.outputs import Outputs, TestSets, run_outputs
 from ner_cl.report.runs import RunRecord, find_runs, load_run, method_of
 from ner_cl.report.spread import Spread
@@ -139,7 +139,7 @@ def compare(
         say: receives progress messages for slow work.
 
     Raises:
-        DataError: if a folder has no finished run, or runs differ in more than their method.
+        DataError: if a folder has no finished run or the same one twice, or runs differ in more than their method.
     """
     groups, undone = _finished(folders)
     held = baseline or next(iter(groups))
@@ -182,6 +182,7 @@ def _finished(folders: Sequence[Path]) -> tuple[dict[str, list[RunRecord]], list
         if not runs:
             raise DataError(f"{name}: no run is done; go on with it by --resume, or leave it out")
         check_one_method(name, runs)
+        check_no_repeats(name, runs)
     return groups, [run.name for runs in read.values() for run in runs if not run.is_done]
 
 

@@ -236,10 +236,24 @@ def test_a_folder_of_several_methods_or_settings_is_refused(methods: list[Path],
     mixed = tmp_path / "mixed"
     shutil.copytree(methods[1] / "seed-1", mixed / "seed-1")
     changed(methods[1] / "seed-2", mixed / "seed-2", training__epochs=5)
-    with pytest.raises(DataError, match=r"mixed: seed-1 and seed-2 differ in training\.epochs: \d+, 5; give a folder"):
+    with pytest.raises(
+        DataError, match=r"mixed: \S+/seed-1 and \S+/seed-2 differ in training\.epochs: \d+, 5; give a folder"
+    ):
         compare([methods[0], mixed])
     with pytest.raises(DataError, match="given twice"):
         compare([methods[0], methods[0]])
+
+
+def test_the_same_run_does_not_count_twice(methods: list[Path], tmp_path: Path) -> None:
+    """`--seeds 1,2` and later `--orders 2 --seeds 1` train the same run in two places below one folder."""
+    twice = tmp_path / "twice"
+    shutil.copytree(methods[1] / "seed-1", twice / "seed-1")
+    shutil.copytree(methods[1] / "seed-1", twice / "order-1" / "seed-1")
+    told = r"twice/order-1/seed-1 and \S+twice/seed-1 have the same seed \(1\) and order"
+    with pytest.raises(DataError, match=told):
+        compare([methods[0], twice])
+    with pytest.raises(DataError, match=told):
+        collect(twice)
 
 
 def test_without_predictions_only_runs_are_tested(methods: list[Path], tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ def test_runs_that_differ_are_not_averaged(seeds: Path, tmp_path: Path) -> None:
     shutil.copytree(seeds / "seed-1", both / "seed-1")
     config = run_config(seeds.parent, strategies=["distill"], output=str(both / "distill"), training={"epochs": 1})
     run_stream(config)
-    with pytest.raises(DataError, match=r"distill and seed-1 differ in their configurations.*ner-cl compare"):
+    with pytest.raises(
+        DataError, match=r"both/distill and \S+both/seed-1 differ in their configurations.*ner-cl compare"
+    ):
         collect(both)
 
 
