@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ner_cl.errors import TrainingError
+from ner_cl.errors import TrainingError, first_line
 from ner_cl.files import publish_folder, write_json
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import Strategy
@@ -86,7 +87,11 @@ class Checkpoint:
         strategies: Sequence[Strategy],
         best: dict[str, Tensor],
     ) -> None:
-        """Writes everything needed to resume."""
+        """Writes everything needed to resume.
+
+        Raises:
+            TrainingError: if it cannot be written, for instance because the disk is full.
+        """
         if self.folder is None:
             return
 
@@ -96,13 +101,21 @@ class Checkpoint:
             for strategy in strategies:
                 if changing := strategy.progress():
                     safetensors.torch.save_file(
-                        _plain(changing), draft / f"{strategy.options.name}.progress.safetensors"
+                        _plain({key: tensor.clone() for key, tensor in changing.items()}),
+                        draft / f"{strategy.options.name}.progress.safetensors",
                     )
             if best:
                 safetensors.torch.save_file(_plain(best), draft / "best.safetensors")
             write_json(draft / "progress.json", asdict(progress))
 
-        publish_folder(self.folder, write)
+        try:
+            publish_folder(self.folder, write)
+        except (OSError, safetensors.SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise TrainingError(
+                f"{self.folder}: the checkpoint cannot be written ({reason}); make room for it, and the same command "
+                "with --resume goes on"
+            ) from error
 
     def stage_of(self, step: int, fingerprint: str) -> int:
         """The stage of the checkpoint for this step of this run; 0 if there is none."""

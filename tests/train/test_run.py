@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -171,6 +172,16 @@ def test_what_a_strategy_kept_is_checked_before_it_is_used(home: Path, whole: Ru
             ModelError, match=f"what ncl kept of earlier steps is damaged .*{said}.*; restore strategy/ncl"
         ):
             Learner(model, parse_strategies(["ncl"]), GOOD_TRAINING)
+
+
+def test_a_full_disk_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    config = run_config(home, output=str(home / "full"), training={"checkpoint_seconds": 0})
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(TrainingError, match=r"checkpoints/current: .*No space left.*make room .* --resume goes on"):
+        run_stream(config)
 
 
 def test_a_damaged_checkpoint_is_told(home: Path) -> None:
