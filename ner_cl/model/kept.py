@@ -116,7 +116,7 @@ def _about(name: str, folder: Path) -> dict[str, str]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Reads a strategy's tensors; ModelError if another strategy or a later version wrote them."""
-    tensors = read_tensors(path)
+    tensors = dict(sorted(read_tensors(path).items()))  # a file orders them by number format first
     with safetensors.safe_open(path, framework="pt") as file:
         written = (file.metadata() or {}).get("ner_cl")
     if written is None:  # before versions were written

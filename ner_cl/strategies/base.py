@@ -42,7 +42,8 @@ class StepContext:
         predict: finds spans with the student as it is now.
         training_loss: the training loss of a batch, with all terms of all strategies; in fp32, and in the mode the
             model is in. For measurements at the end of a step.
-        generator: makes an independent random stream for a purpose, the same whenever the step is run again.
+        generator: makes a random stream for a purpose, independent of those for others. The same purpose gives the same
+            numbers again, also when the step is run again: put `epoch` and `update` into it for new ones.
         epoch_factor: factor by which `training.epochs: auto` raised the number of epochs because the step is small;
             else 1. Options that count epochs are multiplied by it.
         epoch: the epoch being trained, from 1; 0 before the first.
@@ -184,7 +185,11 @@ class Strategy(ABC):
         return False
 
     def begin_step(self, context: StepContext) -> None:  # noqa: B027
-        """Called before anything else: keep a teacher, allocate state, add modules."""
+        """Called before anything else: keep a teacher, allocate state.
+
+        Parameters added to the model here could not be saved and are refused; what is to be part of the model derives
+        from `ner_cl.model.subnetworks.base.Subnetworks`.
+        """
 
     def sentences(self, context: StepContext, train: Sequence[Sentence]) -> Sequence[Sentence]:
         """The sentences to train on: mix in others, add pseudo-labels. The new block does not exist yet."""
@@ -266,14 +271,20 @@ class Strategy(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Restores what `state_dict` returned."""
+        """Restores what `state_dict` returned at the end of the step before, as copies and sorted by name.
+
+        Called when a learner is made and before every step, unless no tensors were kept.
+        """
 
     def kept_sentences(self) -> Sequence[Sentence]:
         """Sentences that later steps need, kept under `strategy/` of the model folder until somebody deletes them."""
         return ()
 
     def load_sentences(self, sentences: Sequence[Sentence]) -> None:  # noqa: B027
-        """Restores what `kept_sentences` returned, or less: sentences may have been deleted for privacy."""
+        """Restores what `kept_sentences` returned, or less: sentences may have been deleted for privacy.
+
+        Called when a learner is made and before every step.
+        """
 
     def progress(self) -> dict[str, Tensor]:
         """State that changes with every update and cannot be recomputed; kept in checkpoints within a step."""

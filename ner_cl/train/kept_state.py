@@ -10,7 +10,15 @@ from ner_cl.data.stream import fingerprint
 from ner_cl.errors import ModelError, first_line
 from ner_cl.strategies.base import Strategy
 
-__all__ = ["kept_fingerprint", "load_state"]
+__all__ = ["kept_fingerprint", "load_state", "state_of"]
+
+
+def state_of(strategy: Strategy) -> dict[str, Tensor]:
+    """Copies of the tensors that a strategy keeps, sorted by name, as a resumed run reads them."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in sorted(strategy.state_dict().items())
+    }
 
 
 def load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:

@@ -31,11 +31,11 @@ from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.engine import Engine
 from ner_cl.train.events import Event, Note
 from ner_cl.train.isolation import Fingerprints, emission_fingerprints
-from ner_cl.train.kept_state import kept_fingerprint, load_state
+from ner_cl.train.kept_state import kept_fingerprint, load_state, state_of
 from ner_cl.train.loop import StepTraining, epochs_between_scores, loss_terms, plan_epochs
 from ner_cl.train.notes import notes
 from ner_cl.train.optimizer import trains
-from ner_cl.train.refusals import check_data, check_model, check_weights
+from ner_cl.train.refusals import check_data, check_model, check_parts, check_weights
 from ner_cl.types import Sentence, Span
 
 __all__ = ["Learner"]
@@ -93,7 +93,8 @@ class Learner:
     def _give_back(self) -> None:
         """Gives every strategy what the model holds for it from earlier steps."""
         for strategy in self.strategies:
-            load_state(strategy, self.model.strategy_state.get(strategy.options.name, {}))
+            if kept := self.model.strategy_state.get(strategy.options.name):
+                load_state(strategy, kept)
             strategy.load_sentences(self.model.kept_sentences.get(strategy.options.name, ()))
 
     @property
@@ -128,9 +129,10 @@ class Learner:
         Raises:
             DataError: if there are no sentences, one is annotated for types of other steps, or a remembered one is
                 annotated for unknown types.
-            ModelError: if a type is known already.
+            ModelError: if a type is known already, or a strategy adds parameters to the model.
             CheckFailed: if a strategy isolates steps but an old block changed.
         """
+        self._give_back()  # as a resumed run does, so that the result is the same
         with random_state_restored(self.engine.device):
             yield from self._learn_step(
                 step,
@@ -161,7 +163,9 @@ class Learner:
         self.model.encoder.shortcut = None  # left over from an aborted step
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
+            known = set(self.model.state_dict())
             strategy.begin_step(context)
+            check_parts(self.model, known, strategy)
         dev = earlier_dev if self.reads_earlier else self._dev(step, context)
         train: Sequence[Sentence] = [sentence for sentence in step.train if sentence.words]  # others have no loss
         for strategy in self.strategies:
@@ -240,11 +244,7 @@ class Learner:
             strategy.end_step(context)
         for strategy in self.strategies:
             strategy.release()
-        self.model.strategy_state = {
-            s.options.name: {key: tensor.detach().cpu() for key, tensor in state.items()}
-            for s in self.strategies
-            if (state := s.state_dict())
-        }
+        self.model.strategy_state = {s.options.name: state for s in self.strategies if (state := state_of(s))}
         self.model.kept_sentences = {
             s.options.name: tuple(kept) for s in self.strategies if (kept := s.kept_sentences())
         }

@@ -1,17 +1,17 @@
 """What a learner refuses to start with, and to end with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from ner_cl.config import check_head
 from ner_cl.data.stream import Step
-from ner_cl.errors import ConfigError, DataError, TrainingError
+from ner_cl.errors import ConfigError, DataError, ModelError, TrainingError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.strategies.base import Strategy
 
-__all__ = ["check_data", "check_model", "check_weights"]
+__all__ = ["check_data", "check_model", "check_parts", "check_weights"]
 
 
 def check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
@@ -36,6 +36,25 @@ def check_data(step: Step) -> None:
                 f"{sentence.where}step {step.number} learns {names}, but the sentence is annotated for "
                 f"{', '.join(sorted(foreign))} too; hide that with Sentence.restrict"
             )
+
+
+def check_parts(model: NerModel, known: Collection[str], strategy: Strategy) -> None:
+    """Rejects tensors that a strategy added to the model, since a model folder with them could not be opened.
+
+    Args:
+        model: the model after the strategy's `begin_step`.
+        known: names of its tensors before.
+        strategy: the strategy.
+
+    Raises:
+        ModelError: if there are any outside `subnetworks`.
+    """
+    added = [name for name in model.state_dict() if name not in known and not name.startswith("subnetworks.")]
+    if added:
+        raise ModelError(
+            f"strategies: {strategy.options.name} added {added[0]} to the model, which could not be loaded again; "
+            "derive what it adds from ner_cl.model.subnetworks.base.Subnetworks"
+        )
 
 
 def check_weights(model: NerModel, number: int, strategies: Sequence[Strategy]) -> None:

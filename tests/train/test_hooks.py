@@ -1,5 +1,6 @@
 """The hooks of a strategy: their order, how often they are called, and the state they keep."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
-from ner_cl.errors import ConfigError
+from ner_cl.errors import ConfigError, ModelError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.store import load_model
 from ner_cl.registry import strategies
@@ -93,12 +94,62 @@ class Diary(Strategy):
         self.state = dict(state)
 
 
+class SumOptions(StrategyOptions):
+    """Nothing to choose."""
+
+    name: Literal["sum"] = "sum"
+
+
+@final
+class Sum(Strategy):
+    """Keeps numbers whose rounded sum depends on their order, one of them twice, and weights a loss with the sum."""
+
+    options_class = SumOptions
+
+    def __init__(self, options: StrategyOptions) -> None:
+        super().__init__(options)
+        self.parts: dict[str, Tensor] = {}
+
+    def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
+        return {"sum": sum(self.parts.values(), torch.zeros(())) * 1e-3 * emissions.flat().pow(2).mean()}
+
+    def end_step(self, context: StepContext) -> None:
+        one, large = torch.tensor(1.0), torch.tensor(1e8)
+        self.parts = {"large": large, "minus": -large, "first": one, "last": one}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.parts
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        assert state["first"] is not state["last"]
+        self.parts = dict(state)
+
+
+class AdderOptions(StrategyOptions):
+    """Nothing to choose."""
+
+    name: Literal["adder"] = "adder"
+
+
+@final
+class Adder(Strategy):
+    """Adds a layer to the model, which nothing could load again."""
+
+    options_class = AdderOptions
+
+    def begin_step(self, context: StepContext) -> None:
+        context.model.extra = torch.nn.Linear(2, 2)
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     assert "distill" in strategies  # the built-in ones are loaded
-    strategies.register("diary")(Diary)
+    mine: dict[str, type[Strategy]] = {"adder": Adder, "diary": Diary, "sum": Sum}
+    for name, strategy in mine.items():
+        strategies.register(name)(strategy)
     yield
-    del strategies._parts["diary"]
+    for name in mine:
+        del strategies._parts[name]
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +201,6 @@ def test_the_state_of_a_strategy_survives_saving_and_acts_on_the_next_step(tmp_p
     assert first.strategy_state.keys() == {"diary"}
     assert int(first.strategy_state["diary"]["steps"]) == 1
     expected = step_files(straight.folder)
-    import shutil
-
     kept = load_model(straight.folder / "steps" / "02").strategy_state["diary"]
     shutil.rmtree(straight.folder / "steps" / "02")
     run_stream(config, resume=True)
@@ -166,6 +215,20 @@ def test_the_state_of_a_strategy_survives_saving_and_acts_on_the_next_step(tmp_p
         shut = importance[name] == 1
         assert shut.any()
         assert torch.equal(second.get_parameter(name)[shut], first.get_parameter(name)[shut])
+
+
+def test_state_in_any_order_gives_the_same_weights_when_a_run_is_resumed(tmp_path: Path) -> None:
+    config = run_config(tmp_path, strategies=["sum"], output=str(tmp_path / "run"))
+    whole = step_files(run_stream(config).folder)
+    shutil.rmtree(tmp_path / "run" / "steps" / "02")
+    run_stream(config, resume=True)
+    assert step_files(tmp_path / "run") == whole
+
+
+def test_parameters_that_could_not_be_loaded_are_refused_before_training(encoder: Path) -> None:
+    learner = learner_of(encoder, ["adder"])
+    with pytest.raises(ModelError, match=r"adder added extra\.weight to the model, which could not be loaded again"):
+        next(iter(learner.learn_step(toy_stream(train=60).steps[0])))
 
 
 def test_of_those_that_hold_old_types_one_is_enough() -> None:
