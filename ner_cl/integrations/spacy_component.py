@@ -20,6 +20,7 @@ from spacy.util import get_minor_version_range, raise_error, split_requirement
 
 import ner_cl
 from ner_cl.config import validate
+from ner_cl.data.words import is_invisible
 from ner_cl.errors import ConfigError, DataError, ModelError
 from ner_cl.integrations.model_source import ModelSource
 from ner_cl.integrations.spacy_annotation import Found, register_extensions, set_entities, set_span_group
@@ -45,8 +46,8 @@ _CHUNK_WORDS = 1 << 16
 class NerComponent:
     """Sets `doc.ents`, `doc.spans["ner_cl"]`, and `_.score` and `_.step` of every predicted span.
 
-    Each non-whitespace spaCy token is one word for the model and gets a decision. The model reads a whole document at
-    a time, in windows if it is long. Each process reads the weights when its first document arrives.
+    Each spaCy token with a visible character is one word for the model and gets a decision. The model reads a whole
+    document at a time, in windows if it is long. Each process reads the weights when its first document arrives.
 
     Args:
         name: the component's name in its pipeline.
@@ -233,7 +234,7 @@ class NerComponent:
     def _annotate(self, docs: Sequence[Doc]) -> None:
         texts = [_texts(doc) for doc in docs]
         # Not `token.is_space`, which a vocabulary without a language does not provide.
-        tokens = [[index for index, text in enumerate(own) if not text.isspace()] for own in texts]
+        tokens = [[index for index, text in enumerate(own) if not is_invisible(text)] for own in texts]
         sentences = [Sentence(tuple(text[index] for index in own)) for text, own in zip(texts, tokens, strict=True)]
         with self._source.borrow() as model:
             self._check(model)

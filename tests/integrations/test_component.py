@@ -14,6 +14,7 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 
 import ner_cl
+from ner_cl.data.words import is_invisible
 from ner_cl.errors import ConfigError, ModelError
 from ner_cl.integrations.spacy_annotation import register_extensions
 from ner_cl.model.predict import score_sentences
@@ -65,6 +66,14 @@ def test_whitespace_tokens_are_no_words(nlp: Language) -> None:
     assert [e.text.split() for e in plain.ents] == [e.text.split() for e in spaced.ents]
 
 
+def test_tokens_without_a_visible_character_are_no_words(nlp: Language) -> None:
+    plain, padded = nlp("met Ada Smith in Oslo"), nlp("met \u200d Ada \u200b\u200b Smith \ufeff in Oslo \u2060")
+    assert "\u200b\u200b" in [token.text for token in padded]
+    assert [(e.text.replace(" \u200b\u200b", ""), e.label_, e._.score) for e in padded.ents] == [
+        (e.text, e.label_, e._.score) for e in plain.ents
+    ]
+
+
 def test_scores_are_in_the_json_of_a_document(nlp: Language) -> None:
     doc = nlp("met Ada Smith in Oslo")
     found = doc.to_json(underscore=["score", "step"])["underscore_span"]
@@ -82,8 +91,8 @@ def test_any_text_gives_entities_inside_it_sorted_and_apart(nlp: Language, text:
     end = 0
     for entity in doc.ents:
         assert end <= entity.start < entity.end <= len(doc)
-        assert not entity[0].is_space
-        assert not entity[-1].is_space
+        assert not is_invisible(entity[0].text)
+        assert not is_invisible(entity[-1].text)
         assert 0 <= entity._.score <= 1
         end = entity.end
     assert all(token.ent_iob for token in doc)
