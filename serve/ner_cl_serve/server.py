@@ -54,6 +54,8 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
         StateFile(settings.state).held(),
     ):  # before the model is read, which takes a while
         service = open_service(model, settings)
+        with _told(host, port):  # another program may have begun to listen meanwhile
+            listening.listen()
         config = uvicorn.Config(
             create_app(service),
             http=Connection,
@@ -69,23 +71,28 @@ def run(model: Path, settings: Settings, *, host: str, port: int, quiet: bool = 
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not yet listening."""
-    bound = None
-    try:
+    """A socket bound to the address, not yet listening: clients shall not wait until the model is read."""
+    with _told(host, port), contextlib.ExitStack() as failing:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        bound = socket.socket(family, kind, protocol)
+        bound = failing.enter_context(socket.socket(family, kind, protocol))
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":  # inherited by every accepted connection
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _STUCK_SECONDS)
         bound.bind(address)
+        failing.pop_all()
+    return bound
+
+
+@contextlib.contextmanager
+def _told(host: str, port: int) -> Iterator[None]:
+    """Says at which address it failed if one cannot listen."""
+    try:
+        yield
     except (OSError, UnicodeError) as error:  # the latter for a name such as `a..b`
-        if bound is not None:
-            bound.close()
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--host {host} --port {port}: cannot listen there ({reason})") from error
-    return bound
 
 
 @final

@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from ner_cl.cli.app import main
+from ner_cl_serve import server
+from ner_cl_serve.service import Service, open_service
 from tests.forks import Command
 from tests.serve.conftest import TEXT
 
@@ -250,6 +253,24 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_read(
         port = str(taken.getsockname()[1])
         assert main(["serve", str(tmp_path / "no-model"), "--port", port]) == 2
     assert f"--port {port}: cannot listen there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("logs_as_before")
+def test_a_port_that_is_taken_while_the_model_is_read_is_told_too(
+    model_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sockets may be bound to one port, as long as neither listens."""
+    with server._bound("127.0.0.1", 0) as rival:
+        port = str(rival.getsockname()[1])
+
+        def read(*given: Any) -> Service:
+            rival.listen()
+            return open_service(*given)
+
+        monkeypatch.setattr(server, "open_service", read)
+        assert main(["serve", str(model_root / "step2"), "--port", port, "--state", "none"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--port {port}: cannot listen there" in line
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
