@@ -8,11 +8,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, final
 
+from pydantic import ValidationError
+
 from ner_cl.errors import ModelError
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.store import load_model
 from ner_cl.types import Entity
 from ner_cl_serve.model_root import ModelRoot
+from ner_cl_serve.schemas import StepRecord
 from ner_cl_serve.settings import Settings
 
 __all__ = ["ServedModel", "digest_of", "load_served", "version_of"]
@@ -31,6 +34,7 @@ class ServedModel:
         model: the tagger.
         folder: its path below the model root, with slashes.
         digest: of its files; see `digest_of`.
+        history: a record per step.
         batch_tokens: word pieces of one pass through the encoder.
         loaded: when it was loaded, in UTC.
     """
@@ -38,6 +42,7 @@ class ServedModel:
     model: NerModel
     folder: str
     digest: str
+    history: tuple[StepRecord, ...]
     batch_tokens: int
     loaded: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -82,7 +87,7 @@ def load_served(path: Path, settings: Settings) -> ServedModel:
         settings: the device, the batch size and the model root.
 
     Raises:
-        ModelError: if it cannot be read, knows no type, or changed meanwhile.
+        ModelError: if it cannot be read, knows no type, has a damaged history, or changed meanwhile.
     """
     digest = digest_of(path)
     model = load_model(path, device=settings.device)
@@ -90,8 +95,13 @@ def load_served(path: Path, settings: Settings) -> ServedModel:
     model.strategy_state, model.kept_sentences = {}, {}  # needed only for training, and may hold sentences
     if digest_of(path) != digest:
         raise ModelError(f"{path}: changed while it was read; publish it again when it is complete")
-    folder = ModelRoot(settings.model_root).name_of(path)
-    return ServedModel(model=model, folder=folder, digest=digest, batch_tokens=settings.batching.batch_tokens)
+    return ServedModel(
+        model=model,
+        folder=ModelRoot(settings.model_root).name_of(path),
+        digest=digest,
+        history=_history(path, model),
+        batch_tokens=settings.batching.batch_tokens,
+    )
 
 
 def digest_of(path: Path) -> str:
@@ -111,3 +121,29 @@ def digest_of(path: Path) -> str:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     return found.hexdigest()
+
+
+def _history(path: Path, model: NerModel) -> tuple[StepRecord, ...]:
+    """One record per step, even for steps that the model's own history does not cover."""
+    told: dict[Any, dict[str, Any]] = {record.get("step"): record for record in model.history}
+    found = []
+    for number, types in enumerate(model.tagset.steps, start=1):
+        record = told.get(number, {})
+        try:
+            found.append(
+                StepRecord(
+                    step=number,
+                    types=list(types),
+                    sentences=record.get("sentences"),
+                    finished=record.get("finished"),
+                    f1=record.get("f1_after", {}),
+                    measured=record.get("measured", {}),
+                )
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ModelError(
+                f"{path / 'history.jsonl'}: step {number}: {place}: {first['msg']}; the file is damaged"
+            ) from None
+    return tuple(found)

@@ -108,6 +108,10 @@ def pickle_weights(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(folder)))
 
 
+def damage_history(folder: Path) -> None:
+    (folder / "history.jsonl").write_text('{"step": 1, "f1_after": {"PER": 1.5}, "sentences": "many"}\n')
+
+
 class Bomb:
     """Makes a file when it is unpickled."""
 
@@ -118,7 +122,10 @@ class Bomb:
         return (Path.touch, (self.folder / "exploded",))
 
 
-@pytest.mark.parametrize("damage", [damage_weights, drop_labels_content, know_no_type, drop_tokenizer, pickle_weights])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_weights, drop_labels_content, know_no_type, drop_tokenizer, pickle_weights, damage_history],
+)
 def test_a_broken_model_is_refused_and_the_old_one_goes_on(
     serving: Callable[..., Running], root: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -128,6 +135,7 @@ def test_a_broken_model_is_refused_and_the_old_one_goes_on(
     message = assert_refused(running.publish(model="step3"), 422, "model_refused")
     assert str(root) not in message
     assert running.find(TEXT).json() == before
+    assert running.client.get("/v1/model").status_code == 200
     assert not (root / "step3" / "exploded").exists()
 
 

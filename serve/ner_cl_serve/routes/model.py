@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
@@ -10,8 +9,8 @@ from ner_cl_serve.bodies import read_body
 from ner_cl_serve.guard import admin_only, anybody_allowed
 from ner_cl_serve.problems import Problem
 from ner_cl_serve.routes.responses import errors
-from ner_cl_serve.schemas import ModelResponse, PublishRequest, PublishResponse, StepRecord, TypeRecord
-from ner_cl_serve.served import ServedModel, version_of
+from ner_cl_serve.schemas import ModelResponse, PublishRequest, PublishResponse, TypeRecord
+from ner_cl_serve.served import version_of
 from ner_cl_serve.service import service_of
 
 __all__ = ["router"]
@@ -39,7 +38,7 @@ async def get_model(request: Request) -> ModelResponse:
         encoder=Path(served.model.encoder.options.name).name,
         head=served.model.head.options.name,
         types=[TypeRecord(type=type_, step=served.model.tagset.step_of(type_)) for type_ in served.types],
-        history=_history(served),
+        history=list(served.history),
         previous=None if before is None else version_of(before.folder, before.digest),
     )
 
@@ -69,19 +68,3 @@ async def publish_model(request: Request) -> PublishResponse:
     service.metrics.show_model(changed.model)
     facts.update(model=changed.model, replaced=changed.replaced)
     return changed
-
-
-def _history(served: ServedModel) -> list[StepRecord]:
-    """One record per step, even for steps that the model's own history does not cover."""
-    told: dict[Any, dict[str, Any]] = {record.get("step"): record for record in served.model.history}
-    return [
-        StepRecord(
-            step=number,
-            types=list(types),
-            sentences=told.get(number, {}).get("sentences"),
-            finished=told.get(number, {}).get("finished"),
-            f1=told.get(number, {}).get("f1_after", {}),
-            measured=told.get(number, {}).get("measured", {}),
-        )
-        for number, types in enumerate(served.model.tagset.steps, start=1)
-    ]
