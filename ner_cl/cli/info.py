@@ -133,6 +133,11 @@ def _model(folder: Path, *, as_json: bool) -> None:
         for step in steps
         if step.get("isolation", {}).get("unchanged")
     ]
+    blocks += [
+        f"step {step['step']}, {name}: {found['text']}"
+        for step in steps
+        for name, found in step.get("settled", {}).items()
+    ]
     for step in steps:
         if compacted := step.get("compacted"):
             rows = [[c["type"], percent(c["before"]), percent(c["after"]), c["measured"]] for c in compacted["changes"]]
@@ -178,6 +183,6 @@ def _of_history(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
                 "finished": record.get("finished"),
                 "f1": record.get("f1_after"),
                 "measured": record.get("measured", {}),
-                **{key: record[key] for key in ("isolation", "compacted") if key in record},
+                **{key: record[key] for key in ("isolation", "compacted", "settled") if key in record},
             }
     return {}

@@ -4,7 +4,7 @@ from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from ner_cl.model.precision import Precision
 from ner_cl.strategies.constraints import Constraint
 from ner_cl.types import Sentence, Span
 
-__all__ = ["StepContext", "Strategy"]
+__all__ = ["Settled", "StepContext", "Strategy"]
 
 T = TypeVar("T")
 
@@ -113,6 +113,19 @@ class StepContext:
             rows.setdefault(self.encoded.windows[row].sentence, []).append(row)
         drawn = list(rows) if sentences is None else self.at_most(list(rows), sentences, purpose)
         return [rows[sentence] for sentence in drawn]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a strategy did to the trained weights in `settle`.
+
+    Attributes:
+        text: one line for the user; where nothing was changed, why.
+        values: the same as numbers, which can be written as JSON.
+    """
+
+    text: str
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Strategy(ABC):
@@ -249,8 +262,13 @@ class Strategy(ABC):
         """
         return None
 
-    def settle(self, context: StepContext) -> None:  # noqa: B027
-        """Called once the best weights are restored: the last change to the weights before any measurement."""
+    def settle(self, context: StepContext) -> Settled | None:
+        """Called once the best weights are restored: the last change to the weights before any measurement.
+
+        Returns:
+            What to tell the user and to record in the model's history, if anything.
+        """
+        return None
 
     def end_step(self, context: StepContext) -> None:  # noqa: B027
         """Called when the weights are final: measure importance, choose what to remember, store bases.

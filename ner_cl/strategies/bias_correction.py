@@ -14,7 +14,7 @@ from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import plan_batches
 from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import Settled, StepContext, Strategy
 from ner_cl.strategies.heads_needed import tag_logits
 from ner_cl.types import Sentence, Span
 
@@ -83,15 +83,20 @@ class BiasCorrection(Strategy):
             for span in spans
         )
 
-    def settle(self, context: StepContext) -> None:
+    def settle(self, context: StepContext) -> Settled | None:
         """Lifts the logits of old types, once the best weights are restored."""
         if not self._sentences:
-            return
+            return None
         found = cache(self._counter(context))
         now = found(0.0)
         sure = self._wanted / (self._wanted + self.options.evidence) if self._wanted else 0.0
-        lift = least_lift(found, now + int(sure * (self._wanted - now)), most=self.options.most)
-        context.model.head.shift(dict.fromkeys(context.old_types, self.options.strength * lift))
+        lift = self.options.strength * least_lift(found, now + int(sure * (self._wanted - now)), most=self.options.most)
+        context.model.head.shift(dict.fromkeys(context.old_types, lift))
+        compared = f"{now} of their mentions were found in the dev sentences, {self._wanted} before the step"
+        return Settled(
+            f"{lift:+.2f} on the logits of old types: {compared}" if lift else f"nothing changed: {compared}",
+            {"lift": round(lift, 4), "found_before": self._wanted, "found_after": now},
+        )
 
     def release(self) -> None:
         """Releases the dev sentences."""

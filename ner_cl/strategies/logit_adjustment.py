@@ -9,7 +9,7 @@ from pydantic import Field
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.tally import tally
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import Settled, StepContext, Strategy
 from ner_cl.strategies.heads_needed import tag_logits
 from ner_cl.types import Sentence, Span
 
@@ -70,16 +70,29 @@ class LogitAdjustment(Strategy):
             self._rarity = rarity_of_old_types(own, context.predict(own), history, context.types, evidence=evidence)
         return train
 
-    def settle(self, context: StepContext) -> None:
+    def settle(self, context: StepContext) -> Settled | None:
         """Shifts the biases of the new columns, once the best weights are restored."""
-        if self.options.prior == "old_types":
+        if not self.options.strength:
+            return None
+        if self.options.prior == "old_types" and context.old_types:
             ratios = dict.fromkeys(context.types, self._rarity)
-        elif self.options.strength and context.dev:
+        elif self.options.prior == "dev" and context.dev:
             train = context.encoded.sentences_from("own")
             ratios = log_ratios(train, context.dev, context.types, evidence=self.options.evidence)
         else:
-            return
-        context.model.head.shift({type_: self.options.strength * ratio for type_, ratio in ratios.items()})
+            return None
+        shifts = {type_: self.options.strength * ratio for type_, ratio in ratios.items()}
+        context.model.head.shift(shifts)
+        return Settled(self._told(shifts), {"shifts": {type_: round(shift, 4) for type_, shift in shifts.items()}})
+
+    def _told(self, shifts: Mapping[str, float]) -> str:
+        """What became of the logits of new types, in one line."""
+        if not any(shifts.values()):
+            if self.options.prior == "old_types":
+                return "nothing changed: the step's sentences mention old types as often as their own steps did"
+            return "nothing changed: the dev sentences mention new types as often as the training sentences"
+        listed = ", ".join(f"{type_} {shift:+.2f}" for type_, shift in shifts.items())
+        return f"on the logits of new types: {listed}"
 
 
 def log_ratios(

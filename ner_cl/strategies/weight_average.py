@@ -10,7 +10,7 @@ from torch import Tensor
 from ner_cl.config import StrategyOptions
 from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import Settled, StepContext, Strategy
 
 __all__ = ["WeightAverage", "WeightAverageOptions"]
 
@@ -73,23 +73,28 @@ class WeightAverage(Strategy):
         return {}
 
     @torch.no_grad()
-    def settle(self, context: StepContext) -> None:
+    def settle(self, context: StepContext) -> Settled | None:
         """Interpolates the weights towards their old values."""
-        if self._before:
-            share = self.options.old_share
-            self._go_back(context, self._allowed(context) if share == "auto" else share)
+        if not self._before:
+            return None
+        share, why_none = self._allowed(context) if self.options.old_share == "auto" else (self.options.old_share, "")
+        self._go_back(context, share)
         self._before = {}
+        return Settled(why_none or f"{share:g} of the old weights kept", {"old_share": share})
 
     def _go_back(self, context: StepContext, share: float) -> None:
         parameters: list[Tensor] = [context.model.get_parameter(name) for name in self._before]
         torch._foreach_lerp_(parameters, list(self._before.values()), share)
 
-    def _allowed(self, context: StepContext) -> float:
-        """The largest share that costs the new types nothing on the dev sentences; the weights stay as they are."""
+    def _allowed(self, context: StepContext) -> tuple[float, str]:
+        """The largest share that costs the new types nothing on the dev sentences, and why it is 0; changes nothing."""
         counts = _count_new(context)
         reference = micro_f1(counts)
-        if not reference or sum(count.tp + count.fn for count in counts.values()) < _FEWEST_MENTIONS:
-            return 0.0  # an F1 of 0 cannot fall, so it says nothing
+        mentions = sum(count.tp + count.fn for count in counts.values())
+        if mentions < _FEWEST_MENTIONS:
+            return 0.0, f"none of the old weights kept: only {mentions} mentions of new types in the dev sentences"
+        if not reference:  # it cannot fall, so it says nothing
+            return 0.0, "none of the old weights kept: F1 of the new types is 0 on the dev sentences"
         after = {name: context.model.get_parameter(name).detach().clone() for name in self._before}
         for share in _SHARES:
             self._go_back(context, share)
@@ -97,8 +102,8 @@ class WeightAverage(Strategy):
             for name, tensor in after.items():
                 context.model.get_parameter(name).copy_(tensor)
             if f1 is not None and f1 >= reference:
-                return share
-        return 0.0
+                return share, ""
+        return 0.0, f"none of the old weights kept: even {_SHARES[-1]:g} lowers F1 of new types on the dev sentences"
 
 
 def _count_new(context: StepContext) -> dict[str, Counts]:

@@ -22,7 +22,7 @@ from ner_cl.model.encoder import Encoder
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.restoring import random_state_restored
-from ner_cl.strategies.base import StepContext
+from ner_cl.strategies.base import Settled, StepContext
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.memory import check_kept
 from ner_cl.strategies.pseudo_labels import with_old_types
@@ -59,6 +59,7 @@ class Learner:
         loop: the last stage of the last step; not set before the first `learn_step`.
         sentences: number of annotated sentences trained on in the last step.
         carried: seconds of training that earlier processes put into the last step.
+        settled: what strategies changed at the end of the last step, by name.
 
     Raises:
         ConfigError: if the strategies cannot be combined with each other or with the model.
@@ -86,6 +87,7 @@ class Learner:
         self.calibration: Calibration | None = None
         self.loop: StepTraining
         self.sentences, self.carried = 0, 0.0
+        self.settled: dict[str, Settled] = {}
         check_model(self.strategies, model)
         check_optimizer([strategy.options for strategy in self.strategies], training.optimizer)
         self._give_back()
@@ -177,7 +179,7 @@ class Learner:
         self.sentences = len(context.encoded.sentences_from("own", "remembered"))
         yield from notes(self.model, self.strategies, context, dev)
         yield from self._train(context, dev, self._fingerprint(step, earlier, earlier_dev, unlabeled))
-        self._finish(context)
+        yield from self._finish(context)
         self.calibration = self._calibrate(step)
         self._agree()
         self.isolation = before
@@ -234,11 +236,14 @@ class Learner:
             self.carried += self.loop.carried
             seconds, earlier_epochs = self.progress.train_seconds, self.progress.epochs_done
 
-    def _finish(self, context: StepContext) -> None:
+    def _finish(self, context: StepContext) -> Iterator[Note]:
         """Ends a step: strategies settle weights, then measure; then the model stores what they keep."""
         self.model.encoder.shortcut = None  # measurements need the whole encoder to run
+        self.settled = {}
         for strategy in sorted(self.strategies, key=lambda strategy: strategy.settle_order):
-            strategy.settle(context)
+            if settled := strategy.settle(context):
+                self.settled[strategy.options.name] = settled
+                yield Note(step=context.number, text=f"{strategy.options.name}: {settled.text}")
         check_weights(self.model, context.number, self.strategies)
         for strategy in self.strategies:
             strategy.end_step(context)

@@ -17,6 +17,7 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
     """Builds one line of `history.jsonl`: the step's types, data and training, and F1 per type before and after."""
     mentions, words = tally(step.train)
     free = learner.model.subnetworks.free if learner.model.subnetworks is not None else None
+    settled = {name: {"text": found.text, **found.values} for name, found in learner.settled.items()}
     return {
         "step": step.number,
         "types": list(step.types),
@@ -34,6 +35,7 @@ def history_record(learner: Learner, step: Step, *, before: Scores, after: Score
         "train_seconds": round(learner.progress.train_seconds, 2),
         **({"calibration": learner.calibration.record()} if learner.calibration is not None else {}),
         **({"isolation": learner.isolation.record()} if learner.isolation is not None else {}),
+        **({"settled": settled} if settled else {}),
         **({"free": round(free, 4)} if free is not None else {}),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -65,6 +65,17 @@ def test_what_strategies_keep(model_folder: Path, tmp_path: Path, capsys: pytest
     assert ["replay", str(rows["replay"]["bytes"]), f"{rows['replay']['bytes'] / parameters:.2f}", "5"] in lines
 
 
+def test_what_a_step_changed_at_its_end(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(model_folder)
+    settled = {"weight_average": {"text": "0.2 of the old weights kept", "old_share": 0.2}}
+    model.history = [model.history[0], {**model.history[1], "settled": settled}]
+    model.save(tmp_path / "model")
+    assert main(["info", str(tmp_path / "model"), "--json"]) == 0
+    assert [step.get("settled") for step in json.loads(capsys.readouterr().out)["steps"]] == [None, settled]
+    assert main(["info", str(tmp_path / "model")]) == 0
+    assert "step 2, weight_average: 0.2 of the old weights kept" in capsys.readouterr().out.splitlines()
+
+
 def test_a_model_that_keeps_nothing(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(model_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == []

@@ -92,10 +92,28 @@ def test_one_number_on_the_biases_of_old_types_is_all(models: dict[str, NerModel
 
 
 @BOTH
+def test_the_lift_is_told(models: dict[str, NerModel], head: str) -> None:
+    _, plain = taught(models[head], "finetune")
+    before, corrected = taught(models[head], "finetune", WHOLE)
+    lifts = torch.cat(
+        [change[change != 0] for change in moved(*map(weights_of, (plain.model, corrected.model))).values()]
+    )
+    settled = corrected.settled["bias_correction"]
+    assert settled.values["lift"] == pytest.approx(float(lifts[0]), abs=1e-3)
+    assert (settled.values["found_after"], settled.values["found_before"]) == (old_found(plain), before)
+    assert settled.text.startswith(f"{settled.values['lift']:+.2f} on the logits of old types: {old_found(plain)} of")
+    # One that has forgotten nothing is told too.
+    _, same = taught(models[head], "finetune", {**WHOLE, "evidence": 1e9})
+    assert same.settled["bias_correction"].values["lift"] == 0
+    assert same.settled["bias_correction"].text.startswith(f"nothing changed: {old_found(plain)} of their mentions")
+
+
+@BOTH
 def test_without_dev_sentences_nothing_moves(models: dict[str, NerModel], head: str) -> None:
     _, plain = taught(models[head], "finetune", dev=())
     _, corrected = taught(models[head], "finetune", WHOLE, dev=())
     assert same_weights(weights_of(plain.model), weights_of(corrected.model))
+    assert corrected.settled == {}
 
 
 def test_few_mentions_move_it_little(models: dict[str, NerModel]) -> None:

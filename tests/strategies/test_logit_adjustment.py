@@ -146,7 +146,8 @@ def test_only_the_biases_of_new_types_move_and_by_the_ratio(folder: Path, head: 
     dev = tuple(s.with_spans(s.restrict({"LOC"}).spans, {"LOC", "ORG"}) for s in mentions)
     plain = weights_of(learned(folder, head, dev=dev).model)
     options = {"name": "logit_adjustment", "strength": 0.8, "evidence": 5.0}
-    adjusted = weights_of(learned(folder, head, options, dev=dev).model)
+    learner = learned(folder, head, options, dev=dev)
+    adjusted = weights_of(learner.model)
     train = toy_sentences(40, seed=1, types=("LOC", "LOC", "ORG"))
     ratios = log_ratios(train, dev, ["LOC", "ORG"], evidence=5.0)
     assert ratios["ORG"] < ratios["LOC"] < 0
@@ -155,6 +156,10 @@ def test_only_the_biases_of_new_types_move_and_by_the_ratio(folder: Path, head: 
     expected = torch.tensor([0.0] * (len(plain[name]) - 4) + moved)
     torch.testing.assert_close(adjusted.pop(name) - plain.pop(name), expected, atol=1e-6, rtol=0)
     assert same_weights(adjusted, plain)
+    settled = learner.settled["logit_adjustment"]
+    assert settled.values["shifts"] == pytest.approx({type_: 0.8 * ratios[type_] for type_ in ratios}, abs=1e-4)
+    listed = ", ".join(f"{type_} {0.8 * ratios[type_]:+.2f}" for type_ in ("LOC", "ORG"))
+    assert settled.text == f"on the logits of new types: {listed}"
 
 
 @BOTH

@@ -15,6 +15,7 @@ from ner_cl.evaluate.counts import Counts, count_spans, micro_f1
 from ner_cl.model.predict import predict_sentences
 from ner_cl.model.store import load_model
 from ner_cl.strategies import weight_average
+from ner_cl.strategies.base import Settled
 from ner_cl.strategies.build import build_strategies
 from ner_cl.strategies.weight_average import WeightAverage, WeightAverageOptions
 from ner_cl.train.learner import Learner
@@ -122,8 +123,11 @@ def test_auto_takes_the_largest_share_that_is_no_worse(
     model.grow(["LOC"])
     counts = iter([{"LOC": Counts(tp=score, fn=30)} for score in scores])
     monkeypatch.setattr(weight_average, "_count_new", lambda _: next(counts))
-    with torch.no_grad():
-        assert strategy._allowed(context) == share
+    settled = strategy.settle(context)
+    assert settled is not None
+    assert settled.values == {"old_share": share}
+    expected = f"{share:g} of the old weights kept" if share else "none of the old weights kept: even 0.1 lowers F1"
+    assert settled.text.startswith(expected)
 
 
 def test_auto_with_few_dev_mentions_goes_nowhere(folder: Path) -> None:
@@ -138,6 +142,22 @@ def test_auto_with_few_dev_mentions_goes_nowhere(folder: Path) -> None:
             list(learner.learn_step(replace(second, dev=dev)))
             both.append(weights_of(learner.model))
         assert same_weights(*both)
+
+
+@pytest.mark.parametrize(
+    ("counts", "why"),
+    [
+        (Counts(tp=9, fn=20), "only 29 mentions of new types in the dev sentences"),
+        (Counts(fn=30), "F1 of the new types is 0 on the dev sentences"),
+    ],
+)
+def test_why_auto_went_nowhere_is_told(folder: Path, counts: Counts, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(folder, steps=[["PER"]])
+    strategy, context = WeightAverage(WeightAverageOptions(old_share="auto")), toy_context(model, ["LOC"], grown=False)
+    context.dev = tuple(toy_sentences(1))
+    strategy.begin_step(context)
+    monkeypatch.setattr(weight_average, "_count_new", lambda _: {"LOC": counts})
+    assert strategy.settle(context) == Settled(f"none of the old weights kept: {why}", {"old_share": 0.0})
 
 
 def test_what_does_not_train_is_not_kept(folder: Path) -> None:

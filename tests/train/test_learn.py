@@ -285,13 +285,20 @@ def test_what_the_model_was_taught_before_is_known_to_strategies(old_model: NerM
     model = old_model.copy()
     model.history = [{"step": 1, "types": ["PER"], "mentions": {"PER": 90}, "words": {"PER": 300}}]
     train = [s for s in NEW if s.spans and not any(span.type == "PER" for span in BOTH[NEW.index(s)].spans)]
+    events: list[Event] = []
+    options = {"types": ["LOC"], "dev": DEV, "training": SHORT_TRAINING, "on_event": events.append}
     adjusted, plain = (
-        ner_cl.learn(model, train, types=["LOC"], dev=DEV, strategies=["distill", *more], training=SHORT_TRAINING).model
+        ner_cl.learn(model, train, strategies=["distill", *more], **options).model
         for more in ([{"name": "logit_adjustment", "prior": "old_types", "strength": 1.0}], [])
     )
     moved = adjusted.head.new_block().bias.detach() - plain.head.new_block().bias.detach()
     assert float(moved[-1]) < -0.5
     assert [record["types"] for record in adjusted.history] == [["PER"], ["LOC"]]
+    settled = adjusted.history[-1]["settled"]["logit_adjustment"]
+    assert settled["shifts"] == {"LOC": pytest.approx(float(moved[-1]), abs=1e-3)}
+    told = [event.text for event in events if isinstance(event, Note)]
+    assert [text for text in told if text.startswith("logit_adj")] == [f"logit_adjustment: {settled['text']}"]
+    assert "settled" not in plain.history[-1]
 
 
 def test_overlapping_mentions_that_are_remembered_are_read_again(encoder: Path, tmp_path: Path) -> None:
