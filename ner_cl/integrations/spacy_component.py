@@ -20,11 +20,11 @@ from spacy.util import get_minor_version_range, raise_error, split_requirement
 
 import ner_cl
 from ner_cl.config import validate
-from ner_cl.data.words import is_invisible
 from ner_cl.errors import ConfigError, DataError, ModelError
 from ner_cl.integrations.model_source import ModelSource
 from ner_cl.integrations.spacy_annotation import Found, register_extensions, set_entities, set_span_group
 from ner_cl.integrations.spacy_options import ComponentOptions
+from ner_cl.integrations.spacy_words import chunks_of, sections_of, token_texts
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
@@ -38,16 +38,15 @@ __all__ = ["NerComponent", "make_ner_component"]
 ErrorHandler = Callable[[str, Any, list[Any], Exception], Any]
 
 _DISTRIBUTION = "ner-cl"
-# Documents are collected up to this many words: enough to sort by length, in little memory.
-_CHUNK_WORDS = 1 << 16
 
 
 @final
 class NerComponent:
     """Sets `doc.ents`, `doc.spans["ner_cl"]`, and `_.score` and `_.step` of every predicted span.
 
-    Each spaCy token with a visible character is one word for the model and gets a decision. The model reads a whole
-    document at a time, in windows if it is long. Each process reads the weights when its first document arrives.
+    Each spaCy token with a visible character is one word for the model and gets a decision. The model reads a document
+    line by line, and sentence by sentence if it has sentences. Each process reads the weights when its first document
+    arrives.
 
     Args:
         name: the component's name in its pipeline.
@@ -101,7 +100,7 @@ class NerComponent:
             stream: the documents.
             batch_size: how many documents to collect at most before yielding the first of them.
         """
-        for docs in _chunks(stream, batch_size):
+        for docs in chunks_of(stream, batch_size):
             try:
                 self._annotate(docs)
             except Exception as error:  # spaCy's contract: the pipeline's error handler decides
@@ -232,18 +231,23 @@ class NerComponent:
                 )
 
     def _annotate(self, docs: Sequence[Doc]) -> None:
-        texts = [_texts(doc) for doc in docs]
-        # Not `token.is_space`, which a vocabulary without a language does not provide.
-        tokens = [[index for index, text in enumerate(own) if not is_invisible(text)] for own in texts]
-        sentences = [Sentence(tuple(text[index] for index in own)) for text, own in zip(texts, tokens, strict=True)]
+        texts = [token_texts(doc) for doc in docs]
+        by_sentence = self.options.by_sentence
+        sections = [sections_of(doc, own, by_sentence=by_sentence) for doc, own in zip(docs, texts, strict=True)]
+        sentences = [
+            Sentence(tuple(own[index] for index in section))
+            for own, parts in zip(texts, sections, strict=True)
+            for section in parts
+        ]
         with self._source.borrow() as model:
             self._check(model)
             merged, every = self._find(model, sentences)
             steps = {type_: model.tagset.step_of(type_) for type_ in model.types}
-        for doc, own, entities, spans in zip(docs, tokens, merged, every, strict=True):
+        entities, spans = iter(merged), iter(every)
+        for doc, own in zip(docs, sections, strict=True):
             found = self._found(doc, own, entities, steps)
             if self.options.spans_key is not None:
-                group = found if spans is entities else self._found(doc, own, spans, steps)
+                group = found if every is merged else self._found(doc, own, spans, steps)
                 set_span_group(doc, group, self.options.spans_key)
             set_entities(doc, found, overwrite=self.options.overwrite_ents)
 
@@ -261,9 +265,13 @@ class NerComponent:
         return merged, merged
 
     def _found(
-        self, doc: Doc, tokens: Sequence[int], found: "Sequence[ScoredSpan]", steps: Mapping[str, int]
+        self,
+        doc: Doc,
+        sections: Sequence[Sequence[int]],
+        found: "Iterator[list[ScoredSpan]]",
+        steps: Mapping[str, int],
     ) -> list[Found]:
-        """Converts the predictions above the score thresholds to spans of tokens."""
+        """Converts the predictions for a document's sections, those above the thresholds, to spans of tokens."""
         limits, limit = self.options.thresholds, self.options.min_score
         return [
             Found(
@@ -271,28 +279,10 @@ class NerComponent:
                 item.score,
                 steps[item.span.type],
             )
-            for item in found
+            for tokens in sections
+            for item in next(found)
             if item.score >= limits.get(item.span.type, limit)
         ]
-
-
-def _texts(doc: Doc) -> list[str]:
-    """The text of every token, read without creating `Token` objects, which the document would keep."""
-    strings = doc.vocab.strings
-    return [strings[orth] for orth in doc.to_array("ORTH").tolist()]
-
-
-def _chunks(stream: Iterable[Doc], batch_size: int) -> Iterator[list[Doc]]:
-    chunk: list[Doc] = []
-    words = 0
-    for doc in stream:
-        chunk.append(doc)
-        words += len(doc)
-        if len(chunk) >= batch_size or words >= _CHUNK_WORDS:
-            yield chunk
-            chunk, words = [], 0
-    if chunk:
-        yield chunk
 
 
 def _require_this_package(nlp: Language) -> None:
@@ -315,6 +305,7 @@ def make_ner_component(
     overwrite_ents: bool,
     spans_key: str | None,
     nested: bool,
+    by_sentence: bool,
     precision: str,
     device: str,
     batch_tokens: int | None,
@@ -332,6 +323,7 @@ def make_ner_component(
         "overwrite_ents": overwrite_ents,
         "spans_key": spans_key,
         "nested": nested,
+        "by_sentence": by_sentence,
         "precision": precision,
         "device": device,
         "batch_tokens": batch_tokens,

@@ -24,6 +24,8 @@ class ComponentOptions(Options):
         spans_key: key in `doc.spans` for everything that was found; None for none.
         nested: whether `doc.spans` holds what is found where entities do not compete, so that spans may overlap: those
             of different steps (head addner), or any (spankl); `doc.ents` never overlap.
+        by_sentence: whether a document whose sentences are known (`doc.sents`) is read sentence by sentence, as models
+            learn; lines are read one by one in any case.
         precision: number format of the encoder; `auto` is bf16 if the processor computes in it, else fp32.
         device: such as `cpu` or `cuda:0`; `auto` is a GPU if there is one.
         batch_tokens: word pieces per batch, padding included; None for a size that suits the device.
@@ -36,6 +38,7 @@ class ComponentOptions(Options):
     overwrite_ents: bool = False
     spans_key: str | None = "ner_cl"
     nested: bool = False
+    by_sentence: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "cpu"
     batch_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -60,10 +60,37 @@ def test_the_component_says_what_the_model_says(nlp: Language, model_folder: Pat
 
 
 def test_whitespace_tokens_are_no_words(nlp: Language) -> None:
-    plain, spaced = nlp("met Ada Smith in Oslo"), nlp("  met \n\n Ada   Smith in\tOslo \n")
+    plain, spaced = nlp("met Ada Smith in Oslo"), nlp("  met \t\t Ada   Smith in\u2003Oslo \n")
     assert [e.label_ for e in plain.ents] == [e.label_ for e in spaced.ents]
     assert [e._.score for e in plain.ents] == [e._.score for e in spaced.ents]
     assert [e.text.split() for e in plain.ents] == [e.text.split() for e in spaced.ents]
+
+
+def test_lines_are_read_one_by_one(nlp: Language, model_folder: Path) -> None:
+    """As `predict` reads them: names in a list are no single name."""
+    lines = ["Ada Smith", "", "Bob met Carla in Oslo Harbour .", "the report saw", "Rome North"]
+    for end in ("\n", "\r\n"):
+        doc = nlp(end.join(lines))
+        alone = [entity for line in lines for entity in nlp(line).ents]
+        assert [(e.text, e.label_) for e in doc.ents] == [(e.text, e.label_) for e in alone]
+        assert [e._.score for e in doc.ents] == pytest.approx([e._.score for e in alone], abs=1e-5)
+        assert len(alone) > 3
+        found = load_model(model_folder).predict(doc.text, precision="fp32")
+        assert [(e.start_char, e.end_char) for e in doc.ents] == [(e.start, e.end) for e in found]
+
+
+@pytest.mark.parametrize("by_sentence", [True, False])
+def test_sentences_that_are_known_are_read_one_by_one(pipeline: Build, by_sentence: bool) -> None:
+    nlp = pipeline(by_sentence=by_sentence)
+    words = [list(sentence.words) for sentence in toy_sentences(6, seed=3, types=("PER", "LOC"))]
+    starts = [index == 0 for own in words for index, _ in enumerate(own)]
+    whole = [word for own in words for word in own]
+    alone = [e for own in words for e in nlp(Doc(nlp.vocab, words=own)).ents]
+    apart = nlp(Doc(nlp.vocab, words=whole, sent_starts=starts)).ents
+    in_one = nlp(Doc(nlp.vocab, words=whole)).ents
+    same_as_alone = [e._.score for e in apart] == pytest.approx([e._.score for e in alone], abs=1e-5)
+    same_as_whole = [e._.score for e in apart] == pytest.approx([e._.score for e in in_one], abs=1e-7)
+    assert (same_as_alone, same_as_whole) == (by_sentence, not by_sentence)
 
 
 def test_tokens_without_a_visible_character_are_no_words(nlp: Language) -> None:
