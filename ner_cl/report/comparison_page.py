@@ -3,14 +3,13 @@
 import numpy as np
 
 from ner_cl.report.compare import Comparison, Contrast
-from ner_cl.report.drawing import COLOURS, INK, Figure, canvas, svg_of
+from ner_cl.report.drawing import COLOURS, INK, Figure, canvas, room_for, svg_of
 from ner_cl.report.page import fill
 from ner_cl.report.tables import contrast_cells, method_cells, outcome_cells, type_cells
 
 __all__ = ["comparison_page"]
 
 _ROW = 26
-_LETTER = 6.2
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -34,7 +33,11 @@ def comparison_page(comparison: Comparison) -> str:
 def _finals(comparison: Comparison) -> Figure:
     """Draw a point per run and a line at the mean: micro above, macro below."""
     methods = comparison.methods
-    with canvas(_room(comparison) + 330, 95 + _ROW * len(methods)) as (figure, axes):
+    room = room_for(method.name for method in methods)
+    with canvas(room + 330, 95 + _ROW * len(methods)) as (
+        figure,
+        axes,
+    ):
         for y, method in enumerate(methods):
             for offset, key, colour, marker in ((-0.16, "micro", COLOURS[0], "o"), (0.16, "macro", COLOURS[1], "s")):
                 finals = [run.scores[f"final/{key}_f1"] for run in method.runs]
@@ -56,7 +59,8 @@ def _finals(comparison: Comparison) -> Figure:
 
 def _changes(comparison: Comparison) -> Figure:
     """Draw the differences with their intervals over test sentences."""
-    with canvas(_room(comparison) + 330, 95 + _ROW * len(comparison.contrasts)) as (figure, axes):
+    room = room_for(method.name for method in comparison.methods)
+    with canvas(room + 330, 95 + _ROW * len(comparison.contrasts)) as (figure, axes):
         axes.axvline(0, color=INK, linewidth=1.2)
         for y, contrast in enumerate(comparison.contrasts):
             for offset, name, colour, marker in ((-0.16, "micro", COLOURS[0], "o"), (0.16, "macro", COLOURS[1], "s")):
@@ -79,8 +83,3 @@ def _changes(comparison: Comparison) -> Figure:
 def _first(comparison: Comparison) -> Contrast | None:
     """Return the first contrast with an interval, which labels the colours in the legend."""
     return next((contrast for contrast in comparison.contrasts if contrast.micro), None)
-
-
-def _room(comparison: Comparison) -> int:
-    """Return the width in pixels that names need at the left."""
-    return min(300, round(14 + _LETTER * max(len(method.name) for method in comparison.methods)))

@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise MissingExtra("drawing needs matplotlib; run: pip install 'ner-cl[report]'") from error
 
-__all__ = ["COLOURS", "DASHES", "INK", "MARKERS", "Axes", "Figure", "canvas", "save_figure", "svg_of"]
+__all__ = ["COLOURS", "DASHES", "INK", "MARKERS", "Axes", "Figure", "canvas", "room_for", "save_figure", "svg_of"]
 
 # Okabe & Ito 2008, "Color Universal Design", without yellow and black, which vanish on light or dark pages.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -29,6 +29,8 @@ INK = "#1b1f24"
 """Colour of text and axes; pages replace it with their own text colour."""
 
 _PIXELS = 96
+_LETTER = 6.2
+"""Mean width of a letter in pixels."""
 _STYLE: dict[str, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
@@ -66,6 +68,11 @@ def canvas(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
     with _styled():
         figure = Figure(figsize=(width / _PIXELS, height / _PIXELS), dpi=_PIXELS)
         yield figure, figure.add_subplot()
+
+
+def room_for(names: Iterable[str]) -> int:
+    """Return the width in pixels that names need at the left of a figure."""
+    return min(300, round(14 + _LETTER * max(map(len, names))))
 
 
 def svg_of(figure: Figure, label: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ner_cl.evaluate.matrix import TOTALS
 from ner_cl.report.collect import Report
-from ner_cl.report.drawing import COLOURS, DASHES, INK, MARKERS, Axes, Figure, canvas
+from ner_cl.report.drawing import COLOURS, DASHES, INK, MARKERS, Axes, Figure, canvas, room_for
 from ner_cl.report.spread import Spread
 
 __all__ = ["Drawn", "draw_all"]
@@ -15,7 +15,6 @@ __all__ = ["Drawn", "draw_all"]
 _ROW = 19
 """Height of a heat map row in pixels."""
 _CELL = 46
-_LETTER = 6.2
 _MOST_LINES = len(COLOURS)
 _DARK = 0.55
 """Cells with a score above this are light enough for dark text."""
@@ -63,7 +62,7 @@ def heat_map(report: Report) -> Figure:
     """Draw F1 by type (in learning order) and step; a bar marks the step that taught a type."""
     learned = {type_: step for type_, step in report.learned.items() if step <= len(report.f1)}
     rows, columns = len(learned), len(report.f1)
-    label = _room_for([*learned, *TOTALS])
+    label = room_for([*learned, *TOTALS])
     with canvas(label + _CELL * columns + 24, 62 + _ROW * (rows + 2)) as (figure, axes):
         values = np.full((rows + 2, columns), np.nan)
         for column, row in enumerate(report.f1):
@@ -87,11 +86,6 @@ def heat_map(report: Report) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return figure
-
-
-def _room_for(names: Iterable[str]) -> int:
-    """Return the width in pixels that names need at the left of a figure."""
-    return min(300, round(14 + _LETTER * max(map(len, names))))
 
 
 def _mark_learned(axes: Axes, steps: Iterable[int]) -> None:
@@ -155,7 +149,7 @@ def _changes(report: Report) -> list[tuple[str, float, float, float]]:
 def changes(report: Report) -> Figure:
     """Draw a line per type from its score when learned to its last score."""
     rows = _changes(report)
-    label = _room_for(type_ for type_, *_ in rows)
+    label = room_for(type_ for type_, *_ in rows)
     with canvas(label + 250, 92 + _ROW * len(rows)) as (figure, axes):
         for y, (_, first, best, last) in enumerate(rows):
             fell = last < first
