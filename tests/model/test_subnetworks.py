@@ -33,6 +33,14 @@ every_case = pytest.mark.parametrize(("kind", "join"), CASES, ids=["-".join(case
 STEPS = (("PER",), ("LOC",), ("ORG",), ("MISC",), ("DATE",))
 
 
+def test_copies_have_no_size_that_could_be_too_wide(tmp_path: Path) -> None:
+    """The default size, which is for other kinds, is more than four times the width of this encoder."""
+    model = tiny_model(tiny_encoder(tmp_path, hidden=16), "addner")
+    assert isinstance(model.isolate(ModuleOptions(kind="copy")), Modules)
+    with pytest.raises(ModelError, match="size 128 are wider than four times the encoder"):
+        tiny_model(tmp_path, "addner").isolate(ModuleOptions(kind="lora"))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_encoder(tmp_path_factory.mktemp("encoder"))

@@ -80,7 +80,7 @@ class Modules(Subnetworks):
     def __init__(self, encoder: Encoder, options: ModuleOptions, *, first: int) -> None:
         super().__init__(encoder, options, first=first)
         self.top(encoder)  # rejects an encoder without layers
-        if options.size > 4 * encoder.hidden:
+        if options.kind != "copy" and options.size > 4 * encoder.hidden:
             raise ModelError(
                 f"modules of size {options.size} are wider than four times the encoder, whose width is "
                 f"{encoder.hidden}; give them a smaller size"
