@@ -194,7 +194,11 @@ def _head(name: str | None) -> Any:
 
 
 def _note_left_out(listed: list[Any]) -> None:
-    """Say so if the list only adds to the default but replaces it: `distill` is added to such a list, and no more."""
+    """Note which default strategies a given list drops.
+
+    A list in which no strategy preserves old types gets `distill` added, but not the rest of the default, such as
+    `frozen_trunk`.
+    """
     from ner_cl.config import DEFAULT_STRATEGIES
     from ner_cl.config.composition import check_composition, parsed_or_none
     from ner_cl.registry import strategies

@@ -66,7 +66,9 @@ def notes(
 
 
 def hardly_met(sentences: Sequence[Sentence], found: Sequence[Sequence[Span]], old_types: Sequence[str]) -> str:
-    """What to say of old types that a step's sentences hardly mention, so that they do not hold them; "" if nothing.
+    """Returns a note naming the old types that occur too rarely in the step's sentences to be preserved by them.
+
+    It is "" if there are none.
 
     Args:
         sentences: the step's training sentences.

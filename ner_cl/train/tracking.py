@@ -46,7 +46,11 @@ class Tracking:
         return ""
 
     def _count(self, name: str, event: Mapping[str, Any]) -> None:
-        """Counts an epoch; those after it were lost with an earlier process."""
+        """Records an epoch.
+
+        If it repeats an earlier one (a resumed run), that one and all later ones are dropped, because the process that
+        made them was killed before it saved them.
+        """
         if name == "StepStarted":
             self._stage = event.get("stage", 0)
         elif name == "EpochDone":
