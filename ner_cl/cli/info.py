@@ -9,7 +9,7 @@ import typer
 
 from ner_cl.cli.console import emit, emit_json, percent, table
 from ner_cl.cli.options import Json
-from ner_cl.errors import ModelError
+from ner_cl.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from ner_cl.evaluate.matrix import Matrix
@@ -20,13 +20,15 @@ __all__ = ["info", "matrix_text"]
 
 def info(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="Model folder or run folder.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="Model folder, run folder, or folder of runs.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe this installation, a model or a run.
+    """Describe this installation, a model, a run or a folder of runs.
 
-    For a model: the types of each step, F1 after each step, sizes, and what strategies keep. For a run: its matrix.
+    For a model: the types of each step, F1 after each step, sizes, and what strategies keep. For a run: its matrix. For
+    a folder of runs, such as several seeds: the scores of each after its last step.
     """
     if folder is None:
         values = _installation()
@@ -34,7 +36,7 @@ def info(
     elif (folder / "matrix.json").is_file():
         _run(folder, as_json=as_json)
     elif folder.is_dir() and not (folder / "labels.json").is_file():
-        raise ModelError(f"{folder}: is neither a model folder nor a run folder (no labels.json, no matrix.json)")
+        _runs(folder, as_json=as_json)
     else:
         _model(folder, as_json=as_json)
 
@@ -72,6 +74,32 @@ def _run(folder: Path, *, as_json: bool) -> None:
         emit(json.dumps(matrix.to_dict(), indent=2, ensure_ascii=False))
         return
     emit(matrix_text(matrix))
+
+
+def _runs(folder: Path, *, as_json: bool) -> None:
+    from ner_cl.evaluate.matrix import Matrix
+    from ner_cl.report.runs import find_runs
+
+    try:
+        runs = {path.relative_to(folder).as_posix(): Matrix.load(path) for path in find_runs(folder)}
+    except DataError as error:
+        if any(folder.rglob("matrix.json")):
+            raise
+        what = "is neither a model folder nor a run folder (no labels.json, no matrix.json), and holds no runs"
+        raise ModelError(f"{folder}: {what}") from error
+    if as_json:
+        emit_json({"runs": {name: matrix.to_dict() for name, matrix in runs.items()}})
+        return
+    rows = [
+        [
+            name,
+            f"{len(matrix.counts)} of {len(matrix.steps)}",
+            percent(matrix.micro_f1[-1]),
+            percent(matrix.macro_f1[-1]),
+        ]
+        for name, matrix in runs.items()
+    ]
+    emit(table(["run", "steps", "micro F1 × 100", "macro F1 × 100"], rows))
 
 
 def matrix_text(matrix: "Matrix") -> str:

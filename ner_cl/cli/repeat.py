@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ner_cl.cli.console import emit, emit_json, percent, say, table
+from ner_cl.errors import CheckFailed, TrainingError
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.config import Config
@@ -32,26 +33,62 @@ def train_all(
 ) -> None:
     """Train one run per seed and order, then print mean and standard deviation of the main scores.
 
+    A run that fails, by the forgetting gate say, does not end the others; it is told at once and again at the end.
+
     Args:
         config: the configuration to repeat; runs go to `OUTPUT/seed-1`, `OUTPUT/order-1`, or `OUTPUT/order-1/seed-1`.
         train_once: trains one run.
         seeds: seeds of the runs; if empty, the seed of the configuration is used.
         orders: number of step orders; None keeps that of the configuration, without a folder for it.
         as_json: print JSON instead of a table.
+
+    Raises:
+        CheckFailed: if runs failed, after all have been trained; TrainingError if not only the gate refused them.
     """
-    runs = {name: train_once(one).metrics for name, one in runs_of(config, seeds, orders).items()}
+    runs: dict[str, Mapping[str, float | None]] = {}
+    failed: dict[str, CheckFailed | TrainingError] = {}
+    for name, one in runs_of(config, seeds, orders).items():
+        try:
+            runs[name] = train_once(one).metrics
+        except (CheckFailed, TrainingError) as error:
+            say(f"{name} failed: {error}")
+            failed[name] = error
+    if runs:
+        _emit_means(config.output, runs, failed, only_seeds=orders is None, as_json=as_json)
+    if failed:
+        kind = CheckFailed if all(isinstance(error, CheckFailed) for error in failed.values()) else TrainingError
+        name, error = next(iter(failed.items()))
+        raise kind(f"{len(failed)} of {len(runs) + len(failed)} runs failed: {', '.join(failed)}; {name}: {error}")
+
+
+def _emit_means(
+    output: str,
+    runs: Mapping[str, Mapping[str, float | None]],
+    failed: Mapping[str, Exception],
+    *,
+    only_seeds: bool,
+    as_json: bool,
+) -> None:
+    """Print the scores of all runs that did not fail, and their mean and standard deviation."""
     columns = {key: [metrics[key] for metrics in runs.values()] for key in _SUMMARY}
     means = {key: _mean(values) for key, values in columns.items()}
     deviations = {key: _deviation(values) for key, values in columns.items()}
     if as_json:
         found: Mapping[str, Any] = {"runs": runs}
-        if orders is None:
+        if only_seeds:
             found = {"seeds": {name.removeprefix("seed-"): metrics for name, metrics in runs.items()}}
-        emit_json({"output": config.output, **found, "mean": means, "sd": deviations})
+        told = {"failed": {name: str(error) for name, error in failed.items()}} if failed else {}
+        emit_json({"output": output, **found, **told, "mean": means, "sd": deviations})
         return
-    titles = [name.replace("-", " ").replace("/", ", ") for name in runs]
+    titles = [name.replace("-", " ").replace("/", ", ") for name in (*runs, *(f"{name} failed" for name in failed))]
     rows = [
-        [title, *map(percent, columns[key]), percent(means[key]), f"± {percent(deviations[key])}"]
+        [
+            title,
+            *map(percent, columns[key]),
+            *("" for _ in failed),
+            percent(means[key]),
+            f"± {percent(deviations[key])}",
+        ]
         for key, title in _SUMMARY.items()
     ]
     emit(table(["× 100", *titles, "mean", "sd"], rows))

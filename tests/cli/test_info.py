@@ -98,3 +98,21 @@ def test_anything_else_is_refused(toy: Toy, capsys: pytest.CaptureFixture[str]) 
     assert "neither a model folder nor a run folder" in capsys.readouterr().err
     assert main(["info", "no-model"]) == 2
     assert "no such model folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_runs(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 2):
+        (tmp_path / f"seed-{seed}").mkdir()
+        for name in ("matrix.json", "events.jsonl"):
+            (tmp_path / f"seed-{seed}" / name).write_bytes((run_folder / name).read_bytes())
+    assert main(["info", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:4] for line in lines if line[0].startswith("seed-")] == [
+        [f"seed-{seed}", "2", "of", "2"] for seed in (1, 2)
+    ]
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert runs == dict.fromkeys(("seed-1", "seed-2"), Matrix.load(run_folder).to_dict())
+    (tmp_path / "empty").mkdir()
+    assert main(["info", str(tmp_path / "empty")]) == 2
+    assert "neither a model folder nor a run folder" in capsys.readouterr().err

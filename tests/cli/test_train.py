@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from ner_cl.cli.app import main
+from ner_cl.config import Config
+from ner_cl.errors import CheckFailed
+from ner_cl.evaluate.counts import Counts
 from ner_cl.evaluate.matrix import Matrix, render
 from ner_cl.model.ner_model import NerModel
+from ner_cl.train.run import Run, run_stream
 from tests.cli.conftest import Toy
 from tests.forks import Command, Pair
 
@@ -125,6 +129,29 @@ def test_seeds_give_a_run_each_and_their_mean(toy: Toy, tmp_path: Path, capsys: 
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["×", "100", "seed", "1", "seed", "2", "mean", "sd"]
     assert table[-1].startswith("forgetting")
+
+
+def test_a_seed_that_fails_does_not_end_the_others(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gated(config: Config, **given: object) -> Run:
+        if config.seed == 1:
+            Matrix.start([["PER"], ["LOC"]]).with_row({"PER": Counts(1, 0, 0)}).save(Path(config.output))
+            raise CheckFailed("step 2: F1 of PER fell by 12.0 points")
+        return run_stream(config, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ner_cl.train.run.run_stream", gated)
+    words = ["train", str(toy.config), "--output", str(tmp_path), "--seeds", "1,2", "--set", "training.epochs=1"]
+    assert main([*words, "--set", "stream.steps=[[PER]]"]) == 1
+    captured = capsys.readouterr()
+    assert "seed-1 failed: step 2: F1 of PER fell by 12.0 points" in captured.err
+    assert captured.err.splitlines()[-1].startswith("ner-cl: error: 1 of 2 runs failed: seed-1; ")
+    assert captured.out.splitlines()[0].split() == ["×", "100", "seed", "2", "seed", "1", "failed", "mean", "sd"]
+    finished = Matrix.load(tmp_path / "seed-2").metrics
+    assert main([*words, "--set", "stream.steps=[[PER]]", "--resume", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["seeds"], list(result["failed"])) == ({"2": finished}, ["seed-1"])
+    assert result["mean"]["final/micro_f1"] == finished["final/micro_f1"]
 
 
 @pytest.mark.parametrize("seeds", ["1,1", "1,,2", "one", "-1"])
