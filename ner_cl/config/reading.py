@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from ner_cl.config.sections import Config
+from ner_cl.config.composition import DEFAULT_STRATEGIES
+from ner_cl.config.sections import Config, EncoderOptions
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
 
@@ -64,7 +65,10 @@ def _is_valid(values: Mapping[str, Any], folder: Path) -> bool:
 
 
 def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: Path = Path()) -> Config:
-    """Builds a validated configuration from plain values, merging in a stream file and resolving corpus paths.
+    """Builds a validated configuration from plain values, merging in a stream file.
+
+    Paths of corpus files and of an encoder's folder are looked up (see `find_file`) and made absolute, so that the
+    configuration means the same wherever it is read again.
 
     Raises:
         ConfigError: naming the key path and what to do.
@@ -73,6 +77,10 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config", folder: P
     stream = merged.get("stream")
     if isinstance(stream, Mapping):
         merged["stream"] = _resolve_stream(dict(stream), folder, source)
+    match merged.get("encoder"):
+        case str(name) | {"name": str(name)} if found := _encoder_folder(name, folder):
+            options = merged["encoder"]
+            merged["encoder"] = {**(options if isinstance(options, Mapping) else {}), "name": found}
     return validate(Config, merged, source)
 
 
@@ -160,7 +168,12 @@ def assign_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
-    """Sets the value at a key path; missing sections are created, and a name alone becomes a section with that name."""
+    """Sets the value at a key path; missing sections are created, and a name alone becomes a section with that name.
+
+    A path into the strategies of a configuration that lists none leads into the default ones.
+    """
+    if keys[0] == "strategies" and len(keys) > 1 and not values.get("strategies"):
+        values["strategies"] = list(DEFAULT_STRATEGIES)
     target: Any = values
     for key in keys[:-1]:
         if isinstance(target, list) and key.isdigit() and int(key) < len(target):
@@ -205,10 +218,19 @@ def _resolve_stream(stream: dict[str, Any], folder: Path, source: str) -> dict[s
 
 
 def _found(value: Any, folder: Path) -> Any:
-    """A corpus file, or each of a list, as a path that exists, where it does."""
+    """A corpus file, or each of a list, as the absolute path of what exists, where it does."""
     if isinstance(value, list):
         return [_found(item, folder) for item in value]
-    return str(find_file(value, folder) or value) if isinstance(value, str) else value
+    found = find_file(value, folder) if isinstance(value, str) else None
+    return str(found.absolute()) if found else value
+
+
+def _encoder_folder(name: str, folder: Path) -> str | None:
+    """The absolute path of an encoder's folder of this name; None if there is none, as for an alias or a hub id."""
+    if name == EncoderOptions().name:
+        return None
+    found = find_file(f"{name}/config.json", folder)
+    return str(found.parent.absolute()) if found else None
 
 
 def find_file(name: str, folder: Path) -> Path | None:

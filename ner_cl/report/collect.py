@@ -1,6 +1,7 @@
 """Collect the values shown on the page about a run."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ner_cl.errors import DataError
 from ner_cl.evaluate.counts import word_table
 from ner_cl.evaluate.mistakes import Mistake, Occurrence, invented_mentions, lost_mentions, most_frequent
 from ner_cl.evaluate.reliability import Bin, calibration_error, judge, reliability
-from ner_cl.report.comparable import check_no_repeats
+from ner_cl.report.comparable import check_no_repeats, strategies_of
 from ner_cl.report.outputs import Outputs, TestSets, run_outputs
 from ner_cl.report.runs import RunRecord, StepCost, find_runs, load_run, method_of
 from ner_cl.report.sentences import Example, example_of
@@ -152,7 +153,10 @@ def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
     first = runs[0]
     check_no_repeats(str(folder), runs)
     for run in runs[1:]:
-        same = first.config.model_copy(update={"seed": run.config.seed, "output": run.config.output})
+        free = {"seed": run.config.seed, "output": run.config.output}
+        if strategies_of(run) == strategies_of(first):
+            free["strategies"] = run.config.strategies
+        same = first.config.model_copy(update=free)
         if run.config != same:
             what = "type orders" if run.steps != first.steps else "configurations"
             raise DataError(
@@ -169,7 +173,10 @@ def _check_alike(folder: Path, runs: Sequence[RunRecord]) -> None:
 def _portable(text: str) -> str:
     """Replace the path of the folder of corpora with `$NER_CL_DATA`."""
     data = os.environ.get("NER_CL_DATA", "").rstrip("/")
-    return text.replace(f"{data}/", "$NER_CL_DATA/") if data else text
+    if not data:
+        return text
+    either = "|".join(re.escape(folder) for folder in (str(Path(data).absolute()), data))
+    return re.sub(f"({either})/", "$NER_CL_DATA/", text)
 
 
 def _f1_row(rows: Sequence[dict[str, float | None] | None]) -> dict[str, Spread] | None:

@@ -3,13 +3,15 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ner_cl.config import flatten
+from ner_cl.config import StrategyOptions, flatten
 from ner_cl.errors import DataError
-from ner_cl.report.runs import RunRecord, method_of
+from ner_cl.report.runs import RunRecord
+from ner_cl.strategies.build import build_strategies
 
-__all__ = ["Difference", "check_no_repeats", "check_one_method", "differences"]
+__all__ = ["Difference", "check_no_repeats", "check_one_method", "differences", "strategies_of"]
 
 # Keys that may differ: what defines a method, what a comparison averages over, and what changes no score.
 _FREE = (
@@ -63,14 +65,14 @@ def check_one_method(name: str, runs: Sequence[RunRecord]) -> None:
         DataError: if they do not; names two of the runs.
     """
     first = runs[0]
-    settings = flatten(first.config.model_dump(mode="json"))
+    settings = _settings(first)
     for run in runs[1:]:
-        if (method_of(run.config), run.config.head) != (method_of(first.config), first.config.head):
+        if (strategies_of(run), run.config.head) != (strategies_of(first), first.config.head):
             raise DataError(
                 f"{name}: {first.folder} and {run.folder} are of different methods; "
                 "give a folder for each, such as RUNS/*"
             )
-        for key, value in flatten(run.config.model_dump(mode="json")).items():
+        for key, value in _settings(run).items():
             if not _is_free(key) and value != settings.get(key):
                 raise DataError(
                     f"{name}: {first.folder} and {run.folder} differ in {key}: {settings.get(key)}, {value}; "
@@ -117,7 +119,7 @@ def differences(groups: Mapping[str, Sequence[RunRecord]], tests: Mapping[str, s
 
 def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
     """Compare the configurations key by key."""
-    flat = {name: [flatten(run.config.model_dump(mode="json")) for run in runs] for name, runs in groups.items()}
+    flat = {name: [_settings(run) for run in runs] for name, runs in groups.items()}
     keys = dict.fromkeys(key for settings in flat.values() for values in settings for key in values)
     found: list[Difference] = []
     for key in keys:
@@ -125,6 +127,18 @@ def _of_settings(groups: Mapping[str, Sequence[RunRecord]]) -> list[Difference]:
             values = {name: _listed(one.get(key) for one in settings) for name, settings in flat.items()}
             found += _unequal(key, values, spoils=not key.startswith(_SAID))
     return found
+
+
+def _settings(run: RunRecord) -> dict[str, Any]:
+    """Return the values of the configuration by key path, the encoder by the whole path of its folder."""
+    name = run.config.encoder.name
+    where = {"encoder.name": str(Path(name).absolute())} if Path(name).is_dir() else {}
+    return {**flatten(run.config.model_dump(mode="json")), **where}
+
+
+def strategies_of(run: RunRecord) -> list[StrategyOptions]:
+    """Return the options of all strategies, in an order of their own: that of the list does not matter."""
+    return [strategy.options for strategy in build_strategies(run.config.strategies)]
 
 
 def _is_free(key: str) -> bool:

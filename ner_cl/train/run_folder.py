@@ -11,6 +11,7 @@ import yaml
 from ner_cl.config import Config, validate
 from ner_cl.errors import ConfigError
 from ner_cl.files import recover_folders, replace_text, sole_writer, write_json
+from ner_cl.strategies.build import build_strategies
 from ner_cl.train.environment import environment
 
 __all__ = ["all_or_nothing", "check_folder", "check_same_run", "open_folder"]
@@ -45,18 +46,24 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 def check_same_run(folder: Path, config: Config) -> None:
     """Checks that the run in `folder` was made with this configuration.
 
-    Where the corpus lies is not compared, only what its files are called: a resumed run compares the sentences.
+    Where the corpus lies is not compared, only what its files are called: a resumed run compares the sentences. The
+    encoder may have been moved. The order of strategies does not matter, nor whether one that is added is listed.
 
     Raises:
         ConfigError: naming the first key that differs.
     """
     resolved = folder / _CONFIG
     found = _identity(_as_of_now(yaml.safe_load(resolved.read_text(encoding="utf-8"))))
-    if (difference := _difference(found, _identity(config.model_dump(mode="json")))) is not None:
+    given = _identity(_plain(config))
+    if _may_have_moved(found["encoder"]["name"], config.encoder.name):
+        given["encoder"]["name"] = found["encoder"]["name"]
+    if (difference := _difference(found, given)) is not None:
         key, was, now = difference
+        what = f"in which {key} is {was}, not {now}"
+        if isinstance(was, Mapping) != isinstance(now, Mapping):
+            what = f"{'with' if isinstance(was, Mapping) else 'without'} {key}"
         raise ConfigError(
-            f"{resolved}: was written by another configuration, in which {key} is {was}, not {now}; resume with the "
-            "same one, or use --output"
+            f"{resolved}: was written by another configuration, {what}; resume with the same one, or use --output"
         )
 
 
@@ -95,14 +102,28 @@ def _may_be_first(path: Path) -> bool:
 def _as_of_now(values: dict[str, Any]) -> dict[str, Any]:
     """Adds defaults for keys that an earlier version did not know, if the values are still valid."""
     try:
-        return validate(Config, values, _CONFIG).model_dump(mode="json")
+        return _plain(validate(Config, values, _CONFIG))
     except ConfigError:
         return values
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The values of a configuration, with the strategies that a learner builds from its list."""
+    strategies = [strategy.options.model_dump(mode="json") for strategy in build_strategies(config.strategies)]
+    return {**config.model_dump(mode="json"), "strategies": strategies}
+
+
+def _may_have_moved(was: str, now: str) -> bool:
+    """Whether an encoder's folder may be the one that a run was begun with, which was moved or named from elsewhere."""
+    there = Path(was).is_dir()
+    same = Path(was).absolute() == Path(now).absolute() if there else Path(was).name == Path(now).name
+    return Path(now).is_dir() and same
 
 
 def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that identify a run: those that change what is trained or how it is scored."""
     kept = {key: value for key, value in values.items() if key not in _FREE}
+    kept["strategies"] = {options["name"]: options for options in kept["strategies"]}
     kept["training"] = {key: value for key, value in kept["training"].items() if key != "checkpoint_seconds"}
     corpus = kept["stream"]["corpus"]
     names = {key: _names(corpus[key]) for key in _PATHS if corpus.get(key)}

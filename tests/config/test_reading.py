@@ -92,6 +92,29 @@ def test_a_name_alone_may_be_given_options(tmp_path: Path) -> None:
         load_config(config_file(tmp_path, f"{text}output: runs/x\n"), overrides=["output.x=1"])
 
 
+def test_the_default_strategies_may_be_given_options(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path, CONFIG), overrides=["strategies.0.temperature=3"])
+    assert [options.name for options in config.strategies] == ["distill", "frozen_trunk"]
+    assert config.strategies[0].model_dump()["temperature"] == 3
+
+
+def test_an_encoder_is_looked_up_like_a_corpus_file_and_paths_are_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine", "bert-base-cased", "minilm-l6"):
+        (tmp_path / name).mkdir()
+    for name in ("mine", "minilm-l6"):
+        (tmp_path / name / "config.json").touch()
+    path = config_file(tmp_path, CONFIG)
+    monkeypatch.chdir(tmp_path.parent)
+    config = load_config(Path(tmp_path.name) / path.name, overrides=["encoder=mine"])
+    assert config.encoder.name == str(tmp_path / "mine")
+    assert config.stream.corpus.train == str(tmp_path / "a.jsonl")
+    assert load_config(path, overrides=["encoder={name: mine, max_pieces: 64}"]).encoder.max_pieces == 64
+    for name in ("bert-base-cased", "minilm-l6", "google/electra-small-discriminator"):
+        assert load_config(path, overrides=[f"encoder={name}"]).encoder.name == name
+
+
 def test_a_variable_with_one_underscore_is_told(tmp_path: Path) -> None:
     path = config_file(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match=r"NER_CL_TRAINING__EPOCHS: .*; write NER_CL__TRAINING__EPOCHS"):

@@ -244,6 +244,16 @@ def test_a_folder_of_several_methods_or_settings_is_refused(methods: list[Path],
         compare([methods[0], methods[0]])
 
 
+def test_the_order_of_strategies_makes_no_other_method(methods: list[Path], tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    written = yaml.safe_load((methods[1] / "seed-1" / "config.resolved.yaml").read_text())["strategies"]
+    trunk = {"name": "frozen_trunk"}
+    changed(methods[1] / "seed-1", both / "seed-1", strategies=[*written, trunk])
+    changed(methods[1] / "seed-2", both / "seed-2", strategies=[trunk, *written])
+    assert compare([methods[0], both], resamples=10).methods[1].seeds == 2
+    assert len(collect(both).runs) == 2
+
+
 def test_the_same_run_does_not_count_twice(methods: list[Path], tmp_path: Path) -> None:
     """`--seeds 1,2` and later `--orders 2 --seeds 1` train the same run in two places below one folder."""
     twice = tmp_path / "twice"

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import ner_cl
-from ner_cl.config import Config, parse_config, parse_strategies
+from ner_cl.config import Config, load_config, parse_config, parse_strategies
 from ner_cl.data.readers import read_sentences
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ConfigError, DataError, ModelError, TrainingError
@@ -228,10 +228,53 @@ def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
     for changes in ({"seed": 14}, {"training": {"epochs": 3}}, {"strategies": ["finetune"]}):
         with pytest.raises(ConfigError, match=r"config.resolved.yaml: was written by another configuration"):
             run_stream(run_config(home, output=str(whole.folder), **changes), resume=True)
-    with pytest.raises(ConfigError, match="in which seed is 13, not 14; resume"):
-        run_stream(run_config(home, output=str(whole.folder), seed=14), resume=True)
+    for changes, said in (
+        ({"seed": 14}, "in which seed is 13, not 14; resume"),
+        (
+            {"strategies": [{"name": "distill", "alpha": 0.7}, "frozen_trunk"]},
+            r"strategies\.distill\.alpha is auto, not 0.7;",
+        ),
+        ({"strategies": ["distill"]}, r"configuration, with strategies\.frozen_trunk; resume"),
+        ({"strategies": ["distill", "frozen_trunk", "spg"]}, r"configuration, without strategies\.spg; resume"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run_stream(run_config(home, output=str(whole.folder), **changes), resume=True)
     often = run_config(home, output=str(whole.folder), training={"checkpoint_seconds": 1}, gate={"max_drop": 0.9})
     assert run_stream(often, resume=True).matrix == whole.matrix
+
+
+@pytest.mark.parametrize("strategies", [["frozen_trunk", "distill"], ["frozen_trunk"], []])
+def test_neither_the_order_of_strategies_nor_an_implied_one_matters(
+    home: Path, whole: Run, strategies: list[str]
+) -> None:
+    assert (
+        run_stream(run_config(home, output=str(whole.folder), strategies=strategies), resume=True).matrix
+        == whole.matrix
+    )
+
+
+def test_a_run_goes_on_from_another_working_directory(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder's folder and the corpus are found beside the configuration, and again from what the run keeps."""
+    home = Path(shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("run*", "whole")))
+    values = run_values(home)
+    values["encoder"]["name"] = "encoder"
+    values["stream"]["corpus"] |= {part: f"corpus/{part}.conll" for part in ("train", "dev", "test")}
+    (home / "config.yaml").write_text(yaml.safe_dump(values))
+    first = run_stream(load_config(home / "config.yaml"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kept = first.folder / "config.resolved.yaml"
+    assert run_stream(load_config(kept), resume=True).matrix == first.matrix
+    # An earlier version kept paths as they were given.
+    kept.write_text(kept.read_text().replace(f"{home}/encoder", "encoder").replace(f"{home}/corpus", "corpus"))
+    assert run_stream(load_config(home / "config.yaml"), resume=True).matrix == first.matrix
+    monkeypatch.chdir(home)
+    assert run_stream(load_config("config.yaml"), resume=True).matrix == first.matrix
+    shutil.copytree(home / "encoder", tmp_path / "other" / "encoder")
+    with pytest.raises(ConfigError, match=r"in which encoder\.name is encoder, not \S+other/encoder"):
+        run_stream(load_config("config.yaml", overrides=[f"encoder.name={tmp_path}/other/encoder"]), resume=True)
 
 
 def with_corpus(home: Path, folder: Path, output: Path) -> Config:
