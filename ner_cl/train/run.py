@@ -2,10 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ner_cl.config import Config
 from ner_cl.data.corpus import load_corpus
@@ -111,6 +112,8 @@ def _learn_stream(config: Config, stream: Stream, engine: Engine, folder: Path, 
         seed=config.seed,
         checkpoint=Checkpoint(folder / "checkpoints" / "current"),
     )
+    told = {event["step"] for event in EventLog(folder / "events.jsonl").read() if event["event"] == "StepDone"}
+    yield from (_done_before(record, matrix) for record in learner.model.history if record["step"] not in told)
     for step in stream.steps[len(matrix.counts) :]:
         step_started = time.perf_counter()
         reset_peak_memory()
@@ -233,6 +236,29 @@ def _remember(learner: Learner, step: Step, matrix: Matrix, besides: dict[str, s
         "micro_f1": matrix.micro_f1[-1],
         "macro_f1": matrix.macro_f1[-1],
     }
+
+
+def _done_before(record: Mapping[str, Any], matrix: Matrix) -> StepDone:
+    """The event of a step whose process was killed when it had published the model, before it could write the event.
+
+    Args:
+        record: the step's record in the model's history.
+        matrix: has the row of the step.
+    """
+    number, seconds = record["step"], record["train_seconds"]
+    falls = drops(record["f1_before"], record["f1_after"])
+    return StepDone(
+        step=number,
+        types=tuple(record["types"]),
+        best_epoch=record["best_epoch"],
+        micro_f1=matrix.micro_f1[number - 1],
+        macro_f1=matrix.macro_f1[number - 1],
+        f1=record["f1_after"],
+        train_seconds=seconds,
+        seconds=seconds,  # what else it spent is not known
+        sentences_per_second=record["sentences"] * max(1, record["epochs"]) / max(seconds, 1e-9),
+        falls={type_: drop for type_, drop in falls.items() if drop > 0},
+    )
 
 
 def _step_done(learner: Learner, step: Step, matrix: Matrix, seconds: float) -> StepDone:

@@ -213,6 +213,24 @@ def test_a_row_that_was_not_written_any_more_is_written_on_resume(home: Path, wh
     assert (copy / "matrix.csv").read_bytes() == (whole.folder / "matrix.csv").read_bytes()
 
 
+def test_a_step_whose_event_was_not_written_any_more_is_told_on_resume(home: Path, whole: Run, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder, tmp_path / "run")
+    log = tmp_path / "run" / "events.jsonl"
+    written = [json.loads(line) for line in log.read_text().splitlines()]
+    done = next(event for event in written if event["event"] == "StepDone" and event["step"] == 2)
+    log.write_text(
+        "".join(f"{json.dumps(event)}\n" for event in written if event["event"] != "RunDone" and event != done)
+    )
+    config = whole.config.model_copy(update={"output": str(tmp_path / "run")})
+    for _ in range(2):
+        run_stream(config, resume=True)
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        [again] = [event for event in events if event["event"] == "StepDone" and event["step"] == 2]
+        for key in ("types", "best_epoch", "f1", "micro_f1", "macro_f1", "falls"):
+            assert again[key] == done[key]
+        assert again["train_seconds"] == pytest.approx(done["train_seconds"], abs=0.01)
+
+
 def test_a_folder_that_holds_something_else_is_refused(home: Path, whole: Run) -> None:
     taken = home / "taken"
     taken.mkdir()
