@@ -38,7 +38,7 @@ class Head(nn.Module, ABC):
     """Whether blocks share nothing, so that each may read its own word vectors."""
     tags_words: ClassVar[bool] = True
     """Whether columns are tag scores of a word; otherwise span scores are computed from them."""
-    without_effect: ClassVar[tuple[str, ...]]
+    without_effect: ClassVar[tuple[str, ...]] = ()
     """Names of `HeadOptions` that have no effect on this head."""
 
     def __init__(self, hidden: int, options: HeadOptions) -> None:
