@@ -1,7 +1,6 @@
 """Remembers which model is published, so that a restart serves it again."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,11 +56,12 @@ class StateFile:
         Raises:
             ConfigError: if another one holds the lock.
         """
-        if self.path is None or self.path.is_dir() or not self.path.parent.is_dir():
+        if self.path is None or self.path.is_dir():
             yield
             return
         lock = FileLock(self.path.with_name(f"{self.path.name}.lock"), timeout=0)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise ConfigError(
@@ -109,6 +109,4 @@ class StateFile:
             return False
         with replace_file(self.path) as file:
             file.write(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
-            file.flush()
-            os.fsync(file.fileno())
         return True

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ner_cl.errors import ConfigError
 from ner_cl_serve import publisher
 from ner_cl_serve.served import ServedModel
 from ner_cl_serve.settings import Batching
@@ -271,6 +272,12 @@ def test_what_is_published_is_remembered(serving: Callable[..., Running], tmp_pa
 
 def test_without_a_state_nothing_is(running: Running) -> None:
     assert running.publish(model="step2").json()["persisted"] is False
+
+
+def test_two_services_do_not_share_a_state_whose_folder_neither_found(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "state.json"
+    with StateFile(path).held(), pytest.raises(ConfigError, match="another service"), StateFile(path).held():
+        pass
 
 
 def test_another_model_on_the_command_line_is_obeyed(
