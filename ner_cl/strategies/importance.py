@@ -1,5 +1,6 @@
 """Importance of parameters and units: how far their loss gradient stands out, measured without side effects."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
@@ -13,10 +14,14 @@ from ner_cl.errors import TrainingError
 from ner_cl.model.restoring import modes_restored, random_state_restored
 from ner_cl.strategies.base import StepContext
 
-__all__ = ["GradientSum", "measuring", "relative_importance", "sampled_loss"]
+__all__ = ["GradientSum", "measuring", "relative_importance", "rounding_noise", "sampled_loss"]
+
+# Relative to the typical gradient of a model. The biases of attention keys, whose gradient is 0 but for rounding, have
+# up to 3e-7; whatever has a gradient at all, some 1e-4 and more.
+_ROUNDING = 3e-6
 
 
-def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
+def relative_importance(gradient: Float[Tensor, "*unit"], *, noise: float = 0.0) -> Float[Tensor, "*unit"]:
     """`|tanh(z)|` with `z` the gradient's z-score within the tensor: 0 at the tensor's mean, towards 1 far from it.
 
     SPG (Konishi et al. 2023) uses it per parameter tensor, DAS (Ke et al. 2023) per layer and kind of unit. It is a
@@ -25,6 +30,7 @@ def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*uni
 
     Args:
         gradient: the signed gradient, summed over batches.
+        noise: standard deviation up to which entries count as equal.
 
     Returns:
         Importance in [0, 1], fp32.
@@ -38,7 +44,20 @@ def relative_importance(gradient: Float[Tensor, "*unit"]) -> Float[Tensor, "*uni
     # In fp64 the mean of equal entries is exact, so no rounding noise is blown up to importance.
     centred = gradient.double() - gradient.double().mean()
     spread = centred.std(unbiased=True)
-    return torch.where(spread > 0, (centred / spread).tanh().abs(), 0.0).float()
+    return torch.where(spread > noise, (centred / spread).tanh().abs(), 0.0).float()
+
+
+def rounding_noise(gradients: Sequence[Tensor]) -> float:
+    """How far entries of a tensor may differ by rounding alone, judged by the root mean square of all gradients.
+
+    Softmax ignores what is added to all its inputs, so the gradient of the biases of attention keys is 0, but is
+    computed as a sum of rounding errors. These must not be blown up to importance.
+
+    Args:
+        gradients: the gradients of all parameters.
+    """
+    squares = sum(float(gradient.double().square().sum()) for gradient in gradients)
+    return _ROUNDING * math.sqrt(squares / max(1, sum(gradient.numel() for gradient in gradients)))
 
 
 @final

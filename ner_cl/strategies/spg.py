@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
+from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
 from ner_cl.config import StrategyOptions
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.importance import GradientSum, measuring, relative_importance
+from ner_cl.strategies.importance import GradientSum, measuring, relative_importance, rounding_noise
 from ner_cl.strategies.kept import check_state
 
 __all__ = ["Spg", "SpgOptions"]
@@ -26,7 +27,7 @@ class SpgOptions(StrategyOptions):
             kept as they are (`freeze`), or left `free`.
         head_factor_on_new: hold the new block back like the old ones, as in the authors' code; this about halves the
             new block's learning rate.
-        dropout: keep dropout on while measuring, as in the authors' code.
+        dropout: keep dropout on while measuring, as in the authors' code, wherever the step was trained with it.
         sentences: maximum number of sentences to measure on, drawn at random; 0 takes all of the step.
     """
 
@@ -60,9 +61,11 @@ class Spg(Strategy):
         super().__init__(options)
         self._importance: dict[str, Tensor] = {}
         self._trained: tuple[str, ...] = ()
+        self._in_training: Bool[Tensor, " module"] | None = None  # the mode of every module of the model in training
 
     def begin_step(self, context: StepContext) -> None:
         """Checks that the importance is that of this encoder."""
+        self._in_training = None
         shapes = {name: parameter.shape for name, parameter in context.model.encoder.named_parameters(prefix="encoder")}
         check_state("spg", self._importance, shapes)
 
@@ -79,11 +82,24 @@ class Spg(Strategy):
         }
         return gates | self._block_gates(context)
 
+    def begin_update(self, context: StepContext) -> None:
+        """Notes which modules train without dropout; other strategies may turn it off where nothing learns."""
+        self._in_training = torch.tensor([module.training for module in context.model.modules()])
+
+    def progress(self) -> dict[str, Tensor]:
+        """Which modules train with dropout: a step that is resumed at its end makes no more updates."""
+        return {} if self._in_training is None else {"in_training": self._in_training}
+
+    def load_progress(self, progress: Mapping[str, Tensor]) -> None:
+        """Restores which modules train with dropout."""
+        self._in_training = progress.get("in_training")
+
     def end_step(self, context: StepContext) -> None:
         """Measures the step's importance and keeps the larger of old and new, entry by entry."""
         for gradients in self._gradients(context):
+            noise = rounding_noise(gradients)
             for name, gradient in zip(self._trained, gradients, strict=True):
-                found = relative_importance(gradient)
+                found = relative_importance(gradient, noise=noise)
                 known = self._importance.get(name)
                 self._importance[name] = found if known is None else torch.maximum(known.to(found.device), found)
 
@@ -114,6 +130,12 @@ class Spg(Strategy):
         total = sum(float(tensor.double().sum()) for tensor in self._importance.values())
         return total / sum(tensor.numel() for tensor in self._importance.values())
 
+    def _modes_of_training(self, context: StepContext) -> None:
+        """Turns dropout off where the step trained without it."""
+        if self._in_training is not None:
+            for module, trains in zip(context.model.modules(), self._in_training.tolist(), strict=True):
+                module.training &= trains
+
     def _gradients(self, context: StepContext) -> list[list[Tensor]]:
         """The summed gradients of the trained parameters, for the step's own loss and for each earlier block."""
         parameters = dict(context.model.named_parameters())
@@ -121,6 +143,7 @@ class Spg(Strategy):
         own = GradientSum(inputs)
         earlier = [GradientSum(inputs) for _ in list(context.model.head.blocks)[:-1] if self.options.cross_head]
         with measuring(context, "spg/dropout", dropout=self.options.dropout):
+            self._modes_of_training(context)
             for batch in context.batches(sentences=self.options.sentences or None, purpose="spg/sentences"):
                 # The loss is a mean over words; with this weight, the sum does not depend on how batches are cut.
                 own.add(context.training_loss(batch) * sum(batch.row_words))
