@@ -230,7 +230,7 @@ class TrainingOptions(Options):
         epochs: maximum number of passes over the step's sentences. `auto` is 10 or, if there are few sentences, the
             smallest multiple of 10 that makes 100 updates (500 of a head that trains alone), as a handful of updates
             teaches nothing; `patience` is raised by the same factor.
-        batch_tokens: word pieces per batch, padding included.
+        batch_tokens: word pieces per batch, padding included; strategies that mix in a share of rows may exceed it.
         eval_batch_tokens: the same for prediction.
         accumulate: number of batches per update.
         precision: number format of the encoder: `fp32`, `bf16`, or `auto`, which is bf16 if the device computes in it,

@@ -34,10 +34,7 @@ def _finals(comparison: Comparison) -> Figure:
     """Draw a point per run and a line at the mean: micro above, macro below."""
     methods = comparison.methods
     room = room_for(method.name for method in methods)
-    with canvas(room + 330, 95 + _ROW * len(methods)) as (
-        figure,
-        axes,
-    ):
+    with canvas(room + 330, 95 + _ROW * len(methods)) as (figure, axes):
         for y, method in enumerate(methods):
             for offset, key, colour, marker in ((-0.16, "micro", COLOURS[0], "o"), (0.16, "macro", COLOURS[1], "s")):
                 finals = [run.scores[f"final/{key}_f1"] for run in method.runs]
