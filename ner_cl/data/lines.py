@@ -6,7 +6,7 @@ in it; a line that ends because the page is no wider does not.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import regex
 
@@ -23,8 +23,8 @@ def line_starts(text: str) -> list[int]:
     """The offsets, in code points, of lines that do not continue the line before them.
 
     A line continues the one before if that was wrapped: it does not end a sentence, and with the first word of this
-    line it would have been longer than the longest line of the text, if that has at least 40 characters. A line after
-    a blank one continues nothing.
+    line it would have been longer than the longest line of its paragraph, if that has at least 40 characters. A line
+    after a blank one continues nothing.
 
     Example:
         >>> line_starts("Ada Lovelace\\nCharles Babbage")
@@ -33,14 +33,17 @@ def line_starts(text: str) -> list[int]:
     ends = [match.span() for match in _LINE_END.finditer(text)]
     if not ends:
         return []
-    places = list(zip([0, *(end for _, end in ends)], [*(start for start, _ in ends), len(text)], strict=True))
-    lines = [text[start:end].strip() for start, end in places]
-    longest = max(map(len, lines))
-    return [
-        start
-        for (line, following), (start, _) in zip(pairwise(lines), places[1:], strict=True)
-        if following and not (longest >= _NARROWEST and _wrapped(line, following, longest))
-    ]
+    begins = [0, *(end for _, end in ends)]
+    stops = [*(start for start, _ in ends), len(text)]
+    lines = [(begin, text[begin:stop].strip()) for begin, stop in zip(begins, stops, strict=True)]
+    starts = []
+    for is_blank, group in groupby(lines, key=lambda line: not line[1]):
+        if not is_blank:
+            paragraph = list(group)
+            longest = max(len(line) for _, line in paragraph)
+            starts.append(paragraph[0][0])
+            starts += [begin for (_, line), (begin, next_) in pairwise(paragraph) if not _wrapped(line, next_, longest)]
+    return [start for start in starts if start]
 
 
 def parts_of(sentence: Sentence) -> list[tuple[int, int]]:
@@ -66,7 +69,7 @@ def by_lines(sentences: Iterable[Sentence]) -> list[Sentence]:
 
 
 def _wrapped(line: str, following: str, longest: int) -> bool:
-    if not line or _ENDS_A_SENTENCE.search(line):
+    if longest < _NARROWEST or _ENDS_A_SENTENCE.search(line):
         return False
     return len(line) + 1 + len(following.split(maxsplit=1)[0]) > longest
 

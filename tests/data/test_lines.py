@@ -40,8 +40,14 @@ def test_a_blank_line_ends_a_paragraph_however_its_lines_are_wrapped() -> None:
 def test_a_line_that_ends_a_sentence_or_has_room_left_is_not_wrapped() -> None:
     wide = "x" * 60
     for line in (f"{wide[:50]} end.", "Dear Ms Lovelace", f"{wide[:50]} says:", f'{wide[:50]} "so."'):
-        assert line_starts(f"{wide}\n\n{line}\nLongish") == [62, 63 + len(line)]
-    assert line_starts(f"{wide}\n\n{wide[:55]}\nLongish") == [62]  # with the next word, 63 characters
+        assert line_starts(f"{line}\nLongish {wide}") == [len(line) + 1]
+    assert line_starts(f"{wide[:55]}\nLong {wide[:55]}") == [56]  # with the next word, 60 of 60 characters
+    assert line_starts(f"{wide[:56]}\nLong {wide[:55]}") == []  # with the next word, 61
+
+
+def test_a_long_line_elsewhere_does_not_hide_that_a_paragraph_is_wrapped() -> None:
+    paragraph, link = "\n".join(wrap(PROSE, 60)), f"https://example.org/{'x' * 200}"
+    assert line_starts(f"{paragraph}\n\n{link}") == [len(paragraph) + 2]
 
 
 def test_one_line_is_one_part() -> None:
