@@ -57,8 +57,8 @@ def train_all(
         _emit_means(config.output, runs, failed, only_seeds=orders is None, as_json=as_json)
     if failed:
         kind = CheckFailed if all(isinstance(error, CheckFailed) for error in failed.values()) else TrainingError
-        name, error = next(iter(failed.items()))
-        raise kind(f"{len(failed)} of {len(runs) + len(failed)} runs failed: {', '.join(failed)}; {name}: {error}")
+        name, problem = next(iter(failed.items()))
+        raise kind(f"{len(failed)} of {len(runs) + len(failed)} runs failed: {', '.join(failed)}; {name}: {problem}")
 
 
 def _emit_means(
