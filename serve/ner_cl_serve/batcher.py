@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import final
 
 from ner_cl.types import Entity
@@ -191,7 +191,8 @@ class Batcher:
         if not is_long:  # a long text's time includes short texts between its passes
             self._measure(work, time.perf_counter() - started)
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._deliver, work, found)
+        with suppress(RuntimeError):  # the loop is closed: the service was told to stop at once, and nobody waits
+            self._loop.call_soon_threadsafe(self._deliver, work, found)
 
     def _find(self, work: Work, between: Callable[[], None] | None) -> list[list[Entity]]:
         kind = work.kind

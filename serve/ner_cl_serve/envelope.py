@@ -1,5 +1,6 @@
 """What every response gets: an id, security headers, a log line, and an entry in the metrics."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -24,6 +25,13 @@ _TWO_LENGTHS = Problem(
     "the request has both Content-Length and Transfer-Encoding; send one of them",
     {"Connection": "close"},
 )
+_STOPPING = Problem(
+    503,
+    "stopping",
+    "the service stopped before it had an answer; send this again, to another one or when it is back",
+    {"Connection": "close", "Retry-After": "5"},
+)
+_GONE = 499  # only for the log and the metrics: the client left before it had its answer
 _QUIET = ("/healthz", "/readyz", "/metrics")  # polled every few seconds by machines
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -65,49 +73,71 @@ class Envelope:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the server omits the body
         started = time.perf_counter()
-        request_id = _request_id(scope)
-        facts: dict[str, Any] = {"request_id": request_id}
+        facts: dict[str, Any] = {"request_id": _request_id(scope)}
         scope.setdefault("state", {})["facts"] = facts
-        status = 0  # until the response starts
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                headers["X-Request-Id"] = request_id
-                for name, value in _DEFAULTS.items():
-                    headers.setdefault(name, value)
-                if self._draining.begun:
-                    headers["Connection"] = "close"
-            await send(message)
-
+        answer = _Answer(send, facts["request_id"], self._draining)
+        otherwise = _GONE  # what is recorded if the answer does not get to its end
         try:
             if _has_two_lengths(scope):
-                await problem_response(_TWO_LENGTHS)(scope, receive, send_with_headers)
+                await problem_response(_TWO_LENGTHS)(scope, receive, answer)
             else:
-                await self._app(scope, receive, send_with_headers)
-        except ClientDisconnect:  # the client left while sending its request: nobody to answer
+                await self._app(scope, receive, answer)
+        except ClientDisconnect:  # nobody to answer
             pass
-        except Exception:
-            _log.exception("failed", extra={"facts": facts})
-            if status:
+        except asyncio.CancelledError:  # the server stops, and waits no longer
+            otherwise = _STOPPING.status
+            if answer.status:
                 raise  # too late for an error response: closes the connection, so the client notices
-            problem = Problem(500, "internal_error", f"something failed here; the log tells of request {request_id}")
-            await problem_response(problem)(scope, receive, send_with_headers)
+            await problem_response(_STOPPING)(scope, receive, answer)
+        except Exception:
+            otherwise = 500
+            _log.exception("failed", extra={"facts": facts})
+            if answer.status:
+                raise
+            told = f"something failed here; the log tells of request {facts['request_id']}"
+            await problem_response(Problem(500, "internal_error", told))(scope, receive, answer)
         finally:
+            status = answer.status if answer.complete else otherwise
             self._record(scope, status, time.perf_counter() - started, facts)
 
     def _record(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
-        self._metrics.requests.labels(route, method, str(status or 499)).inc()
+        self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         level = logging.DEBUG if route in _QUIET else logging.INFO
         if _log.isEnabledFor(level):
-            head = {"method": method, "route": route, "status": status or 499, "ms": round(1000 * seconds, 1)}
+            head = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
             _log.log(level, "request", extra={"facts": {**head, **facts}})
+
+
+@final
+class _Answer:
+    """Sends a response with the headers that all of them have, and remembers how far it got.
+
+    Args:
+        send: of the server.
+        request_id: for the header that names it.
+        draining: whether to close the connection after the response.
+    """
+
+    def __init__(self, send: Send, request_id: str, draining: Draining) -> None:
+        self._send, self._request_id, self._draining = send, request_id, draining
+        self.status = 0  # until it starts
+        self.complete = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers.update(_HEADERS)
+            headers["X-Request-Id"] = self._request_id
+            for name, value in _DEFAULTS.items():
+                headers.setdefault(name, value)
+            if self._draining.begun:
+                headers["Connection"] = "close"
+        await self._send(message)
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _has_two_lengths(scope: Scope) -> bool:

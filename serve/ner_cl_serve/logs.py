@@ -1,5 +1,6 @@
 """Structured logs: one JSON object per line on stderr, without the texts that were sent."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -19,7 +20,14 @@ def configure_logs(level: int = logging.INFO) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ner_cl_serve").setLevel(level)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     logging.captureWarnings(True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record is not of a request that was cut off to stop: each of those has a record of its own."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)
 
 
 @final

@@ -287,3 +287,23 @@ def test_stopping_computes_what_waits() -> None:
             return await waiting
 
     assert texts_of(run(test())) == ["a", LONG, "b"]
+
+
+def test_an_answer_that_comes_after_the_loop_has_closed_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a second Ctrl-C."""
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    echo = Echo(permitted=False)
+    batcher = Batcher(Batching(), Metrics())
+
+    async def test() -> None:
+        batcher.start()
+        task = asyncio.create_task(batcher.find(Kind(echo), ["late"]))
+        await begun(echo)
+        await cancelled(task)
+
+    run(test())
+    echo.permits.release(10)
+    asyncio.run(batcher.stop())
+    assert echo.calls == [["late"]]
+    assert failed == []

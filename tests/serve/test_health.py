@@ -1,5 +1,6 @@
 """Health, metrics, headers and logs."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -102,6 +103,7 @@ def test_everything_that_is_logged_is_json(capsys: pytest.CaptureFixture[str]) -
         configure_logs()
         logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=ValueError("Secretive Ada"))
         logging.getLogger("uvicorn.error").info("not of interest")
+        logging.getLogger("uvicorn.error").error("recorded by the envelope", exc_info=asyncio.CancelledError())
         logging.getLogger("ner_cl_serve").info("serving")
     finally:
         logging.captureWarnings(False)

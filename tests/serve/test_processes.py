@@ -135,6 +135,42 @@ def test_after_sigterm_everything_that_was_accepted_is_answered(start: Callable[
     assert [line["event"] for line in program.lines if line["event"] != "request"] == ["serving", "stopping", "stopped"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "signals"),
+    [
+        pytest.param(["--stop-seconds", "0.1"], [signal.SIGTERM], id="time is up"),
+        pytest.param([], [signal.SIGINT, signal.SIGINT], id="Ctrl-C twice"),
+    ],
+)
+def test_what_is_cut_off_gets_an_answer_too(
+    start: Callable[..., Program], flags: list[str], signals: list[signal.Signals]
+) -> None:
+    program = start("--drain-seconds", "0", *flags)
+    cut: list[httpx.Response] = []
+    body = {"texts": [f"{TEXT} " * 200] * 100}
+    asking = threading.Thread(
+        target=lambda: cut.append(httpx.post(f"{program.url}/v1/entities", json=body, timeout=60))
+    )
+    asking.start()
+    with httpx.stream(
+        "POST", f"{program.url}/v1/entities", json=body, headers={"Accept": "application/x-ndjson"}, timeout=60
+    ) as stream:
+        lines = stream.iter_lines()
+        assert json.loads(next(lines))["index"] == 0
+        for number in signals:
+            program.process.send_signal(number)
+            time.sleep(0.3)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+    asking.join()
+    assert program.process.wait(timeout=60) == 0
+    program.join()
+    assert (cut[0].status_code, cut[0].json()["error"]["code"]) == (503, "stopping")
+    requests = [line for line in program.lines if line["event"] == "request"]
+    assert [line["status"] for line in requests] == [503, 503]
+    assert not any("trace" in line for line in program.lines)
+
+
 def test_after_a_crash_the_last_published_model_comes_back(
     start: Callable[..., Program], token_file: tuple[Path, dict[str, str]]
 ) -> None:

@@ -6,6 +6,7 @@ from typing import final
 
 import anyio
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 __all__ = ["NDJSON", "LineStream"]
@@ -31,8 +32,11 @@ class LineStream(StreamingResponse):
         """Sends the response, then closes `held`."""
 
         async def send_in_time(message: Message) -> None:
-            with anyio.fail_after(self._seconds):
-                await send(message)
+            try:
+                with anyio.fail_after(self._seconds):
+                    await send(message)
+            except TimeoutError:
+                raise ClientDisconnect from None  # or as good as gone
 
         async with self._held:
             await super().__call__(scope, receive, send_in_time)

@@ -19,7 +19,7 @@ _MEANINGS = {
     422: "The body is JSON, but not what is described here.",
     429: "Too much waits already; `Retry-After` says when to try again.",
     500: "Something failed here.",
-    503: "Not ready, or the answer took too long.",
+    503: "Not ready, the answer took too long, or the service stopped before it had one.",
 }
 
 
