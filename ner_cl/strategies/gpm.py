@@ -42,7 +42,7 @@ class GpmOptions(StrategyOptions):
         heads: protect old head blocks too: their outputs for word vectors, and their biases.
         every: updates between two projections; the paper projects every update (1). In between, weights may leave the
             permitted directions, but they are always projected at the end of an epoch, before they are scored or kept.
-            Beside gates or other constraints, every update is projected.
+            Beside other constraints, or gates of whole rows and columns, every update is projected.
     """
 
     name: Literal["gpm"] = "gpm"

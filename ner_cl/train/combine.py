@@ -103,8 +103,16 @@ class Updater:
         if self._deferred is not None:
             for name, outputs in self._deferred.outputs.items():
                 weight, basis = self._parameters[name], self._deferred.bases[name]
-                weight.addmm_(weight @ basis - outputs, basis.T, alpha=-1)
+                if name in self._gates:
+                    weight.sub_(self._project.restored(self._deferred, name, weight))
+                else:
+                    weight.addmm_(weight @ basis - outputs, basis.T, alpha=-1)
         self._deferred = None
+
+    @property
+    def unsolved(self) -> Collection[str]:
+        """Weights whose updates satisfy their constraints only in part."""
+        return self._project.unsolved
 
     def _correct_if_due(self) -> None:
         """Corrects the deferred updates after every `every` of them; after an epoch's last, the loop does."""
@@ -115,11 +123,14 @@ class Updater:
     def _defer(self, constraints: list[Constraint]) -> list[Constraint]:
         """The constraints to apply to this update: none if its correction can wait.
 
-        It can if an `InputSubspace` is the only constraint and no gate acts on the weights it covers.
+        It can if an `InputSubspace` is the only constraint. Weights whose rows or columns share a gate do not wait:
+        projecting them is cheap, and differences of their outputs are too inexact where gates are nearly closed.
         """
         if len(constraints) == 1 and isinstance(only := constraints[0], InputSubspace):
             trained = {name for name in only.bases if self._parameters[name].requires_grad}
-            if trained <= only.outputs.keys() and not trained & self._gates.keys() and self._apply_to == "update":
+            gated = trained & self._gates.keys()
+            by_entry = all(self._gates[name].shape == self._parameters[name].shape for name in gated)
+            if trained <= only.outputs.keys() and by_entry and self._apply_to == "update":
                 if self._deferred is not only:
                     self.correct()
                 self._deferred = only

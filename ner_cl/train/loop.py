@@ -18,7 +18,7 @@ from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.train.checkpoint import Checkpoint, Progress
 from ner_cl.train.combine import Updater
 from ner_cl.train.engine import Engine
-from ner_cl.train.events import EpochDone, Event, Resumed, StepStarted, UpdateDone
+from ner_cl.train.events import EpochDone, Event, Note, Resumed, StepStarted, UpdateDone
 from ner_cl.train.optimizer import head_alone, make_optimizer, rate_factor, set_peak_rates
 from ner_cl.types import Sentence
 
@@ -118,6 +118,7 @@ class StepTraining:
                 if progress.update < len(plan):  # a run resumed after the last would skip corrections of `_end_epoch`
                     self._save_if_due(optimizer, best)
             yield self._end_epoch(encoded, updater, best, len(plan))
+            yield from self._unsolved(updater)
             self._save_if_due(optimizer, best)
 
         if best:
@@ -243,6 +244,12 @@ class StepTraining:
         progress.finished = progress.epoch == self.epochs or impatient
         progress.epoch, progress.update, progress.losses, progress.skipped = progress.epoch + 1, 0, {}, 0
         return event
+
+    def _unsolved(self, updater: Updater) -> Iterator[Note]:
+        """After the first epoch, a note on weights whose constraints do not hold as they should."""
+        if updater.unsolved and self.progress.epoch == 2:
+            text = f"gpm holds {len(updater.unsolved)} weights only in part, because gates leave them too little room"
+            yield Note(step=self.context.number, text=f"{text}; lower its threshold, or list one of the two")
 
     def _no_worse(self, score: float | None) -> bool:
         """Whether to keep an epoch: its score is the best so far, or less than the tolerance below the best."""

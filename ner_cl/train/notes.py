@@ -43,6 +43,9 @@ def notes(
         if context.old_types and strategy.reads_dev and not context.dev:
             text = f"{name} measures on dev sentences and there are none: it does nothing in this step"
             yield Note(step=context.number, text=text)
+    if context.old_types and {"gpm", "spg"} <= {strategy.options.name for strategy in strategies}:
+        text = "gpm beside spg solves equations for every row of every weight, which takes tens of times as long as an"
+        yield Note(step=context.number, text=f"{text} update; a larger gpm.every solves them more rarely")
     if dev and not any(sentence.spans for sentence in dev):
         text = f"no dev sentence mentions {', '.join(context.types)}: the last epoch is kept, whichever is best"
         yield Note(step=context.number, text=text)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ner_cl.errors import ConfigError
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
+from ner_cl.train.input_systems import InputSystem
 
 __all__ = ["Projector", "names_of"]
 
@@ -20,7 +21,6 @@ _SMALLEST_EIGENVALUE = 1e-7
 _ROUNDING = 1e-5
 # Columns of directions multiplied in fp64 at a time.
 _CHUNK = 65_536
-_MOST_ROUNDS = 200
 
 
 @final
@@ -36,6 +36,9 @@ class Projector:
 
     Args:
         gates: factors in [0, 1] on parameters, by name; 1 where absent.
+
+    Attributes:
+        unsolved: weights with gates and input subspaces whose updates are projected only in part; see `InputSystem`.
     """
 
     def __init__(self, gates: Mapping[str, Tensor]) -> None:
@@ -43,7 +46,8 @@ class Projector:
         # Subspaces and gates last for a whole step, so results computed from both are cached. A key starts with the id
         # of the subspace, which the entry keeps alive so that the id cannot be reused.
         self._inverses: dict[tuple[int, tuple[str, ...]], tuple[Subspace, Float[Tensor, "direction direction"]]] = {}
-        self._rounds: dict[tuple[int, str], tuple[InputSubspace, int]] = {}
+        self._systems: dict[tuple[int, str], tuple[InputSubspace, InputSystem]] = {}
+        self.unsolved: set[str] = set()
 
     def __call__(
         self, change: Vector, constraints: Sequence[Constraint], *, unit: Tensor | float = 1.0
@@ -203,11 +207,29 @@ class Projector:
     ) -> Float[Tensor, "output input"]:
         basis, gate = subspace.bases[name], self._gates.get(name)
         if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
-            return in_inputs(weight, basis)
+            return (weight @ basis) @ basis.T
+        masked = gate * weight
+        return self._system(subspace, name, weight.shape).solve(masked @ basis, of=masked) @ basis.T
+
+    def restored(
+        self, subspace: InputSubspace, name: str, weight: Float[Tensor, "output input"]
+    ) -> Float[Tensor, "output input"]:
+        """What to subtract from a weight behind a gate of its own shape, so that its `outputs` become what they were.
+
+        Linear as projecting is, it ends where projecting each update since training started would.
+        """
+        basis, gate = subspace.bases[name], self._gates[name]
+        shares = self._system(subspace, name, weight.shape).solve(weight @ basis - subspace.outputs[name], whole=weight)
+        return gate * (shares @ basis.T)
+
+    def _system(self, subspace: InputSubspace, name: str, shape: torch.Size) -> InputSystem:
         key = (id(subspace), name)
-        if key not in self._rounds:
-            self._rounds[key] = subspace, rounds_needed(basis, gate.expand_as(weight))
-        return in_inputs(weight, basis, gate, rounds=self._rounds[key][1])
+        if key not in self._systems:
+            system = InputSystem(subspace.bases[name], self._gates[name], shape)
+            self._systems[key] = subspace, system
+            if not system.solvable:
+                self.unsolved.add(name)
+        return self._systems[key][1]
 
     def _masked(self, name: str, tensor: Tensor) -> Tensor:
         return tensor * self._gates[name] if name in self._gates else tensor
@@ -222,7 +244,7 @@ class Projector:
             taken |= names
         current = {id(subspace) for subspace in subspaces}
         self._inverses = {key: value for key, value in self._inverses.items() if key[0] in current}
-        self._rounds = {key: value for key, value in self._rounds.items() if key[0] in current}
+        self._systems = {key: value for key, value in self._systems.items() if key[0] in current}
 
 
 def names_of(constraint: Constraint) -> set[str]:
@@ -230,65 +252,6 @@ def names_of(constraint: Constraint) -> set[str]:
     if isinstance(constraint, HalfSpace):
         return set(constraint.reference)
     return set(constraint.directions if isinstance(constraint, Subspace) else constraint.bases)
-
-
-def in_inputs(
-    weight: Float[Tensor, "output input"],
-    basis: Float[Tensor, "input rank"],
-    gate: Tensor | None = None,
-    *,
-    rounds: int = _MOST_ROUNDS,
-) -> Float[Tensor, "output input"]:
-    """Returns the least part, in the gated metric, to remove so that the gated matrix maps every basis input to 0.
-
-    Without gates, or with one gate per row, that is `W M Mᵀ`. Otherwise every row has its own system,
-    `Mᵀ diag(m) M c = Mᵀ (m·w)`; conjugate gradients solve all of them at once.
-
-    Args:
-        weight: `W`.
-        basis: orthonormal columns `M`.
-        gate: factors in [0, 1] that broadcast to the weight.
-        rounds: iterations of conjugate gradients.
-    """
-    if gate is None or gate.ndim == 0 or gate.shape[-1] == 1:
-        return (weight @ basis) @ basis.T
-    return _solve_rows(weight, basis, gate, rounds)[0] @ basis.T
-
-
-def rounds_needed(basis: Float[Tensor, "input rank"], gate: Float[Tensor, "output input"]) -> int:
-    """Estimates, on a random weight and with a few to spare, the conjugate-gradient iterations that solve any row.
-
-    Done once per step, so that updates need no device sync to know when to stop.
-    """
-    weight = torch.randn(gate.shape, generator=torch.Generator().manual_seed(0)).to(gate)
-    found = _solve_rows(weight, basis, gate, None)[1]
-    return min(_MOST_ROUNDS, found + max(2, found // 4))
-
-
-def _solve_rows(
-    weight: Float[Tensor, "output input"], basis: Float[Tensor, "input rank"], gate: Tensor, rounds: int | None
-) -> tuple[Float[Tensor, "output rank"], int]:
-    """Returns `c` of every row and the iterations made: `rounds`, or if None, until every row is solved."""
-    masked = gate * weight
-    residual = masked @ basis
-    enough = 1e-13 * masked.square().sum(dim=-1, keepdim=True)  # smaller residuals are rounding errors
-    shares = torch.zeros_like(residual)
-    direction, size = residual, residual.square().sum(dim=-1, keepdim=True)
-    tiny = torch.finfo(size.dtype).tiny
-    done = 0
-    while done < (_MOST_ROUNDS if rounds is None else rounds):
-        unsolved = size > enough
-        if rounds is None and not unsolved.any():
-            break
-        image = (gate * (direction @ basis.T)) @ basis
-        length = torch.where(unsolved, size / (direction * image).sum(dim=-1, keepdim=True).clamp(min=tiny), 0.0)
-        shares = torch.addcmul(shares, length, direction)
-        residual = torch.addcmul(residual, length, image, value=-1)
-        following = residual.square().sum(dim=-1, keepdim=True)
-        direction = torch.addcmul(residual, following / size.clamp(min=tiny), direction)
-        size = following
-        done += 1
-    return shares, done
 
 
 def solve_dual(

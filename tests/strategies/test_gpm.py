@@ -20,7 +20,7 @@ from ner_cl.strategies.constraints import HalfSpace, InputSubspace
 from ner_cl.strategies.finetune import FinetuneOptions
 from ner_cl.strategies.gpm import Gpm, GpmOptions, extend_basis
 from ner_cl.train.combine import Updater
-from ner_cl.train.events import EpochDone, UpdateDone
+from ner_cl.train.events import EpochDone, Note, UpdateDone
 from ner_cl.train.learner import Learner
 from ner_cl.train.project import Projector
 from ner_cl.train.run import run_stream
@@ -314,9 +314,20 @@ def test_m2_after_so_many_updates_and_at_the_end_of_every_epoch(folder: Path, ev
         assert (moved < 1e-5) == (number % every == 0 and number < 7), (number, moved)
 
 
-@pytest.mark.parametrize("other", ["agem", "spg"])
-def test_beside_constraints_and_gates_each_update_is_projected(folder: Path, other: str) -> None:
+@pytest.mark.parametrize("other", ["agem", "das"])
+def test_beside_constraints_and_shared_gates_each_update_is_projected(folder: Path, other: str) -> None:
     assert max(moved for _, moved in drifts(folder, 1000, [other])) < 1e-5
+
+
+def test_beside_gates_of_their_own_weights_wait_as_without(folder: Path) -> None:
+    for number, moved in drifts(folder, 3, ["spg"]):
+        assert (moved < 1e-5) == (number % 3 == 0 and number < 7), (number, moved)
+
+
+def test_what_gpm_costs_beside_spg_is_told(folder: Path) -> None:
+    learner = learner_of(folder, ["gpm", "spg"])
+    told = [[event.text for event in learner.learn_step(step) if isinstance(event, Note)] for step in STREAM.steps[:2]]
+    assert [any("takes tens of times as long" in text for text in texts) for texts in told] == [False, True]
 
 
 def test_a_projected_gradient_stays_outside_at_each_update(folder: Path) -> None:
@@ -402,19 +413,41 @@ def test_beside_a_frozen_trunk_only_what_trains_is_corrected(folder: Path, tmp_p
     assert not any(".layer.0." in name for name in moved)
 
 
-def test_deferred_correction_ends_where_correcting_each_update_does(folder: Path) -> None:
+class Gated(Strategy):
+    """Declares gates."""
+
+    options_class = FinetuneOptions
+
+    def __init__(self, gates: dict[str, Tensor]) -> None:
+        super().__init__(FinetuneOptions())
+        self.declared = gates
+
+    def gates(self, context: StepContext) -> dict[str, Tensor]:
+        return self.declared
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_deferred_correction_ends_where_correcting_each_update_does(folder: Path, gated: bool) -> None:
     """As far as gradients do not depend on it: with given gradients and plain SGD."""
     ends = []
+    gate = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
+    gate[0], gate[1:, :8] = 0, 0
+    basis = torch.linalg.qr(torch.randn(32, 4, generator=torch.Generator().manual_seed(1)))[0]
     for every in (1, 5):
         model = tiny_model(folder, steps=[["PER"], ["LOC"]])
         strategy, context = Gpm(GpmOptions(every=every)), toy_context(model, ["LOC"])
-        strategy.load_state_dict({SHARED: torch.eye(32)[:, :4]})
+        strategy.load_state_dict({SHARED: basis})
         weight = model.get_parameter(f"{ATTENTION}.query.weight")
-        updater = Updater([strategy], context, torch.optim.SGD([weight], lr=0.1), clip=0.0)
+        others = [Gated({f"{ATTENTION}.query.weight": gate})] if gated else []
+        before = weight.detach().clone()
+        updater = Updater([strategy, *others], context, torch.optim.SGD([weight], lr=0.1), clip=0.0)
         context.updates = 10
         for context.update in range(10):
             weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(context.update))
             updater.update()
         updater.correct()
         ends.append(weight.detach().clone())
-    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+        assert ((ends[-1] - before) @ basis).abs().max() < 1e-5
+        if gated:
+            assert torch.equal(ends[-1][gate == 0], before[gate == 0])
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5 if gated else 1e-6)

@@ -20,7 +20,8 @@ from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.constraints import Constraint, HalfSpace, InputSubspace, Subspace
 from ner_cl.strategies.finetune import FinetuneOptions
 from ner_cl.train.combine import Updater
-from ner_cl.train.project import Projector, in_inputs, rounds_needed, solve_dual
+from ner_cl.train.input_systems import InputSystem
+from ner_cl.train.project import Projector, solve_dual
 from tests.tiny import tiny_model, toy_context
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": (2, 6)}
@@ -177,10 +178,10 @@ def test_what_was_computed_for_a_subspace_is_kept_as_long_as_it_is_asked_for() -
     for _ in range(20):
         inputs = InputSubspace({"c": torch.linalg.qr(torch.randn(6, 2, generator=generator))[0]})
         project(change, [kept, inputs])
-        assert len(project._inverses) == len(project._rounds) == 1
+        assert len(project._inverses) == len(project._systems) == 1
         assert next(iter(project._inverses.values())) is first
     project(change, [])
-    assert project._inverses == project._rounds == {}
+    assert project._inverses == project._systems == {}
 
 
 def test_two_subspaces_of_one_parameter_are_refused() -> None:
@@ -224,7 +225,9 @@ def test_rows_that_are_solved_or_closed_stay_finite_however_many_rounds_follow()
     weight, gate = torch.randn(4, 8, generator=generator), torch.rand(4, 8, generator=generator)
     gate[0], gate[1], weight[2] = 0, 1, 0
     basis = torch.linalg.qr(torch.randn(8, 3, generator=generator))[0]
-    found = weight - in_inputs(weight, basis, gate, rounds=200)
+    system, masked = InputSystem(basis, gate, weight.shape), gate * weight
+    system.rounds = 200
+    found = weight - system.solve(masked @ basis, of=masked) @ basis.T
     assert_near((gate * found).double().numpy(), out_of_inputs_densely(weight, basis, gate), 1e-5)
     assert torch.equal(found[0], weight[0])
     assert torch.equal(found[2], weight[2])
@@ -237,12 +240,36 @@ def test_the_rounds_found_on_a_random_weight_are_enough_for_any_other(kind: str)
     gate = torch.rand(64, 96, generator=generator)
     if kind == "hard":
         gate = (gate > 0.6).float()
-    rounds = rounds_needed(basis, gate)
-    assert rounds < 80
+    system = InputSystem(basis, gate, gate.shape)
+    assert system.solvable
+    assert 0 < system.rounds < 80
     for _ in range(20):
         weight = torch.randn(64, 96, generator=generator) * torch.rand(96, generator=generator) ** 8
-        left = (gate * (weight - in_inputs(weight, basis, gate, rounds=rounds))) @ basis
+        masked = gate * weight
+        left = (masked - gate * (system.solve(masked @ basis, of=masked) @ basis.T)) @ basis
         assert (left.norm(dim=1) < 1e-5 * (gate * weight).norm(dim=1)).all()
+
+
+def test_rows_with_the_same_gates_share_one_inverse() -> None:
+    """What conjugate gradients find for rows of equal gates, however many of these are closed."""
+    generator = draw(9)
+    basis = torch.linalg.qr(torch.randn(24, 12, generator=generator))[0]
+    gate = torch.rand(1, 24, generator=generator)
+    weight = torch.randn(5, 24, generator=generator)
+    for closed in (0, 6, 18, 24):
+        gate[:, :closed] = 0
+        found = Projector({"w": gate})({"w": weight}, [InputSubspace({"w": basis})])["w"]
+        assert_near((gate * found).double().numpy(), out_of_inputs_densely(weight, basis, gate), 1e-5)
+        assert ((gate * found) @ basis).abs().max() < 1e-5
+    assert InputSystem(basis, gate, weight.shape).rounds == 0
+
+
+def test_gates_with_which_rounds_do_not_suffice_are_told() -> None:
+    basis = torch.linalg.qr(torch.randn(600, 400, generator=draw(10)))[0]
+    gate = torch.logspace(0, -12, 600)[torch.stack([torch.randperm(600, generator=draw(n)) for n in range(2)])]
+    project = Projector({"w": gate})
+    project({"w": torch.ones(2, 600)}, [InputSubspace({"w": basis})])
+    assert project.unsolved == {"w"}
 
 
 # -- half-spaces inside subspaces -----------------------------------------------------------------------------------
