@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ __all__ = ["FORMAT_VERSION", "Past", "load_model", "read_past", "save_model"]
 
 FORMAT_VERSION = 1
 GRAPH_FILE = "model.onnx"
+# Without some of these, `transformers` would build something else and not complain.
+REQUIRED_FILES = ("labels.json", "metrics.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,11 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", revisi
         ModelError: if the folder is missing, incomplete, damaged, or of another format version.
     """
     folder, settings = _open(folder, revision)
+    for name in REQUIRED_FILES:
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder / name}: no such file; the model folder is incomplete, copy the whole of it again"
+            )
     with nullcontext() if "runtime" in settings else _NoRandomWeights():
         model = _build(folder, settings)
     _load_weights(model, folder / "model.safetensors", exported="runtime" in settings)
@@ -148,6 +156,8 @@ def read_past(folder: str | Path) -> Past:
 
 def _open(folder: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
     """Finds a model's folder, and reads from its `config.json` what is not the encoder's."""
+    if not isinstance(folder, str | PathLike):
+        raise ModelError(f"a model is loaded by its folder, not by a value of type {type(folder).__name__}; name one")
     folder = Path(folder)
     if not folder.is_dir() and is_hub_id(folder):
         folder = fetch(folder.as_posix(), revision)

@@ -224,11 +224,11 @@ def remove(*names: str) -> Damage:
 CONFIG, LABELS, WEIGHTS = "config.json", "labels.json", "model.safetensors"
 DAMAGES: list[tuple[Damage, str]] = [
     (remove(CONFIG), r"config\.json: no such file"),
-    (remove(LABELS), r"labels\.json: no such file"),
+    (remove(LABELS), r"labels\.json: no such file; the model folder is incomplete, copy the whole of it again"),
     (remove(WEIGHTS), r"model\.safetensors: no such file; the model folder is incomplete"),
-    (remove("metrics.json"), r"metrics\.json: no such file"),
-    (remove("tokenizer.json"), "cannot rebuild the encoder .*tokenizer files are missing"),
-    (remove("tokenizer.json", "tokenizer_config.json"), "cannot rebuild the encoder .*tokenizer files are missing"),
+    (remove("metrics.json"), r"metrics\.json: no such file; the model folder is incomplete"),
+    (remove("tokenizer.json"), r"tokenizer\.json: no such file; the model folder is incomplete"),
+    (remove("tokenizer_config.json"), r"tokenizer_config\.json: no such file; the model folder is incomplete"),
     (cut(WEIGHTS), r"model\.safetensors: damaged"),
     (overwrite(WEIGHTS, b""), r"model\.safetensors: damaged"),
     (overwrite(WEIGHTS, b"\x80\x04\x95" + b"x" * 500), r"model\.safetensors: damaged"),  # the start of a pickle
