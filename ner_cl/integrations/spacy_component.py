@@ -6,6 +6,7 @@
 >>> [(e.text, e.label_, e._.score) for e in nlp("Ada lives in London.").ents]   # doctest: +SKIP
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final, no_type_check
@@ -16,14 +17,13 @@ from spacy.scorer import get_ner_prf
 from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
 from spacy.training import Example
-from spacy.util import get_minor_version_range, raise_error, split_requirement
+from spacy.util import raise_error
 
-import ner_cl
 from ner_cl.config import validate
-from ner_cl.errors import ConfigError, DataError, ModelError
+from ner_cl.errors import ConfigError, ModelError
 from ner_cl.integrations.model_source import ModelSource
 from ner_cl.integrations.spacy_annotation import Found, register_extensions, set_entities, set_span_group
-from ner_cl.integrations.spacy_options import ComponentOptions
+from ner_cl.integrations.spacy_options import ComponentOptions, forget_model, require_this_package, saved_model
 from ner_cl.integrations.spacy_words import chunks_of, sections_of, token_texts
 from ner_cl.registry import nearest
 from ner_cl.types import Sentence
@@ -37,8 +37,6 @@ __all__ = ["NerComponent", "make_ner_component"]
 
 ErrorHandler = Callable[[str, Any, list[Any], Exception], Any]
 
-_DISTRIBUTION = "ner-cl"
-
 
 @final
 class NerComponent:
@@ -51,6 +49,7 @@ class NerComponent:
     Args:
         name: the component's name in its pipeline.
         options: the settings.
+        nlp: the pipeline whose config holds the settings.
 
     Raises:
         ConfigError: if another extension owns `span._.score` or `span._.step`.
@@ -58,9 +57,10 @@ class NerComponent:
 
     is_trainable = False  # so that `spacy train` leaves it unchanged; it learns by `learn`
 
-    def __init__(self, name: str, options: ComponentOptions) -> None:
+    def __init__(self, name: str, options: ComponentOptions, *, nlp: Language | None = None) -> None:
         self.name = name
         self.options = options
+        self._pipeline = None if nlp is None else weakref.ref(nlp)  # which would otherwise go along in pickles
         self._error_handler: ErrorHandler = raise_error
         self._source = ModelSource(None if options.model is None else Path(options.model), device=options.device)
         register_extensions()
@@ -154,35 +154,20 @@ class NerComponent:
             ModelError: if a type is known already.
             CheckFailed: if an old type's F1 drops by more than `max_drop`, or (before training) none can be measured.
         """
-        from ner_cl.integrations.spacy_examples import sentences_of
-        from ner_cl.train.changes import check_gate
-        from ner_cl.train.learn import learn
+        from ner_cl.integrations.spacy_learning import learn_from_docs
 
-        if max_drop is not None:
-            check_gate(max_drop)
         if self.options.types is not None:
             raise ConfigError(
                 f"{self.name}.types: this component looks for {', '.join(self.options.types)} only; take the option "
                 "out before it learns more"
             )
-        data = sentences_of(examples, types)
-        if data.left_out and not data.sentences:
-            raise DataError(
-                f"none of the {data.left_out} sentences is annotated throughout for {', '.join(types)}; tokens that "
-                "are no entities must be set to O, as doc.ents = [...] does"
-            )
-        if dev is not None:
-            options["dev"] = sentences_of(dev, types, all_types=False).sentences
-        result = learn(self.load(), data.sentences, types=types, must_measure=max_drop is not None, **options)
-        if max_drop is not None:
-            result.check(max_drop)
-        result.model.history[-1]["left_out"] = data.left_out
+        result = learn_from_docs(self.load, examples, types=types, dev=dev, max_drop=max_drop, **options)
         self.use(result.model)
         return result
 
     def use(self, model: "NerModel") -> None:
-        """Uses this model from now on."""
-        self._source = ModelSource(model=model, device=self.options.device)
+        """Uses this model from now on; the pipeline's config then names no model, for it is in memory only."""
+        self._take(ModelSource(model=model, device=self.options.device))
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """Writes the model folder to `path`; `ner_cl.load` can read it too."""
@@ -191,13 +176,18 @@ class NerComponent:
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> "NerComponent":
         """Uses the model folder at `path`; the weights are read when the first document arrives.
 
+        If a pipeline is loaded with another `model` than it was saved with, that one stays in use.
+
         Raises:
             ModelError: if there is no model.
         """
         folder = Path(path)
+        # A pipeline excludes the vocabulary, as it reads that itself; who calls this directly means `path`.
+        if "vocab" in exclude and self.options.model not in (None, saved_model(folder)):
+            return self
         if not (folder / "labels.json").is_file():
             raise ModelError(f"{folder}: holds no model; save the pipeline again with nlp.to_disk")
-        self._source = ModelSource(folder, device=self.options.device)
+        self._take(ModelSource(folder, device=self.options.device))
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -214,8 +204,18 @@ class NerComponent:
             files = srsly.msgpack_loads(data)["files"]
         except Exception as error:  # msgpack raises various errors on foreign bytes
             raise ModelError("these bytes are not of a ner_cl component; make them with to_bytes") from error
-        self._source = ModelSource.of_files(files, device=self.options.device)
+        self._take(ModelSource.of_files(files, device=self.options.device))
         return self
+
+    def _take(self, source: ModelSource) -> None:
+        """Uses a model that is not, or no longer, the one named in the settings."""
+        self._source = source
+        self.options = self.options.model_copy(update={"model": None})
+        if self._pipeline is not None and (nlp := self._pipeline()) is not None:
+            forget_model(nlp, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pipeline": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -285,15 +285,6 @@ class NerComponent:
         ]
 
 
-def _require_this_package(nlp: Language) -> None:
-    """Adds ner_cl to the pipeline's requirements, which `spacy package` detects by itself for setuptools only."""
-    if ner_cl.__version__ == "0+unknown":  # a source tree that was never installed
-        return
-    others = [text for text in nlp.meta.get("requirements", []) if split_requirement(text)[0] != _DISTRIBUTION]
-    own = _DISTRIBUTION + get_minor_version_range(ner_cl.__version__)
-    nlp.meta["requirements"] = [*others, own]
-
-
 @no_type_check  # spaCy inspects the signature, which a run-time type checker's wrapper would hide
 def make_ner_component(
     nlp: Language,
@@ -328,8 +319,8 @@ def make_ner_component(
         "device": device,
         "batch_tokens": batch_tokens,
     }
-    component = NerComponent(name, validate(ComponentOptions, values, name))
-    _require_this_package(nlp)
+    component = NerComponent(name, validate(ComponentOptions, values, name), nlp=nlp)
+    require_this_package(nlp)
     return component
 
 

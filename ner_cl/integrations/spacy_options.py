@@ -1,12 +1,18 @@
-"""The options of the spaCy component."""
+"""The options of the spaCy component, and what it says in a pipeline's config and requirements."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from spacy.language import Language
+from spacy.util import get_minor_version_range, load_config, split_requirement
 
+import ner_cl
 from ner_cl.config import Options
 
-__all__ = ["ComponentOptions"]
+__all__ = ["ComponentOptions", "forget_model", "require_this_package", "saved_model"]
+
+_DISTRIBUTION = "ner-cl"
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -48,3 +54,29 @@ class ComponentOptions(Options):
         if self.nested and self.spans_key is None:
             raise ValueError("nested needs a spans_key, for doc.ents cannot overlap; give one, or leave nested out")
         return self
+
+
+def saved_model(folder: Path) -> str | None:
+    """The option `model` in the config that was saved with a component's folder; None if it names none."""
+    file = folder.parent / "config.cfg"
+    if not file.is_file():
+        return None
+    component = load_config(file, interpolate=True).get("components", {}).get(folder.name, {})
+    model: str | None = component.get("model")
+    return model
+
+
+def forget_model(nlp: Language, component: object) -> None:
+    """Takes the option `model` out of a pipeline's config, which would otherwise name a model no longer in use."""
+    for name, pipe in nlp.components:
+        if pipe is component:
+            nlp.get_pipe_config(name)["model"] = None
+
+
+def require_this_package(nlp: Language) -> None:
+    """Adds ner_cl to the pipeline's requirements, which `spacy package` detects by itself for setuptools only."""
+    if ner_cl.__version__ == "0+unknown":  # a source tree that was never installed
+        return
+    others = [text for text in nlp.meta.get("requirements", []) if split_requirement(text)[0] != _DISTRIBUTION]
+    own = _DISTRIBUTION + get_minor_version_range(ner_cl.__version__)
+    nlp.meta["requirements"] = [*others, own]

@@ -13,6 +13,7 @@ import pytest
 import spacy
 import srsly
 import torch
+from spacy.lang.en import English
 from spacy.language import Language
 
 from ner_cl.errors import ModelError
@@ -78,6 +79,45 @@ def test_saving_over_the_folder_it_came_from(tmp_path: Path, pipeline: Build, te
     nlp.to_disk(tmp_path / "pipeline")
     pipeline().to_disk(tmp_path / "pipeline")
     assert found(spacy.load(tmp_path / "pipeline"), texts) == expected
+
+
+@pytest.mark.parametrize("saved", ["at first", "again"])
+def test_the_model_can_be_changed_at_load(saved: str, tmp_path: Path, pipeline: Build, model_folder: Path) -> None:
+    other = load_model(model_folder)
+    other.grow(["NEW"])
+    other.save(tmp_path / "other")
+    pipeline().to_disk(tmp_path / "pipeline")
+    nlp = spacy.load(tmp_path / "pipeline")
+    assert nlp.config["components"]["ner_cl"]["model"] is None
+    if saved == "again":
+        nlp.to_disk(tmp_path / "pipeline")
+    override = {"components.ner_cl.model": str(tmp_path / "other")}
+    changed = spacy.load(tmp_path / "pipeline", config=override)
+    assert changed.config["components"]["ner_cl"]["model"] == str(tmp_path / "other")
+    assert changed.get_pipe("ner_cl").labels == ("PER", "LOC", "NEW")
+    changed.to_disk(tmp_path / "changed")
+    shutil.rmtree(tmp_path / "other")
+    assert spacy.load(tmp_path / "changed").get_pipe("ner_cl").load().types == ("PER", "LOC", "NEW")
+
+
+def test_a_folder_given_to_the_component_itself_is_used(tmp_path: Path, pipeline: Build, model_folder: Path) -> None:
+    other = load_model(model_folder)
+    other.grow(["NEW"])
+    other.save(tmp_path / "other")
+    pipeline(model=str(tmp_path / "other")).to_disk(tmp_path / "pipeline")
+    component = pipeline().get_pipe("ner_cl").from_disk(tmp_path / "pipeline" / "ner_cl")
+    assert component.labels == ("PER", "LOC", "NEW")
+
+
+def test_a_config_does_not_name_a_model_that_is_no_longer_used(pipeline: Build, model_folder: Path) -> None:
+    nlp = pipeline()
+    nlp.rename_pipe("ner_cl", "renamed")
+    assert English.from_config(nlp.config).get_pipe("renamed").labels == ("PER", "LOC")
+    other = load_model(model_folder)
+    other.grow(["NEW"])
+    nlp.get_pipe("renamed").use(other)
+    with pytest.raises(ModelError, match="the component has no model"):
+        English.from_config(nlp.config)("met Ada")
 
 
 @pytest.mark.parametrize("used", [False, True])
