@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does 
 __all__ = ["ModelSource"]
 
 _STRATEGY = "strategy"
+_NEEDED = ("config.json", "labels.json", "metrics.json", "model.safetensors")
 _Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
@@ -97,6 +98,19 @@ class ModelSource:
         assert self._model is not None
         return self._model
 
+    def hold_to(self) -> None:
+        """Keeps to the model that the folder holds now: if another one is there when it is read, that is an error.
+
+        Raises:
+            ModelError: if there is no model, or a file is missing.
+        """
+        assert self._folder is not None
+        if not (self._folder / "labels.json").is_file():
+            raise ModelError(f"{self._folder}: holds no model; save the pipeline again with nlp.to_disk")
+        if missing := [name for name in _NEEDED if not (self._folder / name).is_file()]:
+            raise ModelError(f"{self._folder}: lacks {', '.join(missing)}; save the pipeline again with nlp.to_disk")
+        self._read_as = _signature(self._folder)
+
     @property
     def types(self) -> tuple[str, ...]:
         """The entity types of the model, without reading weights; empty if there is no readable model."""
@@ -147,6 +161,7 @@ class ModelSource:
         from ner_cl.model.store import load_model
 
         if self._folder is not None:
+            self._origin()  # refuses another model than the one held to
             self._read_as = _signature(self._folder)
             return load_model(self._folder)
         if self._files is None:
@@ -159,10 +174,21 @@ class ModelSource:
             return model
 
     def _origin(self) -> Path | None:
-        """The folder, unless it holds another model by now than the one that was read from it."""
-        if self._folder is None or (self._model is not None and _signature(self._folder) != self._read_as):
-            return None
-        return self._folder
+        """The folder, unless it holds another model by now than the one that was read from it.
+
+        Raises:
+            ModelError: if it holds another model than the one to be read.
+        """
+        if self._folder is None or (self._model is None and self._read_as is None):
+            return self._folder
+        if _signature(self._folder) == self._read_as:
+            return self._folder
+        if self._model is None:
+            raise ModelError(
+                f"{self._folder}: was deleted or replaced after the pipeline was loaded, before its model was read; "
+                'load it again, and call nlp.get_pipe("ner_cl").load() at once if the folder will not stay'
+            )
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         origin = self._origin()

@@ -179,15 +179,16 @@ class NerComponent:
         If a pipeline is loaded with another `model` than it was saved with, that one stays in use.
 
         Raises:
-            ModelError: if there is no model.
+            ModelError: if there is no model, or a file of it is missing; when the weights are read, if the folder holds
+                another model by then.
         """
         folder = Path(path)
         # A pipeline excludes the vocabulary, as it reads that itself; who calls this directly means `path`.
         if "vocab" in exclude and self.options.model not in (None, saved_model(folder)):
             return self
-        if not (folder / "labels.json").is_file():
-            raise ModelError(f"{folder}: holds no model; save the pipeline again with nlp.to_disk")
-        self._take(ModelSource(folder, device=self.options.device))
+        source = ModelSource(folder, device=self.options.device)
+        source.hold_to()
+        self._take(source)
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:

@@ -81,6 +81,33 @@ def test_saving_over_the_folder_it_came_from(tmp_path: Path, pipeline: Build, te
     assert found(spacy.load(tmp_path / "pipeline"), texts) == expected
 
 
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_no_other_model_than_the_loaded_one_is_read(
+    change: str, tmp_path: Path, pipeline: Build, model_folder: Path, texts: list[str], expected: list[object]
+) -> None:
+    pipeline().to_disk(tmp_path / "pipeline")
+    lazy, read = spacy.load(tmp_path / "pipeline"), spacy.load(tmp_path / "pipeline")
+    read.get_pipe("ner_cl").load()
+    if change == "replaced":
+        other = load_model(model_folder)
+        other.grow(["NEW"])
+        other.save(tmp_path / "pipeline" / "ner_cl")
+    else:
+        shutil.rmtree(tmp_path / "pipeline")
+    for use in (lambda: lazy("met Ada"), lambda: lazy.to_disk(tmp_path / "copy"), lambda: pickle.dumps(lazy)):
+        with pytest.raises(ModelError, match="was deleted or replaced after the pipeline was loaded"):
+            use()
+    assert found(read, texts) == expected
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "model.safetensors"])
+def test_a_pipeline_that_lacks_a_file_of_its_model_is_not_loaded(name: str, tmp_path: Path, pipeline: Build) -> None:
+    pipeline().to_disk(tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "ner_cl" / name).unlink()
+    with pytest.raises(ModelError, match=f"lacks {name}; save the pipeline again"):
+        spacy.load(tmp_path / "pipeline")
+
+
 @pytest.mark.parametrize("saved", ["at first", "again"])
 def test_the_model_can_be_changed_at_load(saved: str, tmp_path: Path, pipeline: Build, model_folder: Path) -> None:
     other = load_model(model_folder)
