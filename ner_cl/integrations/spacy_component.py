@@ -56,6 +56,7 @@ class NerComponent:
     """
 
     is_trainable = False  # so that `spacy train` leaves it unchanged; it learns by `learn`
+    scorer = staticmethod(get_ner_prf)  # `spacy find-threshold` refuses components that have none
 
     def __init__(self, name: str, options: ComponentOptions, *, nlp: Language | None = None) -> None:
         self.name = name

@@ -9,6 +9,7 @@ import spacy
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from spacy.cli import find_threshold
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
@@ -299,6 +300,16 @@ def test_evaluate(nlp: Language) -> None:
     scores = nlp.evaluate([Example(nlp.make_doc(gold.text), gold) for gold in golds])
     assert scores["ents_f"] > 0.8
     assert set(scores["ents_per_type"]) == {"PER", "LOC"}
+
+
+def test_spacy_finds_a_threshold(tmp_path: Path, pipeline: Build, gold_file: Path) -> None:
+    pipeline().to_disk(tmp_path / "pipeline")
+    best, found, scores = find_threshold(
+        str(tmp_path / "pipeline"), gold_file, "ner_cl", "min_score", "ents_f", n_trials=2
+    )
+    assert scores[0.0] > 0.8
+    assert scores[1.0] < scores[0.0]
+    assert (best, found) == (0.0, scores[0.0])
 
 
 def test_the_pipeline_requires_this_package_once(tmp_path: Path, pipeline: Build) -> None:
