@@ -33,18 +33,22 @@ def set_span_group(doc: Doc, found: Sequence[Found], key: str) -> None:
         "steps": {item.span.label_: item.step for item in found},
     }
     doc.spans[key] = SpanGroup(doc, name=key, attrs=attrs, spans=[item.span for item in found])
-    present = {(span.start, span.end, span.label) for span in doc.ents}
-    _set_extensions(item for item in found if (item.span.start, item.span.end, item.span.label) not in present)
+    present = {_place(span) for span in doc.ents}
+    _set_extensions(item for item in found if _place(item.span) not in present)
 
 
 def set_entities(doc: Doc, entities: Sequence[Found], *, overwrite: bool) -> None:
-    """Adds predictions to `doc.ents`, replacing overlapping entities if `overwrite`; other tokens become `O`."""
-    found = [item.span for item in entities]
+    """Adds predictions to `doc.ents`, replacing overlapping entities if `overwrite`; other tokens become `O`.
+
+    An entity that a prediction says again keeps its ids, such as those of an entity ruler.
+    """
     present = list(doc.ents)
     # spaCy's "blocked" tokens: an entity rule or a person ruled out an entity here.
     iob, type_ = doc.to_array(["ENT_IOB", "ENT_TYPE"]).T
     blocked = [doc[token : token + 1] for token in ((iob == 3) & (type_ == 0)).nonzero()[0].tolist()]
     if overwrite:
+        known = {_place(span) for span in present}
+        found = [item.span for item in entities if _place(item.span) not in known]
         taken = _tokens(found)
         stay = [span for span in present if taken.isdisjoint(range(span.start, span.end))]
         for token in taken:
@@ -79,6 +83,10 @@ def _getter(name: str, span: Span) -> Any:
 def _setter(name: str, span: Span, value: Any) -> None:
     span.doc.user_data[_key(name, span)] = value
     span.doc.user_data["._.", name, span.start_char, span.end_char] = value  # where `Doc.to_json` looks
+
+
+def _place(span: Span) -> tuple[int, int, int]:
+    return span.start, span.end, span.label
 
 
 def _tokens(spans: Iterable[Span]) -> set[int]:

@@ -33,6 +33,15 @@ def test_rules_before_win_and_rules_after_fill_the_gaps(pipeline: Build) -> None
     assert labels(after) == [("hello", "GREETING"), ("Ada Smith", "PER"), ("Rome", "LOC")]
 
 
+def test_an_entity_that_is_found_again_keeps_its_ids(pipeline: Build) -> None:
+    nlp = pipeline(overwrite_ents=True)
+    ruler = nlp.add_pipe("entity_ruler", before="ner_cl")
+    ruler.add_patterns([{"label": "PER", "pattern": "Ada Smith", "id": "ada"}])
+    person, place = nlp("the report met Ada Smith near Rome .").ents
+    assert (person.label_, person.ent_id_, person._.step, place.ent_id_) == ("PER", "ada", 1, "")
+    assert person._.score == person.doc.spans["ner_cl"].attrs["scores"][0]
+
+
 def test_sentence_splitters_before_and_after(pipeline: Build) -> None:
     text = "the report met Ada near Rome . a report saw Bob at Oslo ."
     plain = entities(pipeline()(text))
