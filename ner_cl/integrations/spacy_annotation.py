@@ -77,7 +77,9 @@ def _key(name: str, span: Span) -> tuple[str, str, int, int]:
 
 
 def _getter(name: str, span: Span) -> Any:
-    return span.doc.user_data.get(_key(name, span))
+    data = span.doc.user_data
+    # `Doc.from_json` sets values on spans without a label.
+    return data.get(_key(name, span), data.get(("._.", f"{name}:", span.start_char, span.end_char)))
 
 
 def _setter(name: str, span: Span, value: Any) -> None:

@@ -111,6 +111,15 @@ def test_scores_are_in_the_json_of_a_document(nlp: Language) -> None:
     assert [item["value"] for item in found["step"]] == [e._.step for e in doc.ents]
 
 
+def test_scores_survive_the_json_of_a_document(nlp: Language) -> None:
+    doc = nlp("met Ada Smith in Oslo")
+    again = Doc(nlp.vocab).from_json(doc.to_json(underscore=["score", "step"]))
+    assert doc.ents
+    assert [(e.text, e.label_, e._.score, e._.step) for e in again.ents] == [
+        (e.text, e.label_, e._.score, e._.step) for e in doc.ents
+    ]
+
+
 @given(st.text(max_size=60) | st.text(alphabet="Ada \u200b\u200dRome\n\t\u0628\u0623🏳🌈\u00ad", max_size=40))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_gives_entities_inside_it_sorted_and_apart(nlp: Language, text: str) -> None:
