@@ -23,9 +23,8 @@ from ner_cl.config import validate
 from ner_cl.errors import ConfigError, ModelError
 from ner_cl.integrations.model_source import ModelSource
 from ner_cl.integrations.spacy_annotation import Found, register_extensions, set_entities, set_span_group
-from ner_cl.integrations.spacy_options import ComponentOptions, forget_model, require_this_package, saved_model
+from ner_cl.integrations.spacy_options import ComponentOptions, enter_pipeline, forget_model, saved_model
 from ner_cl.integrations.spacy_words import chunks_of, sections_of, token_texts
-from ner_cl.registry import nearest
 from ner_cl.types import Sentence
 
 if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does not run yet should not wait for it
@@ -225,12 +224,7 @@ class NerComponent:
 
     def _check(self, model: "NerModel") -> None:
         model.check_types(self.options.types)
-        for type_ in self.options.thresholds:
-            if type_ not in model.types:
-                known = ", ".join(model.types)
-                raise ConfigError(
-                    f"{self.name}.thresholds: unknown type {type_}{nearest(type_, model.types)}; known: {known}"
-                )
+        self.options.check_thresholds(model.types, self.name)
 
     def _annotate(self, docs: Sequence[Doc]) -> None:
         texts = [token_texts(doc) for doc in docs]
@@ -306,7 +300,7 @@ def make_ner_component(
     """Creates the component for `nlp.add_pipe("ner_cl", config={...})`; see `ComponentOptions` for the settings.
 
     Raises:
-        ConfigError: naming the invalid setting.
+        ConfigError: naming the invalid setting, or if another component of the pipeline has the same `spans_key`.
     """
     values = {
         "model": model,
@@ -322,7 +316,7 @@ def make_ner_component(
         "batch_tokens": batch_tokens,
     }
     component = NerComponent(name, validate(ComponentOptions, values, name), nlp=nlp)
-    require_this_package(nlp)
+    enter_pipeline(nlp, name, component.options)
     return component
 
 

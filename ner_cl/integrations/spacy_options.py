@@ -1,5 +1,6 @@
 """The options of the spaCy component, and what it says in a pipeline's config and requirements."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,8 +10,10 @@ from spacy.util import get_minor_version_range, load_config, split_requirement
 
 import ner_cl
 from ner_cl.config import Options
+from ner_cl.errors import ConfigError
+from ner_cl.registry import nearest
 
-__all__ = ["ComponentOptions", "forget_model", "require_this_package", "saved_model"]
+__all__ = ["ComponentOptions", "enter_pipeline", "forget_model", "saved_model"]
 
 _DISTRIBUTION = "ner-cl"
 
@@ -55,6 +58,29 @@ class ComponentOptions(Options):
             raise ValueError("nested needs a spans_key, for doc.ents cannot overlap; give one, or leave nested out")
         return self
 
+    def check_thresholds(self, types: Sequence[str], name: str) -> None:
+        """Raises ConfigError, which begins with `name`, if there is a threshold for another type than these."""
+        for type_ in self.thresholds:
+            if type_ not in types:
+                known = ", ".join(types)
+                raise ConfigError(f"{name}.thresholds: unknown type {type_}{nearest(type_, types)}; known: {known}")
+
+
+def enter_pipeline(nlp: Language, name: str, options: ComponentOptions) -> None:
+    """Checks that a new component fits the others of its pipeline, and adds ner_cl to the pipeline's requirements.
+
+    Raises:
+        ConfigError: if another component writes to the same `spans_key`: its spans would be lost.
+    """
+    key = options.spans_key
+    for other, pipe in nlp.components:
+        others = getattr(pipe, "options", None)
+        if key is not None and isinstance(others, ComponentOptions) and others.spans_key == key:
+            raise ConfigError(
+                f"{name}: spans_key: {key!r} is that of the component {other} too; give another one, such as {name!r}"
+            )
+    _require_this_package(nlp)
+
 
 def saved_model(folder: Path) -> str | None:
     """The option `model` in the config that was saved with a component's folder; None if it names none."""
@@ -73,7 +99,7 @@ def forget_model(nlp: Language, component: object) -> None:
             nlp.get_pipe_config(name)["model"] = None
 
 
-def require_this_package(nlp: Language) -> None:
+def _require_this_package(nlp: Language) -> None:
     """Adds ner_cl to the pipeline's requirements, which `spacy package` detects by itself for setuptools only."""
     if ner_cl.__version__ == "0+unknown":  # a source tree that was never installed
         return

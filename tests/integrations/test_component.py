@@ -265,6 +265,16 @@ def test_two_components_do_not_clobber_one_another(model_folder: Path) -> None:
     assert all(e._.score for e in doc.ents)
 
 
+def test_two_components_do_not_share_a_key(pipeline: Build) -> None:
+    nlp = pipeline()
+    with pytest.raises(ConfigError, match="second: spans_key: 'ner_cl' is that of the component ner_cl too; give"):
+        nlp.add_pipe("ner_cl", name="second")
+    nlp.add_pipe("ner_cl", name="second", config={"spans_key": None})
+    nlp.add_pipe("ner_cl", name="third", config={"spans_key": "third"})
+    nlp.replace_pipe("ner_cl", "ner_cl")
+    assert nlp.pipe_names == ["ner_cl", "second", "third"]
+
+
 def test_a_reading_of_the_same_words_by_another_component_does_not_change_scores(
     tmp_path: Path, model_folder: Path
 ) -> None:
@@ -324,7 +334,7 @@ def test_spacy_finds_a_threshold(tmp_path: Path, pipeline: Build, gold_file: Pat
 def test_the_pipeline_requires_this_package_once(tmp_path: Path, pipeline: Build) -> None:
     nlp = pipeline()
     nlp.meta["requirements"].insert(0, "en-other>=1.0")
-    nlp.add_pipe("ner_cl", name="second")
+    nlp.add_pipe("ner_cl", name="second", config={"spans_key": "second"})
     own = f"ner-cl>={ner_cl.__version__},<"
     assert [text.startswith(own) for text in nlp.meta["requirements"]] == [False, True]
     nlp.remove_pipe("second")
