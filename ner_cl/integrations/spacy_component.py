@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final, no_type_check
 
 import srsly  # type: ignore[import-untyped]
 from spacy.language import Language
+from spacy.pipeline.spancat import spancat_score
 from spacy.scorer import get_ner_prf
 from spacy.tokens import Doc
 from spacy.tokens import Span as DocSpan
@@ -123,9 +124,12 @@ class NerComponent:
     def score(self, examples: Iterable[Example], **options: Any) -> dict[str, Any]:
         """Returns precision, recall and F1 of `doc.ents`, overall and per type, by exact boundaries and type.
 
-        Predictions on tokens whose gold entity is unset are not counted.
+        Predictions on tokens whose gold entity is unset are not counted. With `nested` the same of `doc.spans` follows
+        under the names of spaCy's span categoriser, such as `spans_ner_cl_f`, against spans of that key.
         """
-        return dict(get_ner_prf(examples, **options))
+        examples, key = list(examples), self.options.spans_key
+        nested = spancat_score(examples, spans_key=key) if self.options.nested else {}
+        return {**self.scorer(examples, **options), **nested}
 
     def learn(
         self,

@@ -227,6 +227,11 @@ def test_nested_spans_beside_entities_that_do_not_overlap(head: str, tmp_path: P
     assert [(e.text, e.label_, e._.step, e._.score) for e in doc.ents] == [
         ("Ada Smith", "PER", 1, group.attrs["scores"][1])
     ]
+    nlp = pipeline(model=str(tmp_path / "model"), nested=True)
+    gold = nlp.make_doc(doc.text)
+    gold.spans["ner_cl"] = [Span(gold, 1, 3, "LOC"), Span(gold, 0, 1, "LOC")]
+    scores = nlp.evaluate([Example(nlp.make_doc(gold.text), gold)])
+    assert (scores["spans_ner_cl_p"], scores["spans_ner_cl_r"], scores["spans_ner_cl_f"]) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
