@@ -29,6 +29,7 @@ from ner_cl.integrations.spacy_words import chunks_of, sections_of, token_texts
 from ner_cl.types import Sentence
 
 if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does not run yet should not wait for it
+    from ner_cl.integrations.spacy_examples import AnnotatedDocs
     from ner_cl.model.ner_model import NerModel
     from ner_cl.model.predict import ScoredSpan
     from ner_cl.train.changes import LearnResult
@@ -133,10 +134,10 @@ class NerComponent:
 
     def learn(
         self,
-        examples: Iterable[Example | Doc],
+        examples: "AnnotatedDocs",
         *,
         types: Sequence[str],
-        dev: Iterable[Example | Doc] | None = None,
+        dev: "AnnotatedDocs | None" = None,
         max_drop: float | None = None,
         **options: Any,
     ) -> "LearnResult":
@@ -146,11 +147,12 @@ class NerComponent:
         The number of sentences left out is recorded in `result.model.history[-1]["left_out"]`.
 
         Args:
-            examples: documents annotated for `types`; other annotation in them is ignored.
+            examples: documents annotated for `types`, or a DocBin of them; other annotation in them is ignored.
             types: the new types, in order.
             dev: documents for model selection and evaluation.
             max_drop: largest allowed drop of an old type's F1 (0 to 1); if one drops more, the old model is kept.
-            **options: options of `ner_cl.learn`, such as `strategies`, `training` or `seed`.
+            **options: options of `ner_cl.learn`, such as `strategies`, `training` or `seed`; `replay` and `unlabeled`
+                may be documents too.
 
         Raises:
             ConfigError: if the component's option `types` is set.

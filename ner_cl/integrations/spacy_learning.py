@@ -1,13 +1,10 @@
 """Teaches a model new types from annotated spaCy documents."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from spacy.tokens import Doc
-from spacy.training import Example
-
 from ner_cl.errors import DataError
-from ner_cl.integrations.spacy_examples import sentences_of
+from ner_cl.integrations.spacy_examples import AnnotatedDocs, convert_docs, sentences_of
 from ner_cl.model.ner_model import NerModel
 from ner_cl.train.changes import LearnResult, check_gate
 from ner_cl.train.learn import learn
@@ -17,10 +14,10 @@ __all__ = ["learn_from_docs"]
 
 def learn_from_docs(
     load: Callable[[], NerModel],
-    examples: Iterable[Example | Doc],
+    examples: AnnotatedDocs,
     *,
     types: Sequence[str],
-    dev: Iterable[Example | Doc] | None,
+    dev: AnnotatedDocs | None,
     max_drop: float | None,
     **options: Any,
 ) -> LearnResult:
@@ -32,7 +29,7 @@ def learn_from_docs(
         types: the new types, in order.
         dev: documents for model selection and evaluation.
         max_drop: largest allowed drop of an old type's F1 (0 to 1).
-        **options: options of `ner_cl.learn`.
+        **options: options of `ner_cl.learn`; `replay` and `unlabeled` may be documents too.
 
     Raises:
         DataError: if no sentence is fully annotated, or none mentions a type.
@@ -49,6 +46,10 @@ def learn_from_docs(
         )
     if dev is not None:
         options["dev"] = sentences_of(dev, types, all_types=False).sentences
+    if "replay" in options:
+        options["replay"] = convert_docs(options["replay"], lambda docs: sentences_of(docs, ()).sentences)
+    if "unlabeled" in options:
+        options["unlabeled"] = convert_docs(options["unlabeled"], lambda docs: [doc.text for doc in docs])
     result = learn(load(), data.sentences, types=types, must_measure=max_drop is not None, **options)
     if max_drop is not None:
         result.check(max_drop)

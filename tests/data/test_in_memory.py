@@ -122,6 +122,14 @@ def test_pairs_as_spacy_has_them_are_read() -> None:
     assert sentences_of([{"tokens": ("Ada",), "ner_tags": ("B-PER",)}])[0].spans == (Span(0, 1, "PER"),)
 
 
+def test_the_longest_of_overlapping_spans_is_kept_of_sentences_too() -> None:
+    spans = (Span(0, 1, "LOC"), Span(0, 2, "ORG"), Span(2, 3, "PER"))
+    nested = Sentence(("Rome", "Bank", "Ada"), spans, frozenset({"LOC", "ORG", "PER"}))
+    assert sentences_of([nested]) == sentences_of([nested], on_overlap="keep") == [nested]
+    (flat,) = sentences_of([nested], on_overlap="longest")
+    assert (flat.spans, flat.annotated_types) == (spans[1:], nested.annotated_types)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

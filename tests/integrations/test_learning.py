@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import spacy
 from spacy.language import Language
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from spacy.vocab import Vocab
 
@@ -57,6 +57,30 @@ def test_a_model_that_forgets_does_not_serve(pipeline: Build) -> None:
     with pytest.raises(CheckFailed, match="not published"):
         component.learn(docs, types=["ORG"], dev=docs[:10], max_drop=-2.0, training=TOY_TRAINING)
     assert component.labels == ("PER", "LOC")
+
+
+def test_of_nested_spans_in_a_docbin_the_longest_are_learned(pipeline: Build) -> None:
+    docs = gold(30, ("ORG",))
+    for doc in docs[::2]:
+        doc.spans["sc"] = [Span(doc, 0, len(doc), "SLOGAN")]
+    component = pipeline().get_pipe("ner_cl")
+    options = {"types": ["ORG", "SLOGAN"], "training": TOY_TRAINING.model_copy(update={"epochs": 1})}
+    with pytest.raises(DataError, match=r"overlaps another span.*on_overlap: longest"):
+        component.learn(DocBin(docs=docs), **options)
+    component.learn(DocBin(docs=docs), dev=DocBin(docs=docs[:10]), on_overlap="longest", **options)
+    assert component.labels == ("PER", "LOC", "ORG", "SLOGAN")
+
+
+def test_documents_to_replay_and_raw_ones(pipeline: Build) -> None:
+    nlp = pipeline()
+    training = TOY_TRAINING.model_copy(update={"epochs": 1})
+    old = gold(10, ("PER", "LOC"), seed=5)
+    raw = (nlp.make_doc(text) for text in ("Ada met Bob in Oslo .", "nobody saw Rome ."))
+    result = nlp.get_pipe("ner_cl").learn(
+        gold(20, ("ORG",)), types=["ORG"], replay=DocBin(docs=old), unlabeled=raw, training=training
+    )
+    remembered = {sentence.words for sentence in result.model.kept_sentences["replay"]}
+    assert {tuple(token.text for token in doc) for doc in old} <= remembered
 
 
 def test_what_cannot_be_learned(pipeline: Build) -> None:

@@ -102,8 +102,9 @@ def sentences_of(
     """Return sentences of whatever holds them; options as in `read_sentences`.
 
     Args:
-        data: `Sentence`s, returned as they are; a file; or records in memory, as they stand in JSON lines: dicts with
-            `text` and `spans`, or with `tokens` and `ner_tags`, such as the rows of a `datasets.Dataset`.
+        data: `Sentence`s, returned as they are except that "longest" drops spans; a file; or records in memory, as they
+            stand in JSON lines: dicts with `text` and `spans`, or with `tokens` and `ner_tags`, such as the rows of a
+            `datasets.Dataset`.
         types: the types the data were annotated for, or those wanted from them.
         on_overlap: what to do with overlapping spans.
         alignment: what to do with a span that cuts a word.
@@ -128,7 +129,7 @@ def sentences_of(
     _check_items(data)
     items = list(rows_of(data) if hasattr(data, "features") else data)
     if items and all(isinstance(item, Sentence) for item in items):
-        return items
+        return _without_overlaps(items) if on_overlap == "longest" else items
     for number, item in enumerate(items, start=1):
         if not isinstance(item, Mapping | list | tuple | Sentence):
             raise DataError(
@@ -138,6 +139,10 @@ def sentences_of(
     report = ReadReport("record")
     drafts = drafts_of_records(enumerate(items, start=1), ReadOptions(check_scheme(scheme), alignment), report)
     return assemble(drafts, report, types=types, on_overlap=on_overlap, explicit_types=explicit_types) if drafts else []
+
+
+def _without_overlaps(sentences: Iterable[Sentence]) -> list[Sentence]:
+    return [sentence.with_spans(longest_spans(sentence.spans), sentence.annotated_types) for sentence in sentences]
 
 
 def _check_items(data: Iterable[Any]) -> None:
