@@ -168,6 +168,10 @@ def _open(folder: str | Path, revision: str | None) -> tuple[Path, dict[str, Any
     if (folder / "steps").is_dir() and not (folder / "config.json").is_file():
         models = sorted(path.name for path in (folder / "steps").iterdir() if path.is_dir())
         raise ModelError(f"{folder}: is a run; its models are {folder / 'steps'}/{{{','.join(models)}}}")
+    if (folder / "config.cfg").is_file() and (found := sorted(folder.glob("*/labels.json"))):
+        raise ModelError(
+            f"{folder}: is a spaCy pipeline; its model is {' or '.join(str(path.parent) for path in found)}"
+        )
     settings = _read_json(folder / "config.json").get("ner_cl")
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / 'config.json'}: has no ner_cl block; this is not a ner_cl model folder")

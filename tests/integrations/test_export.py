@@ -263,6 +263,13 @@ def test_the_command_writes_and_checks(model_folder: Path, tmp_path: Path, capsy
     assert parity["f1_before"] == parity["f1_after"] > 0.5
 
 
+def test_the_model_in_an_exported_pipeline_is_pointed_out(word_tagger: NerModel, tmp_path: Path) -> None:
+    export_model(word_tagger, tmp_path / "spacy", format="spacy")
+    with pytest.raises(ModelError, match=r"spacy: is a spaCy pipeline; its model is .*spacy/ner_cl$"):
+        load_model(tmp_path / "spacy")
+    assert load_model(tmp_path / "spacy" / "ner_cl").types == word_tagger.types
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
