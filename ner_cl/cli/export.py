@@ -20,7 +20,7 @@ _TEXTS = (
     "Acme Ltd. paid $ 3.2 million for Globex , said the B.B.C. , and moved from Oslo to Kyoto .",
     "She took 40 mg of aspirin after the Olympic Games in Rio de Janeiro .",
     "@user lol the new iPhone 15 is sooo good http://t.co/x1 :)",
-    "Straße , naïve , 東 京 and \u200b Łódź",
+    "Straße , naïve , 東 京 and Łódź\u200b",
     " ".join(["Bob told Mary of Paris , Texas , and of Judo ;"] * 40),
 )
 
@@ -96,12 +96,15 @@ def _to_dict(parity: "Parity") -> dict[str, float | int | None]:
         "agreement": parity.agreement,
         "f1_before": parity.f1_before,
         "f1_after": parity.f1_after,
+        "on_text": parity.on_text,
     }
 
 
 def _in_words(parity: "Parity") -> str:
     agreement = "nothing found" if parity.agreement is None else f"{100 * parity.agreement:.2f} % agreement"
     line = f"{parity.sentences} sentences: {agreement}"
+    if parity.on_text is not None:
+        line += f", {100 * parity.on_text:.2f} % where it reads text"
     if parity.f1_before is not None:
         line += f"; micro F1 {100 * parity.f1_before:.2f} before, {100 * (parity.f1_after or 0.0):.2f} after"
     return line

@@ -3,19 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ner_cl.data.words import text_and_offsets
 from ner_cl.errors import CheckFailed
 from ner_cl.evaluate.counts import count_spans, micro_f1
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import predict_sentences
 from ner_cl.types import Sentence, Span
 
-__all__ = ["LEAST_AGREEMENT", "MOST_LOSS", "Parity", "check_export"]
+__all__ = ["LEAST_AGREEMENT", "LEAST_ON_TEXT", "MOST_LOSS", "Parity", "check_export"]
 
 MOST_LOSS = 0.005
 """Largest drop of micro F1 (0 to 1) that passes the check."""
 LEAST_AGREEMENT = {"onnx": 0.999, "spacy": 0.999, "hf": 0.95}
 """Least F1 of the exported model against the original's predictions; `hf` picks the best tag of each word alone."""
+LEAST_ON_TEXT = 0.8
+"""The same of a pipeline that reads the text itself; its tokenizer may cut some words otherwise."""
 
 Finder = Callable[[Sequence[Sentence]], list[list[Span]]]
 
@@ -30,12 +34,15 @@ class Parity:
             finds a mention.
         f1_before: micro F1 of the original model; None without gold.
         f1_after: micro F1 of the exported model; None without gold.
+        on_text: `agreement`, by characters, where a pipeline reads the text with its own tokenizer; None for other
+            exports.
     """
 
     sentences: int
     agreement: float | None
     f1_before: float | None
     f1_after: float | None
+    on_text: float | None = None
 
     def check(self, format: str, *, int8: bool) -> None:  # noqa: A002  it is the word of the command line
         """Raises CheckFailed if they differ by more than `format` allows; with `int8` only the drop in F1 counts."""
@@ -49,6 +56,12 @@ class Parity:
             raise CheckFailed(
                 f"the exported model agrees with the model in {100 * self.agreement:.2f} % of what they find, less "
                 f"than {100 * least:.1f} %"
+            )
+        if self.on_text is not None and self.on_text < LEAST_ON_TEXT:
+            raise CheckFailed(
+                f"where it reads text, the exported pipeline agrees with the model in {100 * self.on_text:.2f} % of "
+                f"what they find, less than {100 * LEAST_ON_TEXT:.0f} %: its tokenizer cuts words that the model was "
+                "given whole; export with another --language, such as xx"
             )
         if self.f1_before is not None and self.f1_before - (self.f1_after or 0.0) > MOST_LOSS:
             raise CheckFailed(
@@ -73,7 +86,12 @@ def check_export(
         format: the export format.
     """
     ours = predict_sentences(model, sentences, precision="fp32")
-    theirs = {"onnx": _onnx_finder, "spacy": _spacy_finder, "hf": _hf_finder}[format](model, folder)(sentences)
+    on_text = None
+    if format == "spacy":
+        nlp = _load_pipeline(folder)
+        theirs, on_text = _found_in_words(nlp, sentences), _agreement_on_text(nlp, sentences, ours)
+    else:
+        theirs = {"onnx": _onnx_finder, "hf": _hf_finder}[format](model, folder)(sentences)
     told = [Sentence(s.words, tuple(spans), frozenset(model.types)) for s, spans in zip(sentences, ours, strict=True)]
     gold = [sentence.restrict(model.types) for sentence in sentences]
     has_gold = any(sentence.spans for sentence in gold)
@@ -82,6 +100,7 @@ def check_export(
         agreement=0.0 if any(theirs) and not any(ours) else _f1(told, theirs, model.types),
         f1_before=_f1(gold, ours, model.types) if has_gold else None,
         f1_after=_f1(gold, theirs, model.types) if has_gold else None,
+        on_text=on_text,
     )
 
 
@@ -96,18 +115,29 @@ def _onnx_finder(model: NerModel, folder: Path) -> Finder:
     return lambda sentences: predict_sentences(exported, sentences)
 
 
-def _spacy_finder(model: NerModel, folder: Path) -> Finder:
+def _load_pipeline(folder: Path) -> Any:
     import spacy
-    from spacy.tokens import Doc
 
     # With the precision of what it is compared with.
-    nlp = spacy.load(folder, config={"components": {"ner_cl": {"precision": "fp32"}}})
+    return spacy.load(folder, config={"components": {"ner_cl": {"precision": "fp32"}}})
 
-    def find(sentences: Sequence[Sentence]) -> list[list[Span]]:
-        docs = nlp.pipe(Doc(nlp.vocab, words=list(sentence.words)) for sentence in sentences)
-        return [[Span(entity.start, entity.end, entity.label_) for entity in doc.ents] for doc in docs]
 
-    return find
+def _found_in_words(nlp: Any, sentences: Sequence[Sentence]) -> list[list[Span]]:
+    from spacy.tokens import Doc
+
+    docs = nlp.pipe(Doc(nlp.vocab, words=list(sentence.words)) for sentence in sentences)
+    return [[Span(entity.start, entity.end, entity.label_) for entity in doc.ents] for doc in docs]
+
+
+def _agreement_on_text(nlp: Any, sentences: Sequence[Sentence], ours: Sequence[Sequence[Span]]) -> float | None:
+    """F1, with `ours` as gold, of what the pipeline finds in the texts of the sentences; None if neither finds any."""
+    both, all_found = 0, 0
+    texts = [text_and_offsets(sentence) for sentence in sentences]
+    for doc, (_, offsets), spans in zip(nlp.pipe(text for text, _ in texts), texts, ours, strict=True):
+        said = {(offsets[span.start][0], offsets[span.end - 1][1], span.type) for span in spans}
+        found = {(entity.start_char, entity.end_char, entity.label_) for entity in doc.ents}
+        both, all_found = both + len(said & found), all_found + len(said) + len(found)
+    return 2 * both / all_found if all_found else None
 
 
 def _hf_finder(model: NerModel, folder: Path) -> Finder:

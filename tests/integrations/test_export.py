@@ -311,6 +311,17 @@ def test_a_wrong_export_fails_its_check(word_tagger: NerModel, tmp_path: Path) -
         parity.check("hf", int8=False)
 
 
+def test_a_tokenizer_that_cuts_letters_apart_fails_the_check(word_tagger: NerModel, tmp_path: Path) -> None:
+    parities = {}
+    for language in ("en", "zh"):
+        export_model(word_tagger, tmp_path / language, format="spacy", language=language)
+        parities[language] = check_export(word_tagger, tmp_path / language, SENTENCES, format="spacy")
+    assert {language: parity.agreement for language, parity in parities.items()} == {"en": 1.0, "zh": 1.0}
+    parities["en"].check("spacy", int8=False)
+    with pytest.raises(CheckFailed, match=r"where it reads text, .* with another --language, such as xx"):
+        parities["zh"].check("spacy", int8=False)
+
+
 def test_limits_of_the_check() -> None:
     Parity(9, 0.9995, 0.8, 0.796).check("onnx", int8=False)
     Parity(9, 0.9, 0.8, 0.796).check("onnx", int8=True)
