@@ -31,7 +31,9 @@ def predict(
         ),
     ] = "-",
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write to FILE, not stdout.")] = None,
-    format_: Annotated[str, typer.Option("--format", help="Output format: jsonl, conll or docbin.")] = "jsonl",
+    format_: Annotated[
+        str, typer.Option("--format", help="Output format: jsonl, conll or docbin; only jsonl holds scores.")
+    ] = "jsonl",
     min_score: Annotated[
         float, typer.Option("--min-score", min=0.0, max=1.0, help="Leave out entities whose score is below this.")
     ] = 0.0,
@@ -44,7 +46,8 @@ def predict(
 
     Each input line is a document, even if it is blank, and gives one output record.
 
-    A JSONL record holds text, spans (start and end in code points, label, score, step), and id and meta of the input.
+    A JSONL record holds text, spans (start and end in code points, label, score, step), and id and meta of the input. A
+    DocBin with scores and steps is written by `spacy apply` with an exported pipeline.
     """
     from ner_cl.model.store import load_model
 
