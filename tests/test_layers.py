@@ -117,7 +117,7 @@ def test_strategies_know_no_other_strategy() -> None:
     [
         ("fastapi", set()),
         ("uvicorn", set()),
-        ("spacy.language", {"ner_cl.integrations.spacy_component"}),
+        ("spacy.language", {"ner_cl.integrations.spacy_component", "ner_cl.integrations.spacy_options"}),
         ("typer", {"ner_cl.cli"}),
         ("rich", {"ner_cl.cli"}),
         ("matplotlib", {"ner_cl.report.drawing"}),

@@ -165,8 +165,8 @@ def _check_weights(backbone: nn.Module, missing: Collection[str], name: str) -> 
     drawn = sorted(key for key in missing if key in own and "pooler" not in key)
     if drawn:
         raise ModelError(
-            f"encoder.name: {len(drawn)} of the {len(own)} weights of {name!r} are not in its file, such as {drawn[0]}; "
-            "give the folder as save_pretrained writes it"
+            f"encoder.name: {len(drawn)} of the {len(own)} weights of {name!r} are not in its file, such as "
+            f"{drawn[0]}; give the folder as save_pretrained writes it"
         )
 
 
