@@ -23,9 +23,9 @@ def create_app(service: Service) -> FastAPI:
     """The ASGI application of a service."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         service.batcher.start()
-        yield
+        yield {"metrics": service.metrics}  # for connections, which refuse what the application never sees
         await service.batcher.stop()
 
     app = FastAPI(

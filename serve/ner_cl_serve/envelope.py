@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from typing import Any, final
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -14,10 +15,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ner_cl_serve.metrics import Metrics
 from ner_cl_serve.problems import Problem, problem_response
 
-__all__ = ["Draining", "Envelope"]
+__all__ = ["HEAD_BYTES", "NOT_HTTP", "Draining", "Envelope", "add_headers", "facts_of", "record"]
 
 _log = logging.getLogger("ner_cl_serve")
 
+HEAD_BYTES = 64 << 10
+"""Largest request line and headers."""
+NOT_HTTP = Problem(
+    400,
+    "not_http",
+    f"this is not a request of HTTP/1.1, or its head is larger than {HEAD_BYTES >> 10} KiB",
+    {"Connection": "close"},
+)
+"""Refuses what is no request."""
+
+_ABSOLUTE = re.compile(rb"https?://([^/]*)", re.IGNORECASE)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TWO_LENGTHS = Problem(
     400,
@@ -72,18 +84,17 @@ class Envelope:
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the server omits the body
+        scope = _in_origin_form(scope)
         started = time.perf_counter()
-        facts: dict[str, Any] = {"request_id": _request_id(scope)}
-        scope.setdefault("state", {})["facts"] = facts
+        facts = facts_of(scope)
         answer = _Answer(send, facts["request_id"], self._draining)
         otherwise = _GONE  # what is recorded if the answer does not get to its end
         try:
-            if _has_two_lengths(scope):
-                await problem_response(_TWO_LENGTHS)(scope, receive, answer)
-            else:
-                await self._app(scope, receive, answer)
-        except ClientDisconnect:  # nobody to answer
-            pass
+            problem = _fault(scope)
+            application = self._app if problem is None else problem_response(problem)
+            await application(scope, receive, answer)
+        except ClientDisconnect:  # nobody to answer, or the connection has done so
+            otherwise = scope["state"].get("refused", _GONE)
         except asyncio.CancelledError:  # the server stops, and waits no longer
             otherwise = _STOPPING.status
             if answer.status:
@@ -98,17 +109,37 @@ class Envelope:
             await problem_response(Problem(500, "internal_error", told))(scope, receive, answer)
         finally:
             status = answer.status if answer.complete else otherwise
-            self._record(scope, status, time.perf_counter() - started, facts)
+            record(self._metrics, scope, status, time.perf_counter() - started)
 
-    def _record(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
-        route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
-        self._metrics.requests.labels(route, method, str(status)).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        level = logging.DEBUG if route in _QUIET else logging.INFO
-        if _log.isEnabledFor(level):
-            head = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
-            _log.log(level, "request", extra={"facts": {**head, **facts}})
+
+def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
+    """Counts a request and logs it."""
+    route = getattr(scope.get("route"), "path", "none")
+    method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
+    metrics.requests.labels(route, method, str(status)).inc()
+    metrics.request_seconds.labels(route).observe(seconds)
+    level = logging.DEBUG if route in _QUIET else logging.INFO
+    if _log.isEnabledFor(level):
+        head = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+        _log.log(level, "request", extra={"facts": {**head, **facts_of(scope)}})
+
+
+def facts_of(scope: Scope) -> dict[str, Any]:
+    """What the log is to say of a request, with its id and its client's address; the same dictionary every time."""
+    facts: dict[str, Any] = scope.setdefault("state", {}).setdefault("facts", {})
+    if not facts:
+        facts["request_id"] = _request_id(scope)
+        if scope.get("client"):
+            facts["client"] = scope["client"][0]
+    return facts
+
+
+def add_headers(headers: MutableHeaders, request_id: str) -> None:
+    """Adds those that every response has."""
+    headers.update(_HEADERS)
+    headers["X-Request-Id"] = request_id
+    for name, value in _DEFAULTS.items():
+        headers.setdefault(name, value)
 
 
 @final
@@ -130,19 +161,30 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers.update(_HEADERS)
-            headers["X-Request-Id"] = self._request_id
-            for name, value in _DEFAULTS.items():
-                headers.setdefault(name, value)
+            add_headers(headers, self._request_id)
             if self._draining.begun:
                 headers["Connection"] = "close"
         await self._send(message)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
-def _has_two_lengths(scope: Scope) -> bool:
-    """Whether the request states its length twice: a proxy in front may disagree with the server about its end."""
-    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
+def _in_origin_form(scope: Scope) -> Scope:
+    """The request without scheme and host in its target, which then count instead of `Host` (RFC 9112, 3.2.2)."""
+    found = _ABSOLUTE.match(scope["raw_path"])
+    if found is None:
+        return scope
+    path = scope["raw_path"][found.end() :] or b"/"
+    headers = [(b"host", found[1]), *((name, value) for name, value in scope["headers"] if name != b"host")]
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii")), "headers": headers}
+
+
+def _fault(scope: Scope) -> Problem | None:
+    """What is wrong with a head that could be read."""
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        return _TWO_LENGTHS  # a proxy in front may disagree with the server about the end of the request
+    head = len(scope["raw_path"]) + len(scope["query_string"])
+    head += sum(len(name) + len(value) for name, value in scope["headers"])
+    return NOT_HTTP if head > HEAD_BYTES else None
 
 
 def _request_id(scope: Scope) -> str:

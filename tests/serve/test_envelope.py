@@ -49,7 +49,7 @@ def answered(application: Application) -> tuple[list[Message], dict[str, float]]
         raise AssertionError
 
     async def ask() -> None:
-        scope: dict[str, Any] = {"type": "http", "method": "GET", "headers": [], "client": ("192.0.2.1", 5)}
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "raw_path": b"/", "query_string": b"", "headers": []}
         envelope = Envelope(application, metrics=metrics, draining=Draining())
         task = asyncio.create_task(envelope(scope, receive, send))
         await asyncio.sleep(0.01)
