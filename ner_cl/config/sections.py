@@ -168,8 +168,8 @@ class OptimizerOptions(Options):
     Attributes:
         name: `adamw` or `sgd`.
         lr: peak learning rate of the encoder.
-        head_lr: peak learning rate of the head. `auto` is 1e-3 or, where nothing but the head is trained, 1e-2: an
-            encoder that stands still does not come to meet it.
+        head_lr: peak learning rate of the head. `auto` is 1e-3 or, where nothing but the head is trained, 1e-2: a
+            frozen encoder cannot adapt to the head, so the head must move further.
         weight_decay: decoupled for `adamw`; biases and normalisation weights are exempt.
         momentum: momentum of `sgd`.
         warmup: share of the updates during which the learning rate rises; it then falls linearly to 0.
@@ -209,7 +209,8 @@ class EarlyStoppingOptions(Options):
         patience: stop after this many epochs without a better score; 0 trains all epochs. The best weights are restored
             either way.
         tolerance: a score is as good as the best one down to so many of its standard errors below it. The last epoch
-            with such a score is kept, as its learning rate was lowest. 0 keeps the best score, though it be by chance.
+            with such a score is kept, as its learning rate was lowest. 0 keeps the epoch with the highest
+            score, even if the difference is within chance.
         metric: micro F1 on the step's dev sentences, over the `new` types or over all types `seen` so far. For old
             types, the predictions of the model before the step serve as gold, so no old annotation is needed.
         every: number of epochs from one evaluation on the dev sentences to the next; the last epoch is always

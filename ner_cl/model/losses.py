@@ -27,7 +27,7 @@ _NEVER = -1e4  # a logit with no share in any softmax; finite, so that gradients
 def cross_entropy_each(
     logits: Float[Tensor, "row word tag"], targets: Int[Tensor, "row word"]
 ) -> Float[Tensor, "row word"]:
-    """Cross entropy of every word in fp32, in nats; where there is no word it means nothing."""
+    """Cross entropy of every word in fp32, in nats; values at padding are undefined."""
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
@@ -41,10 +41,10 @@ def bernoulli_kl(
         student: logits of yes for the same decisions.
         temperature: divides both logits.
     """
-    wanted, said = teacher.float() / temperature, student.float() / temperature
-    target = wanted.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(wanted, target, reduction="none")
-    return F.binary_cross_entropy_with_logits(said, target, reduction="none") - entropy
+    teacher_logits, student_logits = teacher.float() / temperature, student.float() / temperature
+    target = teacher_logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(teacher_logits, target, reduction="none")
+    return F.binary_cross_entropy_with_logits(student_logits, target, reduction="none") - entropy
 
 
 def kd_sub(

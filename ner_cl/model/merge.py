@@ -97,7 +97,7 @@ def majority(
         spans = spans_of_rows(viterbi(block, mask))
         spans[:, 3] = torch.tensor(indices, device=mask.device)[spans[:, 3]]
         found.append(spans)
-    spans, votes = torch.cat(found).unique(dim=0, return_counts=True)  # sorted by row, position and type
+    spans, votes = torch.unique(torch.cat(found), dim=0, return_counts=True)  # sorted by row, position and type
     spans = spans[2 * votes > voters.to(mask.device)[spans[:, 3]]]
     scores = span_probability(log_probs, known, [1.0] * len(known), mask, spans)
     return tags_of_disjoint(spans[non_maximum_suppression(spans, scores)], mask)

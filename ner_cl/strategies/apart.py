@@ -12,12 +12,12 @@ from ner_cl.errors import ConfigError
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import PROTECTING, StepContext, Strategy
 
 __all__ = ["POINTLESS_APART", "ApartStrategy", "options_of", "own_loss", "subnetworks_of"]
 
 POINTLESS_APART: Mapping[str, str] = dict.fromkeys(
-    ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "replay", "spg", "weight_average"),
+    (*PROTECTING, "replay"),
     "what earlier steps compute with does not change anyway, so there is nothing to protect or to remind of",
 )
 """Strategies that cannot be combined with one sub-network per step, and why."""

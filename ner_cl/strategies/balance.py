@@ -44,7 +44,10 @@ def teacher_weight(options: BalanceOptions, *, old: int, new: int) -> float:
 def word_factors(
     reduction: Literal["mean_each", "sum_then_mean"], counted: Bool[Tensor, " word"], own: Bool[Tensor, " word"]
 ) -> Float[Tensor, " word"]:
-    """The factor on each word's cost with which a mean over the step's words is the mean that `reduction` asks for.
+    """Per-word factors that turn a mean over all own words of the step into the mean that `reduction` names.
+
+    `sum_then_mean`: 1 for counted words, else 0. `mean_each`: additionally times (own words / counted words), so that
+    the term becomes a mean over the counted words only.
 
     Args:
         reduction: see `BalanceOptions`.

@@ -18,9 +18,12 @@ from ner_cl.model.precision import Precision
 from ner_cl.strategies.constraints import Constraint
 from ner_cl.types import Sentence, Span
 
-__all__ = ["Settled", "StepContext", "Strategy"]
+__all__ = ["PROTECTING", "Settled", "StepContext", "Strategy"]
 
 T = TypeVar("T")
+
+PROTECTING = ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "spg", "weight_average")
+"""Strategies that hold weights where old types need them, for `excludes` where old types' weights stay anyway."""
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from ner_cl.data.batching import plan_batches
 from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import Settled, StepContext, Strategy
-from ner_cl.strategies.heads_needed import tag_logits
+from ner_cl.strategies.heads_needed import why_no_tag_logits
 from ner_cl.types import Sentence, Span
 
 __all__ = ["BiasCorrection", "BiasCorrectionOptions", "least_lift"]
@@ -64,7 +64,7 @@ class BiasCorrection(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses a head whose columns are not tag logits."""
-        return tag_logits(head)
+        return why_no_tag_logits(head)
 
     @property
     def reads_dev(self) -> bool:

@@ -17,7 +17,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.registry import strategies
 from ner_cl.strategies.balance import BalanceOptions, teacher_weight, word_factors
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.neighbours import Neighbours
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows
@@ -94,7 +94,7 @@ class Cfner(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses heads without one softmax over all tags."""
-        return one_softmax(head)
+        return why_not_one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, in eval mode and without gradients."""
@@ -110,13 +110,13 @@ class Cfner(Strategy):
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce` and `kd`; in step 1, which has no teacher, plain cross entropy."""
 
-        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if not context.old_types:
-                return {"ce": context.model.head.supervised(said, rows, unannotated="unknown")}
+                return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
             if self._teacher is not None:
                 self._knowledge, self._teacher = self._ask_teacher(context, self._teacher), None
             assert self._knowledge is not None
-            return self._terms(context, self._knowledge, rows, said.blocks[0])
+            return self._terms(context, self._knowledge, batch, emissions.blocks[0])
 
         return on_rows(batch, emissions, terms)
 

@@ -18,7 +18,7 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.balance import BalanceOptions, teacher_weight, word_factors
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.confidence import PseudoLabels, pseudo_labels_of
-from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.step_words import StepWords
@@ -72,7 +72,7 @@ class Cpfd(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses heads without one softmax over all tags."""
-        return one_softmax(head)
+        return why_not_one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, and starts recording the student's attention.
@@ -103,16 +103,18 @@ class Cpfd(Strategy):
 
     def losses(self, context: StepContext, batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
         """`ce`, `kd` and `attention`; in step 1, which has no teacher, plain cross entropy."""
-        own = rows_from(batch.origins, "own")
+        whole, own = batch, rows_from(batch.origins, "own")  # attention is recorded for rows of all origins
 
-        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if self._teacher is None:
-                return {"ce": context.model.head.supervised(said, rows, unannotated="unknown")}
-            found = self._logit_terms(context, self._teacher, rows, said)
+                return {"ce": context.model.head.supervised(emissions, batch, unannotated="unknown")}
+            found = self._logit_terms(context, self._teacher, batch, emissions)
             if self._recorder is not None:
-                layers = zip(self._recorder.of(batch), self._teacher.attention(context, rows), strict=True)
-                distances = [pooled_distance(student[own], teacher, rows.piece_mask > 0) for student, teacher in layers]
-                words = rows.word_mask.sum(dim=1)
+                layers = zip(self._recorder.of(whole), self._teacher.attention(context, batch), strict=True)
+                distances = [
+                    pooled_distance(student[own], teacher, batch.piece_mask > 0) for student, teacher in layers
+                ]
+                words = batch.word_mask.sum(dim=1)
                 distance = (torch.stack(distances).mean(dim=0) * words).sum() / words.sum()
                 found["attention"] = self.options.attention * self._weight(context) * distance
             return found

@@ -137,13 +137,13 @@ class Das(Strategy):
             return {}
         encoder = context.model.encoder
 
-        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             with autocast(context.precision, context.model.device):
-                views = [encoder(rows), encoder(rows)]
+                views = [encoder(batch), encoder(batch)]
                 if self._importance:
                     with self._units.gated(self._importance):
-                        views.append(encoder(rows))
-            pooled = [_pooled(view, rows) for view in views]
+                        views.append(encoder(batch))
+            pooled = [_pooled(view, batch) for view in views]
             return {"contrast": self.options.contrast * contrast_loss(*pooled, temperature=self.options.temperature)}
 
         return on_rows(batch, emissions, terms)

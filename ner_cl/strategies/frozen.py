@@ -12,7 +12,7 @@ from ner_cl.config import StrategyOptions
 from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
+from ner_cl.strategies.base import PROTECTING, StepContext, Strategy
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.read_once import freeze_encoder
 from ner_cl.strategies.rows import on_rows
@@ -44,7 +44,7 @@ class Frozen(Strategy):
     options: FrozenOptions
     holds_old_types = True
     excludes: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "spg", "weight_average"),
+        PROTECTING,
         "frozen trains nothing but the new block after step 1, and there is nothing in it to protect",
     )
 
@@ -65,10 +65,10 @@ class Frozen(Strategy):
         """Cross entropy as labelled: its gradients for old types reach frozen rows only."""
         head = context.model.head
 
-        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             if head.apart:
-                return {"ce": head.supervised(said, rows, unannotated="unknown")}
-            said = replace(said, blocks=(head.as_annotated(said.blocks[0], rows),))
-            return {"ce": head.supervised(said, rows, unannotated="negative")}
+                return {"ce": head.supervised(emissions, batch, unannotated="unknown")}
+            emissions = replace(emissions, blocks=(head.as_annotated(emissions.blocks[0], batch),))
+            return {"ce": head.supervised(emissions, batch, unannotated="negative")}
 
         return on_rows(batch, emissions, terms)

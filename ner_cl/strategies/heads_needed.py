@@ -3,10 +3,10 @@
 from ner_cl.config import HeadOptions
 from ner_cl.registry import heads
 
-__all__ = ["one_softmax", "tag_logits"]
+__all__ = ["why_no_tag_logits", "why_not_one_softmax"]
 
 
-def one_softmax(head: HeadOptions) -> str:
+def why_not_one_softmax(head: HeadOptions) -> str:
     """Why a head cannot be trained by a method that needs old and new types in one softmax; "" if it can."""
     kind = heads[head.name]
     if kind.tags_words and not kind.apart:  # type: ignore[attr-defined]
@@ -14,7 +14,7 @@ def one_softmax(head: HeadOptions) -> str:
     return f"needs one softmax over the tags of all types, which head {head.name} has not; use head extendner"
 
 
-def tag_logits(head: HeadOptions) -> str:
+def why_no_tag_logits(head: HeadOptions) -> str:
     """Why a method cannot add to a type's logits in a head; "" if it can."""
     if heads[head.name].tags_words:  # type: ignore[attr-defined]
         return ""

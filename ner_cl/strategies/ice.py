@@ -13,8 +13,8 @@ from ner_cl.data.batching import Batch
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.losses import cross_entropy_each, masked_mean
 from ner_cl.registry import strategies
-from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.base import PROTECTING, StepContext, Strategy
+from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.old_blocks import freeze_old_blocks
 from ner_cl.strategies.read_once import freeze_encoder
 from ner_cl.strategies.rows import on_rows
@@ -54,13 +54,13 @@ class Ice(Strategy):
     options: IceOptions
     holds_old_types = True
     excludes: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("agem", "das", "ewc", "gem", "gpm", "ncl", "ogd", "spg", "weight_average"),
+        PROTECTING,
         "ice trains nothing but the new block after step 1, and there is nothing in it to protect",
     )
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses heads without one softmax, as all columns compete with one `O`."""
-        return one_softmax(head)
+        return why_not_one_softmax(head)
 
     def begin_stage(self, context: StepContext) -> None:
         """Freezes old blocks, biases and, unless step 1 trains it, the encoder; sets `O` in the first block."""

@@ -17,7 +17,7 @@ from ner_cl.model.losses import cross_entropy_each, kd_full, masked_mean
 from ner_cl.registry import strategies
 from ner_cl.strategies.balance import word_factors
 from ner_cl.strategies.base import StepContext, Strategy
-from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.kept import check_state
 from ner_cl.strategies.prototypes import TagMeans
 from ner_cl.strategies.rows import on_rows
@@ -76,7 +76,7 @@ class Is3(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses heads without one softmax, where new types do not affect old columns."""
-        return one_softmax(head)
+        return why_not_one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, from step 2 on and if distillation has a weight."""
@@ -146,8 +146,8 @@ class Is3(Strategy):
         ce = cross_entropy_each(logits, batch.targets)
         terms = {"ce": masked_mean(self._gold[batch.word_numbers] * ce, batch.word_mask)}
         if self._teacher is not None:
-            said = head.as_annotated(emissions.blocks[0], batch)
-            kl = kd_full(self._teacher.logits_of(context, batch), said, temperature=1.0)
+            student_logits = head.as_annotated(emissions.blocks[0], batch)
+            kl = kd_full(self._teacher.logits_of(context, batch), student_logits, temperature=1.0)
             kd = masked_mean(self._imitation[batch.word_numbers] * kl, batch.word_mask)
             terms["kd"] = self.options.distillation * kd
         return terms

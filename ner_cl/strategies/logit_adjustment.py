@@ -10,7 +10,7 @@ from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.tally import tally
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import Settled, StepContext, Strategy
-from ner_cl.strategies.heads_needed import tag_logits
+from ner_cl.strategies.heads_needed import why_no_tag_logits
 from ner_cl.types import Sentence, Span
 
 __all__ = ["LogitAdjustment", "LogitAdjustmentOptions", "log_ratios", "rarity_of_old_types"]
@@ -51,7 +51,7 @@ class LogitAdjustment(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses a head whose columns are not tag logits."""
-        return tag_logits(head)
+        return why_no_tag_logits(head)
 
     @property
     def reads_dev(self) -> bool:

@@ -66,8 +66,8 @@ class Lwf(Strategy):
 
         def imitation(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             options = self.options
-            said = teacher.logits_of(context, batch)
-            terms = context.model.head.divergences(emissions, said, temperature=options.temperature)
+            teacher_logits = teacher.logits_of(context, batch)
+            terms = context.model.head.divergences(emissions, teacher_logits, temperature=options.temperature)
             factor = options.temperature**2 if options.scale else 1.0
             return {"kd": options.strength * factor * torch.stack(terms).sum()}
 

@@ -116,7 +116,10 @@ class Memory:
     def _enough(
         self, sentences: Sequence[Sentence], ranking: Iterable[int], types: Sequence[str]
     ) -> tuple[Sentence, ...]:
-        """Of sentences chosen with a larger budget, exactly those this budget would have chosen (unit: `type`)."""
+        """The first sentences of a ranking that hold `budget` mentions of each type, or all there are (unit: `type`).
+
+        Applied again to an earlier choice with a smaller budget, it gives what that budget would have chosen.
+        """
         chosen = enough_mentions(ranking, _mentions(sentences, types), int(self.options.budget))
         return tuple(sentences[index] for index in chosen)
 
@@ -133,6 +136,7 @@ class Memory:
         if self.options.selection == "random":
             return others
         features = type_features(context.model, own, context.types, batch_tokens=context.eval_batch_tokens)
+        # One queue: drops repeats.
         return in_turn([chain(in_turn([_herd(*part) for part in features.values()]), others)])
 
     def _limits(self, sizes: Sequence[int], new: int) -> list[int]:

@@ -19,7 +19,7 @@ from ner_cl.model.precision import autocast
 from ner_cl.registry import strategies
 from ner_cl.strategies.base import StepContext, Strategy
 from ner_cl.strategies.duplets import Duplets, Erased, own_duplet
-from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.prototypes import TagMeans, distances_to, rectified
 from ner_cl.strategies.rows import on_rows
 from ner_cl.strategies.teacher import teacher_reads
@@ -83,7 +83,7 @@ class Rdp(Strategy):
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses heads without one softmax, as a pseudo-label is one tag out of all old ones."""
-        return one_softmax(head)
+        return why_not_one_softmax(head)
 
     def begin_step(self, context: StepContext) -> None:
         """Keeps a copy of the model as the teacher, until its answers are computed."""
@@ -138,12 +138,12 @@ class Rdp(Strategy):
         if erased is None:
             return {}
         with autocast(context.precision, context.model.device):
-            said = context.model(erased.batch, steps=context.trained_steps)
-        costs = self._costs(context, said, erased.batch, answers)
+            of_erased = context.model(erased.batch, steps=context.trained_steps)
+        costs = self._costs(context, of_erased, erased.batch, answers)
         sums = {name: _sum(cost, erased.batch.word_mask) for name, cost in costs.items()}
         if self.options.consistency:
             _, labels = self._answers.of(batch)
-            sums["consistency"] = self.options.consistency * _distance(emissions, said, erased, labels)
+            sums["consistency"] = self.options.consistency * _distance(emissions, of_erased, erased, labels)
         return sums
 
     def _costs(
@@ -156,9 +156,9 @@ class Rdp(Strategy):
             "soft_labels": self.options.soft_labels,
             "entropy": self.options.entropy,
         }
-        said = emissions.blocks[0]
-        annotated = context.model.head.as_annotated(said, batch)
-        costs = word_costs(said, batch.targets, *answers.of(batch), annotated=annotated)
+        student_logits = emissions.blocks[0]
+        annotated = context.model.head.as_annotated(student_logits, batch)
+        costs = word_costs(student_logits, batch.targets, *answers.of(batch), annotated=annotated)
         return {name: weight * costs[name] for name, weight in weights.items() if weight}
 
 
@@ -219,8 +219,8 @@ def _ask(
     """The teacher's logits and pseudo-labels of the words of some rows."""
     logits = torch.zeros(encoded.words, len(teacher.tagset.tags), device=teacher.device)
     labels = torch.zeros(encoded.words, dtype=torch.long, device=teacher.device)
-    for batch, vectors, said in teacher_reads(teacher, encoded, context, rows):
-        numbers, scores = batch.word_numbers[batch.word_mask], said[batch.word_mask]
+    for batch, vectors, teacher_logits in teacher_reads(teacher, encoded, context, rows):
+        numbers, scores = batch.word_numbers[batch.word_mask], teacher_logits[batch.word_mask]
         logits[numbers] = scores
         if means is not None:
             scores = rectified(scores, distances_to(means.means, means.known, vectors[batch.word_mask]))
@@ -229,11 +229,11 @@ def _ask(
 
 
 def _distance(
-    emissions: Emissions, said: Emissions, erased: Erased, labels: Int[Tensor, "row word"]
+    emissions: Emissions, of_erased: Emissions, erased: Erased, labels: Int[Tensor, "row word"]
 ) -> Float[Tensor, ""]:
     """`Σ ‖ŷ(whole) - ŷ(erased)‖²` over words that are pseudo-labelled with an old type (TBCL, equation 10)."""
     whole = torch.softmax(erased.whole(emissions.blocks[0].float()), dim=-1)
-    squares = (whole - torch.softmax(said.blocks[0].float(), dim=-1)).square().sum(dim=-1)
+    squares = (whole - torch.softmax(of_erased.blocks[0].float(), dim=-1)).square().sum(dim=-1)
     old = erased.whole(labels.unsqueeze(-1)).squeeze(-1) > 0
     return _sum(squares, erased.batch.word_mask & old)
 

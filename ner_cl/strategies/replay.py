@@ -160,12 +160,12 @@ class Replay(Strategy):
         options = self.options
         reading: Literal["negative", "unknown"] = "negative" if options.labels == "naive" else "unknown"
 
-        def terms(rows: Batch, said: Emissions) -> dict[str, Float[Tensor, ""]]:
+        def terms(batch: Batch, emissions: Emissions) -> dict[str, Float[Tensor, ""]]:
             found = {}
             if weight := options.beta if self._der else options.weight:
-                found["replay"] = self._scale * weight * cross_entropy(context.model.head, rows, said, reading)
+                found["replay"] = self._scale * weight * cross_entropy(context.model.head, batch, emissions, reading)
             if self._der and options.alpha and self._logits:
-                found["replay_logits"] = self._scale * options.alpha * self._distance(context, rows, said)
+                found["replay_logits"] = self._scale * options.alpha * self._distance(context, batch, emissions)
             return found
 
         return on_rows(batch, emissions, terms, "remembered")
@@ -179,11 +179,11 @@ class Replay(Strategy):
             self._logits = {}
             return
         encoded = context.model.encode(new)
-        for rows, said in emissions_of(
+        for rows, emissions in emissions_of(
             context.model, encoded, batch_tokens=context.eval_batch_tokens, precision="fp32"
         ):
-            for place, (row, logits) in enumerate(zip(rows, said.flat(), strict=True)):
-                own = logits[said.word_mask[place]].float()
+            for place, (row, logits) in enumerate(zip(rows, emissions.flat(), strict=True)):
+                own = logits[emissions.word_mask[place]].float()
                 self._logits[_key(new[row])] = own.cpu().clone()
 
     def release(self) -> None:

@@ -66,7 +66,7 @@ def cross_entropy_as_annotated(head: Head, batch: Batch, emissions: Emissions, *
     return on_rows(
         batch,
         emissions,
-        lambda rows, said: {"ce": cross_entropy(head, rows, said, "unknown")},
+        lambda batch, emissions: {"ce": cross_entropy(head, batch, emissions, "unknown")},
         *origins,
     )
 
@@ -76,5 +76,5 @@ def cross_entropy_as_labelled(head: Head, batch: Batch, emissions: Emissions) ->
     return on_rows(
         batch,
         emissions,
-        lambda rows, said: {"ce": head.supervised(said, rows, unannotated="negative")},
+        lambda batch, emissions: {"ce": head.supervised(emissions, batch, unannotated="negative")},
     )

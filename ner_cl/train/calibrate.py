@@ -77,7 +77,7 @@ def calibrate(
     types = [type_ for type_ in model.tagset.steps[-1] if any(type_ in s.annotated_types for s in dev)]
     if not types or model.head.votes:
         return None
-    found = _Found(model, dev, types, batch_tokens, precision)
+    found = _JudgedSpans(model, dev, types, batch_tokens, precision)
     if len(found.right) < LEAST_SPANS:
         return None
     right = int(found.right.sum())
@@ -89,11 +89,12 @@ def calibrate(
 
     before = found.error(1.0)
     temperature = math.exp(golden_section(cost, math.log(_LOWEST), math.log(_HIGHEST), rounds=_ROUNDS))
+    model.head.temperatures[-1] = temperature
     return Calibration(temperature, len(found.right), before, found.error(temperature))
 
 
 @final
-class _Found:
+class _JudgedSpans:
     """Spans predicted on dev and judged by the gold, with the emissions to recompute their probabilities from.
 
     Attributes:
@@ -128,10 +129,12 @@ class _Found:
         self.right = torch.tensor(right, dtype=torch.bool)
 
     def scores(self, temperature: float) -> Float[Tensor, " span"]:
-        """Probability of each span, on the CPU; sets the temperature of the newest step."""
-        self.head.temperatures[-1] = temperature
-        return torch.cat([self.head.span_scores(*row).float().cpu() for row in self.rows]).clamp(1e-6, 1 - 1e-6)
+        """Probability of each span with a temperature of the newest step, on the CPU."""
+        known, self.head.temperatures[-1] = self.head.temperatures[-1], temperature
+        scores = torch.cat([self.head.span_scores(*row).float().cpu() for row in self.rows])
+        self.head.temperatures[-1] = known
+        return scores.clamp(1e-6, 1 - 1e-6)
 
     def error(self, temperature: float) -> float:
-        """Expected calibration error; sets the temperature of the newest step."""
+        """Expected calibration error with a temperature of the newest step."""
         return calibration_error(reliability(self.scores(temperature).tolist(), self.right.tolist())) or 0.0

@@ -77,7 +77,8 @@ def _inverse(basis: Float[Tensor, "input rank"], gate: Tensor) -> Float[Tensor, 
     columns = basis.double()
     values, vectors = torch.linalg.eigh(columns.T @ (gate.double().reshape(-1, 1) * columns))
     inverted = torch.where(values > _SMALLEST_EIGENVALUE * values.amax(), 1 / values, 0.0)
-    return vectors * inverted @ vectors.T
+    inverse: Tensor = vectors * inverted @ vectors.T
+    return inverse
 
 
 def _solve_rows(

@@ -130,7 +130,8 @@ def _chosen(strategies: Sequence[Any], model: NerModel, *, isolate: bool, replay
     if not isolate and model.subnetworks is None:
         chosen = tuple(or_default(chosen))  # a strategy added below joins the default ones
     if replays:
-        chosen = _with(chosen, {"name": "replay"})
+        if not any(options.name == "replay" for options in chosen):
+            chosen += _parse(["replay"])
         _check_replayed(chosen)
     return _isolating(chosen, model) if isolate else chosen
 
@@ -207,13 +208,6 @@ def _parse(strategies: Any) -> tuple[StrategyOptions, ...]:
         return parse_strategies(strategies)
     except ValueError as error:
         raise ConfigError(f"strategies: {error}") from error
-
-
-def _with(strategies: tuple[StrategyOptions, ...], needed: dict[str, Any]) -> tuple[StrategyOptions, ...]:
-    """Adds a strategy unless it is listed already."""
-    if any(options.name == needed["name"] for options in strategies):
-        return strategies
-    return strategies + _parse([needed])
 
 
 def _begun(model: NerModel) -> tuple[StrategyOptions, ...]:

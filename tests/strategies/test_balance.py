@@ -5,7 +5,7 @@ import torch
 
 from ner_cl.config import HeadOptions
 from ner_cl.strategies.balance import BalanceOptions, teacher_weight, word_factors
-from ner_cl.strategies.heads_needed import one_softmax
+from ner_cl.strategies.heads_needed import why_not_one_softmax
 
 
 def options(**values: object) -> BalanceOptions:
@@ -36,5 +36,5 @@ def test_the_mean_over_all_words_gets_the_scale_of_the_reduction(pays: list[int]
 
 
 def test_heads_without_one_softmax_are_refused_with_a_way_out() -> None:
-    assert one_softmax(HeadOptions(name="extendner")) == ""
-    assert "head addner has not; use head extendner" in one_softmax(HeadOptions(name="addner"))
+    assert why_not_one_softmax(HeadOptions(name="extendner")) == ""
+    assert "head addner has not; use head extendner" in why_not_one_softmax(HeadOptions(name="addner"))

@@ -262,10 +262,10 @@ class Head(nn.Module, ABC):
         terms = []
         start, old = 0, teacher.shape[-1]
         for block in emissions.blocks:
-            said = teacher[..., start : start + block.shape[-1]]
-            if said.shape[-1]:
-                kl = kd_sub(said, block[..., : said.shape[-1]], temperature=temperature)
-                terms.append(masked_mean(kl * mention_weights(said, mention_weight), emissions.word_mask))
+            teacher_logits = teacher[..., start : start + block.shape[-1]]
+            if teacher_logits.shape[-1]:
+                kl = kd_sub(teacher_logits, block[..., : teacher_logits.shape[-1]], temperature=temperature)
+                terms.append(masked_mean(kl * mention_weights(teacher_logits, mention_weight), emissions.word_mask))
             start = min(old, start + block.shape[-1])
         return terms
 

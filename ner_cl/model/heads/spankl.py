@@ -120,9 +120,9 @@ class SpanKl(Head):
         for block in emissions.blocks:
             if start == old:
                 break
-            said = self._band([teacher[..., start : start + block.shape[-1]]])
-            kl = bernoulli_kl(said, self._band([block]), temperature=temperature)
-            kl = kl * mention_weights(said, mention_weight, decisions=True)
+            teacher_logits = self._band([teacher[..., start : start + block.shape[-1]]])
+            kl = bernoulli_kl(teacher_logits, self._band([block]), temperature=temperature)
+            kl = kl * mention_weights(teacher_logits, mention_weight, decisions=True)
             terms.append(self._mean(kl / kl.shape[-1], emissions.word_mask))
             start += block.shape[-1]
         return terms
@@ -155,8 +155,8 @@ class SpanKl(Head):
     def decisions(self, emissions: Emissions) -> list[Float[Tensor, "decision choice"]]:
         """For each block, the logits of no and yes for every span and type."""
         inside = within(emissions.word_mask, self.options.max_words)
-        said = [self._band([block])[inside].flatten() for block in emissions.blocks]
-        return [torch.stack([torch.zeros_like(yes), yes], dim=-1) for yes in said]
+        logits = [self._band([block])[inside].flatten() for block in emissions.blocks]
+        return [torch.stack([torch.zeros_like(yes), yes], dim=-1) for yes in logits]
 
     def summed_logits(
         self, words: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]

@@ -183,8 +183,8 @@ class Stack(Join):
             return hidden
         seen = run.frozen(step - 1)[-1]
         with torch.no_grad(), torch.autocast(seen.device.type, enabled=False):
-            said = run.model.head.blocks[step - 2](seen.float()).softmax(dim=-1)
-        added: Tensor = self.steps[str(step)](torch.cat([seen.float(), said], dim=-1))
+            probabilities = run.model.head.blocks[step - 2](seen.float()).softmax(dim=-1)
+        added: Tensor = self.steps[str(step)](torch.cat([seen.float(), probabilities], dim=-1))
         return hidden + added
 
 
