@@ -113,7 +113,7 @@ class Connection(H11Protocol):
 
     def _record_refusal(self) -> str:
         """Records that a request was refused, and returns its id."""
-        if self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # None before the first
             scope: Any = {"type": "http", "method": "", "headers": [], "client": self.client}
             facts = facts_of(scope)
             record(self.app_state["metrics"], scope, NOT_HTTP.status, 0.0)

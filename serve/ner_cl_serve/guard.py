@@ -1,7 +1,7 @@
 """Who may call which route."""
 
 from ipaddress import ip_address
-from typing import final
+from typing import Any, final
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -29,30 +29,37 @@ class Guard:
     def __init__(self, tokens: Tokens, access: Access) -> None:
         self._tokens, self._access = tokens, access
 
-    def check_client(self, given: HTTPAuthorizationCredentials | None, host: str) -> None:
-        """Raises Problem if a required token is missing or wrong, or if `host` must be local but is not."""
+    def check_client(self, given: HTTPAuthorizationCredentials | None, host: str, facts: dict[str, Any]) -> None:
+        """Raises Problem if a required token is missing or wrong, or if `host` must be local but is not.
+
+        Args:
+            given: the token that was sent, if any.
+            host: whom the request is addressed to.
+            facts: for the log, which gets to know the name of the token.
+        """
         if self._access == "token":
-            self._whose(given)
+            self._whose(given, facts)
         elif self._access == "local" and not _is_local(host):
             message = (
                 f"this service answers for this machine, not for {host[:64]!r}; start it with --access open or token"
             )
             raise Problem(421, "wrong_host", message)
 
-    def check_admin(self, given: HTTPAuthorizationCredentials | None) -> None:
-        """Raises Problem unless the token belongs to an admin."""
+    def check_admin(self, given: HTTPAuthorizationCredentials | None, facts: dict[str, Any]) -> None:
+        """Raises Problem unless the token belongs to an admin; see `check_client`."""
         if not self._tokens.entries:
             message = "this service takes no orders; start it with --tokens FILE to publish models"
             raise Problem(403, "no_admin", message)
-        if self._whose(given).role != "admin":
+        if self._whose(given, facts).role != "admin":
             raise Problem(403, "not_admin", "this token may not do that; use one with the role admin")
 
-    def _whose(self, given: HTTPAuthorizationCredentials | None) -> Token:
+    def _whose(self, given: HTTPAuthorizationCredentials | None, facts: dict[str, Any]) -> Token:
         if given is None:
             raise Problem(401, "no_token", "send a token: Authorization: Bearer TOKEN", _ASK)
         found = self._tokens.find(given.credentials)
         if found is None:
             raise Problem(401, "wrong_token", "this token is not known here", _ASK)
+        facts["token"] = found.name
         return found
 
 
@@ -69,13 +76,14 @@ def _is_local(host: str) -> bool:
 @final
 class _Client(HTTPBearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        guard_of(request).check_client(await super().__call__(request), request.headers.get("host", ""))
+        host = request.headers.get("host", "")
+        guard_of(request).check_client(await super().__call__(request), host, request.state.facts)
 
 
 @final
 class _Admin(HTTPBearer):
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
-        guard_of(request).check_admin(await super().__call__(request))
+        guard_of(request).check_admin(await super().__call__(request), request.state.facts)
 
 
 def guard_of(request: Request) -> Guard:

@@ -1,6 +1,7 @@
 """Who may ask what, and what a file of tokens must be."""
 
 import json
+import logging
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ner_cl.errors import ConfigError
+from ner_cl_serve.logs import JsonFormatter
 from ner_cl_serve.tokens import Tokens, add_token, main
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, assert_eventually
 from tests.serve.test_entities import assert_refused
 
 OPEN, PROTECTED, ADMIN = ("/healthz", "/readyz", "/", "/page/page.js"), ("/metrics", "/v1/model"), "/v1/model"
@@ -86,6 +88,28 @@ def test_a_protected_service_asks_everybody(
     assert_refused(running.client.get("/v1/model", headers={"Authorization": "Basic QTpC"}), 401, "no_token")
     strange = running.client.get("/v1/model", headers={"Authorization": b"Bearer \xff\xfe"})
     assert_refused(strange, 401, "wrong_token")
+
+
+def test_the_log_tells_whose_token_was_used_and_from_where(
+    serving: Callable[..., Running], token_file: tuple[Path, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ner_cl_serve")
+    running = serving(access="token")
+    client, admin = bearer(token_file[1]["client"]), bearer(token_file[1]["admin"])
+    for headers in (client, admin, bearer("guess")):
+        running.client.post(ADMIN, json={"model": "step2"}, headers=headers)
+    running.client.post("/v1/entities", json={"texts": ["Ada"]}, headers=client)
+    assert_eventually(lambda: len([record for record in caplog.records if record.message == "request"]) == 4)
+    facts = [vars(record)["facts"] for record in caplog.records if record.message == "request"]
+    assert [(one["status"], one.get("token")) for one in facts] == [
+        (403, "Bob"),
+        (200, "Ada"),
+        (401, None),
+        (200, "Bob"),
+    ]
+    assert {one["client"] for one in facts} == {"127.0.0.1"}
+    lines = "".join(JsonFormatter().format(record) for record in caplog.records)
+    assert not any(token in lines for token in token_file[1].values())
 
 
 def test_tokens_are_kept_as_hashes_only(tmp_path: Path) -> None:

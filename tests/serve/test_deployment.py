@@ -49,6 +49,11 @@ def test_the_container_is_started_with_flags_that_exist(serve: Path, flags: set[
     assert text.splitlines().index("USER 10001:10001") < text.splitlines().index('ENTRYPOINT ["ner-cl", "serve"]')
 
 
+def test_the_container_has_time_to_answer_what_it_accepted(serve: Path) -> None:
+    [seconds] = re.findall(r"--stop-timeout (\d+)", (serve / "Dockerfile").read_text())
+    assert int(seconds) > 31  # the defaults of --drain-seconds and --stop-seconds
+
+
 def test_what_the_container_copies_is_there_and_not_ignored(repository: Path, serve: Path) -> None:
     ignored = (serve / "Dockerfile.dockerignore").read_text().splitlines()
     copies = re.findall(r"^COPY ((?!--from).*)$", (serve / "Dockerfile").read_text(), re.MULTILINE)
