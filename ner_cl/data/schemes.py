@@ -19,6 +19,10 @@ _ALIASES = {"iob": "auto", "bio": "iob2", "bilou": "bioes", "bmes": "bioes", "io
 _PREFIXES = {"iob1": "BI", "iob2": "BI", "bioes": "BIESLUM", "io": "I"}
 _PREFIXED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 _UNKNOWN_PREFIX = re.compile(r"(?![BIESLUM])[A-Z]-.+", re.DOTALL)
+_OTHERWISE = (
+    re.compile(r"([BIESLUM])[-_](.+)", re.DOTALL | re.IGNORECASE),
+    re.compile(r"(.+)[-_]([BIESLUM])", re.DOTALL),
+)
 _NO_TAG = frozenset({"", "o", "0", "_", "-", "*"})
 
 
@@ -99,6 +103,7 @@ class TagTable:
         refused = {tag: _no_prefix(tag) for tag in tags if tag in _NO_TAG or not any(map(str.isalnum, tag))}
         if strict:
             refused |= {tag: _unknown_prefix(tag) for tag in tags if _UNKNOWN_PREFIX.fullmatch(tag)}
+            refused |= {tag: _written_otherwise(tag, meant) for tag, meant in _prefixed_otherwise(tags).items()}
         prefixed = {tag: match[1] for tag in tags if (match := _PREFIXED.fullmatch(tag))}
         refused |= {tag: _mixed(tag) for tag, prefix in prefixed.items() if strict or prefix in _PREFIXES["io"]}
         refused |= {tag: _whitespace(tag) for tag in tags if any(char.isspace() and char != " " for char in tag)}
@@ -114,6 +119,27 @@ def _unknown_prefix(tag: str) -> str:
     return (
         f"tag {tag!r} has an unknown prefix; write B-, I-, E- or S-, or name the scheme io if the type is called that"
     )
+
+
+def _prefixed_otherwise(tags: Iterable[str]) -> dict[str, str]:
+    """Tags such as `b-PER`, `B_PER` and `PER-B`, if a type occurs with both B and I, and how they are written here.
+
+    Without such a pair, types may be called that: `B_cell`, `vitamin-B`.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for tag in tags:
+        if match := _OTHERWISE[0].fullmatch(tag):
+            found[tag] = (match[1].upper(), match[2])
+        elif match := _OTHERWISE[1].fullmatch(tag):
+            found[tag] = (match[2], match[1])
+    parts = set(found.values())
+    if not any(("B", type_) in parts and ("I", type_) in parts for _, type_ in parts):
+        return {}
+    return {tag: f"{mark}-{type_}" for tag, (mark, type_) in found.items()}
+
+
+def _written_otherwise(tag: str, meant: str) -> str:
+    return f"tag {tag!r} looks like {meant}; write it so, or name the scheme io if the type is called {tag!r}"
 
 
 def _two_schemes(tag: str) -> str:

@@ -100,6 +100,27 @@ def test_exports_of_other_tools_mean_the_same(read, value: Any, layout: str) -> 
     assert sentence.annotated_types == {"PER", "LOC"}
 
 
+def test_tokens_that_say_where_they_are_are_the_words_where_spans_need_them(read) -> None:
+    """As Prodigy writes them; elsewhere words are those that `predict` finds in a text."""
+    pieces = [("I", 0, 1), ("do", 2, 4), ("n't", 4, 7), (" ", 8, 9), ("go", 9, 11)]
+    tokens = [{"text": text, "start": start, "end": end} for text, start, end in pieces]
+    record = {"text": "I don't  go", "tokens": tokens, "spans": [{"start": 4, "end": 7, "label": "NOT"}]}
+    (sentence,), _ = read(record)
+    assert (sentence.words, triples(sentence)) == (("I", "do", "n't", "go"), [(2, 3, "NOT")])
+    (sentence,), _ = read({**record, "spans": [{"start": 0, "end": 1, "label": "ME"}]})
+    assert sentence.words == ("I", "don", "'", "t", "go")
+    with pytest.raises(DataError, match=r"cuts a word; .* correct the offsets, give the words as word_offsets, or"):
+        read({**record, "spans": [{"start": 3, "end": 7, "label": "NOT"}]})
+
+
+@pytest.mark.parametrize("key", ["spans", "entities"])
+def test_tags_count_where_spans_are_empty(read, key: str) -> None:
+    record = {"text": "Ada left", "tokens": ["Ada", "left"], "tags": ["B-PER", "O"], key: []}
+    (sentence,), _ = read(record)
+    assert triples(sentence) == [(0, 1, "PER")]
+    assert read({**record, "tags": ["news"]})[0][0].spans == ()
+
+
 def test_array_elements_know_their_line(read, tmp_path: Path) -> None:
     sentences, _ = read(json.dumps([{"text": "a", "spans": []}, {"text": "b", "spans": []}], indent=1))
     assert [sentence.source.rpartition(":")[2] for sentence in sentences] == ["2", "6"]
@@ -160,7 +181,7 @@ def test_a_span_that_cuts_a_word(read, tmp_path: Path) -> None:
         read(line)
     assert str(caught.value) == (
         f"{tmp_path / 'x.jsonl'}:1: span 3..9 'London' LOC cuts a word; the nearest word borders are "
-        "3..14 'Londonderry': correct the offsets, or read with alignment 'expand'"
+        "3..14 'Londonderry': correct the offsets, give the words as word_offsets, or read with alignment 'expand'"
     )
     (sentence,), report = read(line, alignment="expand")
     assert triples(sentence) == [(1, 2, "LOC")]

@@ -150,6 +150,23 @@ def test_an_unknown_prefix_is_no_type() -> None:
     assert not TagTable.of([["art-film", "O", "product-car"]]).refused
 
 
+@pytest.mark.parametrize(
+    ("tags", "meant"),
+    [
+        (["b-PER", "i-PER", "b-LOC"], "B-LOC"),
+        (["B_PER", "I_PER", "B_LOC"], "B-LOC"),
+        (["PER-B", "PER-I", "LOC-B"], "B-LOC"),
+        (["PER_B", "PER_I", "LOC_B"], "B-LOC"),
+    ],
+)
+def test_tags_written_otherwise_are_no_types(tags: list[str], meant: str) -> None:
+    table = TagTable.of([[*tags, "O"]])
+    assert set(table.refused) == set(tags)
+    assert f"looks like {meant}; write it so, or name the scheme io" in table.refused[tags[-1]]
+    assert not TagTable.of([tags], "io").refused
+    assert not TagTable.of([["B_cell", "T_cell", "vitamin-B", "vitamin-E", "i-phone"]]).refused
+
+
 def test_the_marks_of_two_schemes_do_not_mix() -> None:
     table = TagTable.of([["B-PER", "E-PER", "S-LOC", "O"], ["U-LOC", "S-PER"]])
     assert set(table.refused) == {"U-LOC"}

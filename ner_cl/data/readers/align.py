@@ -80,7 +80,8 @@ def _align(
     report.refuse(
         line,
         f"span {span.start}..{span.end} {surface!r} {span.type} cuts a word; the nearest word "
-        f"borders are {begin}..{end} {text[begin:end]!r}: correct the offsets, or read with alignment 'expand'",
+        f"borders are {begin}..{end} {text[begin:end]!r}: correct the offsets, give the words as word_offsets, or read "
+        "with alignment 'expand'",
         kind="misaligned",
     )
     return None

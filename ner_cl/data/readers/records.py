@@ -1,12 +1,13 @@
 """Convert a JSON object to a sentence: our own format and the exports of Prodigy, doccano, Label Studio and spaCy."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, TypeAlias
 
 from ner_cl.data.readers.align import CharSpan, align_spans
 from ner_cl.data.readers.base import Draft, ReadOptions, ReadReport
 from ner_cl.data.readers.tagged import TaggedSentence, drafts_of_tagged
-from ner_cl.data.words import split_words
+from ner_cl.data.words import is_invisible, split_words
 from ner_cl.types import Span
 
 __all__ = [
@@ -49,7 +50,7 @@ def drafts_of_records(records: Iterable[tuple[int, object]], options: ReadOption
 def _unwrapped(record: object) -> Record:
     """Return the object with text and spans; spaCy's `[text, {"entities": [...]}]` pairs are merged into one."""
     if isinstance(record, Mapping):
-        return record
+        return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in record.items()}
     if isinstance(record, list | tuple) and len(record) == 2:
         text, annotation = record
         if isinstance(text, str) and isinstance(annotation, Mapping):
@@ -67,15 +68,34 @@ def _sentence(record: Record, line: int, options: ReadOptions, report: ReadRepor
     words = record.get("tokens", record.get("words"))
     tag_key = next((key for key in _TAG_KEYS if _is_list_of_tags(record.get(key))), None)
     # If the record has a text, its spans are character offsets, whatever else it holds.
-    spanned = isinstance(record.get("text"), str) and (tag_key is None or "spans" in record or "entities" in record)
+    spanned = isinstance(record.get("text"), str) and not (tag_key and _tags_say_more(record, words, tag_key))
     if isinstance(words, list | tuple) and not spanned:
         return _pretokenised(record, _words(words), tag_key, declared, line, report)
     if "text" not in record:
         raise RecordError(f"has no text; write {_SHAPE}")
     if not isinstance(record["text"], str):
         raise RecordError(f"has a text that is {type(record['text']).__name__}, not a string; quote it")
-    own = record.get("word_offsets")
-    return _annotated_text(record["text"], _span_items(record), declared, line, options, report, own_words=own)
+    own, given = record.get("word_offsets"), _offsets_of_tokens(words)
+    return _annotated_text(
+        record["text"], _span_items(record), declared, line, options, report, own_words=own, tokens=given
+    )
+
+
+def _tags_say_more(record: Record, words: object, tag_key: str) -> bool:
+    """Whether the tags of words are the annotation, because there are no spans or only an empty list of them."""
+    if "spans" not in record and "entities" not in record:
+        return True
+    one_a_word = isinstance(words, list | tuple) and len(words) == len(record[tag_key])
+    return one_a_word and not record.get("spans") and not record.get("entities")
+
+
+def _offsets_of_tokens(words: object) -> list[list[Any]] | None:
+    """Offsets of tokens that all say where they are, as Prodigy's do; None otherwise."""
+    if not isinstance(words, list) or not all(
+        isinstance(word, Mapping) and {"start", "end"} <= word.keys() for word in words
+    ):
+        return None
+    return [[word["start"], word["end"]] for word in words]
 
 
 def declared_types(types: Any) -> frozenset[str] | None:
@@ -97,11 +117,19 @@ def _annotated_text(
     report: ReadReport,
     *,
     own_words: object = None,
+    tokens: object = None,
 ) -> Draft | None:
-    """Build a draft from a text and its character spans; words come from `split_words` or from the record itself."""
+    """Build a draft from a text and its character spans; words come from `split_words` or from the record itself.
+
+    With `own_words` they are these. `tokens`, on which spans were marked, are the words only where spans cut those of
+    `split_words`, which `predict` finds in a text.
+    """
     _check_characters(text)
     spans = [span for item in items for span in _char_spans(item, text, line, report)]
     offsets = split_words(text) if own_words is None else word_offsets(own_words, text)
+    if own_words is None and tokens and not _on_borders(spans, offsets):
+        marked = [(start, end) for start, end in word_offsets(tokens, text) if not is_invisible(text[start:end])]
+        offsets = marked if _on_borders(spans, marked) else offsets
     if not offsets and not spans:
         report.repaired("text without a word skipped", line)
         return None
@@ -113,14 +141,20 @@ def _annotated_text(
     return Draft(words, tuple(aligned), declared, line, text, tuple(offsets))
 
 
+def _on_borders(spans: Iterable[CharSpan], offsets: Iterable[tuple[int, int]]) -> bool:
+    """Whether every span begins with a word and ends with one."""
+    starts, ends = ({pair[side] for pair in offsets} for side in (0, 1))
+    return all(span.start in starts and span.end in ends for span in spans)
+
+
 def word_offsets(pairs: object, text: str) -> list[tuple[int, int]]:
     """Check the record's own word offsets: `[[start, end], ...]` in code points, in order and without overlap."""
     offsets: list[tuple[int, int]] = []
     before = 0
-    for pair in pairs if isinstance(pairs, list) else [pairs]:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(type(offset) is int for offset in pair)):
+    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
+        start, end = map(_whole_number, pair) if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
+        if start is None or end is None:
             raise RecordError(f"has word_offsets that hold {pair!r}; write pairs such as [0, 3]")
-        start, end = pair
         if not before <= start < end <= len(text):
             raise RecordError(f"has a word at {start}..{end}; words must be in order and inside the text")
         offsets.append((start, end))
@@ -203,13 +237,23 @@ def _span_parts(item: object) -> tuple[int, int, list[str]]:
         start, end, label = item
     else:
         raise RecordError(f'has a span {item!r}; write {{"start": 0, "end": 3, "label": "PER"}} or [0, 3, "PER"]')
-    # `type(...) is int` because bool is a subclass of int but no valid offset.
-    if type(start) is not int or type(end) is not int:
+    first, last = _whole_number(start), _whole_number(end)
+    if first is None or last is None:
         raise RecordError(f"has a span with offsets {start!r}..{end!r}; write whole numbers")
     labels = label if isinstance(label, list) else [label]
     if not labels or not all(isinstance(one, str) and one.strip() for one in labels):
         raise RecordError(f"has a span {start}..{end} whose label is {label!r}; write the name of a type")
-    return start, end, labels
+    return first, last, labels
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a whole number of any kind (NumPy has its own) as int; None for anything else, true and false included."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return index(value)
+    except TypeError:  # arrays and NumPy's true and false
+        return None
 
 
 def _char_spans(item: object, text: str, line: int, report: ReadReport) -> list[CharSpan]:
