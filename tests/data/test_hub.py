@@ -55,6 +55,27 @@ def test_folder_of_splits(tagged: Dataset, tmp_path: Path) -> None:
         read_sentences(f"{tmp_path / 'd'}#none", format="hub")
 
 
+def test_a_split_is_not_read_from_a_data_set_without_splits(tagged: Dataset, tmp_path: Path) -> None:
+    """One would be scored on what one trained on."""
+    tagged.save_to_disk(tmp_path / "one")
+    assert_read(read_sentences(f"{tmp_path / 'one'}#train"))
+    with pytest.raises(DataError, match=r"one#test: holds a single data set, train, and no splits; leave #test out"):
+        read_sentences(f"{tmp_path / 'one'}#test")
+    (tmp_path / "test").mkdir()
+    DatasetDict({"test": tagged})["test"].to_parquet(tmp_path / "test" / "x.parquet")
+    Dataset.from_parquet(str(tmp_path / "test" / "x.parquet"), split="test").save_to_disk(tmp_path / "two")
+    assert_read(read_sentences(f"{tmp_path / 'two'}#test"))
+
+
+def test_a_folder_of_parquet_files_as_the_hub_has_them(tagged: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for number in range(2):
+        tagged.select([number]).to_parquet(tmp_path / "set" / "data" / f"train-0000{number}-of-00002.parquet")
+    tagged.select([0]).to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
+    assert_read(read_sentences(tmp_path / "set"))
+    assert len(read_sentences(f"{tmp_path / 'set'}#test")) == 1
+
+
 @pytest.mark.parametrize("form", ["list of structs", "struct of lists"])
 def test_text_with_spans(tmp_path: Path, form: str) -> None:
     spans = [{"start": 3, "end": 9, "label": "LOC"}]

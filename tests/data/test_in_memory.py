@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 import ner_cl
@@ -46,6 +47,17 @@ def test_a_data_set_is_read_with_its_class_names(tmp_path: Path) -> None:
     ]
 
 
+def test_records_may_hold_what_numpy_makes() -> None:
+    array = np.array
+    words = {"tokens": array(["Ada", "left"]), "ner_tags": array(["B-PER", "O"])}
+    text = {"text": "Ada left", "spans": [{"start": np.int64(0), "end": np.int64(3), "label": "PER"}]}
+    cut = {"text": "Ada left", "word_offsets": array([[0, 3], [4, 8]]), "spans": [[np.int32(0), 3, "PER"]]}
+    for sentence in sentences_of([words, text, cut]):
+        assert (sentence.words, sentence.spans) == (("Ada", "left"), (Span(0, 1, "PER"),))
+    with pytest.raises(DataError, match="write whole numbers"):
+        sentences_of([{"text": "Ada left", "spans": [[np.False_, np.int64(3), "PER"]]}])
+
+
 def test_sentences_are_returned_as_they_are() -> None:
     given = toy_sentences(3)
     assert sentences_of(given) == list(given)
@@ -57,6 +69,7 @@ def test_sentences_are_returned_as_they_are() -> None:
     [
         ([RECORDS[0], 3], "item 2 is a int; give each as a ner_cl.Sentence or as a record"),
         ([toy_sentences(1)[0], "text"], "item 2 is a str; give each"),
+        ([RECORDS[0], toy_sentences(1)[0]], "item 2 is a Sentence and others are records; give either"),
         ([RECORDS[0], {"spans": []}], "record:2: has no text; write"),
     ],
 )

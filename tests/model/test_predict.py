@@ -345,6 +345,15 @@ for texts, options in (
             list(found)
     except ner_cl.ConfigError as error:
         print(error)
+for call in (
+    lambda: ner_cl.load(None),
+    lambda: ner_cl.learn(model, None, types=["DRUG"]),
+    lambda: ner_cl.score(model, 5),
+):
+    try:
+        call()
+    except ner_cl.NerClError as error:
+        print(error)
 """
 
 
@@ -364,6 +373,9 @@ def test_what_cannot_be_read_is_refused_at_once(models: dict[str, NerModel], tmp
         "texts: expected a text or texts, not bytes",
         "texts: expected a text or texts, not dict",
         "texts: item 1 is of NoneType, not a text, a list of words or a Sentence",
+        "a model is loaded by its folder, not by a value of type NoneType; name one",
+        "the data are of type NoneType; name a file, or give a list or a data set",
+        "the data are of type int; name a file, or give a list or a data set",
     ]
 
 

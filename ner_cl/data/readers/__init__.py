@@ -10,7 +10,7 @@ from ner_cl.data.readers.assemble import assemble, first_overlap, longest_spans
 from ner_cl.data.readers.base import Draft, Problem, Reader, ReadOptions, ReadReport
 from ner_cl.data.readers.conll import ConllReader
 from ner_cl.data.readers.docbin import DocBinReader
-from ner_cl.data.readers.hub import HubReader, rows_of
+from ner_cl.data.readers.hub import HubReader, holds_parquet, is_saved, rows_of
 from ner_cl.data.readers.jsonl import JsonlReader
 from ner_cl.data.readers.records import drafts_of_records
 from ner_cl.data.schemes import check_scheme
@@ -28,6 +28,7 @@ __all__ = [
     "ReadOptions",
     "ReadReport",
     "Reader",
+    "check_items",
     "detect_format",
     "first_overlap",
     "longest_spans",
@@ -126,8 +127,8 @@ def sentences_of(
             alignment=alignment,
             explicit_types=explicit_types,
         )
-    _check_items(data)
-    items = list(rows_of(data) if hasattr(data, "features") else data)
+    check_items(data)
+    items = list(rows_of(data) if hasattr(data, "with_format") else data)
     if items and all(isinstance(item, Sentence) for item in items):
         return _without_overlaps(items) if on_overlap == "longest" else items
     for number, item in enumerate(items, start=1):
@@ -136,6 +137,8 @@ def sentences_of(
                 f"item {number} is a {type(item).__name__}; give each as a ner_cl.Sentence or as a record with text "
                 "and spans, or name a file"
             )
+    if number := next((number for number, item in enumerate(items, start=1) if isinstance(item, Sentence)), 0):
+        raise DataError(f"item {number} is a Sentence and others are records; give either Sentences or records")
     report = ReadReport("record")
     drafts = drafts_of_records(enumerate(items, start=1), ReadOptions(check_scheme(scheme), alignment), report)
     return assemble(drafts, report, types=types, on_overlap=on_overlap, explicit_types=explicit_types) if drafts else []
@@ -145,8 +148,8 @@ def _without_overlaps(sentences: Iterable[Sentence]) -> list[Sentence]:
     return [sentence.with_spans(longest_spans(sentence.spans), sentence.annotated_types) for sentence in sentences]
 
 
-def _check_items(data: Iterable[Any]) -> None:
-    """Refuse what holds sentences, but does not give them one by one."""
+def check_items(data: object) -> None:
+    """Refuse what does not give sentences or texts one by one."""
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
         raise DataError("the data are a table; give its rows, such as table.to_dict('records')")
     if isinstance(data, Mapping):
@@ -154,6 +157,8 @@ def _check_items(data: Iterable[Any]) -> None:
         if any(hasattr(value, "features") for value in data.values()):
             raise DataError(f"the data have the splits {names}; give one of them, such as data['train']")
         raise DataError(f"the data are one record with {names}; give a list of records")
+    if not isinstance(data, Iterable):
+        raise DataError(f"the data are of type {type(data).__name__}; name a file, or give a list or a data set")
 
 
 def read_with_report(
@@ -184,7 +189,7 @@ def read_with_report(
 def detect_format(path: str | PathLike[str], *, otherwise: str = "conll") -> str:
     """Detect the format of a file by its suffix, else by its first bytes.
 
-    A name with `#` that is no file, and a folder written by `save_to_disk`, are data sets.
+    A name with `#` that is no file, a folder written by `save_to_disk`, and one of parquet files are data sets.
 
     Args:
         path: the file.
@@ -197,8 +202,12 @@ def detect_format(path: str | PathLike[str], *, otherwise: str = "conll") -> str
         if suffix and suffix in _reader(format_).suffixes:
             return format_
     if not Path(fspath(path)).is_file():
-        saved = any(Path(name, file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
-        return "hub" if saved or ("#" in fspath(path) and not Path(name).is_file()) else otherwise
+        folder = Path(name)
+        return (
+            "hub"
+            if is_saved(folder) or holds_parquet(folder) or ("#" in fspath(path) and not Path(name).is_file())
+            else otherwise
+        )
     with Path(fspath(path)).open("rb") as file:
         head = file.read(4096)
     if head.startswith((b"PAR1", b"ARROW1")):

@@ -25,15 +25,15 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^#]+))?")
 class HubReader(Reader):
     """Reads `tokens` + `ner_tags` (class labels or strings), or text + spans, row by row.
 
-    The path is a local file, a folder written by `Dataset.save_to_disk`, or `name` or `name:config` of a dataset on
-    the Hub; append `#split` to choose the split ("train" by default).
+    The path is a local file, a folder written by `Dataset.save_to_disk`, a folder of parquet files as the Hub has them,
+    or `name` or `name:config` of a dataset on the Hub; append `#split` to choose the split ("train" by default).
     """
 
     suffixes = (".parquet", ".arrow")
 
     def read(self, path: str, options: ReadOptions, report: ReadReport) -> list[Draft]:
         """Read the sentences of a dataset; see `Reader.read`. Line numbers count rows."""
-        return drafts_of_records(enumerate(_rows(path), start=1), options, report)
+        return drafts_of_records(enumerate(rows_in(path), start=1), options, report)
 
 
 def rows_of(dataset: Dataset) -> Iterator[Mapping[str, Any]]:
@@ -43,7 +43,8 @@ def rows_of(dataset: Dataset) -> Iterator[Mapping[str, Any]]:
         yield {column: _plain(value, features.get(column)) for column, value in row.items() if value is not None}
 
 
-def _rows(path: str) -> Iterator[Mapping[str, Any]]:
+def rows_in(path: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a data set that is named as for `HubReader`, as `rows_of` does."""
     with tempfile.TemporaryDirectory(prefix="ner_cl_", ignore_cleanup_errors=True) as cache:
         yield from rows_of(_load(path, cache))
 
@@ -56,7 +57,7 @@ def _load(path: str, cache: str) -> Dataset:
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        loaded = _load_any(name, split or "train", cache)
+        loaded = _load_any(name, split, cache)
     except DataError:
         raise
     except Exception as error:  # every file system, server and format behind `datasets` raises its own exceptions
@@ -69,13 +70,32 @@ def _load(path: str, cache: str) -> Dataset:
     return loaded
 
 
-def _load_any(name: str, split: str, cache: str) -> Dataset:
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+
+
+def holds_parquet(folder: Path) -> bool:
+    """Whether there are parquet files in a folder or in one of its folders, as in a data set fetched from the Hub."""
+    return any(path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+
+
+def _load_any(name: str, asked: str, cache: str) -> Dataset:
+    """Load the split that was asked for, or "train" if none was."""
     import datasets
 
+    split = asked or "train"
     local = Path(name)
+    if local.is_dir() and not is_saved(local) and holds_parquet(local):
+        return datasets.load_dataset(name, split=split, cache_dir=cache)
     if local.is_dir():
         stored = datasets.load_from_disk(name)
-        return stored[split] if isinstance(stored, datasets.DatasetDict) else stored
+        if isinstance(stored, datasets.DatasetDict):
+            return stored[split]
+        own = str(stored.split or "train")
+        if asked and asked != own:
+            raise DataError(f"{name}#{asked}: holds a single data set, {own}, and no splits; leave #{asked} out")
+        return stored
     kind = _LOCAL.get(local.suffix.lower())
     if local.is_file() and kind is None:
         raise DataError(f"{name}: is no parquet, arrow, JSON or CSV file; name its format")
