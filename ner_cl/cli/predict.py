@@ -89,7 +89,12 @@ def _check(source: str, output: Path | None, format_: str, *, nested: bool) -> N
         raise ConfigError("--format docbin is binary; name a file with --output")
     if format_ == "conll" and nested:
         raise ConfigError("--format conll has one tag a word and cannot say --nested; choose jsonl or docbin")
-    if Path(source).suffix.lower() in {".conllu", *ConllReader.suffixes, *DocBinReader.suffixes}:
+    if Path(source).suffix.lower() == ".conllu":
+        raise ConfigError(
+            f"{source}: is a file of analysed sentences, and predict reads texts; take these from it, for instance "
+            "with: sed -n 's/^# text = //p'"
+        )
+    if Path(source).suffix.lower() in {*ConllReader.suffixes, *DocBinReader.suffixes}:
         raise ConfigError(
             f"{source}: is a file of annotated sentences, and predict reads texts; make one of them with: "
             f"ner-cl data convert {source} {Path(source).with_suffix('.jsonl').name}"

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ner_cl.data.not_text import not_utf8, refuse_other_kinds
 from ner_cl.errors import DataError
 
 if TYPE_CHECKING:
     from ner_cl.types import Entity, Sentence
 
-__all__ = ["Document", "holds_texts", "read_documents"]
+__all__ = ["Document", "holds_texts", "offsets_of_words", "read_documents"]
 
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _KEPT_KEYS = ("id", "meta")
@@ -69,6 +70,8 @@ def read_documents(source: str) -> Iterator[Document]:
     with _opened(source) as file:
         for number, raw in enumerate(file, start=1):
             where = f"{name}:{number}"
+            if number == 1:
+                refuse_other_kinds(raw[:8], name)
             line = _decode(raw, where).removeprefix("\ufeff" if number == 1 else "")
             if is_json is None:
                 is_json = _is_record(line)
@@ -82,6 +85,7 @@ def holds_texts(source: str) -> bool:
     """Whether the first non-blank line of a file is a JSON object with `text`."""
     with _opened(source) as file:
         first = next((raw for raw in file if raw.strip()), b"")
+    refuse_other_kinds(first[:8], source)
     return _is_record(_decode(first, source).removeprefix("\ufeff"))
 
 
@@ -92,6 +96,11 @@ def _opened(source: str) -> Iterator[BinaryIO]:
             raise DataError("stdin is closed; name a file of text or JSON lines")
         yield sys.stdin.buffer
         return
+    if Path(source).suffix.lower() == ".csv":
+        raise DataError(
+            f"{source}: is a CSV file, whose header and commas would be read as text; write the column with the texts "
+            "to a file, one a line, or as JSON lines with text"
+        )
     try:
         file = Path(source).open("rb")  # noqa: SIM115  closed below, outside the errors of opening
     except FileNotFoundError:
@@ -108,7 +117,7 @@ def _decode(raw: bytes, where: str) -> str:
     try:
         return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"{where}: is not UTF-8; convert it, for instance with: iconv -f ISO-8859-1 -t UTF-8") from None
+        raise not_utf8(raw, where) from None
 
 
 def _is_record(line: str) -> bool:
@@ -134,10 +143,11 @@ def _document(line: str, where: str) -> Document:
         json.dumps([text, kept], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError(f"{where}: holds half a character (a lone surrogate); correct it") from None
-    return Document(text, where, kept, _offsets(record, text, where))
+    return Document(text, where, kept, offsets_of_words(record, text, where))
 
 
-def _offsets(record: Mapping[str, Any], text: str, where: str) -> tuple[tuple[int, int], ...] | None:
+def offsets_of_words(record: Mapping[str, Any], text: str, where: str) -> tuple[tuple[int, int], ...] | None:
+    """Return the `word_offsets` of a record, or None if it has none; DataError if they do not fit its text."""
     if record.get("word_offsets") is None:
         return None
     from ner_cl.data.readers.records import RecordError, word_offsets

@@ -1,14 +1,15 @@
 """Raw text: in-domain words that are not annotated or whose annotation is ignored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from ner_cl.data.documents import holds_texts, read_documents
-from ner_cl.data.readers import detect_format, read_sentences
+from ner_cl.data.documents import holds_texts, offsets_of_words, read_documents
+from ner_cl.data.readers import check_items, detect_format, read_sentences
 from ner_cl.data.readers.conll import ConllReader
-from ner_cl.data.words import split_words
+from ner_cl.data.readers.hub import rows_in, rows_of
+from ner_cl.data.words import sentence_of_text, split_words
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
 
@@ -16,7 +17,7 @@ __all__ = ["read_unlabeled"]
 
 
 def read_unlabeled(
-    texts: str | PathLike[str] | Sequence[Any],
+    texts: str | PathLike[str] | Iterable[Any],
     *,
     format: str = "auto",  # noqa: A002  as in read_sentences
     **reading: Any,
@@ -24,7 +25,8 @@ def read_unlabeled(
     """Read raw texts as sentences that are annotated for no entity type.
 
     Args:
-        texts: the texts; or a file with one text per line or JSON lines with `text`, as `ner-cl predict` reads them; or
+        texts: the texts, as strings, lists of words, `Sentence`s, or records or a `datasets.Dataset` with `tokens` or
+            `text`; or a file with one text per line or JSON lines with `text`, as `ner-cl predict` reads them; or
             a file of annotated sentences.
         format: format of a file that neither its suffix nor its first bytes tell; `auto` takes it for plain text.
         **reading: options of `read_sentences` for a file of annotated sentences.
@@ -36,7 +38,9 @@ def read_unlabeled(
         found = _words_of_file(fspath(texts), format, reading)
         problem = f"{fspath(texts)}: holds no text; give one text a line"
     else:
-        found = [_words_of(text, number) for number, text in enumerate(texts)]
+        check_items(texts)
+        items = rows_of(texts) if hasattr(texts, "with_format") else texts
+        found = [_words_of(item, f"unlabeled: item {number}") for number, item in enumerate(items)]
         problem = "unlabeled: none of the texts holds a word; give some"
     sentences = [Sentence(words) for words in found if words]
     if not sentences:
@@ -47,6 +51,8 @@ def read_unlabeled(
 def _words_of_file(path: str, format_: str, reading: dict[str, Any]) -> list[tuple[str, ...]]:
     if (kind := _format_of_annotated(path, format_)) is None:
         return [document.sentence.words for document in read_documents(path)]
+    if kind == "hub":
+        return [_words_of(row, f"{path}:{number}") for number, row in enumerate(rows_in(path), start=1)]
     return [sentence.words for sentence in read_sentences(path, format=kind, on_overlap="keep", **reading)]
 
 
@@ -61,9 +67,22 @@ def _format_of_annotated(path: str, format_: str) -> str | None:
     return kind if kind != "conll" or format_ == "conll" or suffix in ConllReader.suffixes else None
 
 
-def _words_of(text: object, number: int) -> tuple[str, ...]:
-    if not isinstance(text, str):
-        raise DataError(
-            f"unlabeled: item {number} is of type {type(text).__name__}; give texts, such as the column dataset['text']"
-        )
-    return tuple(text[start:end] for start, end in split_words(text))
+def _words_of(item: object, where: str) -> tuple[str, ...]:
+    """Return the words of a text, of a `Sentence`, of a list of words, or of a record that holds one of these."""
+    if isinstance(item, Sentence):
+        return item.words
+    if isinstance(item, str):
+        return tuple(item[start:end] for start, end in split_words(item))
+    if isinstance(item, Mapping):
+        words, text = item.get("tokens", item.get("words")), item.get("text")
+        own = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
+        if isinstance(text, str) and (not own or item.get("word_offsets") is not None):
+            return sentence_of_text(text, offsets_of_words(item, text, where)).words
+        if own:
+            return _words_of(words, where)
+        raise DataError(f"{where}: has neither text nor tokens; name its column of texts so")
+    if isinstance(item, list | tuple):
+        if not all(isinstance(word, str) and word for word in item):
+            raise DataError(f"{where}: holds a word that is no string or empty; correct it")
+        return tuple(item)
+    raise DataError(f"{where}: is of type {type(item).__name__}; give a text, a list of words, or a record with text")

@@ -39,7 +39,7 @@ def learn(
     types: Sequence[str],
     dev: Data | None = None,
     replay: Data | None = None,
-    unlabeled: str | Path | Sequence[str] | None = None,
+    unlabeled: str | Path | Iterable[Any] | None = None,
     strategies: Sequence[Any] = (),
     isolate: bool = False,
     must_measure: bool = False,

@@ -130,7 +130,10 @@ def test_nested_entities(head: str, tmp_path: Path, stdin: Put, capsys: pytest.C
         (b'{"text": "a"}\n[1]\n', "stdin:2: is a JSON array"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "stdin:2: holds half a character"),
         (b'{"text": "a"}\n{"text": "b", "meta": {"x": ["\\ud800"]}}\n', "stdin:2: holds half a character"),
-        (b"fine\nG\xf6ttingen\n", "stdin:2: is not UTF-8"),
+        (b"fine\nG\xf6ttingen\n", "stdin:2: is not UTF-8; if it is Latin-1, convert it with: iconv"),
+        ("fine".encode("utf-16"), "stdin: is UTF-16, not UTF-8"),
+        (b"\x1f\x8b\x08\x00", "stdin: is a compressed file; unpack it first"),
+        (b"PAR1\x15\x04\x15", "stdin: is a parquet or arrow file"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named_and_no_file_is_left(
@@ -215,7 +218,7 @@ def test_a_blank_line_is_an_empty_document_in_a_docbin(model_folder: Path, tmp_p
     assert [len(doc) for doc in DocBin().from_disk(output).get_docs(Vocab())] == [4, 0, 3]
 
 
-@pytest.mark.parametrize("name", ["old.conll", "old.spacy", "old.tsv", "old.conllu"])
+@pytest.mark.parametrize("name", ["old.conll", "old.spacy", "old.tsv"])
 def test_annotated_sentences_are_no_texts(
     name: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +227,21 @@ def test_annotated_sentences_are_no_texts(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"ner-cl data convert {tmp_path / name} old.jsonl" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("old.conllu", "predict reads texts; take these from it, for instance with: sed -n 's/^# text = //p'"),
+        ("old.csv", "is a CSV file, whose header and commas would be read as text"),
+    ],
+)
+def test_tables_are_no_texts(
+    name: str, said: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("1\tAda\n")
+    assert main(["predict", str(model_folder), str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_words_of_a_record_are_read_as_given(

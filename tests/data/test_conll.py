@@ -186,11 +186,33 @@ def test_tolerant_reading_lists_all_and_keeps_the_good_sentences(read) -> None:
         ("a\tO\nMünchen\tB-X\n".encode("latin-1"), "2: is not UTF-8; if it is Latin-1, convert it with: iconv"),
         ("a\tO\n".encode("utf-16"), "is UTF-16"),
         (b"\x1f\x8b\x08\x00", "compressed"),
+        (b"PAR1\x15\x04", "is a parquet or arrow file"),
+        (b"a\x00\xff\xfe\n", "is neither UTF-8 nor text in another encoding"),
     ],
 )
 def test_files_that_are_no_utf8_text(read, content: bytes, says: str) -> None:
     with pytest.raises(DataError, match=re.escape(says)):
         read(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "# text = Ada left .\n1-2\tAda left\t_\t_\t_\t_\t_\t_\t_\t_\n"
+        "1\tAda\tAda\tPROPN\t_\t_\t2\tnsubj\t_\tName=B-PER\n"
+        "2\tleft\tleave\tVERB\t_\t_\t0\troot\t_\t_\n2.1\t.\t_\t_\t_\t_\t_\t_\t_\t_\n",
+        "# from 1998\n1\tAda\tB-PER\tO\n2\tleft\tO\tO\n\n1\tRome\tB-LOC\tO\n",
+    ],
+    ids=["CoNLL-U", "GermEval"],
+)
+def test_numbered_words_are_refused(read, content: str) -> None:
+    with pytest.raises(DataError, match=r"x\.conll:2: has the number of the word in its first column.*: cut -f2,3"):
+        read(content)
+
+
+def test_words_that_are_numbers_are_words(read) -> None:
+    (sentence, *_), _ = read("1 CD B-X\n2 CD I-X\n\nto TO O\n")
+    assert sentence.words == ("1", "2")
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import spacy
+from datasets import Dataset, DatasetDict
 from spacy.tokens import DocBin
 from spacy.tokens import Span as DocSpan
 
@@ -91,9 +93,34 @@ def test_raw_text_has_the_words_that_its_record_says(tmp_path: Path) -> None:
     assert read_unlabeled(raw) == [Sentence(("New\tYork", "is", "-DOCSTART-"))]
 
 
-def test_raw_text_that_is_no_text_is_named() -> None:
-    with pytest.raises(DataError, match=r"unlabeled: item 1 is of type dict; give texts, such as .*\['text'\]"):
-        read_unlabeled(["Ada", {"text": "Rome"}])
+def test_raw_text_that_is_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unlabeled: item 1: is of type int; give a text, a list of words, or"):
+        read_unlabeled(["Ada", 3])
+    with pytest.raises(DataError, match=r"unlabeled: item 0: has neither text nor tokens"):
+        read_unlabeled([{"title": "Ada"}])
+    with pytest.raises(DataError, match=r"unlabeled: item 0: holds a word that is no string or empty"):
+        read_unlabeled([["Ada", ""]])
+    with pytest.raises(DataError, match="the data have the splits train; give one of them"):
+        read_unlabeled(DatasetDict({"train": Dataset.from_dict({"text": ["Ada"]})}))
+    (tmp_path / "raw.csv").write_text("text,label\nAda saw Rome,1\n")
+    with pytest.raises(DataError, match=r"raw\.csv: is a CSV file, whose header and commas would be read as text"):
+        read_unlabeled(tmp_path / "raw.csv")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": ["Ada saw Rome", "It rained"]},
+        {"tokens": [["Ada", "saw", "Rome"], ["It", "rained"]], "ner_tags": [[1, 0, 2], [0, 0]]},
+    ],
+    ids=["text", "tokens"],
+)
+def test_raw_text_may_be_a_data_set(tmp_path: Path, columns: dict[str, Any]) -> None:
+    data = Dataset.from_dict(columns)
+    data.to_parquet(tmp_path / "raw.parquet")
+    expected = [Sentence(("Ada", "saw", "Rome")), Sentence(("It", "rained"))]
+    for raw in (tmp_path / "raw.parquet", data, list(data), data[next(iter(columns))], expected):
+        assert read_unlabeled(raw) == expected
 
 
 def test_raw_text_need_not_have_the_format_of_the_corpus(tmp_path: Path) -> None:

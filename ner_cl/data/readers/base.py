@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ner_cl.data.not_text import not_utf8, refuse_other_kinds
 from ner_cl.errors import DataError
 from ner_cl.types import Span
 
@@ -134,18 +135,12 @@ def read_bytes(path: str) -> bytes:
 def read_text(path: str) -> str:
     """Return the content of a UTF-8 file, including a byte-order mark; DataError for another encoding."""
     data, file = read_bytes(path), Path(path)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(
-            f"{path}: is UTF-16, not UTF-8; convert it with: iconv -f UTF-16 -t UTF-8 {file.name} > utf8.txt"
-        )
-    if data.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        raise DataError(f"{path}: is a compressed file; unpack it first")
+    refuse_other_kinds(data[:8], path, file.name)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        command = f"iconv -f ISO-8859-1 -t UTF-8 {file.name} > utf8.txt"
-        raise DataError(f"{path}:{line}: is not UTF-8; if it is Latin-1, convert it with: {command}") from None
+        raise not_utf8(data, f"{path}:{line}", file.name) from None
 
 
 def read_lines(path: str, report: ReadReport) -> list[str]:

@@ -15,6 +15,9 @@ from ner_cl.registry import readers
 __all__ = ["ConllReader"]
 
 
+_NUMBER = re.compile(r"([0-9]{1,6})(?:[-.][0-9]{1,6})?")
+
+
 @dataclass(slots=True)
 class _Block:
     """The lines of one sentence; `broken` if any of them could not be read."""
@@ -81,6 +84,13 @@ class ConllReader(Reader):
         shape = _Shape.of(lines)
         if shape.columns == 1:
             return self._one_column(lines, report)
+        if line := _numbered_from(lines, shape):
+            report.refuse(
+                line,
+                "has the number of the word in its first column, as in CoNLL-U; keep only the columns of the words and "
+                "of their tags, for instance the second and third with: cut -f2,3",
+            )
+            return []
         if shape.columns > 2 and shape.tags == {"O"}:
             _look_elsewhere(lines, shape, report)
         blocks = [block for block in _blocks(lines, shape, report) if not block.broken]
@@ -100,6 +110,26 @@ class ConllReader(Reader):
         )
         report.refuse(line, f"has one column only, a word needs a tag after a tab or a space; {hint}")
         return []
+
+
+def _numbered_from(lines: Sequence[str], shape: _Shape) -> int:
+    """The line of the first word if the words of every sentence are numbered from 1 in the first column, else 0.
+
+    Numbers such as `1-2` and `1.1` (CoNLL-U: what several words or none are written as) count as their beginning.
+    """
+    start, before, furthest = 0, 0, 0
+    for number, line in enumerate(lines, start=1):
+        columns = _split(line, tabbed=shape.tabbed)
+        if not line.strip():
+            before = 0
+        if not line.strip() or line.startswith(("#", "-DOCSTART-")):
+            continue
+        match = _NUMBER.fullmatch(columns[0])
+        if shape.columns < 3 or match is None or int(match[1]) not in {before, before + 1}:
+            return 0
+        start, before = start or number, int(match[1])
+        furthest = max(furthest, before)
+    return start if furthest > 1 else 0
 
 
 def _look_elsewhere(lines: Sequence[str], shape: _Shape, report: ReadReport) -> None:
