@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ner_cl.data.documents import holds_texts, offsets_of_words, read_documents
+from ner_cl.data.lines import by_lines
 from ner_cl.data.readers import check_items, detect_format, read_sentences
 from ner_cl.data.readers.conll import ConllReader
 from ner_cl.data.readers.hub import rows_in, rows_of
-from ner_cl.data.words import sentence_of_text, split_words
+from ner_cl.data.words import sentence_of_text
 from ner_cl.errors import DataError
 from ner_cl.types import Sentence
 
@@ -22,7 +23,7 @@ def read_unlabeled(
     format: str = "auto",  # noqa: A002  as in read_sentences
     **reading: Any,
 ) -> list[Sentence]:
-    """Read raw texts as sentences that are annotated for no entity type.
+    """Read raw texts as sentences, one a line, that are annotated for no entity type.
 
     Args:
         texts: the texts, as strings, lists of words, `Sentence`s, or records or a `datasets.Dataset` with `tokens` or
@@ -35,25 +36,26 @@ def read_unlabeled(
         DataError: if the file cannot be read, an item is no text, or the texts hold no word.
     """
     if isinstance(texts, str | PathLike):
-        found = _words_of_file(fspath(texts), format, reading)
+        found = _read(fspath(texts), format, reading)
         problem = f"{fspath(texts)}: holds no text; give one text a line"
     else:
         check_items(texts)
         items = rows_of(texts) if hasattr(texts, "with_format") else texts
-        found = [_words_of(item, f"unlabeled: item {number}") for number, item in enumerate(items)]
+        found = [_sentence_of(item, f"unlabeled: item {number}") for number, item in enumerate(items)]
         problem = "unlabeled: none of the texts holds a word; give some"
-    sentences = [Sentence(words) for words in found if words]
+    found = [Sentence(item.words, text=item.text, offsets=item.offsets) for item in found if item.words]
+    sentences = [Sentence(line.words) for line in by_lines(found)]
     if not sentences:
         raise DataError(f"{problem}, or leave unlabeled out")
     return sentences
 
 
-def _words_of_file(path: str, format_: str, reading: dict[str, Any]) -> list[tuple[str, ...]]:
+def _read(path: str, format_: str, reading: dict[str, Any]) -> list[Sentence]:
     if (kind := _format_of_annotated(path, format_)) is None:
-        return [document.sentence.words for document in read_documents(path)]
+        return [document.sentence for document in read_documents(path)]
     if kind == "hub":
-        return [_words_of(row, f"{path}:{number}") for number, row in enumerate(rows_in(path), start=1)]
-    return [sentence.words for sentence in read_sentences(path, format=kind, on_overlap="keep", **reading)]
+        return [_sentence_of(row, f"{path}:{number}") for number, row in enumerate(rows_in(path), start=1)]
+    return read_sentences(path, format=kind, on_overlap="keep", **reading)
 
 
 def _format_of_annotated(path: str, format_: str) -> str | None:
@@ -67,22 +69,22 @@ def _format_of_annotated(path: str, format_: str) -> str | None:
     return kind if kind != "conll" or format_ == "conll" or suffix in ConllReader.suffixes else None
 
 
-def _words_of(item: object, where: str) -> tuple[str, ...]:
-    """Return the words of a text, of a `Sentence`, of a list of words, or of a record that holds one of these."""
+def _sentence_of(item: object, where: str) -> Sentence:
+    """Return a text, a `Sentence`, a list of words, or a record that holds one of these, as a sentence."""
     if isinstance(item, Sentence):
-        return item.words
+        return item
     if isinstance(item, str):
-        return tuple(item[start:end] for start, end in split_words(item))
+        return sentence_of_text(item)
     if isinstance(item, Mapping):
         words, text = item.get("tokens", item.get("words")), item.get("text")
         own = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
         if isinstance(text, str) and (not own or item.get("word_offsets") is not None):
-            return sentence_of_text(text, offsets_of_words(item, text, where)).words
+            return sentence_of_text(text, offsets_of_words(item, text, where))
         if own:
-            return _words_of(words, where)
+            return _sentence_of(words, where)
         raise DataError(f"{where}: has neither text nor tokens; name its column of texts so")
     if isinstance(item, list | tuple):
         if not all(isinstance(word, str) and word for word in item):
             raise DataError(f"{where}: holds a word that is no string or empty; correct it")
-        return tuple(item)
+        return Sentence(tuple(item))
     raise DataError(f"{where}: is of type {type(item).__name__}; give a text, a list of words, or a record with text")

@@ -124,7 +124,7 @@ def compact(
 def _raw(texts: str | PathLike[str] | Sequence[str] | Sequence[Sentence]) -> list[Sentence]:
     """Sentences without annotation."""
     if isinstance(texts, str | PathLike) or (texts and isinstance(texts[0], str)):
-        return by_lines(read_unlabeled(texts))
+        return read_unlabeled(texts)
     return [Sentence(sentence.words) for sentence in by_lines(texts)]  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ner_cl.data.lines import by_lines, line_starts, parts_of
+from ner_cl.data.unlabeled import read_unlabeled
 from ner_cl.data.words import sentence_of_text
 from ner_cl.types import Sentence, Span
 
@@ -86,3 +87,11 @@ def test_a_part_keeps_its_mentions_and_its_annotated_types() -> None:
 def test_no_mention_is_cut() -> None:
     sentence = sentence_of_text("Ada went to New\nYork\nwith Bob").with_spans([Span(3, 5, "LOC")], ["LOC"])
     assert [part.words for part in by_lines([sentence])] == [("Ada", "went", "to", "New", "York"), ("with", "Bob")]
+
+
+def test_raw_texts_are_read_by_lines_too() -> None:
+    annotated = sentence_of_text("Ada\nBob").with_spans([Span(0, 2, "PER")], ["PER"])
+    texts = read_unlabeled(["Ada met\nBob", "Eve", {"text": "in\n\nRome"}, annotated])
+    assert [text.words for text in texts] == [
+        (*w.split(),) for w in ("Ada met", "Bob", "Eve", "in", "Rome", "Ada", "Bob")
+    ]
