@@ -113,16 +113,17 @@ class Connection(H11Protocol):
 
     def _record_refusal(self) -> str:
         """Records that a request was refused, and returns its id."""
-        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # None before the first
+        cycle: Any = self.cycle  # None before the first request, whatever its annotation says
+        if cycle is None or cycle.response_complete:
             scope: Any = {"type": "http", "method": "", "headers": [], "client": self.client}
             facts = facts_of(scope)
             record(self.app_state["metrics"], scope, NOT_HTTP.status, 0.0)
         else:  # the application has a request whose body is broken: it is to stop waiting, and records this itself
-            scope = self.cycle.scope
+            scope = cycle.scope
             facts = facts_of(scope)
             scope["state"]["refused"] = NOT_HTTP.status
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            cycle.disconnected = True
+            cycle.message_event.set()
         return str(facts["request_id"])
 
     def _is_cut_short(self) -> bool:

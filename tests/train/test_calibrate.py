@@ -15,7 +15,7 @@ from ner_cl.evaluate.reliability import calibration_error, judge, reliability
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.predict import score_sentences
 from ner_cl.model.store import load_model
-from ner_cl.train.calibrate import calibrate
+from ner_cl.train.calibrate import _JudgedSpans, calibrate
 from ner_cl.train.learn import learn
 from ner_cl.types import Sentence
 from tests.tiny import TOY_TRAINING, tiny_encoder, tiny_model, toy_sentences, toy_training, trained_model
@@ -48,6 +48,13 @@ def error(model: NerModel, gold: list[Sentence], types: tuple[str, ...]) -> floa
     found = score_sentences(model, gold, types=types, precision="fp32")
     pairs = [[(item.span, item.score) for item in items] for items in found]
     return calibration_error(reliability(*judge(gold, pairs))) or 0.0
+
+
+def test_looking_at_a_temperature_leaves_the_models(models: dict[str, NerModel]) -> None:
+    model = copy.deepcopy(models["addner"])
+    judged = _JudgedSpans(model, half_wrong(), ["LOC"], None, "fp32")
+    assert not torch.equal(judged.scores(5.0), judged.scores(1.0))
+    assert model.head.temperatures == [1.0, 1.0]
 
 
 @EVERY
