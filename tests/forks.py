@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,8 @@ def _disturbed(rank: int, port: int, path: Path, told: Path) -> None:
 
     finish, agree = Learner._finish, Learner._agree
 
-    def disturb(learner: Learner, context: Any) -> None:
-        finish(learner, context)
+    def disturb(learner: Learner, context: Any) -> Iterator[Any]:
+        yield from finish(learner, context)
         if rank == 1:
             for tensor in learner.model.state_dict().values():
                 tensor.detach().add_(1e-3)

@@ -67,6 +67,14 @@ def export(
     sentences = read_sentences(data, **reading) if data is not None else ()
     export_model(tagger, output, format=format_, int8=int8, language=language or "en")
     say(f"{format_} is in {output}")
+    if format_ == "hf":
+        from ner_cl.integrations.hub import glues_words
+
+        if glues_words(tagger.encoder.tokenizer):
+            say(
+                "note: with the tokenizer of this encoder, the pipeline of transformers takes punctuation for a part "
+                "of the word before it; give tokenizer and model the words, or use --format onnx or spacy"
+            )
     if check or data is not None:
         from ner_cl.integrations.parity import check_export
 

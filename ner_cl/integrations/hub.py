@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ner_cl.errors import ModelError
 from ner_cl.model.ner_model import NerModel
 
-__all__ = ["to_token_classifier"]
+__all__ = ["glues_words", "to_token_classifier"]
 
 
 def to_token_classifier(model: NerModel) -> Any:
@@ -51,6 +51,15 @@ def to_token_classifier(model: NerModel) -> Any:
     weight, bias = one_layer(model)
     output.load_state_dict({"weight": weight, "bias": bias})
     return classifier.eval()
+
+
+def glues_words(tokenizer: Any) -> bool:
+    """Whether the pipeline of `transformers` takes what stands without a space between for one word.
+
+    It does unless the tokenizer marks the pieces that continue a word, as WordPiece does with `##`. Such words are not
+    those that the model was taught, so that spans begin or end with punctuation.
+    """
+    return not getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
 
 
 def one_layer(model: NerModel) -> tuple[Tensor, Tensor]:

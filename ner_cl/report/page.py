@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ner_cl import __version__
 from ner_cl.config import flatten
 from ner_cl.errors import MissingExtra
 from ner_cl.evaluate.matrix import TOTALS
@@ -49,7 +49,7 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     source, _, _ = environment.loader.get_source(environment, "style.css") if environment.loader else ("", "", None)
-    return environment.get_template(template).render(style=source, version=__version__, **values)
+    return environment.get_template(template).render(style=source, version=_version(), **values)
 
 
 def report_page(report: Report, figures: Sequence[tuple[str, str]]) -> str:
@@ -91,3 +91,10 @@ def _shares(table: Mapping[str, Mapping[str, int]]) -> list[str]:
     asked = (("old", "o"), ("old", "new"), ("new", "o"), ("new", "old"), ("o", "old"), ("o", "new"))
     totals = {truth: sum(row.values()) for truth, row in table.items()}
     return [f"{100 * table[a][b] / totals[a]:.1f} %" if totals[a] else "–" for a, b in asked]
+
+
+def _version() -> str:
+    try:
+        return version("ner-cl")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "from source"

@@ -12,6 +12,8 @@ import pytest
 import spacy
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import nn
 
 import ner_cl
@@ -20,7 +22,7 @@ from ner_cl.config import HeadOptions
 from ner_cl.data.writers import write_sentences
 from ner_cl.errors import CheckFailed, ModelError
 from ner_cl.integrations.export import export_model
-from ner_cl.integrations.hub import to_token_classifier
+from ner_cl.integrations.hub import glues_words, to_token_classifier
 from ner_cl.integrations.onnx import to_onnx
 from ner_cl.integrations.parity import Parity, check_export
 from ner_cl.model.emissions import emissions_of
@@ -245,6 +247,12 @@ def test_the_pipeline_of_transformers_finds_the_entities(word_tagger: NerModel, 
     assert "library_name: transformers" in card
     assert 'aggregation_strategy="first"' in card
     assert "ner_cl.load" not in card
+
+
+def test_tokenizers_that_do_not_mark_what_continues_a_word_are_known(encoder: Path) -> None:
+    assert not glues_words(transformers.AutoTokenizer.from_pretrained(encoder))
+    bytes_alone = Tokenizer(BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>"))
+    assert glues_words(transformers.PreTrainedTokenizerFast(tokenizer_object=bytes_alone))
 
 
 # --- the command

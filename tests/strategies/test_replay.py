@@ -115,9 +115,7 @@ def test_nothing_to_remember_trains_as_without_to_the_last_bit(folder: Path, mix
             list(learner.learn_step(step))
         assert same_weights(without.model, emptied.model)
         assert same_weights(without.model, weak.model)
-        [replay] = [strategy for strategy in emptied.strategies if isinstance(strategy, Replay)]
-        assert len(replay.kept_sentences()) == 5
-        replay.load_sentences(())
+        assert len(emptied.model.kept_sentences.pop("replay")) == 5
 
 
 def test_a_fresh_strategy_keeps_nothing() -> None:
