@@ -11,6 +11,7 @@ from ner_cl.errors import ConfigError
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
     from ner_cl.integrations.parity import Parity
+    from ner_cl.model.ner_model import NerModel
 
 __all__ = ["export"]
 
@@ -68,13 +69,7 @@ def export(
     export_model(tagger, output, format=format_, int8=int8, language=language or "en")
     say(f"{format_} is in {output}")
     if format_ == "hf":
-        from ner_cl.integrations.hub import glues_words
-
-        if glues_words(tagger.encoder.tokenizer):
-            say(
-                "note: with the tokenizer of this encoder, the pipeline of transformers takes punctuation for a part "
-                "of the word before it; give tokenizer and model the words, or use --format onnx or spacy"
-            )
+        _note_on_words(tagger)
     if check or data is not None:
         from ner_cl.integrations.parity import check_export
 
@@ -83,6 +78,16 @@ def export(
         emit_json(_to_dict(parity)) if as_json else emit(_in_words(parity))
         if check:
             parity.check(format_, int8=int8)
+
+
+def _note_on_words(tagger: "NerModel") -> None:
+    from ner_cl.integrations.hub import glues_words
+
+    if glues_words(tagger.encoder.tokenizer):
+        say(
+            "note: with the tokenizer of this encoder, the pipeline of transformers takes punctuation for a part of "
+            "the word before it; give tokenizer and model the words, or use --format onnx or spacy"
+        )
 
 
 def _check_usage(format_: str, *, int8: bool, language: str | None) -> None:
