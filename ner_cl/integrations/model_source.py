@@ -19,7 +19,15 @@ if TYPE_CHECKING:  # importing transformers takes seconds; a pipeline that does 
 __all__ = ["ModelSource"]
 
 _STRATEGY = "strategy"
-_NEEDED = ("config.json", "labels.json", "metrics.json", "model.safetensors")
+# What `ner_cl.load` needs, written here again because importing it takes seconds.
+_NEEDED = (
+    "config.json",
+    "labels.json",
+    "metrics.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 _Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
