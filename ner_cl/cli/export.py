@@ -69,10 +69,12 @@ def export(
     export_model(tagger, output, format=format_, int8=int8, language=language or "en")
     say(f"{format_} is in {output}")
     if format_ == "hf":
-        _note_on_words(tagger)
+        _note_on_classifier(tagger)
     if check or data is not None:
         from ner_cl.integrations.parity import check_export
 
+        if format_ == "hf":
+            tagger.discriminant = None  # see the note
         compared = sentences or [Sentence(tuple(text.split())) for text in _TEXTS]
         parity = check_export(tagger, output, compared, format=format_)
         emit_json(_to_dict(parity)) if as_json else emit(_in_words(parity))
@@ -80,9 +82,15 @@ def export(
             parity.check(format_, int8=int8)
 
 
-def _note_on_words(tagger: "NerModel") -> None:
+def _note_on_classifier(tagger: "NerModel") -> None:
+    """Say what a program that uses the classifier finds otherwise."""
     from ner_cl.integrations.hub import glues_words
 
+    if tagger.discriminant is not None:
+        say(
+            "note: the classifier leaves out the statistics of types (slda), which transformers has no place for; "
+            "it finds what the network alone finds, and is compared with that"
+        )
     if glues_words(tagger.encoder.tokenizer):
         say(
             "note: with the tokenizer of this encoder, the pipeline of transformers takes punctuation for a part of "

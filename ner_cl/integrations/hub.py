@@ -20,7 +20,7 @@ def to_token_classifier(model: NerModel) -> Any:
     `O`, `W_t - W_O` and `b_t - b_O`, with a zero row for `O`: the scores of `head.merge: viterbi`
     (`ner_cl.model.merge.exclusive_scores`), which are not calibrated. Programs that use the result take the best tag of
     each word or word piece on its own, whereas ner_cl decodes whole sentences. They do not use windows: texts longer
-    than the encoder's input are truncated.
+    than the encoder's input are truncated. A discriminant (`slda`) is left out.
 
     Raises:
         ModelError: if the model's blocks read different word vectors or vote, its head scores spans, it was exported

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ner_cl.data.batching import Batch
@@ -106,7 +106,7 @@ class _Scores(nn.Module):
             piece_ids=piece_ids,
             piece_mask=piece_mask,
             word_pieces=word_pieces,
-            word_mask=torch.ones_like(word_pieces, dtype=torch.bool),
+            word_mask=_real(word_pieces),
             targets=word_pieces,
             annotated=word_pieces[:, :0].bool(),
             word_numbers=word_pieces,
@@ -114,6 +114,12 @@ class _Scores(nn.Module):
         )
         emissions = self.model(batch)
         return emissions.flat()  # type: ignore[no-any-return]
+
+
+def _real(word_pieces: Int[Tensor, "row word"]) -> Bool[Tensor, "row word"]:
+    """Which words are real: padding has the number of the first piece, as at most the first word of a row does."""
+    later = word_pieces > 0
+    return torch.cat([torch.ones_like(later[:, :1]), later[:, 1:]], dim=1)
 
 
 def _with_int8(graph: bytes) -> bytes:

@@ -13,13 +13,14 @@ from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.data.batching import Batch, EncodedSentences
 from ner_cl.data.tagset import Tagset
 from ner_cl.errors import ConfigError, ModelError
+from ner_cl.model.discriminant import Discriminant
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.heads.base import Head
 from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.precision import Precision
 from ner_cl.model.runtime import OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, word_vectors
 from ner_cl.registry import heads, subnetworks
 from ner_cl.types import Entity, Sentence
 
@@ -41,6 +42,8 @@ class NerModel(nn.Module):
 
     Attributes:
         subnetworks: computes word vectors for each step separately; None if all blocks read the encoder.
+        discriminant: corrects the head's choice among types by what the lowest layers say; None if there is none. A
+            step takes it away, so that training knows the network alone.
         runtime: computes tag scores in place of encoder and head in an exported model, which can predict but not learn.
         history: one record per step: types, data hash, F1 of every type before and after.
         metrics: exact counts of the last evaluation.
@@ -53,6 +56,7 @@ class NerModel(nn.Module):
         self.encoder = encoder
         self.head = head
         self.subnetworks: Subnetworks | None = None
+        self.discriminant: Discriminant | None = None
         self.runtime: OnnxRuntime | None = None
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
@@ -101,6 +105,7 @@ class NerModel(nn.Module):
         with ONE_PASS_AT_A_TIME:  # a pass in another thread may have swapped weights
             other = NerModel(copy.deepcopy(self.encoder), copy.deepcopy(self.head))
             other.subnetworks, other.runtime = copy.deepcopy(self.subnetworks), self.runtime
+            other.discriminant = copy.deepcopy(self.discriminant)
             other.training = self.training
         if memory:
             other.history, other.metrics = list(self.history), dict(self.metrics)
@@ -133,6 +138,10 @@ class NerModel(nn.Module):
             raise TypeError(f"a model is called with an encoded batch, not {type(batch).__name__}; use model.predict")
         if self.runtime is not None:
             return self.head.of_scores(self.runtime(batch), batch.word_mask)
+        if self.discriminant is not None:
+            lower, words = word_vectors(self.encoder, batch, self.discriminant.layers)
+            scores = self.discriminant(self.head(words, batch.word_mask).flat(), lower, batch.word_mask)
+            return self.head.of_scores(scores, batch.word_mask)
         if self.subnetworks is None:
             return self.head(self.encoder(batch), batch.word_mask)  # type: ignore[no-any-return]
         asked = range(1, len(self.tagset.steps) + 1) if steps is None else sorted(steps)

@@ -19,6 +19,7 @@ from ner_cl.config import EncoderOptions, HeadOptions, validate
 from ner_cl.errors import ConfigError, ModelError, first_line
 from ner_cl.files import publish_folder, read_json_lines, set_aside, write_json
 from ner_cl.model.card import model_card
+from ner_cl.model.discriminant import Discriminant
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.fetch import fetch, is_hub_id
 from ner_cl.model.heads.base import Head
@@ -27,7 +28,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
 from ner_cl.model.runtime import GraphOnly, OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, all_layers
 from ner_cl.registry import heads, subnetworks
 
 __all__ = ["FORMAT_VERSION", "Past", "load_model", "read_past", "save_model"]
@@ -93,6 +94,8 @@ def _write(model: NerModel, folder: Path) -> None:
             "first": model.subnetworks.first,
             "options": model.subnetworks.options.model_dump(),
         }
+    if model.discriminant is not None:
+        config["ner_cl"]["discriminant"] = model.discriminant.settings()
     if model.runtime is not None:
         (folder / GRAPH_FILE).write_bytes(model.runtime.graph)
         config["ner_cl"]["runtime"] = {"name": "onnx", "int8": model.runtime.int8, "known": model.head.known}
@@ -235,6 +238,11 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
             model.grow(types)
     except ModelError as error:
         raise ModelError(f"{folder / 'labels.json'}: {error}") from error
+    if "discriminant" in settings and (model.head.apart or not model.head.tags_words):
+        raise ModelError(f"{where}.discriminant: head {model.head.name} has no softmax over all types to correct")
+    if "discriminant" in settings:
+        shape = encoder.hidden, len(all_layers(encoder)), len(model.types)
+        model.discriminant = Discriminant.from_settings(settings["discriminant"], *shape, where=where)
     return model
 
 

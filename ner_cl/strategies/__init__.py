@@ -27,6 +27,7 @@ from ner_cl.strategies.packnet import PackNetStrategy
 from ner_cl.strategies.rdp import Rdp
 from ner_cl.strategies.replay import Replay
 from ner_cl.strategies.self_training import SelfTraining
+from ner_cl.strategies.slda import Slda
 from ner_cl.strategies.spg import Spg
 from ner_cl.strategies.weight_average import WeightAverage
 
@@ -59,6 +60,7 @@ __all__ = [
     "Rdp",
     "Replay",
     "SelfTraining",
+    "Slda",
     "Spg",
     "StepContext",
     "Strategy",

@@ -80,7 +80,7 @@ class Learner:
         self.model = model.to(self.engine.device)
         if not strategies and model.subnetworks is not None:
             strategies = parse_strategies([model.subnetworks.options.name])
-        self.strategies = build_strategies(strategies)
+        self.strategies = build_strategies(strategies, model.head.options)
         self.seed = seed
         self.checkpoint = checkpoint or Checkpoint(None)
         self.isolation: Fingerprints | None = None
@@ -162,7 +162,7 @@ class Learner:
         context = self._context(step, old_steps, earlier)
         context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
-        self.model.encoder.shortcut = None  # left over from an aborted step
+        self.model.encoder.shortcut = self.model.discriminant = None  # training knows the network alone
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             known = set(self.model.state_dict())

@@ -30,10 +30,12 @@ def notes(
     state, remembered = model.strategy_state, model.kept_sentences
     kept = {name for name in (*state, *remembered) if state.get(name) or remembered.get(name)}
     if dropped := sorted(kept.difference(strategy.options.name for strategy in strategies)):
+        effect = ", and predictions are no longer corrected by slda" if "slda" in dropped else ""
+        reason = "they are" if len(dropped) > 1 else "it is"
         yield Note(
             step=context.number,
             text=f"what {' and '.join(dropped)} kept of earlier steps is dropped, because "
-            f"{'they are' if len(dropped) > 1 else 'it is'} not in the list of strategies; old models keep theirs",
+            f"{reason} not in the list of strategies{effect}; old models keep theirs",
         )
     for strategy in strategies:
         name = strategy.options.name

@@ -53,6 +53,7 @@ POWERLESS: dict[str, dict[str, Any]] = {
     "lwf": {"strength": 0.0},
     "ogd": {"per_step": 0},
     "replay": {"weight": 0.0},
+    "slda": {"strength": 0.0},
     "weight_average": {"old_share": 0.0},
 }
 # Strategies that do nothing in a step that finds nothing remembered of earlier ones, whatever their options.
@@ -79,6 +80,7 @@ PLAIN_AT_FIRST: dict[str, dict[str, Any]] = {
     "das": {"general_sentences": 0},
     "frozen_trunk": {"since": 2},
     "logit_adjustment": {"strength": 0.0},
+    "slda": {"strength": 0.0},
 }
 # Strategies whose step 1 is more than plain training (T11), and why.
 NEVER_PLAIN = {

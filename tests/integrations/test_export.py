@@ -25,6 +25,7 @@ from ner_cl.integrations.export import export_model
 from ner_cl.integrations.hub import glues_words, to_token_classifier
 from ner_cl.integrations.onnx import to_onnx
 from ner_cl.integrations.parity import Parity, check_export
+from ner_cl.model.discriminant import Discriminant
 from ner_cl.model.emissions import emissions_of
 from ner_cl.model.merge import exclusive_scores
 from ner_cl.model.ner_model import NerModel
@@ -159,6 +160,43 @@ def test_votes_and_what_was_measured_of_them_go_along(encoder: Path, tmp_path: P
     assert float(other.head.ballot(2).weight) == pytest.approx(0.4)  # type: ignore[attr-defined]
     with pytest.raises(ModelError, match="no single classifier"):
         to_token_classifier(model)
+
+
+@pytest.fixture
+def corrected(encoder: Path) -> NerModel:
+    """A model with a discriminant that changes much."""
+    model = trained_model(encoder)
+    discriminant = Discriminant(model.encoder.hidden, layers=1, types=range(len(model.types)))
+    discriminant.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+    model.discriminant = discriminant
+    return model
+
+
+def test_a_discriminant_is_a_part_of_the_graph(corrected: NerModel, tmp_path: Path) -> None:
+    """Padded rows included, whose last words have no neighbour."""
+    export_model(corrected, tmp_path / "model", format="onnx")
+    other = load_model(tmp_path / "model")
+    assert other.discriminant is None
+    batch = corrected.encode(SENTENCES[:5]).batch(range(5))
+    with torch.inference_mode():
+        theirs, ours = other(batch).flat(), corrected(batch).flat()
+        corrected.discriminant = None
+        alone = corrected(batch).flat()
+    assert not batch.word_mask.all()
+    torch.testing.assert_close(theirs[batch.word_mask], ours[batch.word_mask], atol=1e-4, rtol=1e-4)
+    assert (ours - alone).abs()[batch.word_mask].max() > 0.5
+
+
+def test_what_a_token_classifier_leaves_out_is_told(
+    corrected: NerModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrected.save(tmp_path / "with")
+    assert main(["export", str(tmp_path / "with"), str(tmp_path / "hf-with"), "--format", "hf"]) == 0
+    assert "leaves out the statistics of types (slda)" in capsys.readouterr().err
+    corrected.discriminant = None
+    corrected.save(tmp_path / "without")
+    assert main(["export", str(tmp_path / "without"), str(tmp_path / "hf"), "--format", "hf"]) == 0
+    assert "slda" not in capsys.readouterr().err
 
 
 def test_sub_networks_are_refused(encoder: Path) -> None:

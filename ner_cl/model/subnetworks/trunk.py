@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
-from ner_cl.model.encoder import Encoder
+from ner_cl.model.encoder import Encoder, words_of
 
 __all__ = [
     "ONE_PASS_AT_A_TIME",
@@ -22,6 +22,7 @@ __all__ = [
     "calls_alike",
     "run_trunk",
     "top_layers",
+    "word_vectors",
 ]
 
 ONE_PASS_AT_A_TIME = threading.RLock()
@@ -133,6 +134,27 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
             "or DeBERTa-v2 encoder for sub-networks"
         )
     return TrunkPass((*states, last), tuple(calls))
+
+
+def word_vectors(
+    encoder: Encoder, batch: Batch, layers: int
+) -> tuple[Float[Tensor, "row word hidden"], Float[Tensor, "row word hidden"]]:
+    """Word vectors after the lowest `layers` layers, fewer than all, and after all.
+
+    `output_hidden_states` of `transformers` would leave hooks in the encoder, with which it cannot be pickled.
+    """
+    states: list[Tensor] = []
+
+    def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        states.append(given[0] if given else named["hidden_states"])
+
+    with ONE_PASS_AT_A_TIME:
+        hook = all_layers(encoder)[layers].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            last = encoder.run(batch)
+        finally:
+            hook.remove()
+    return words_of(states[0], batch), words_of(last, batch)
 
 
 def apply_layer(
