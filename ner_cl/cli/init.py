@@ -32,7 +32,7 @@ head:
 strategies:                # how old types are preserved; `ner-cl info` lists all strategies
   - {{name: distill, temperature: 2.0, alpha: auto, mention_weight: 4.0}}
   - {{name: frozen_trunk, layers: auto}}   # keeps embeddings and the lowest layers fixed
-
+{correction}
 training:
   epochs: auto             # per step: at most 10, or more if there are few sentences
   batch_tokens: 512        # word pieces per batch, padding included
@@ -44,6 +44,10 @@ gate:
   max_drop: null           # 0.05: stop if the F1 of an old type drops by more than 5 points in a step
 
 output: {output}
+"""
+
+_CORRECTION = """\
+  - {name: slda, strength: 0.4}   # keeps statistics of each type, which correct confusions with later ones
 """
 
 _OWN_STREAM = """\
@@ -77,6 +81,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a commented configuration to start from."""
+    from ner_cl.config.composition import HeadOptions, default_strategies
     from ner_cl.registry import heads
 
     heads[head]  # raises ConfigError for an unknown name
@@ -86,7 +91,13 @@ def init(
     section = _OWN_STREAM if file is None else _PINNED_STREAM.format(file=_value(str(file)))
     name = file.stem if file else config.stem
     quoted = shlex.quote(str(config))
-    text = _TEMPLATE.format(quoted=quoted, head=head, stream=section, output=_value(f"runs/{name}"))
+    text = _TEMPLATE.format(
+        quoted=quoted,
+        head=head,
+        stream=section,
+        correction=_CORRECTION if "slda" in default_strategies(HeadOptions(name=head)) else "",
+        output=_value(f"runs/{name}"),
+    )
     with replace_file(config) as output:
         output.write(text.encode())
     say(f"{config} is written; look at it, then: ner-cl train {quoted} --dry-run")

@@ -26,6 +26,7 @@ from ner_cl.cli.options import (
 from ner_cl.errors import ConfigError, many
 
 if TYPE_CHECKING:  # these modules import torch, which `--help` must not wait for
+    from ner_cl.config import HeadOptions
     from ner_cl.model.ner_model import NerModel
     from ner_cl.train.changes import LearnResult
 
@@ -92,8 +93,8 @@ def learn(
 
     training = training_options(settings or [])
     listed = _strategies(strategies)
-    _note_left_out(listed)
     student, folder = _start(model, encoder, head, output, apart=isolate or bool(isolating(parsed_or_none(listed))))
+    _note_left_out(listed, student.head.options)
     options = reading_options(data, "DATA", format=format_, scheme=scheme, alignment=alignment, on_overlap=on_overlap)
     options |= {"dev": dev, "replay": replay, "unlabeled": unlabeled}
     with model_output(folder):
@@ -193,20 +194,19 @@ def _head(name: str | None) -> Any:
     return validate(HeadOptions, value if isinstance(value, dict) else {"name": name}, "--head")
 
 
-def _note_left_out(listed: list[Any]) -> None:
+def _note_left_out(listed: list[Any], head: "HeadOptions") -> None:
     """Note which default strategies a given list drops.
 
     A list in which no strategy preserves old types gets `distill` added, but not the rest of the default, such as
     `frozen_trunk`.
     """
-    from ner_cl.config import DEFAULT_STRATEGIES
-    from ner_cl.config.composition import check_composition, parsed_or_none
+    from ner_cl.config.composition import check_composition, default_strategies, parsed_or_none
     from ner_cl.registry import strategies
 
     options = parsed_or_none(listed)
     if not options or any(strategies[item.name].holds_old_types for item in options):  # type: ignore[attr-defined]
         return
-    for name in DEFAULT_STRATEGIES:
+    for name in default_strategies(head):
         held = strategies[name].holds_old_types  # type: ignore[attr-defined]
         if held or name in {item.name for item in options}:
             continue

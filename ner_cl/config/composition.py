@@ -17,6 +17,7 @@ __all__ = [
     "check_composition",
     "check_head",
     "check_optimizer",
+    "default_strategies",
     "isolating",
     "known_name",
     "or_default",
@@ -75,13 +76,25 @@ class HeadOptions(Options):
         return self
 
 
-DEFAULT_STRATEGIES = ("distill", "frozen_trunk")
-"""The strategies used if the list is empty; see docs/results/defaults.md."""
+DEFAULT_STRATEGIES = ("distill", "frozen_trunk", "slda")
+"""The strategies used if the list is empty, those that the head can be trained by; see docs/results/defaults.md."""
 
 
-def or_default(options: Sequence[StrategyOptions]) -> Sequence[StrategyOptions]:
-    """The strategies, or the default ones if the list is empty."""
-    return options or parse_strategies(DEFAULT_STRATEGIES)
+def default_strategies(head: HeadOptions) -> list[str]:
+    """The names of the default strategies for a head."""
+    return [name for name in DEFAULT_STRATEGIES if not _refusal(name, head)]
+
+
+def or_default(options: Sequence[StrategyOptions], head: HeadOptions) -> Sequence[StrategyOptions]:
+    """The strategies, or the default ones for the head if the list is empty."""
+    return options or parse_strategies(default_strategies(head))
+
+
+def _refusal(name: str, head: HeadOptions) -> str:
+    """Why a strategy with its default options cannot train a head; "" if it can."""
+    (options,) = parse_strategies(name)
+    refusal: str = strategies[name](options).refuses_head(head)
+    return refusal
 
 
 def parse_strategies(items: Any) -> tuple[StrategyOptions, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ner_cl.config.composition import DEFAULT_STRATEGIES
+from ner_cl.config.composition import HeadOptions, default_strategies
 from ner_cl.config.sections import Config, EncoderOptions
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
@@ -160,7 +160,8 @@ def assign_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the string that is not of this form.
     """
-    for override in overrides:
+    # The strategies that a key leads into may be the default ones, which depend on the head.
+    for override in sorted(overrides, key=lambda text: text.strip().startswith("strategies.")):
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: write it as key.path=value")
@@ -173,7 +174,8 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -
     A path into the strategies of a configuration that lists none leads into the default ones.
     """
     if keys[0] == "strategies" and len(keys) > 1 and not values.get("strategies"):
-        values["strategies"] = list(DEFAULT_STRATEGIES)
+        head = values.get("head") or {}
+        values["strategies"] = default_strategies(validate(HeadOptions, head, f"{source}: head"))
     target: Any = values
     for key in keys[:-1]:
         if isinstance(target, list) and key.isdigit() and int(key) < len(target):

@@ -299,8 +299,8 @@ class Config(Options):
 
     @field_validator("strategies", mode="before")
     @classmethod
-    def _parse_strategies(cls, value: Any) -> Any:
-        return or_default(parse_strategies(value))
+    def _parse_strategies(cls, value: Any, info: Any) -> Any:
+        return or_default(parse_strategies(value), info.data.get("head", HeadOptions()))  # an invalid head is told
 
     @field_validator("strategies")
     @classmethod

@@ -128,7 +128,7 @@ def _chosen(strategies: Sequence[Any], model: NerModel, *, isolate: bool, replay
     """The strategies of the step: those given, or those the model was isolated with, or the default."""
     chosen = _parse(strategies) or _begun(model)
     if not isolate and model.subnetworks is None:
-        chosen = tuple(or_default(chosen))  # a strategy added below joins the default ones
+        chosen = tuple(or_default(chosen, model.head.options))  # a strategy added below joins the default ones
     if replays:
         if not any(options.name == "replay" for options in chosen):
             chosen += _parse(["replay"])

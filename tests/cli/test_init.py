@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ner_cl.cli.app import main
-from ner_cl.config import DEFAULT_STRATEGIES, Config, load_config
+from ner_cl.config import Config, HeadOptions, load_config
+from ner_cl.config.composition import default_strategies
 from tests.cli.conftest import Toy
 
 
@@ -19,7 +20,7 @@ def test_the_file_says_the_defaults(head: str, tmp_path: Path) -> None:
     config = load_config(path, environment={})
     bare = Config.model_validate({"stream": config.stream, "head": {"name": head}, "output": "runs/mine"})
     assert config == bare
-    assert [options.name for options in config.strategies] == list(DEFAULT_STRATEGIES)
+    assert [options.name for options in config.strategies] == default_strategies(HeadOptions(name=head))
 
 
 def test_the_file_can_be_trained_from(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,8 +94,15 @@ def test_a_name_alone_may_be_given_options(tmp_path: Path) -> None:
 
 def test_the_default_strategies_may_be_given_options(tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, CONFIG), overrides=["strategies.0.temperature=3"])
-    assert [options.name for options in config.strategies] == ["distill", "frozen_trunk"]
+    assert [options.name for options in config.strategies] == ["distill", "frozen_trunk", "slda"]
     assert config.strategies[0].model_dump()["temperature"] == 3
+
+
+@pytest.mark.parametrize("head", ["addner", "spankl"])
+def test_a_head_that_a_default_strategy_cannot_train_goes_without_it(head: str, tmp_path: Path) -> None:
+    for overrides in ([f"head={head}"], [f"head={head}", "strategies.0.temperature=3"]):
+        config = load_config(config_file(tmp_path, CONFIG), overrides=overrides)
+        assert [options.name for options in config.strategies] == ["distill", "frozen_trunk"]
 
 
 def test_an_encoder_is_looked_up_like_a_corpus_file_and_paths_are_absolute(

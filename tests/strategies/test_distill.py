@@ -207,7 +207,8 @@ def test_distill_is_added_where_no_strategy_holds_old_types() -> None:
 
 
 def test_an_empty_list_is_the_default() -> None:
-    assert [strategy.options.name for strategy in build_strategies([])] == ["distill", "frozen_trunk"]
+    assert [strategy.options.name for strategy in build_strategies([])] == ["distill", "frozen_trunk", "slda"]
+    assert [s.options.name for s in build_strategies([], HeadOptions(name="addner"))] == ["distill", "frozen_trunk"]
 
 
 def test_two_ways_to_hold_old_types_are_refused() -> None:

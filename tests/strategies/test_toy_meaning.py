@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.grid import PLAIN_FIRST_STEP
-from ner_cl.config import DEFAULT_STRATEGIES, TrainingOptions, parse_strategies
+from ner_cl.config import HeadOptions, TrainingOptions, parse_strategies
+from ner_cl.config.composition import default_strategies
 from ner_cl.data.stream import Stream
 from ner_cl.evaluate.counts import count_spans
 from ner_cl.model.ner_model import NerModel
@@ -20,8 +21,8 @@ from tests.tiny import TOY_TRAINING, tiny_encoder, toy_stream, toy_training
 from tests.train.toy_runs import learn_all, learner_of, teaches
 
 # These hold so tightly that a random encoder, which has everything to learn in every step, learns little more.
-RIGID = {"frozen", "frozen_trunk", "gpm", "ice", "ncl", "weight_average"}
-LITTLE = {"frozen_trunk", "ncl", "weight_average"}  # of these, those that learn something with a head of tags
+RIGID = {"frozen", "frozen_trunk", "gpm", "ice", "ncl", "slda", "weight_average"}
+LITTLE = {"frozen_trunk", "ncl", "slda", "weight_average"}  # of these, those that learn something with a head of tags
 
 # These keep steps apart, and have a test of what that means below; what they learn with is tested with each.
 APART = [name for name in strategies if strategies[name].isolates]
@@ -90,7 +91,8 @@ def test_t15_old_types_are_lost_or_held(
     if name == "finetune":
         assert old < (0.85 if head == "spankl" else 0.3)
     else:
-        assert old > (0.75 if (name, head) == ("frozen", "spankl") else 0.8)
+        # `slda` keeps the embeddings as they are, which here is random.
+        assert old > {("frozen", "spankl"): 0.75, ("slda", "extendner"): 0.6}.get((name, head), 0.8)
     if name not in RIGID:
         assert new > 0.8
     elif name in LITTLE and head != "spankl":
@@ -119,7 +121,7 @@ def test_t15_what_holds_tightly_learns_too(encoder: Path, stream: Stream, name: 
 @pytest.mark.parametrize("head", ["addner", "extendner"])
 def test_t15_the_default_holds_and_learns(encoder: Path, stream: Stream, head: str) -> None:
     """Though its lowest layer and embeddings are random here, and stay so."""
-    old, new = f1_of(encoder, stream, DEFAULT_STRATEGIES, head)
+    old, new = f1_of(encoder, stream, default_strategies(HeadOptions(name=head)), head)
     assert min(old, new) > 0.5
 
 

@@ -249,11 +249,11 @@ def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
     for changes, said in (
         ({"seed": 14}, "in which seed is 13, not 14; resume"),
         (
-            {"strategies": [{"name": "distill", "alpha": 0.7}, "frozen_trunk"]},
+            {"strategies": [{"name": "distill", "alpha": 0.7}, "frozen_trunk", "slda"]},
             r"strategies\.distill\.alpha is auto, not 0.7;",
         ),
-        ({"strategies": ["distill"]}, r"configuration, with strategies\.frozen_trunk; resume"),
-        ({"strategies": ["distill", "frozen_trunk", "spg"]}, r"configuration, without strategies\.spg; resume"),
+        ({"strategies": ["distill", "slda"]}, r"configuration, with strategies\.frozen_trunk; resume"),
+        ({"strategies": ["distill", "frozen_trunk", "slda", "spg"]}, r"configuration, without strategies\.spg; resume"),
     ):
         with pytest.raises(ConfigError, match=said):
             run_stream(run_config(home, output=str(whole.folder), **changes), resume=True)
@@ -261,7 +261,7 @@ def test_the_folder_of_another_run_is_refused(home: Path, whole: Run) -> None:
     assert run_stream(often, resume=True).matrix == whole.matrix
 
 
-@pytest.mark.parametrize("strategies", [["frozen_trunk", "distill"], ["frozen_trunk"], []])
+@pytest.mark.parametrize("strategies", [["slda", "frozen_trunk", "distill"], ["frozen_trunk", "slda"], []])
 def test_neither_the_order_of_strategies_nor_an_implied_one_matters(
     home: Path, whole: Run, strategies: list[str]
 ) -> None:
