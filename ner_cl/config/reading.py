@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ner_cl.config.composition import HeadOptions, default_strategies
+from ner_cl.config.composition import HeadOptions, default_strategies, or_default
 from ner_cl.config.sections import Config, EncoderOptions
 from ner_cl.config.validation import validate
 from ner_cl.errors import ConfigError
@@ -93,8 +93,10 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     plain = config.model_dump(mode="json")
     if config.encoder.overlaps_by_default:  # and will with another `max_pieces`
         del plain["encoder"]["window_overlap"]
-    for key, value in values.items():
-        _put(plain, key.split("."), value, key)
+    if tuple(config.strategies) == tuple(or_default((), config.head)):
+        plain["strategies"] = []  # the default, which may be another with the values
+    for key in sorted(values, key=_into_strategies):
+        _put(plain, key.split("."), values[key], key)
     return validate(Config, plain, "config")
 
 
@@ -160,12 +162,16 @@ def assign_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the string that is not of this form.
     """
-    # The strategies that a key leads into may be the default ones, which depend on the head.
-    for override in sorted(overrides, key=lambda text: text.strip().startswith("strategies.")):
+    for override in sorted(overrides, key=_into_strategies):
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set {override}: write it as key.path=value")
         assign(values, key.strip().split("."), text, f"--set {override}")
+
+
+def _into_strategies(key: str) -> bool:
+    """Whether a key leads into the list of strategies: to be set last, as the default list depends on the head."""
+    return key.strip().startswith("strategies.")
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:

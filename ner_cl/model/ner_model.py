@@ -24,9 +24,9 @@ from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, word_vectors
 from ner_cl.registry import heads, subnetworks
 from ner_cl.types import Entity, Sentence
 
-__all__ = ["SENTENCE_PREFIX", "NerModel"]
+__all__ = ["EXPORTED", "SENTENCE_PREFIX", "NerModel"]
 
-_EXPORTED = "an exported model cannot learn; teach the model that it was exported from"
+EXPORTED = "an exported model cannot learn; teach the model that it was exported from"
 
 SENTENCE_PREFIX = "sentence/"
 """Name prefix of strategy tensors about a single sentence; they are deleted together with the kept sentences."""
@@ -154,7 +154,7 @@ class NerModel(nn.Module):
             ModelError: if the head shares columns between steps, or the model was exported.
         """
         if self.runtime is not None:
-            raise ModelError(_EXPORTED)
+            raise ModelError(EXPORTED)
         if not self.head.apart:
             raise ModelError(
                 f"head {self.head.name} shares columns between steps, so that none can have a sub-network of its own; "
@@ -172,7 +172,7 @@ class NerModel(nn.Module):
             ModelError: if a type is already known or named twice, or the model was exported.
         """
         if self.runtime is not None:
-            raise ModelError(_EXPORTED)
+            raise ModelError(EXPORTED)
         number, width = len(self.tagset.steps) + 1, None
         covers: Sequence[str] = ()
         self.tagset.grow(types)  # rejects invalid types before anything is changed

@@ -8,7 +8,7 @@ import torch
 from ner_cl.config import check_head
 from ner_cl.data.stream import Step
 from ner_cl.errors import ConfigError, DataError, ModelError, TrainingError
-from ner_cl.model.ner_model import NerModel
+from ner_cl.model.ner_model import EXPORTED, NerModel
 from ner_cl.strategies.base import Strategy
 
 __all__ = ["check_data", "check_model", "check_parts", "check_weights"]
@@ -16,6 +16,8 @@ __all__ = ["check_data", "check_model", "check_parts", "check_weights"]
 
 def check_model(strategies: Sequence[Strategy], model: NerModel) -> None:
     """Rejects strategies that cannot train the model: its head and its sub-networks limit the choice."""
+    if model.runtime is not None:
+        raise ModelError(EXPORTED)
     check_head([strategy.options for strategy in strategies], model.head.options)
     if model.subnetworks is not None and not any(strategy.isolates for strategy in strategies):
         name = model.subnetworks.options.name

@@ -22,7 +22,7 @@ from tests.tiny import tiny_model, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learner_of, toy_encoder
 
 TRAINING = SHORT_TRAINING.model_copy(update={"epochs": 1})
-KEEPERS = ("agem", "das", "ewc", "gem", "gpm", "is3", "ncl", "ogd", "replay", "spg")
+KEEPERS = ("agem", "das", "ewc", "gem", "gpm", "is3", "ncl", "ogd", "replay", "slda", "spg")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_what_is_not_in_the_list_is_dropped_with_a_note(encoder: Path, stream: S
     model = first_step(encoder, stream, ["gpm", "replay"])
     assert (model.strategy_state.keys(), model.kept_sentences.keys()) == ({"gpm"}, {"replay"})
     old = model.copy(memory=True)
-    events = next_step(model, stream, [])
+    events = next_step(model, stream, ["distill"])
     assert notes(events) == [
         "what gpm and replay kept of earlier steps is dropped, because they are not in the list of strategies; "
         "old models keep theirs"
@@ -78,7 +78,7 @@ def test_what_is_not_in_the_list_is_dropped_with_a_note(encoder: Path, stream: S
 
 
 def test_a_strategy_without_anything_kept_says_so_once(encoder: Path, stream: Stream) -> None:
-    model = first_step(encoder, stream, [])
+    model = first_step(encoder, stream, ["distill"])
     assert notes(next_step(model, stream, ["replay", "spg"])) == [
         "replay has kept nothing of earlier steps; it begins to act in the next step",
         "spg has kept nothing of earlier steps; it begins to act in the next step",
@@ -93,7 +93,7 @@ def test_the_note_is_true(name: str, encoder: Path, stream: Stream) -> None:
     options: dict[str, Any] = {"name": name}
     events = next_step(models[0], stream, [options] if strategies[name].holds_old_types else ["distill", options])
     next_step(models[1], stream, ["distill"])
-    begins = "" if name in ("das", "is3", "ncl") else "; it begins to act in the next step"
+    begins = "" if name in ("das", "is3", "ncl", "slda") else "; it begins to act in the next step"
     assert notes(events) == [f"{name} has kept nothing of earlier steps{begins}"]
     weights, alone = (model.state_dict() for model in models)
     assert all(torch.equal(weights[key], alone[key]) for key in weights) == bool(begins)
@@ -151,7 +151,7 @@ def test_those_that_keep_something_are_known() -> None:
 
 
 def test_sentences_that_are_given_count_as_kept(encoder: Path, stream: Stream) -> None:
-    model = first_step(encoder, stream, [])
+    model = first_step(encoder, stream, ["distill"])
     model.kept_sentences = {"replay": stream.steps[0].train[:5]}
     assert notes(next_step(model, stream, ["replay"])) == []
     model.kept_sentences = {"replay": ()}  # all of them have been deleted
@@ -207,3 +207,12 @@ def test_learn_says_so_unless_something_else_holds_them(encoder: Path, stream: S
     assert not said(unlabeled=raw)
     assert not said(replay=old)
     assert not said(strategies=["frozen"])
+
+
+def test_that_predictions_are_no_longer_corrected_is_told(encoder: Path, stream: Stream) -> None:
+    model = first_step(encoder, stream, [])
+    assert notes(next_step(model, stream, ["distill"])) == [
+        "what slda kept of earlier steps is dropped, because it is not in the list of strategies, and "
+        "predictions are no longer corrected by slda; old models keep theirs"
+    ]
+    assert notes(next_step(model, stream, [])) == ["slda has kept nothing of earlier steps"]

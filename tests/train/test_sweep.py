@@ -30,13 +30,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep_config(home: Path, output: Path, **sweep: Any) -> Config:
     values = run_values(home, output=str(output), training={**GOOD_TRAINING.model_dump(mode="json"), "epochs": 3})
     values["stream"]["steps"] = [["PER"], ["LOC"], ["ORG"]]
+    values["strategies"] = sweep.pop("strategies", [])
     values["sweep"] = {"search": SEARCH, "steps": 2, "trials": 4, **sweep}
     return parse_config(values)
 
 
 def test_a_sweep_finds_the_rate_that_learns(home: Path, tmp_path: Path) -> None:
     told: list[Trial] = []
-    config = sweep_config(home, tmp_path / "run")
+    config = sweep_config(home, tmp_path / "run", strategies=["distill"])
     found = run_sweep(config, folder=tmp_path / "sweep", on_trial=told.append)
     assert list(found.trials) == told
     assert [trial.number for trial in told] == [1, 2, 3, 4]
