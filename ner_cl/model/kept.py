@@ -1,5 +1,6 @@
 """What strategies keep in a model folder for later steps; read lazily, since prediction never needs it."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Generic, TypeVar, final
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ner_cl.data.readers import read_sentences
@@ -16,7 +18,7 @@ from ner_cl.files import publish_folder, recover_folders
 from ner_cl.model.ner_model import SENTENCE_PREFIX
 from ner_cl.types import Sentence
 
-__all__ = ["FilesByName", "forget_sentences", "kept_in", "read_tensors", "write_kept"]
+__all__ = ["FilesByName", "forget_sentences", "kept_in", "read_tensors", "sha256_of", "write_kept"]
 
 T = TypeVar("T")
 
@@ -167,3 +169,12 @@ def _read_sentences(path: Path) -> tuple[Sentence, ...]:
     if not path.read_bytes().strip():
         return ()
     return tuple(read_sentences(path, format="jsonl", explicit_types=True, on_overlap="keep"))
+
+
+def sha256_of(tensors: Mapping[str, Tensor], *, start: bytes = b"") -> bytes:
+    """Hashes `start`, then names and bytes of tensors in the order of their names."""
+    digest = hashlib.sha256(start)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -238,9 +238,9 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
             model.grow(types)
     except ModelError as error:
         raise ModelError(f"{folder / 'labels.json'}: {error}") from error
-    if "discriminant" in settings and (model.head.apart or not model.head.tags_words):
-        raise ModelError(f"{where}.discriminant: head {model.head.name} has no softmax over all types to correct")
     if "discriminant" in settings:
+        if model.head.apart or not model.head.tags_words:
+            raise ModelError(f"{where}.discriminant: head {model.head.name} has no softmax over all types to correct")
         shape = encoder.hidden, len(all_layers(encoder)), len(model.types)
         model.discriminant = Discriminant.from_settings(settings["discriminant"], *shape, where=where)
     return model

@@ -1,6 +1,5 @@
 """Streaming LDA: statistics of each type on layers that never change (Hayes & Kanan 2020)."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, final
@@ -15,6 +14,7 @@ from ner_cl.data.batching import rows_from
 from ner_cl.errors import ModelError
 from ner_cl.model.discriminant import PARTS, Discriminant, surroundings
 from ner_cl.model.encoder import Encoder
+from ner_cl.model.kept import sha256_of
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import autocast
 from ner_cl.model.subnetworks.trunk import all_layers, word_vectors
@@ -244,11 +244,7 @@ def _still(encoder: Encoder, layers: int | Literal["auto"]) -> tuple[int, dict[s
 
 def _hash(weights: Mapping[str, Tensor]) -> UInt8[Tensor, " byte"]:
     """SHA-256 of named tensors."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+    return torch.tensor(list(sha256_of(weights)), dtype=torch.uint8)
 
 
 def _triangle(square: Float[Tensor, "part part"]) -> Float[Tensor, " pair"]:

@@ -1,6 +1,5 @@
 """Loads and fingerprints what strategies kept of earlier steps."""
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from ner_cl.data.stream import fingerprint
 from ner_cl.errors import ModelError, first_line
+from ner_cl.model.kept import sha256_of
 from ner_cl.strategies.base import Strategy
 
 __all__ = ["kept_fingerprint", "load_state", "state_of"]
@@ -40,8 +40,5 @@ def load_state(strategy: Strategy, state: Mapping[str, Tensor]) -> None:
 
 def kept_fingerprint(strategy: Strategy) -> str:
     """Hashes a strategy's kept sentences and state; sentences may have been deleted since a checkpoint was made."""
-    digest = hashlib.sha256(fingerprint(strategy.kept_sentences()).encode())
-    for key, tensor in sorted(strategy.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    sentences = fingerprint(strategy.kept_sentences())
+    return sha256_of(strategy.state_dict(), start=sentences.encode()).hex()
