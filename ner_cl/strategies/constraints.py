@@ -50,8 +50,8 @@ class InputSubspace:
             an epoch corrects all.
     """
 
-    bases: Mapping[str, Float[Tensor, "input rank"]]
-    outputs: Mapping[str, Float[Tensor, "output rank"]] = field(default_factory=dict)
+    bases: Mapping[str, Float[Tensor, "_input _rank"]]
+    outputs: Mapping[str, Float[Tensor, "_output _rank"]] = field(default_factory=dict)
     every: int = 1
 
 
