@@ -86,7 +86,7 @@ def _note_on_classifier(tagger: "NerModel") -> None:
     """Say what a program that uses the classifier finds otherwise."""
     from ner_cl.integrations.hub import glues_words
 
-    if tagger.discriminant is not None:
+    if tagger.discriminant is not None and tagger.discriminant.corrects:
         say(
             "note: the classifier leaves out the statistics of types (slda), which transformers has no place for; "
             "it finds what the network alone finds, and is compared with that"

@@ -50,8 +50,10 @@ def to_onnx(model: NerModel, *, int8: bool = False) -> NerModel:
         raise ModelError("a sub-network a step does not make one graph; make one encoder of them with ner-cl compact")
     if (size := sum(weight.nbytes for weight in model.state_dict().values())) > _LARGEST:
         most, found = (f"{count / 1024**3:.1f} GB" for count in (_LARGEST, size))
+        held = None if model.discriminant is None else model.discriminant.held
+        smaller = "" if held is None else f", or teach it with slda.layers: {held}, which copies no layers"
         raise ModelError(
-            f"a graph holds {most} of weights at most, and this model has {found}; use --format spacy or hf"
+            f"a graph holds {most} of weights at most, and this model has {found}; use --format spacy or hf{smaller}"
         )
     graph = _graph(model)
     runtime = OnnxRuntime(_with_int8(graph) if int8 else graph, int8=int8)

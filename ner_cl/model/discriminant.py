@@ -1,5 +1,6 @@
-"""A linear discriminant of types on word vectors that never change, which corrects what a head makes of them."""
+"""A linear discriminant of types on word vectors of frozen layers, which corrects what a head makes of a word."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -8,7 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
+from ner_cl.model.encoder import Encoder
+from ner_cl.model.subnetworks.trunk import all_layers, word_vectors
 
 __all__ = ["PARTS", "Discriminant", "surroundings"]
 
@@ -19,14 +23,18 @@ _FAR = (-5, -4, -3, -2, 2, 3, 4, 5)  # words away
 
 @final
 class Discriminant(nn.Module):
-    """Scores types by what the lowest layers of the encoder make of a word and the words around it.
+    """Scores types by what the lower layers of the encoder make of a word and the words around it.
 
-    The layers must not change, so that what was measured in one step holds in all later ones.
+    These layers must not change, so that what was measured in one step holds in all later ones. The lowest are the
+    encoder's own; of those above, which go on learning there, it has copies.
 
     Args:
         hidden: size of a word vector.
-        layers: number of the lowest transformer layers; 0 for the embeddings alone.
-        types: indices of the types that it tells apart, in the order of its rows.
+        held: number of the encoder's lowest layers that stay still; 0 for the embeddings alone.
+        above: copies of the layers that follow.
+        types: indices of the types that it tells apart, in the order of its rows; it corrects nothing with fewer than
+            two.
+        teaching: factor of its scores in a teacher, 0 to 1.
 
     Attributes:
         weight: `[type, 4 · hidden]`.
@@ -37,34 +45,92 @@ class Discriminant(nn.Module):
     bias: Tensor
     _begin: Tensor
 
-    def __init__(self, hidden: int, *, layers: int, types: Sequence[int]) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        *,
+        held: int,
+        above: Sequence[nn.Module] = (),
+        types: Sequence[int] = (),
+        teaching: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.layers = layers
+        self.held, self.teaching = held, teaching
+        self.above = nn.ModuleList(above)
         self.types = tuple(types)
         self.register_buffer("weight", torch.zeros(len(self.types), PARTS * hidden))
         self.register_buffer("bias", torch.zeros(len(self.types)))
-        self.register_buffer("_begin", torch.tensor(self.types) * 2 + 1, persistent=False)
+        self.register_buffer("_begin", torch.tensor(self.types).long() * 2 + 1, persistent=False)
+        self.eval()
 
     @classmethod
-    def from_settings(cls, values: Any, hidden: int, depth: int, types: int, *, where: str) -> "Discriminant":
-        """An empty one as `settings` described it, for an encoder of `depth` layers and a model of so many `types`.
+    def on(cls, encoder: Encoder, *, held: int, layers: int, types: Sequence[int] = ()) -> "Discriminant":
+        """An empty one that reads `layers` layers of an encoder, with copies of all but the `held` lowest."""
+        above = copy.deepcopy(all_layers(encoder)[held:layers])
+        for module in (part for layer in above for part in layer.modules()):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, weight.detach())  # no parameter, so that nothing trains it
+        return cls(encoder.hidden, held=held, above=above, types=types)
+
+    @property
+    def layers(self) -> int:
+        """Number of the lowest layers that describe a word."""
+        return self.held + len(self.above)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether it tells any types apart."""
+        return len(self.types) > 1
+
+    def of_types(self, types: Sequence[int], *, teaching: float = 1.0) -> "Discriminant":
+        """One that reads the same layers, for other types; its weights and biases are still to be set."""
+        hidden = self.weight.shape[1] // PARTS
+        return type(self)(hidden, held=self.held, above=[*self.above], types=types, teaching=teaching)
+
+    def for_teachers(self) -> "Discriminant":
+        """The same with its scores times `teaching`."""
+        found = self.of_types(self.types)
+        found.weight, found.bias = self.teaching * self.weight, self.teaching * self.bias
+        return found.to(self.weight.device)
+
+    @classmethod
+    def from_settings(cls, values: Any, encoder: Encoder, types: int, *, where: str) -> "Discriminant":
+        """An empty one as `settings` described it, for an encoder and a model of so many `types`.
 
         Raises:
             ModelError: if it does not fit; names `where`.
         """
+        depth = len(all_layers(encoder))
+        if isinstance(values, dict):
+            # As in folders from before there were copies.
+            values = {"held": values.get("layers"), "teaching": 1.0, **values}
         match values:
-            case {"layers": int(layers), "types": [*rows]} if (
-                0 <= layers < depth
-                and len(rows) > 1
+            case {"held": int(held), "layers": int(layers), "teaching": float(teaching), "types": [*rows]} if (
+                0 <= held <= layers < depth
+                and 0 <= teaching <= 1
                 and all(type(row) is int and 0 <= row < types for row in rows)
                 and len(set(rows)) == len(rows)
             ):
-                return cls(hidden, layers=layers, types=rows)
-        raise ModelError(f"{where}.discriminant: needs layers below {depth} and types by number")
+                return cls.on(encoder, held=held, layers=layers).of_types(rows, teaching=teaching)
+        raise ModelError(
+            f"{where}.discriminant: needs layers below {depth}, of them held ones, teaching from 0.0 to 1.0, and types "
+            "by number"
+        )
 
     def settings(self) -> dict[str, Any]:
         """What `config.json` says of it."""
-        return {"layers": self.layers, "types": list(self.types)}
+        return {"held": self.held, "layers": self.layers, "teaching": self.teaching, "types": list(self.types)}
+
+    def train(self, mode: bool = True) -> "Discriminant":
+        """Stays in eval mode, because it never trains."""
+        return super().train(False)
+
+    def word_vectors(
+        self, encoder: Encoder, batch: Batch
+    ) -> tuple[Float[Tensor, "row word hidden"], Float[Tensor, "row word hidden"]]:
+        """Word vectors after its layers, and after all of the encoder's."""
+        return word_vectors(encoder, batch, self.held, [*self.above])
 
     def forward(
         self,
@@ -80,16 +146,26 @@ class Discriminant(nn.Module):
 
         Args:
             scores: logits of one softmax over the tags of all types.
-            lower: word vectors after the lowest layers.
+            lower: word vectors after its layers.
             word_mask: which words are real.
         """
         with torch.autocast(scores.device.type, enabled=False):
-            found = linear(surroundings(lower.float(), word_mask), self.weight, self.bias)
+            found = self._scores_of(lower.float(), word_mask)
             scores = scores.float().clone()
             for columns in (self._begin, self._begin + 1):
                 own = scores[..., columns]
                 scores[..., columns] = own.logsumexp(-1, keepdim=True) + (own + found).log_softmax(-1)
         return scores
+
+    def _scores_of(
+        self, lower: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]
+    ) -> Float[Tensor, "row word type"]:
+        """`surroundings` times `weight`, plus `bias`: each part of the weights first, since types are few."""
+        rows, size = self.weight.shape
+        weight = self.weight.view(rows, PARTS, size // PARTS).transpose(0, 1).flatten(0, 1)
+        scores = torch.where(word_mask.unsqueeze(-1), linear(lower, weight), 0.0)
+        before, own, after, far = scores.chunk(PARTS, dim=-1)
+        return torch.stack(_parts(before, own, after, far, word_mask)).sum(0) + self.bias
 
 
 def surroundings(
@@ -100,10 +176,23 @@ def surroundings(
     Where there is no such word, the vector is 0. Words of other windows of a long sentence are not seen.
     """
     words = torch.where(word_mask.unsqueeze(-1), words, 0.0)
-    real = word_mask.unsqueeze(-1).to(words.dtype)
-    total, count = (torch.stack([_moved(values, by) for by in _FAR]).sum(0) for values in (words, real))
-    around = total / count.clamp(min=1)
-    return torch.cat([_moved(words, -1), words, _moved(words, 1), around], dim=-1)
+    return torch.cat(_parts(words, words, words, words, word_mask), dim=-1)
+
+
+def _parts(
+    before: Float[Tensor, "row word size"],
+    own: Float[Tensor, "row word size"],
+    after: Float[Tensor, "row word size"],
+    far: Float[Tensor, "row word size"],
+    word_mask: Bool[Tensor, "row word"],
+) -> list[Float[Tensor, "row word size"]]:
+    """Of each word `before` of the word before, `own`, `after` of the word after, the mean of `far` 2 to 5 words away.
+
+    All values are 0 where there is no word.
+    """
+    real = word_mask.unsqueeze(-1).to(far.dtype)
+    total, count = (torch.stack([_moved(values, by) for by in _FAR]).sum(0) for values in (far, real))
+    return [_moved(before, -1), own, _moved(after, 1), total / count.clamp(min=1)]
 
 
 def _moved(values: Float[Tensor, "row word size"], by: int) -> Float[Tensor, "row word size"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final, get_args, overload
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ner_cl.config import EncoderOptions, HeadOptions, validate
@@ -20,7 +21,7 @@ from ner_cl.model.heads.emissions import Emissions
 from ner_cl.model.precision import Precision
 from ner_cl.model.runtime import OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, word_vectors
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
 from ner_cl.types import Entity, Sentence
 
@@ -42,8 +43,8 @@ class NerModel(nn.Module):
 
     Attributes:
         subnetworks: computes word vectors for each step separately; None if all blocks read the encoder.
-        discriminant: corrects the head's choice among types by what the lowest layers say; None if there is none. A
-            step takes it away, so that training knows the network alone.
+        discriminant: corrects the head's choice among types by what lower layers say; None if there is none. A
+            step copies teachers with it, and then takes it away: what is trained is the network alone.
         runtime: computes tag scores in place of encoder and head in an exported model, which can predict but not learn.
         history: one record per step: types, data hash, F1 of every type before and after.
         metrics: exact counts of the last evaluation.
@@ -138,14 +139,19 @@ class NerModel(nn.Module):
             raise TypeError(f"a model is called with an encoded batch, not {type(batch).__name__}; use model.predict")
         if self.runtime is not None:
             return self.head.of_scores(self.runtime(batch), batch.word_mask)
-        if self.discriminant is not None:
-            lower, words = word_vectors(self.encoder, batch, self.discriminant.layers)
-            scores = self.discriminant(self.head(words, batch.word_mask).flat(), lower, batch.word_mask)
-            return self.head.of_scores(scores, batch.word_mask)
         if self.subnetworks is None:
-            return self.head(self.encoder(batch), batch.word_mask)  # type: ignore[no-any-return]
+            return self.read(batch)[1]
         asked = range(1, len(self.tagset.steps) + 1) if steps is None else sorted(steps)
         return self.head.of_views(self.subnetworks(self, batch, asked), batch.word_mask)
+
+    def read(self, batch: Batch) -> tuple[Float[Tensor, "row word hidden"], Emissions]:
+        """Computes word vectors and tag scores of a model that was not exported and has no sub-networks."""
+        if self.discriminant is None or not self.discriminant.corrects:
+            words = self.encoder(batch)
+            return words, self.head(words, batch.word_mask)
+        lower, words = self.discriminant.word_vectors(self.encoder, batch)
+        scores = self.discriminant(self.head(words, batch.word_mask).flat(), lower, batch.word_mask)
+        return words, self.head.of_scores(scores, batch.word_mask)
 
     def isolate(self, options: SubnetworkOptions) -> Subnetworks:
         """Gives the next and all later steps their own sub-networks; from now on the encoder must not change.

@@ -28,7 +28,7 @@ from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import resolve_device
 from ner_cl.model.runtime import GraphOnly, OnnxRuntime
 from ner_cl.model.subnetworks.base import SubnetworkOptions, Subnetworks
-from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME, all_layers
+from ner_cl.model.subnetworks.trunk import ONE_PASS_AT_A_TIME
 from ner_cl.registry import heads, subnetworks
 
 __all__ = ["FORMAT_VERSION", "Past", "load_model", "read_past", "save_model"]
@@ -241,8 +241,9 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
     if "discriminant" in settings:
         if model.head.apart or not model.head.tags_words:
             raise ModelError(f"{where}.discriminant: head {model.head.name} has no softmax over all types to correct")
-        shape = encoder.hidden, len(all_layers(encoder)), len(model.types)
-        model.discriminant = Discriminant.from_settings(settings["discriminant"], *shape, where=where)
+        model.discriminant = Discriminant.from_settings(
+            settings["discriminant"], encoder, len(model.types), where=where
+        )
     return model
 
 

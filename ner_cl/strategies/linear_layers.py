@@ -42,7 +42,12 @@ class Call(NamedTuple):
 
 def linear_layers(model: NerModel) -> dict[str, nn.Linear]:
     """Every linear layer of encoder and head, by name; with `.weight` or `.bias` appended, it names a parameter."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {
+        f"{part}.{name}": module
+        for part in ("encoder", "head")
+        for name, module in model.get_submodule(part).named_modules()
+        if isinstance(module, nn.Linear)
+    }
 
 
 def check_linear(model: NerModel, layers: Mapping[str, nn.Module], *, strategy: str) -> None:

@@ -1,5 +1,6 @@
-"""Streaming LDA: statistics of each type on layers that never change (Hayes & Kanan 2020)."""
+"""Streaming LDA: statistics of each type on lower layers as they were at first (Hayes & Kanan 2020)."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, final
@@ -22,11 +23,13 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.base import Settled, StepContext, Strategy
 from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.kept import check_state
+from ner_cl.types import Sentence
 
 __all__ = ["FEWEST", "Slda", "SldaOptions", "discriminant_of"]
 
 FEWEST = 5
 """Sentences that must mention a type for it to have statistics; of fewer, a mean would give away what they say."""
+_PROBE = Sentence(("Some", "words", "to", "compare", "layers", "on", "."))
 
 
 class SldaOptions(StrategyOptions):
@@ -35,26 +38,28 @@ class SldaOptions(StrategyOptions):
     Attributes:
         strength: factor of the discriminant's scores (λ) once it knows many words; see `discriminant_of`. With 0,
             nothing is measured and the network's scores stay as they are.
-        shrinkage: how far the covariance is drawn towards its diagonal, 0 (exclusive) to 1 (the diagonal alone).
-        layers: number of the lowest transformer layers that are held still and measured; `auto` is a sixth of all
-            layers, rounded down, which `frozen_trunk` holds still anyway. 0 is the embeddings alone; the last layer is
-            never measured.
+        shrinkage: how far the covariance is drawn towards its diagonal, 0 (exclusive) to 1 (the diagonal alone); `auto`
+            is the less, the more words there are.
+        layers: number of the lowest transformer layers that are measured; `auto` is half of all layers, rounded down. 0
+            is the embeddings alone; the last layer is never measured. The lowest sixth of the encoder is held still,
+            as `frozen_trunk` does anyway; the model keeps a copy of the measured layers above, which go on learning.
     """
 
     name: Literal["slda"] = "slda"
     strength: float = Field(0.4, ge=0)
-    shrinkage: float = Field(0.5, gt=0, le=1)
+    shrinkage: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
 
 @strategies.register("slda")
 @final
 class Slda(Strategy):
-    """Corrects the network's choice among types by a linear discriminant on the lowest layers, which never change.
+    """Corrects the network's choice among types by a linear discriminant on lower layers as they were at first.
 
     A step that never sees the mentions of an old type can take them for its own, and nothing in its sentences tells it
     otherwise. So each step leaves the means of its types' word vectors and their common covariance, which later steps
-    add to but cannot spoil. Predictions combine both; training knows the network alone.
+    add to but cannot spoil. Predictions combine both, and so does the next step's teacher; what is trained is the
+    network alone.
 
     Hayes & Kanan 2020, "Lifelong machine learning with deep streaming linear discriminant analysis", section 3. There,
     the whole network is frozen and the discriminant is the classifier. Here, it is one of two.
@@ -74,8 +79,8 @@ class Slda(Strategy):
         super().__init__(options)
         self._state: dict[str, Tensor] = {}
         self._dropped: list[str] = []
-        self._layers = 0
-        self._built: tuple[NerModel, Discriminant | None] | None = None
+        self._reader: Discriminant | None = None
+        self._found: tuple[NerModel, Discriminant] | None = None
 
     def refuses_head(self, head: HeadOptions) -> str:
         """Refuses a head without one softmax over all tags."""
@@ -83,23 +88,29 @@ class Slda(Strategy):
 
     def begin_step(self, context: StepContext) -> None:
         """Drops statistics of other layers, or of layers that have changed since."""
-        self._dropped = []
+        model, self._dropped = context.model, []
+        self._reader = reader = model.discriminant
         if not self._active:
             return
-        self._layers, still = _still(context.model.encoder, self.options.layers)
         self._check(context)
-        if self._state and not torch.equal(self._state["layers"], _hash(still)):
-            self._dropped = [context.model.types[int(index)] for index in self._state["types"]]
+        if reader is not None and self.options.layers not in ("auto", reader.layers):
+            reader = None
+        if self._state and (reader is None or not torch.equal(self._state["layers"], _hash(model.encoder, reader))):
+            self._dropped, reader = [model.types[int(index)] for index in self._state["types"]], None
             self._state = {}
+        self._reader = reader or _reader_of(model, self.options.layers)
 
     def begin_stage(self, context: StepContext) -> None:
         """Holds the embeddings and the lowest layers still."""
-        if self._active:
-            for weight in _still(context.model.encoder, self.options.layers)[1].values():
+        if self._active and self._reader is not None:
+            for weight in _still(context.model.encoder, self._reader.held).values():
                 weight.requires_grad_(False)
 
     def settle(self, context: StepContext) -> Settled | None:
-        """Tells whose statistics were dropped."""
+        """Tells whose statistics were dropped, or why there are none."""
+        if self._active and self._reader is None:
+            kind = getattr(context.model.encoder.config, "model_type", "unknown")
+            return Settled(f"measures nothing, because layers of a {kind} encoder cannot be run on their own", {})
         if not self._dropped:
             return None
         names = ", ".join(self._dropped)
@@ -108,9 +119,14 @@ class Slda(Strategy):
 
     def end_step(self, context: StepContext) -> None:
         """Adds the new types' statistics to those of earlier steps."""
-        if not self._active:
+        reader = self._reader
+        if reader is None:
             return
-        types, counts, means, scatter = _measure(context, self._layers)
+        if not self._active:
+            if len(reader.above):
+                self._found = context.model, reader.of_types([])  # later steps measure its copies
+            return
+        types, counts, means, scatter = _measure(context, reader)
         if self._state:
             types = torch.cat([self._state["types"].long(), types])
             counts = torch.cat([self._state["counts"], counts])
@@ -118,22 +134,22 @@ class Slda(Strategy):
             scatter = scatter + _square(self._state["scatter"], means.shape[1])
         self._state = {
             "counts": counts,
-            "layers": _hash(_still(context.model.encoder, self.options.layers)[1]),
+            "layers": _hash(context.model.encoder, reader),
             "means": means,
             "scatter": _triangle(scatter),
             "types": types.float(),
         }
-        self._built = (
-            context.model,
-            discriminant_of(types.tolist(), counts, means, scatter, self.options, layers=self._layers),
-        )
+        share = len(means.T) / (float(counts.sum()) + len(means.T))
+        found = reader.of_types(types.tolist(), teaching=math.sqrt(share))
+        found.weight, found.bias = discriminant_of(counts, means, scatter, self.options)
+        self._found = context.model, found
 
     def release(self) -> None:
         """Hands the discriminant over to the model, now that every strategy has measured what was trained."""
-        if self._built is not None:
-            model, found = self._built
-            model.discriminant = None if found is None else found.to(model.device)
-        self._built = None
+        if self._found is not None:
+            model, found = self._found
+            model.discriminant = found.to(model.device)
+        self._found = self._reader = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Types (their indices), words counted, means, the upper triangle of the scatter, a hash of the layers."""
@@ -163,48 +179,41 @@ class Slda(Strategy):
 
 
 def discriminant_of(
-    types: list[int],
     counts: Float[Tensor, " type"],
     means: Float[Tensor, "type part"],
     scatter: Float[Tensor, "part part"],
     options: SldaOptions,
-    *,
-    layers: int,
-) -> Discriminant | None:
-    """The discriminant of Gaussians with a common covariance; None for fewer than two types.
+) -> tuple[Float[Tensor, "type part"], Float[Tensor, " type"]]:
+    """Weights and biases of the discriminant of Gaussians with a common covariance; 0 for fewer than two types.
 
     With `S` the shrunk covariance, `m_k` a mean and `p_k` a share of all counts, type `k` scores
     `x S⁻¹ m_k − ½ m_k S⁻¹ m_k + log p_k` (Hastie et al., "The elements of statistical learning", equation 4.10), times
-    `strength · n / (n + d)` with `n` the number of words and `d` that of dimensions: with few words, the covariance is
-    mostly chance, and scores are much too large.
+    `strength · √(n / (n + d))` with `n` the number of words and `d` that of dimensions: with few words, the covariance
+    is mostly chance, and scores are much too large. For the same reason, `shrinkage: auto` is `√(d / (n + d))`.
 
     Args:
-        types: indices of the types.
-        counts: number of words in mentions of each.
+        counts: number of words in mentions of each type.
         means: their mean vectors.
         scatter: sum over all words of the outer product of the deviation from their type's mean.
         options: strength and shrinkage.
-        layers: see `Discriminant`.
     """
-    if len(types) < 2:
-        return None
+    if len(counts) < 2:
+        return torch.zeros_like(means), torch.zeros_like(counts)
     means, covariance = means.double(), scatter.double() / counts.sum()
+    words, size = float(counts.sum()), means.shape[1]
     diagonal = covariance.diagonal().clone()
-    covariance *= 1 - options.shrinkage
+    covariance *= 1 - (math.sqrt(size / (words + size)) if options.shrinkage == "auto" else options.shrinkage)
     # Vectors of parts of the encoder that always give the same have no variance.
     covariance.diagonal().copy_(diagonal + 1e-6 * diagonal.mean() + 1e-12)
     weight = torch.linalg.solve(covariance, means.T).T
     bias = (counts / counts.sum()).double().log() - 0.5 * (weight * means).sum(1)
-    words, size = float(counts.sum()), means.shape[1]
-    factor = options.strength * words / (words + size)
-    found = Discriminant(size // PARTS, layers=layers, types=types)
-    found.weight, found.bias = (factor * weight).float(), (factor * bias).float()
-    return found
+    factor = options.strength * math.sqrt(words / (words + size))
+    return (factor * weight).float(), (factor * bias).float()
 
 
 @torch.no_grad()
 def _measure(
-    context: StepContext, layers: int
+    context: StepContext, reader: Discriminant
 ) -> tuple[Int[Tensor, " type"], Float[Tensor, " type"], Float[Tensor, "type part"], Float[Tensor, "part part"]]:
     """Statistics of the words in mentions of the new types in the step's own sentences.
 
@@ -217,13 +226,13 @@ def _measure(
         type_ for sentence in encoded.sentences_from("own") for type_ in {span.type for span in sentence.spans}
     )
     types = torch.tensor([model.types.index(type_) for type_ in context.types if mentioned[type_] >= FEWEST]).long()
-    size = PARTS * model.encoder.hidden
+    reader, size = reader.to(model.device), PARTS * model.encoder.hidden
     counts, sums = torch.zeros(len(types)).double(), torch.zeros(len(types), size).double()
     squares = torch.zeros(size, size).double()
     for _, batch in encoded.in_length_order(context.eval_batch_tokens, among=rows):
         batch = batch.to(model.device)
         with autocast(context.precision, model.device):
-            lower, _ = word_vectors(model.encoder, batch, layers)
+            lower, _ = reader.word_vectors(model.encoder, batch)
         of_type = ((batch.targets[batch.word_mask].cpu() - 1) // 2).unsqueeze(1) == types  # -1 outside of mentions
         vectors = surroundings(lower.float(), batch.word_mask)[batch.word_mask].cpu()[of_type.any(1)].double()
         which = of_type[of_type.any(1)].double()
@@ -234,16 +243,33 @@ def _measure(
     return types, counts.float(), means.float(), (squares - (means.T * counts) @ means).float()
 
 
-def _still(encoder: Encoder, layers: int | Literal["auto"]) -> tuple[int, dict[str, Tensor]]:
-    """How many of the lowest layers are measured, fewer than all; and the parameters of all but the layers above."""
-    found = all_layers(encoder)
-    count = min(len(found) // 6 if layers == "auto" else layers, len(found) - 1)
-    above = {id(parameter) for layer in found[count:] for parameter in layer.parameters()}
-    return count, {name: weight for name, weight in encoder.named_parameters() if id(weight) not in above}
+@torch.no_grad()
+def _reader_of(model: NerModel, count: int | Literal["auto"]) -> Discriminant | None:
+    """A discriminant without types that reads so many layers as they are now, fewer than all.
+
+    Returns:
+        None if copies of the layers compute something else than the encoder does.
+    """
+    depth = len(all_layers(model.encoder))
+    layers = min(depth // 2 if count == "auto" else count, depth - 1)
+    found = Discriminant.on(model.encoder, held=min(depth // 6, layers), layers=layers).to(model.device)
+    batch = model.encode([_PROBE]).batch([0]).to(model.device)
+    try:
+        copied, own = found.word_vectors(model.encoder, batch)[0], word_vectors(model.encoder, batch, layers)[0]
+    except Exception:  # layers that are called in other ways raise all kinds of errors
+        return None
+    return found if torch.allclose(copied, own, rtol=1e-4, atol=1e-5) else None
 
 
-def _hash(weights: Mapping[str, Tensor]) -> UInt8[Tensor, " byte"]:
-    """SHA-256 of named tensors."""
+def _still(encoder: Encoder, held: int) -> dict[str, Tensor]:
+    """The parameters of all but the layers above the lowest `held`."""
+    above = {id(parameter) for layer in all_layers(encoder)[held:] for parameter in layer.parameters()}
+    return {name: weight for name, weight in encoder.named_parameters() if id(weight) not in above}
+
+
+def _hash(encoder: Encoder, reader: Discriminant) -> UInt8[Tensor, " byte"]:
+    """SHA-256 of the weights that word vectors depend on."""
+    weights = _still(encoder, reader.held) | {f"above.{name}": weight for name, weight in reader.above.named_buffers()}
     return torch.tensor(list(sha256_of(weights)), dtype=torch.uint8)
 
 

@@ -104,6 +104,5 @@ def teacher_reads(
     for _, batch in encoded.in_length_order(context.eval_batch_tokens, among=rows):
         batch = batch.to(teacher.device)
         with torch.no_grad(), autocast(context.precision, teacher.device):
-            vectors = teacher.encoder(batch)
-            logits = teacher.head(vectors, batch.word_mask).flat()
-        yield batch, vectors.float(), logits.float()
+            vectors, emissions = teacher.read(batch)
+        yield batch, vectors.float(), emissions.flat().float()

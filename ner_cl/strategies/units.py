@@ -35,7 +35,7 @@ class Units:
 
     def __init__(self, model: NerModel) -> None:
         modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        self.layers = find_layers(model)
+        self.layers = [layer.under("encoder") for layer in find_layers(model.encoder)]
         if not self.layers:
             kind = getattr(model.encoder.config, "model_type", "unknown")
             raise ModelError(

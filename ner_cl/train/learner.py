@@ -135,14 +135,9 @@ class Learner:
             CheckFailed: if a strategy isolates steps but an old block changed.
         """
         self._give_back()  # as a resumed run does, so that the result is the same
+        old = self.model.tagset.steps if old_steps is None else old_steps
         with random_state_restored(self.engine.device):
-            yield from self._learn_step(
-                step,
-                self.model.tagset.steps if old_steps is None else old_steps,
-                earlier=earlier,
-                earlier_dev=earlier_dev,
-                unlabeled=unlabeled,
-            )
+            yield from self._learn_step(step, old, earlier=earlier, earlier_dev=earlier_dev, unlabeled=unlabeled)
 
     def _learn_step(
         self,
@@ -162,7 +157,9 @@ class Learner:
         context = self._context(step, old_steps, earlier)
         context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
-        self.model.encoder.shortcut = self.model.discriminant = None  # training knows the network alone
+        self.model.encoder.shortcut = None
+        if self.model.discriminant is not None:
+            self.model.discriminant = self.model.discriminant.for_teachers()
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
         for strategy in self.strategies:
             known = set(self.model.state_dict())
@@ -172,6 +169,7 @@ class Learner:
         train: Sequence[Sentence] = [sentence for sentence in step.train if sentence.words]  # others have no loss
         for strategy in self.strategies:
             train = strategy.sentences(context, train)
+        self.model.discriminant = None  # teachers are copied by now; training knows the network alone
         self._grow(step.types, step.number)
         context.encoded = self.model.encode(train)
         if "own" not in context.encoded.origins:

@@ -166,8 +166,11 @@ def test_votes_and_what_was_measured_of_them_go_along(encoder: Path, tmp_path: P
 def corrected(encoder: Path) -> NerModel:
     """A model with a discriminant that changes much."""
     model = trained_model(encoder)
-    discriminant = Discriminant(model.encoder.hidden, layers=1, types=range(len(model.types)))
+    discriminant = Discriminant.on(model.encoder, held=0, layers=1, types=range(len(model.types)))
     discriminant.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            weight += 0.01  # the copies stay as they are
     model.discriminant = discriminant
     return model
 

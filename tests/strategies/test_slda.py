@@ -1,4 +1,4 @@
-"""Statistics of types on layers that never change: what is measured, what it corrects, and what it leaves alone."""
+"""Statistics of types on lower layers as they were: what is measured, what it corrects, and what it leaves alone."""
 
 import copy
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
@@ -21,9 +22,14 @@ from ner_cl.model.discriminant import Discriminant, surroundings
 from ner_cl.model.encoder import words_of
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.subnetworks.trunk import all_layers, word_vectors
+from ner_cl.registry import strategies
+from ner_cl.strategies.base import StepContext
 from ner_cl.strategies.slda import SldaOptions, discriminant_of
+from ner_cl.strategies.teacher import Teacher
 from ner_cl.train.learner import Learner
 from tests.model.test_attention import encoder_of
+from tests.strategies.test_das import of_kind
+from tests.strategies.test_encoders import gpt2
 from tests.tiny import ALIKE, SENTENCES, TOY_TYPES, tiny_encoder, tiny_model, toy_stream
 from tests.train.toy_runs import SHORT_TRAINING, learn_all, learner_of, same_weights, weights_of
 
@@ -47,6 +53,16 @@ def taught(encoder: Path, *strategies: Any, steps: Sequence[Sequence[str]] = STE
 @pytest.fixture(scope="module")
 def learned(encoder: Path) -> NerModel:
     return taught(encoder, ALIKE, TRUNK, SLDA).model
+
+
+@pytest.fixture(scope="module")
+def moved(encoder: Path) -> NerModel:
+    """Copies of two layers, of which the encoder's own have moved since."""
+    model = taught(encoder, ALIKE, {**SLDA, "layers": 2}).model
+    assert model.discriminant is not None
+    for copied, own in zip(model.discriminant.above, all_layers(model.encoder), strict=False):
+        assert not torch.equal(copied.state_dict()["output.dense.weight"], own.state_dict()["output.dense.weight"])
+    return model
 
 
 def described(model: NerModel, words: Sequence[str]) -> np.ndarray[Any, Any]:
@@ -92,10 +108,9 @@ def test_the_discriminant_compares_gaussians_with_a_common_covariance() -> None:
     square = generator.normal(size=(40, 8))
     scatter = square.T @ square
     # 35 words, 8 numbers each.
-    options = SldaOptions(strength=(35 + 8) / 35, shrinkage=0.25)
+    options = SldaOptions(strength=((35 + 8) / 35) ** 0.5, shrinkage=0.25)
     measured = torch.tensor(counts), torch.tensor(means), torch.tensor(scatter)
-    found = discriminant_of([0, 1, 2], *measured, options, layers=1)
-    assert found is not None
+    weight, bias = discriminant_of(*measured, options)
     covariance = scatter / counts.sum()
     shrunk = 0.75 * covariance + 0.25 * np.diag(np.diag(covariance))
     for x in generator.normal(size=(6, 8)):
@@ -103,24 +118,28 @@ def test_the_discriminant_compares_gaussians_with_a_common_covariance() -> None:
             multivariate_normal.logpdf(x, mean, shrunk) + np.log(count / counts.sum())
             for mean, count in zip(means, counts, strict=True)
         ]
-        scores = (found.weight.double() @ torch.tensor(x) + found.bias.double()).numpy()
+        scores = (weight.double() @ torch.tensor(x) + bias.double()).numpy()
         np.testing.assert_allclose(scores - scores[0], np.array(expected) - expected[0], atol=1e-3)
-    half = discriminant_of(
-        [0, 1, 2], *measured, options.model_copy(update={"strength": 0.5 * options.strength}), layers=1
-    )
-    assert half is not None
-    torch.testing.assert_close(half.weight, 0.5 * found.weight)
-    torch.testing.assert_close(half.bias, 0.5 * found.bias)
+    half_weight, half_bias = discriminant_of(*measured, options.model_copy(update={"strength": 0.5 * options.strength}))
+    torch.testing.assert_close(half_weight, 0.5 * weight)
+    torch.testing.assert_close(half_bias, 0.5 * bias)
 
 
 def test_one_type_has_nothing_to_be_told_from(encoder: Path) -> None:
-    assert discriminant_of([0], torch.ones(1), torch.ones(1, 4), torch.eye(4), SldaOptions(), layers=0) is None
-    assert taught(encoder, ALIKE, SLDA, until=1).model.discriminant is None
+    weight, bias = discriminant_of(torch.ones(1), torch.ones(1, 4), torch.eye(4), SldaOptions())
+    assert not weight.any()
+    assert not bias.any()
+    model = taught(encoder, ALIKE, SLDA, until=1).model
+    batch = model.encode(SENTENCES).batch(range(len(SENTENCES)))
+    with torch.no_grad():
+        scores = model(batch).flat()
+        model.discriminant = None
+        assert torch.equal(model(batch).flat(), scores)
 
 
 def test_scores_are_divided_anew_among_the_types_it_knows() -> None:
     """`O`, other types, and what all its types have together stay; the ratios change by its scores."""
-    discriminant = Discriminant(2, layers=0, types=[0, 2])
+    discriminant = Discriminant(2, held=0, types=[0, 2])
     discriminant.weight = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
     discriminant.bias = torch.tensor([0.3, -0.2])
     generator = torch.Generator().manual_seed(2)
@@ -143,25 +162,63 @@ def test_padding_is_not_seen() -> None:
     assert torch.equal(padded[:, :6], alone)
 
 
-def test_training_is_that_of_the_list_without_it(encoder: Path) -> None:
-    with_it, without = taught(encoder, ALIKE, TRUNK, SLDA).model, taught(encoder, ALIKE, TRUNK).model
-    assert with_it.discriminant is not None
-    with_it.discriminant = None
-    assert same_weights(with_it, without)
+def test_training_is_that_of_the_list_without_it_but_for_the_teacher(encoder: Path) -> None:
+    """A teacher of one type has nothing to correct, and `finetune` has none."""
+    for strategy, until, same in ((ALIKE, 2, True), (ALIKE, 3, False), ("finetune", 3, True)):
+        with_it, without = (taught(encoder, strategy, TRUNK, *more, until=until).model for more in ([SLDA], []))
+        assert with_it.discriminant is not None
+        with_it.discriminant = None
+        assert same_weights(with_it, without) == same
 
 
-def test_the_layers_it_reads_stay_without_a_frozen_trunk(encoder: Path) -> None:
-    fresh, weights = weights_of(learner_of(encoder).model), weights_of(taught(encoder, ALIKE, SLDA).model)
+def words_of_types(learner: Learner) -> float:
+    return float(learner.model.strategy_state["slda"]["counts"].sum())
+
+
+def test_the_teacher_is_corrected_the_less_the_more_words_there_are(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all three: network, statistics, and copies of layers that have moved since."""
+    learner = taught(encoder, ALIKE, TRUNK, {**SLDA, "layers": 2}, until=2)
+    step = toy_stream(train=90, steps=STEPS).steps[2]
+    batch = learner.model.encode(step.train).batch(range(len(step.train)))
+    assert learner.model.discriminant is not None
+    assert learner.model.discriminant.teaching == pytest.approx((128 / (128 + words_of_types(learner))) ** 0.5)
+    weaker = learner.model.copy()
+    weaker.discriminant = learner.model.discriminant.for_teachers()
+    with torch.no_grad():
+        expected = weaker(batch).flat()
+    seen: list[Tensor] = []
+    logits = Teacher.logits
+
+    def kept(self: Teacher, context: StepContext) -> Tensor:
+        seen.append(logits(self, context))
+        return seen[-1]
+
+    monkeypatch.setattr(Teacher, "logits", kept)
+    list(learner.learn_step(step))
+    torch.testing.assert_close(seen[0][batch.word_numbers][batch.word_mask], expected[batch.word_mask])
+
+
+def test_the_layers_it_reads_stay_without_a_frozen_trunk(tmp_path: Path) -> None:
+    """The lowest sixth in the encoder, which learns above it; the others in copies, as they were before step 1."""
+    encoder = tiny_encoder(tmp_path, layers=6)
+    fresh, model = weights_of(learner_of(encoder).model), taught(encoder, ALIKE, {**SLDA, "layers": 4}).model
+    weights = weights_of(model)
     moved = {name for name in fresh if name.startswith("encoder.") and not torch.equal(fresh[name], weights[name])}
-    assert {name.split(".")[4] for name in moved} == {"1", "2"}
+    assert {name.split(".")[4] for name in moved} == {"1", "2", "3", "4", "5"}
+    copies = {name: tensor for name, tensor in weights.items() if name.startswith("discriminant.above.")}
+    assert len(copies) == 3 * 16
+    for name, tensor in copies.items():
+        number, _, rest = name.removeprefix("discriminant.above.").partition(".")
+        assert torch.equal(tensor, fresh[f"encoder.backbone.encoder.layer.{int(number) + 1}.{rest}"])
 
 
-def test_a_sixth_of_the_layers_is_read_by_default(tmp_path: Path) -> None:
+def test_half_of_the_layers_are_read_by_default(tmp_path: Path) -> None:
     learner = learner_of(tiny_encoder(tmp_path, layers=6), [ALIKE, "slda"])
     learn_all(learner, toy_stream(train=60))
     assert learner.model.discriminant is not None
-    assert learner.model.discriminant.layers == 1
-    assert len(all_layers(learner.model.encoder)) == 6
+    assert (learner.model.discriminant.held, len(learner.model.discriminant.above)) == (1, 2)
 
 
 def test_it_gives_mentions_back_that_the_network_takes_for_the_newest_type(learned: NerModel) -> None:
@@ -173,7 +230,7 @@ def test_it_gives_mentions_back_that_the_network_takes_for_the_newest_type(learn
     for sentence in sentences:
         batch = model.encode([sentence]).batch([0])
         with torch.no_grad():
-            lower, _ = word_vectors(model.encoder, batch, model.discriminant.layers)
+            lower, _ = model.discriminant.word_vectors(model.encoder, batch)
             scores = misled(model, sentence)
             corrected = model.discriminant(scores, lower, batch.word_mask)
         for name, found in (("network", scores), ("both", corrected)):
@@ -197,12 +254,12 @@ def misled(model: NerModel, sentence: ner_cl.Sentence) -> Tensor:
     return scores
 
 
-def test_a_saved_model_finds_the_same(learned: NerModel, tmp_path: Path) -> None:
-    learned.save(tmp_path / "model")
-    batch = learned.encode(SENTENCES).batch(range(len(SENTENCES)))
+def test_a_saved_model_finds_the_same(moved: NerModel, tmp_path: Path) -> None:
+    moved.save(tmp_path / "model")
+    batch = moved.encode(SENTENCES).batch(range(len(SENTENCES)))
     with torch.no_grad():
-        scores = learned(batch).flat()
-        for other in (ner_cl.load(tmp_path / "model"), learned.copy()):
+        scores = moved(batch).flat()
+        for other in (ner_cl.load(tmp_path / "model"), moved.copy(), pickle.loads(pickle.dumps(moved))):
             assert torch.equal(other(batch).flat(), scores)
             other.discriminant = None
             assert not torch.equal(other(batch).flat(), scores)
@@ -211,14 +268,15 @@ def test_a_saved_model_finds_the_same(learned: NerModel, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"layers": 3, "types": [0, 1, 2]},
-        {"layers": -1, "types": [0, 1, 2]},
-        {"layers": 1, "types": [0, 1, 3]},
-        {"layers": 1, "types": [0, 1, 1]},
-        {"layers": 1, "types": [[0], 1]},
-        {"layers": 1, "types": [0.0, 1.0]},
-        {"layers": 1, "types": [0]},
-        {"layers": 1},
+        {"held": 0, "layers": 3, "types": [0, 1, 2]},
+        {"held": -1, "layers": 1, "types": [0, 1, 2]},
+        {"held": 2, "layers": 1, "types": [0, 1, 2]},
+        {"held": 0, "layers": 1, "types": [0, 1, 3]},
+        {"held": 0, "layers": 1, "types": [0, 1, 1]},
+        {"held": 0, "layers": 1, "types": [[0], 1]},
+        {"held": 0, "layers": 1, "types": [0.0, 1.0]},
+        {"held": 0, "layers": 1},
+        {"held": 0, "layers": 1, "teaching": 1.5, "types": [0, 1, 2]},
         "slda",
     ],
 )
@@ -228,8 +286,39 @@ def test_a_folder_with_other_settings_is_refused(learned: NerModel, wrong: Any, 
     config = json.loads(path.read_text(encoding="utf-8"))
     config["ner_cl"]["discriminant"] = wrong
     path.write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"ner_cl\.discriminant: needs layers below 3 and types by number"):
+    with pytest.raises(ModelError, match=r"discriminant: needs layers below 3, of them held ones, teaching from 0"):
         ner_cl.load(tmp_path / "model")
+
+
+def test_a_model_from_a_folder_learns_as_one_in_memory(moved: NerModel, tmp_path: Path) -> None:
+    moved.save(tmp_path / "model")
+    found = []
+    for model in (moved.copy(memory=True), ner_cl.load(tmp_path / "model")):
+        learner = Learner(model, parse_strategies([ALIKE, SLDA | {"layers": 2}]), SHORT_TRAINING, seed=13)
+        list(learner.learn_step(toy_stream(train=90, steps=[*STEPS, ["MISC"]]).steps[3]))
+        assert not learner.settled
+        found.append(weights_of(learner.model) | learner.model.strategy_state["slda"])
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_folder_from_before_there_were_copies_goes_on_without_them(tmp_path: Path) -> None:
+    """All the layers that were measured were held still; with `auto` it stays so."""
+    learner = taught(tiny_encoder(tmp_path / "encoder", layers=6), ALIKE, SLDA, until=2)
+    learner.model.save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    assert config["ner_cl"]["discriminant"].pop("held") == 1
+    assert 0 < config["ner_cl"]["discriminant"].pop("teaching") < 1
+    path.write_text(json.dumps(config), encoding="utf-8")
+    model = ner_cl.load(tmp_path / "model")
+    assert list(model.predict(SENTENCES)) == list(learner.model.predict(SENTENCES))
+    on = Learner(model, parse_strategies([ALIKE, "slda"]), SHORT_TRAINING)
+    list(on.learn_step(toy_stream(train=90, steps=STEPS).steps[2]))
+    assert on.model.strategy_state["slda"]["types"].tolist() == [0, 1, 2]
+    assert on.model.discriminant is not None
+    settings = on.model.discriminant.settings()
+    assert (settings["held"], settings["layers"], settings["types"]) == (1, 1, [0, 1, 2])
 
 
 def test_a_step_without_it_takes_the_discriminant_away(learned: NerModel) -> None:
@@ -286,16 +375,20 @@ def test_words_near_the_ends_are_described_by_what_there_is() -> None:
     torch.testing.assert_close(surroundings(words, mask)[0, :4], torch.tensor(expected))
 
 
-def test_few_words_weigh_little() -> None:
-    """As many as there are numbers in a description: half of what very many weigh."""
-    means, options = torch.eye(2, 8), SldaOptions(strength=1.0)
-    few, many = (
-        discriminant_of([0, 1], torch.tensor([n / 2, n / 2]), means, n * torch.eye(8), options, layers=0)
+def test_few_words_weigh_little_and_say_little_of_the_covariance() -> None:
+    """As many as there are numbers in a description: √½ of what very many weigh, and √½ of the diagonal alone."""
+    means, square = torch.eye(2, 8), torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    covariance = square @ square.T
+    half = 0.5**0.5
+    fixed = SldaOptions(strength=1.0, shrinkage=half)
+    found = {
+        (options.shrinkage, n): discriminant_of(torch.tensor([n / 2, n / 2]), means, n * covariance, options)[0]
+        for options in (fixed, SldaOptions(strength=1.0))
         for n in (8.0, 1e9)
-    )
-    assert few is not None
-    assert many is not None
-    torch.testing.assert_close(few.weight, many.weight / 2, rtol=1e-4, atol=1e-6)
+    }
+    torch.testing.assert_close(found[half, 8.0], half * found[half, 1e9], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["auto", 8.0], found[half, 8.0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["auto", 1e9], means @ covariance.inverse(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(("count", "kept"), [(4, []), (5, [0])])
@@ -327,15 +420,15 @@ def test_a_step_with_a_strength_of_zero_keeps_what_there_was(encoder: Path) -> N
     learner = taught(encoder, ALIKE, TRUNK, SLDA, until=2)
     kept = dict(learner.model.strategy_state["slda"])
     off = Learner(learner.model, parse_strategies([ALIKE, TRUNK, {**SLDA, "strength": 0}]), SHORT_TRAINING)
-    list(off.learn_step(toy_stream(train=90, steps=STEPS).steps[2]))
-    assert off.model.discriminant is None
+    stream = toy_stream(train=90, steps=[*STEPS, ["MISC"]])
+    list(off.learn_step(stream.steps[2]))
+    assert off.model.discriminant is not None
+    assert off.model.discriminant.types == ()
     assert all(torch.equal(off.model.strategy_state["slda"][name], kept[name]) for name in kept)
-
-
-def test_a_model_that_has_predicted_can_be_pickled(learned: NerModel) -> None:
-    found = list(learned.predict([SENTENCES[0], SENTENCES[3]]))
-    again = pickle.loads(pickle.dumps(learned))
-    assert list(again.predict([SENTENCES[0], SENTENCES[3]])) == found
+    on = Learner(off.model, parse_strategies([ALIKE, TRUNK, SLDA]), SHORT_TRAINING)
+    list(on.learn_step(stream.steps[3]))
+    assert on.model.strategy_state["slda"]["types"].tolist() == [0, 1, 3]
+    assert not on.settled
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "albert"])
@@ -346,8 +439,60 @@ def test_encoders_of_all_kinds_give_the_state_after_a_layer(kind: str, encoder: 
     layers = len(all_layers(model.encoder)) - 1
     with torch.inference_mode():
         lower, last = word_vectors(model.encoder, batch, layers)
+        again, _ = word_vectors(model.encoder, batch, 0, all_layers(model.encoder)[:layers])
         expected = model.encoder.backbone(
             input_ids=batch.piece_ids, attention_mask=batch.piece_mask, output_hidden_states=True
         )
     assert torch.equal(lower, words_of(expected.hidden_states[layers], batch))
+    assert torch.equal(again, lower)
     assert torch.equal(last, words_of(expected.last_hidden_state, batch))
+
+
+BESIDE = sorted(set(strategies) - {"joint", "bias_correction", "hat", "modules", "packnet", "slda"})
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_strategies_go_on_beside_it_when_there_are_copies(name: str, tmp_path: Path) -> None:
+    """Three steps, of which the third begins with a model that has copies of layers."""
+    learner = learner_of(tiny_encoder(tmp_path, layers=6), [name, {**SLDA, "layers": 3}])
+    learn_all(learner, toy_stream(train=45, steps=STEPS))
+    model = learner.model
+    assert model.discriminant is not None
+    assert len(model.discriminant.above) == 2
+    assert model.strategy_state["slda"]["types"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["distill", "lwf", "is3", "cpfd", "cfner", "rdp"])
+def test_what_teachers_say_is_corrected(name: str, moved: NerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The correction is asked for in training, when the model has none of its own."""
+    asked = []
+    correct = Discriminant.forward
+
+    def counted(self: Discriminant, *given: Tensor) -> Tensor:
+        asked.append(student.discriminant is None)
+        return correct(self, *given)
+
+    monkeypatch.setattr(Discriminant, "forward", counted)
+    student = moved.copy(memory=True)
+    learner = Learner(student, parse_strategies([name, {**SLDA, "layers": 2}]), SHORT_TRAINING)
+    list(learner.learn_step(toy_stream(train=90, steps=[*STEPS, ["MISC"]]).steps[3]))
+    assert any(asked)
+
+
+def test_an_encoder_with_a_cache_is_measured(encoder: Path) -> None:
+    """GPT-2 hands its layers a cache, to which each adds."""
+    learner = Learner(gpt2(encoder), parse_strategies([ALIKE, TRUNK | {"layers": 1}, "slda"]), SHORT_TRAINING)
+    learn_all(learner, toy_stream(train=45, steps=STEPS))
+    assert learner.model.discriminant is not None
+    assert learner.model.discriminant.corrects
+    assert not learner.settled
+
+
+def test_an_encoder_whose_layers_cannot_be_copied_is_told(encoder: Path) -> None:
+    """XLNet keeps its states in another order."""
+    config = transformers.XLNetConfig(vocab_size=300, d_model=24, n_layer=4, n_head=3, d_inner=48)
+    learner = Learner(of_kind(encoder, config), parse_strategies([ALIKE, "slda"]), SHORT_TRAINING)
+    learn_all(learner, toy_stream(train=45, steps=STEPS))
+    assert learner.model.discriminant is None
+    assert "slda" not in learner.model.strategy_state
+    assert "measures nothing, because layers of a xlnet encoder cannot" in learner.settled["slda"].text

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import Cache
 
 from ner_cl.data.batching import Batch
 from ner_cl.errors import ModelError
@@ -137,24 +138,44 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
 
 
 def word_vectors(
-    encoder: Encoder, batch: Batch, layers: int
+    encoder: Encoder, batch: Batch, lowest: int, copies: Sequence[nn.Module] = ()
 ) -> tuple[Float[Tensor, "row word hidden"], Float[Tensor, "row word hidden"]]:
-    """Word vectors after the lowest `layers` layers, fewer than all, and after all.
+    """Word vectors after the `lowest` layers, fewer than all, and `copies` on top of them; and after all layers.
 
     `output_hidden_states` of `transformers` would leave hooks in the encoder, with which it cannot be pickled.
+
+    Args:
+        encoder: the whole encoder.
+        batch: any batch.
+        lowest: number of its layers; 0 for the embeddings.
+        copies: copies of layers that follow, called with what these are called with, except for the states.
+
+    Raises:
+        ModelError: if the encoder does not call each of the layers that were copied once.
     """
     states: list[Tensor] = []
+    calls: list[Call] = []
 
     def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        states.append(given[0] if given else named["hidden_states"])
+        # A layer adds its keys and values to a cache, where a copy would find them.
+        named = {name: None if isinstance(value, Cache) else value for name, value in named.items()}
+        states.append(given[0] if given else named.pop("hidden_states"))
+        calls.append((tuple(None if isinstance(value, Cache) else value for value in given[1:]), named))
 
+    layers = all_layers(encoder)[lowest : lowest + max(1, len(copies))]
     with ONE_PASS_AT_A_TIME:
-        hook = all_layers(encoder)[layers].register_forward_pre_hook(keep, with_kwargs=True)
+        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
         try:
             last = encoder.run(batch)
         finally:
-            hook.remove()
-    return words_of(states[0], batch), words_of(last, batch)
+            for hook in hooks:
+                hook.remove()
+    if copies and len(calls) != len(copies):
+        raise ModelError(f"encoder {encoder.options.name!r} does not call each of its layers once")
+    state = states[0]
+    for number, layer in enumerate(copies):
+        state = apply_layer(layer, state, calls[number])
+    return words_of(state, batch), words_of(last, batch)
 
 
 def apply_layer(
