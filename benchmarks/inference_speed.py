@@ -7,6 +7,8 @@ All contestants use the same encoder and, except for ONNX Runtime, the same prec
     limit         the encoder and one linear layer on prepared tensors, in batches of similar length; no tokenizer,
                   no decoding
     extendner     `model.predict(texts)`, from text to entities with scores, with `--types` types in one output layer
+    slda          the same, corrected by statistics of half of the layers, as the default is from the second type on,
+                  and of the lowest sixth, which needs no copies of layers
     addner N      the same with N output layers of one type each, merged by the conflict resolver
     spacy         the component in a blank English pipeline, through `nlp.pipe(texts)`; includes spaCy's tokenizer
     onnx          `model.predict(texts)` of the exported ExtendNER, in fp32 and in int8
@@ -37,9 +39,11 @@ from ner_cl.config import HeadOptions
 from ner_cl.data.readers import read_sentences
 from ner_cl.integrations.hub import to_token_classifier
 from ner_cl.integrations.onnx import to_onnx
+from ner_cl.model.discriminant import Discriminant
 from ner_cl.model.emissions import stretches_of
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import Precision, autocast, resolve_precision
+from ner_cl.model.subnetworks.trunk import all_layers
 from ner_cl.train.environment import environment
 from ner_cl.types import Sentence
 
@@ -149,6 +153,8 @@ def predictors(
 
     return {
         "extendner": own(extendner),
+        "slda": own(corrected(extendner, 2)),
+        "slda, no copies": own(corrected(extendner, 6)),
         **{f"addner {count}": own(model) for count, model in addner.items()},
         "spacy": lambda: drain(nlp.pipe(texts)),
         "onnx fp32": own(to_onnx(extendner)),
@@ -156,6 +162,14 @@ def predictors(
         "transformers, one by one": piped(1),
         "transformers, batches of 32": piped(32),
     }
+
+
+def corrected(model: NerModel, part: int) -> NerModel:
+    """A copy whose choice among types statistics of one `part`-th of the layers correct, all of them 0."""
+    other, depth = model.copy(), len(all_layers(model.encoder))
+    types = range(len(model.types))
+    other.discriminant = Discriminant.on(other.encoder, held=depth // 6, layers=depth // part, types=types)
+    return other
 
 
 def drain(results: object) -> None:
