@@ -93,12 +93,12 @@ class Slda(Strategy):
         if not self._active:
             return
         self._check(context)
-        if reader is not None and self.options.layers not in ("auto", reader.layers):
+        if reader is not None and self.options.layers != "auto" and reader.layers != _measured(model, self.options):
             reader = None
         if self._state and (reader is None or not torch.equal(self._state["layers"], _hash(model.encoder, reader))):
             self._dropped, reader = [model.types[int(index)] for index in self._state["types"]], None
             self._state = {}
-        self._reader = reader or _reader_of(model, self.options.layers)
+        self._reader = reader or _reader_of(model, _measured(model, self.options))
 
     def begin_stage(self, context: StepContext) -> None:
         """Holds the embeddings and the lowest layers still."""
@@ -139,8 +139,8 @@ class Slda(Strategy):
             "scatter": _triangle(scatter),
             "types": types.float(),
         }
-        share = len(means.T) / (float(counts.sum()) + len(means.T))
-        found = reader.of_types(types.tolist(), teaching=math.sqrt(share))
+        words, size = float(counts.sum()), means.shape[1]
+        found = reader.of_types(types.tolist(), teaching=math.sqrt(size / (words + size)))
         found.weight, found.bias = discriminant_of(counts, means, scatter, self.options)
         self._found = context.model, found
 
@@ -243,16 +243,21 @@ def _measure(
     return types, counts.float(), means.float(), (squares - (means.T * counts) @ means).float()
 
 
+def _measured(model: NerModel, options: SldaOptions) -> int:
+    """How many of the lowest layers are measured, fewer than all."""
+    depth = len(all_layers(model.encoder))
+    return min(depth // 2 if options.layers == "auto" else options.layers, depth - 1)
+
+
 @torch.no_grad()
-def _reader_of(model: NerModel, count: int | Literal["auto"]) -> Discriminant | None:
-    """A discriminant without types that reads so many layers as they are now, fewer than all.
+def _reader_of(model: NerModel, layers: int) -> Discriminant | None:
+    """A discriminant without types that reads so many layers as they are now.
 
     Returns:
         None if copies of the layers compute something else than the encoder does.
     """
-    depth = len(all_layers(model.encoder))
-    layers = min(depth // 2 if count == "auto" else count, depth - 1)
-    found = Discriminant.on(model.encoder, held=min(depth // 6, layers), layers=layers).to(model.device)
+    held = min(len(all_layers(model.encoder)) // 6, layers)
+    found = Discriminant.on(model.encoder, held=held, layers=layers).to(model.device)
     batch = model.encode([_PROBE]).batch([0]).to(model.device)
     try:
         copied, own = found.word_vectors(model.encoder, batch)[0], word_vectors(model.encoder, batch, layers)[0]

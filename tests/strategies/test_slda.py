@@ -214,6 +214,13 @@ def test_the_layers_it_reads_stay_without_a_frozen_trunk(tmp_path: Path) -> None
         assert torch.equal(tensor, fresh[f"encoder.backbone.encoder.layer.{int(number) + 1}.{rest}"])
 
 
+def test_more_layers_than_there_are_mean_all_but_the_last(encoder: Path) -> None:
+    learner = taught(encoder, ALIKE, {**SLDA, "layers": 12})
+    assert learner.model.discriminant is not None
+    assert learner.model.discriminant.settings()["layers"] == 2
+    assert learner.model.discriminant.types == (0, 1, 2)
+
+
 def test_half_of_the_layers_are_read_by_default(tmp_path: Path) -> None:
     learner = learner_of(tiny_encoder(tmp_path, layers=6), [ALIKE, "slda"])
     learn_all(learner, toy_stream(train=60))
