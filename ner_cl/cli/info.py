@@ -131,6 +131,7 @@ def _values(folder: Path) -> tuple[dict[str, Any], Sequence[str]]:
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "bytes_to_learn_more": sum(path.stat().st_size for path in (folder / "strategy").rglob("*") if path.is_file()),
         "subnetworks": _subnetworks(model),
+        "discriminant": _discriminant(model),
         "kept": _kept(model, folder),
         "steps": steps,
     }, model.types
@@ -189,6 +190,19 @@ def _subnetworks(model: "NerModel") -> dict[str, Any] | None:
         return None
     parameters = sum(parameter.numel() for parameter in found.parameters())
     return {**found.options.model_dump(), "first_step": found.first, "parameters": parameters}
+
+
+def _discriminant(model: "NerModel") -> dict[str, Any] | None:
+    """Describe what corrects the choice among types; None if nothing does."""
+    found = model.discriminant
+    if found is None or not found.corrects:
+        return None
+    return {
+        "types": [model.types[index] for index in found.types],
+        "layers": found.layers,
+        "copied_layers": len(found.above),
+        "bytes": sum(tensor.nbytes for tensor in found.state_dict().values()),
+    }
 
 
 def _kept(model: "NerModel", folder: Path) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ import torch
 
 from ner_cl.cli.app import main
 from ner_cl.evaluate.matrix import Matrix, render
+from ner_cl.model.discriminant import Discriminant
 from ner_cl.model.store import load_model
 from ner_cl.registry import heads, readers, strategies
 from tests.cli.conftest import Toy
-from tests.tiny import toy_sentences
+from tests.tiny import tiny_encoder, tiny_model, toy_sentences
 
 
 def test_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +64,23 @@ def test_what_strategies_keep(model_folder: Path, tmp_path: Path, capsys: pytest
     assert main(["info", str(tmp_path / "model")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["replay", str(rows["replay"]["bytes"]), f"{rows['replay']['bytes'] / parameters:.2f}", "5"] in lines
+
+
+def test_what_corrects_the_choice_among_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model(tiny_encoder(tmp_path / "encoder"), steps=[["PER"], ["LOC"]])
+    model.save(tmp_path / "without")
+    model.discriminant = Discriminant.on(model.encoder, held=0, layers=1, types=[0, 1])
+    model.save(tmp_path / "with")
+    found = {}
+    for name in ("without", "with"):
+        assert main(["info", str(tmp_path / name), "--json"]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert found["without"]["discriminant"] is None
+    size = found["with"]["discriminant"].pop("bytes")
+    assert found["with"]["discriminant"] == {"types": ["PER", "LOC"], "layers": 1, "copied_layers": 1}
+    assert size == pytest.approx(found["with"]["bytes"] - found["without"]["bytes"], rel=0.1)
+    assert main(["info", str(tmp_path / "with")]) == 0
+    assert ["discriminant.types", "PER,", "LOC"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 def test_what_a_step_changed_at_its_end(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
