@@ -1,7 +1,8 @@
 """An encoder in two parts: a trunk that runs once per batch, and top layers that run differently for each step."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -107,27 +108,15 @@ def run_trunk(encoder: Encoder, batch: Batch, layers: Sequence[nn.Module], *, wh
     if not layers:
         return TrunkPass((encoder.run(batch),), ())
     whole = whole or not calls_alike(encoder)
-    states: list[Tensor] = []
-    calls: list[Call] = []
-
-    def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        named = dict(named)
-        states.append(given[0] if given else named.pop("hidden_states"))
-        calls.append((given[1:], named))
-        if not whole:
-            raise _Reached
-
-    with ONE_PASS_AT_A_TIME:
-        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-        ends: list[Tensor] = []
-        hooks.append(layers[-1].register_forward_hook(lambda module, given, output: ends.append(_tensor(output))))
+    ends: list[Tensor] = []
+    with ONE_PASS_AT_A_TIME, _recorded(layers, stop=not whole) as (states, calls):
+        hook = layers[-1].register_forward_hook(lambda module, given, output: ends.append(_tensor(output)))
         try:
             last = encoder.run(batch)
         except _Reached:
             return TrunkPass(tuple(states), (calls[0],) * len(layers))
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
     if len(calls) != len(layers) or ends[-1].data_ptr() != last.data_ptr():
         kind = getattr(encoder.config, "model_type", "unknown")
         raise ModelError(
@@ -153,29 +142,42 @@ def word_vectors(
     Raises:
         ModelError: if the encoder does not call each of the layers that were copied once.
     """
-    states: list[Tensor] = []
-    calls: list[Call] = []
-
-    def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        # A layer adds its keys and values to a cache, where a copy would find them.
-        named = {name: None if isinstance(value, Cache) else value for name, value in named.items()}
-        states.append(given[0] if given else named.pop("hidden_states"))
-        calls.append((tuple(None if isinstance(value, Cache) else value for value in given[1:]), named))
-
     layers = all_layers(encoder)[lowest : lowest + max(1, len(copies))]
-    with ONE_PASS_AT_A_TIME:
-        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-        try:
-            last = encoder.run(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with ONE_PASS_AT_A_TIME, _recorded(layers) as (states, calls):
+        last = encoder.run(batch)
     if copies and len(calls) != len(copies):
         raise ModelError(f"encoder {encoder.options.name!r} does not call each of its layers once")
     state = states[0]
     for number, layer in enumerate(copies):
         state = apply_layer(layer, state, calls[number])
     return words_of(state, batch), words_of(last, batch)
+
+
+@contextmanager
+def _recorded(layers: Sequence[nn.Module], *, stop: bool = False) -> Iterator[tuple[list[Tensor], list[Call]]]:
+    """Records the states and the other arguments of every call of these layers in a pass.
+
+    Args:
+        layers: layers of an encoder, lowest first.
+        stop: raise `_Reached` at the first call.
+    """
+    states: list[Tensor] = []
+    calls: list[Call] = []
+
+    def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # A layer adds its keys and values to a cache, where whatever is run with the same arguments would find them.
+        named = {name: None if isinstance(value, Cache) else value for name, value in named.items()}
+        states.append(given[0] if given else named.pop("hidden_states"))
+        calls.append((tuple(None if isinstance(value, Cache) else value for value in given[1:]), named))
+        if stop:
+            raise _Reached
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        yield states, calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def apply_layer(
