@@ -139,8 +139,7 @@ class Slda(Strategy):
             "scatter": _triangle(scatter),
             "types": types.float(),
         }
-        words, size = float(counts.sum()), means.shape[1]
-        found = reader.of_types(types.tolist(), teaching=math.sqrt(size / (words + size)))
+        found = reader.of_types(types.tolist(), teaching=_scarcity(counts, means))
         found.weight, found.bias = discriminant_of(counts, means, scatter, self.options)
         self._found = context.model, found
 
@@ -202,13 +201,19 @@ def discriminant_of(
     means, covariance = means.double(), scatter.double() / counts.sum()
     words, size = float(counts.sum()), means.shape[1]
     diagonal = covariance.diagonal().clone()
-    covariance *= 1 - (math.sqrt(size / (words + size)) if options.shrinkage == "auto" else options.shrinkage)
+    covariance *= 1 - (_scarcity(counts, means) if options.shrinkage == "auto" else options.shrinkage)
     # Vectors of parts of the encoder that always give the same have no variance.
     covariance.diagonal().copy_(diagonal + 1e-6 * diagonal.mean() + 1e-12)
     weight = torch.linalg.solve(covariance, means.T).T
     bias = (counts / counts.sum()).double().log() - 0.5 * (weight * means).sum(1)
     factor = options.strength * math.sqrt(words / (words + size))
     return (factor * weight).float(), (factor * bias).float()
+
+
+def _scarcity(counts: Float[Tensor, " type"], means: Float[Tensor, "type part"]) -> float:
+    """`√(d / (n + d))` of `n` words and `d` dimensions: 1 without words, near 0 with very many."""
+    words, size = float(counts.sum()), means.shape[1]
+    return math.sqrt(size / (words + size))
 
 
 @torch.no_grad()

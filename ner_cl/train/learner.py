@@ -157,7 +157,7 @@ class Learner:
         context = self._context(step, old_steps, earlier)
         context.unlabeled, context.dev = tuple(unlabeled), step.dev
         self.model.requires_grad_(True).eval()
-        self.model.encoder.shortcut = None
+        self.model.encoder.shortcut = None  # left over from an aborted step
         if self.model.discriminant is not None:
             self.model.discriminant = self.model.discriminant.for_teachers()
         before = self._old_emissions(step) if any(strategy.isolates for strategy in self.strategies) else None
