@@ -7,8 +7,8 @@ All contestants use the same encoder and, except for ONNX Runtime, the same prec
     limit         the encoder and one linear layer on prepared tensors, in batches of similar length; no tokenizer,
                   no decoding
     extendner     `model.predict(texts)`, from text to entities with scores, with `--types` types in one output layer
-    slda          the same, corrected by statistics of half of the layers, as the default is from the second type on,
-                  and of the lowest sixth, which needs no copies of layers
+    slda          the same, corrected by statistics of half of the layers, as the default is, and of the lowest
+                  sixth, which needs no copies of layers
     addner N      the same with N output layers of one type each, merged by the conflict resolver
     spacy         the component in a blank English pipeline, through `nlp.pipe(texts)`; includes spaCy's tokenizer
     onnx          `model.predict(texts)` of the exported ExtendNER, in fp32 and in int8
@@ -165,10 +165,10 @@ def predictors(
 
 
 def corrected(model: NerModel, part: int) -> NerModel:
-    """A copy whose choice among types statistics of one `part`-th of the layers correct, all of them 0."""
+    """A copy whose scores statistics of one `part`-th of the layers correct, all of them 0."""
     other, depth = model.copy(), len(all_layers(model.encoder))
-    types = range(len(model.types))
-    other.discriminant = Discriminant.on(other.encoder, held=depth // 6, layers=depth // part, types=types)
+    tags = range(1, len(model.tagset))
+    other.discriminant = Discriminant.on(other.encoder, held=depth // 6, layers=depth // part, tags=tags)
     return other
 
 

@@ -88,7 +88,7 @@ def _note_on_classifier(tagger: "NerModel") -> None:
 
     if tagger.discriminant is not None and tagger.discriminant.corrects:
         say(
-            "note: the classifier leaves out the statistics of types (slda), which transformers has no place for; "
+            "note: the classifier leaves out the statistics of tags (slda), which transformers has no place for; "
             "it finds what the network alone finds, and is compared with that"
         )
     if glues_words(tagger.encoder.tokenizer):

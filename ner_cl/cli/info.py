@@ -193,12 +193,12 @@ def _subnetworks(model: "NerModel") -> dict[str, Any] | None:
 
 
 def _discriminant(model: "NerModel") -> dict[str, Any] | None:
-    """Describe what corrects the choice among types; None if nothing does."""
+    """Describe what corrects the scores of tags; None if nothing does."""
     found = model.discriminant
     if found is None or not found.corrects:
         return None
     return {
-        "types": [model.types[index] for index in found.types],
+        "types": model.tagset.types_of(found.tags),
         "layers": found.layers,
         "copied_layers": len(found.above),
         "bytes": sum(tensor.nbytes for tensor in found.state_dict().values()),

@@ -47,7 +47,7 @@ output: {output}
 """
 
 _CORRECTION = """\
-  - {name: slda, strength: 0.4}   # keeps statistics of each type, which correct confusions with later ones
+  - {name: slda, strength: 0.2}   # keeps statistics of each tag, which correct confusions with later types
 """
 
 _OWN_STREAM = """\

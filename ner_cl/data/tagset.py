@@ -41,6 +41,11 @@ class Tagset:
         """All tags, in order of their ids."""
         return ("O", *(f"{prefix}-{type_}" for type_ in self.types for prefix in "BI"))
 
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """0 for the tag `O`, 1 for each `B-` tag and 2 for each `I-` tag."""
+        return (0, *(1, 2) * ((len(self) - 1) // 2))
+
     def __len__(self) -> int:
         """Number of tags, `1 + 2 · types`."""
         return 1 + 2 * sum(len(step) for step in self.steps)
@@ -74,6 +79,10 @@ class Tagset:
     def type_offset(self, step: int) -> int:
         """Return the number of types taught before `step` (from 1), which is the index of its first type."""
         return sum(len(types) for types in self.steps[: step - 1])
+
+    def types_of(self, tag_ids: Iterable[int]) -> list[str]:
+        """The types of some tags other than `O`, each once, in their order."""
+        return list(dict.fromkeys(self.types[(tag - 1) // 2] for tag in tag_ids))
 
     def encode(self, spans: Iterable[Span], length: int) -> list[int]:
         """Convert spans to the tag ids of `length` words; spans of unknown types are left out.

@@ -1,4 +1,4 @@
-"""A linear discriminant of types on word vectors of frozen layers, which corrects what a head makes of a word."""
+"""A linear discriminant of tags on word vectors of frozen layers, which corrects what a head makes of a word."""
 
 import copy
 from collections.abc import Sequence
@@ -14,16 +14,18 @@ from ner_cl.errors import ModelError
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.subnetworks.trunk import all_layers, word_vectors
 
-__all__ = ["PARTS", "Discriminant", "surroundings"]
+__all__ = ["PARTS", "PREFIXES", "Discriminant", "surroundings"]
 
 PARTS = 4
 """How many vectors describe a word to a discriminant; see `surroundings`."""
+PREFIXES = 3
+"""`O`, `B-` and `I-`: whether a word is outside of mentions, begins one, or goes on with one."""
 _FAR = (-5, -4, -3, -2, 2, 3, 4, 5)  # words away
 
 
 @final
 class Discriminant(nn.Module):
-    """Scores types by what the lower layers of the encoder make of a word and the words around it.
+    """Scores tags and their prefixes by what the lower layers of the encoder make of a word and the words around it.
 
     These layers must not change, so that what was measured in one step holds in all later ones. The lowest are the
     encoder's own; of those above, which go on learning there, it has copies.
@@ -32,18 +34,18 @@ class Discriminant(nn.Module):
         hidden: size of a word vector.
         held: number of the encoder's lowest layers that stay still; 0 for the embeddings alone.
         above: copies of the layers that follow.
-        types: indices of the types that it tells apart, in the order of its rows; it corrects nothing with fewer than
-            two.
+        tags: indices of the `B-` and `I-` tags that it tells apart, in the order of its rows; it corrects nothing
+            without any.
         teaching: factor of its scores in a teacher, 0 to 1.
 
     Attributes:
-        weight: `[type, 4 · hidden]`.
-        bias: `[type]`.
+        weight: `[3 + tag, 4 · hidden]`; first the rows of `O`, `B-` and `I-`, then one for each of its tags.
+        bias: `[3 + tag]`.
     """
 
     weight: Tensor
     bias: Tensor
-    _begin: Tensor
+    _columns: Tensor
 
     def __init__(
         self,
@@ -51,27 +53,27 @@ class Discriminant(nn.Module):
         *,
         held: int,
         above: Sequence[nn.Module] = (),
-        types: Sequence[int] = (),
+        tags: Sequence[int] = (),
         teaching: float = 1.0,
     ) -> None:
         super().__init__()
         self.held, self.teaching = held, teaching
         self.above = nn.ModuleList(above)
-        self.types = tuple(types)
-        self.register_buffer("weight", torch.zeros(len(self.types), PARTS * hidden))
-        self.register_buffer("bias", torch.zeros(len(self.types)))
-        self.register_buffer("_begin", torch.tensor(self.types).long() * 2 + 1, persistent=False)
+        self.tags = tuple(tags)
+        self.register_buffer("weight", torch.zeros(PREFIXES + len(self.tags), PARTS * hidden))
+        self.register_buffer("bias", torch.zeros(PREFIXES + len(self.tags)))
+        self.register_buffer("_columns", torch.tensor(self.tags).long(), persistent=False)
         self.eval()
 
     @classmethod
-    def on(cls, encoder: Encoder, *, held: int, layers: int, types: Sequence[int] = ()) -> "Discriminant":
+    def on(cls, encoder: Encoder, *, held: int, layers: int, tags: Sequence[int] = ()) -> "Discriminant":
         """An empty one that reads `layers` layers of an encoder, with copies of all but the `held` lowest."""
         above = copy.deepcopy(all_layers(encoder)[held:layers])
         for module in (part for layer in above for part in layer.modules()):
             for name, weight in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, weight.detach())  # no parameter, so that nothing trains it
-        return cls(encoder.hidden, held=held, above=above, types=types)
+        return cls(encoder.hidden, held=held, above=above, tags=tags)
 
     @property
     def layers(self) -> int:
@@ -80,47 +82,48 @@ class Discriminant(nn.Module):
 
     @property
     def corrects(self) -> bool:
-        """Whether it tells any types apart."""
-        return len(self.types) > 1
+        """Whether it knows any tags."""
+        return bool(self.tags)
 
-    def of_types(self, types: Sequence[int], *, teaching: float = 1.0) -> "Discriminant":
-        """One that reads the same layers, for other types; its weights and biases are still to be set."""
+    def of_tags(self, tags: Sequence[int], *, teaching: float = 1.0) -> "Discriminant":
+        """One that reads the same layers, for other tags; its weights and biases are still to be set."""
         hidden = self.weight.shape[1] // PARTS
-        return type(self)(hidden, held=self.held, above=[*self.above], types=types, teaching=teaching)
+        return type(self)(hidden, held=self.held, above=[*self.above], tags=tags, teaching=teaching)
 
     def for_teachers(self) -> "Discriminant":
         """The same with its scores times `teaching`."""
-        found = self.of_types(self.types)
+        found = self.of_tags(self.tags)
         found.weight, found.bias = self.teaching * self.weight, self.teaching * self.bias
         return found.to(self.weight.device)
 
     @classmethod
-    def from_settings(cls, values: Any, encoder: Encoder, types: int, *, where: str) -> "Discriminant":
-        """An empty one as `settings` described it, for an encoder and a model of so many `types`.
+    def from_settings(cls, values: Any, encoder: Encoder, tags: int, *, where: str) -> "Discriminant":
+        """An empty one as `settings` described it, for an encoder and a model of so many `tags`, `O` included.
 
         Raises:
             ModelError: if it does not fit; names `where`.
         """
         depth = len(all_layers(encoder))
-        if isinstance(values, dict):
-            # As in folders from before there were copies.
-            values = {"held": values.get("layers"), "teaching": 1.0, **values}
         match values:
-            case {"held": int(held), "layers": int(layers), "teaching": float(teaching), "types": [*rows]} if (
+            case {"held": int(held), "layers": int(layers), "teaching": float(teaching), "tags": [*rows]} if (
                 0 <= held <= layers < depth
                 and 0 <= teaching <= 1
-                and all(type(row) is int and 0 <= row < types for row in rows)
+                and all(type(row) is int and 0 < row < tags for row in rows)
                 and len(set(rows)) == len(rows)
             ):
-                return cls.on(encoder, held=held, layers=layers).of_types(rows, teaching=teaching)
+                return cls.on(encoder, held=held, layers=layers).of_tags(rows, teaching=teaching)
+        if isinstance(values, dict) and "types" in values:
+            raise ModelError(
+                f"{where}.discriminant: statistics of whole types, of an earlier version; train the model anew"
+            )
         raise ModelError(
-            f"{where}.discriminant: needs layers below {depth}, of them held ones, teaching from 0.0 to 1.0, and types "
+            f"{where}.discriminant: needs layers below {depth}, of them held ones, teaching from 0.0 to 1.0, and tags "
             "by number"
         )
 
     def settings(self) -> dict[str, Any]:
         """What `config.json` says of it."""
-        return {"held": self.held, "layers": self.layers, "teaching": self.teaching, "types": list(self.types)}
+        return {"held": self.held, "layers": self.layers, "teaching": self.teaching, "tags": list(self.tags)}
 
     def train(self, mode: bool = True) -> "Discriminant":
         """Stays in eval mode, because it never trains."""
@@ -138,29 +141,30 @@ class Discriminant(nn.Module):
         lower: Float[Tensor, "row word hidden"],
         word_mask: Bool[Tensor, "row word"],
     ) -> Float[Tensor, "row word tag"]:
-        """Divides what the scores give to the `B-` tags of its types, and to their `I-` tags, anew among these types.
+        """Corrects scores: first which of its tags a word has if any of them, then whether it has one at all.
 
-        With `a` the scores and `s` the discriminant's, the score of the `B-` tag of type `k` becomes
-        `log Σ exp a_j + log softmax(a + s)_k` over its types `j`: the probability that a word begins a mention of one
-        of them stays, and `s` says which is more likely. The scores of `O` and of other types do not change.
+        With `a` the scores and `s` the discriminant's, the score of tag `k` becomes
+        `log Σ exp a_j + log softmax(a + s)_k` over its tags `j`: what they have together stays, and is divided anew
+        among them. Then the discriminant's score of its prefix is added to the score of every tag.
 
         Args:
-            scores: logits of one softmax over the tags of all types.
+            scores: logits of one softmax over all tags.
             lower: word vectors after its layers.
             word_mask: which words are real.
         """
         with torch.autocast(scores.device.type, enabled=False):
             found = self._scores_of(lower.float(), word_mask)
             scores = scores.float().clone()
-            for columns in (self._begin, self._begin + 1):
-                own = scores[..., columns]
-                scores[..., columns] = own.logsumexp(-1, keepdim=True) + (own + found).log_softmax(-1)
-        return scores
+            own = scores[..., self._columns]
+            found, prefixes = found[..., PREFIXES:], found[..., :PREFIXES]
+            scores[..., self._columns] = own.logsumexp(-1, keepdim=True) + (own + found).log_softmax(-1)
+            types = (scores.shape[-1] - 1) // 2
+            return scores + torch.cat([prefixes[..., :1], prefixes[..., 1:].repeat(1, 1, types)], dim=-1)
 
     def _scores_of(
         self, lower: Float[Tensor, "row word hidden"], word_mask: Bool[Tensor, "row word"]
-    ) -> Float[Tensor, "row word type"]:
-        """`surroundings` times `weight`, plus `bias`: each part of the weights first, since types are few."""
+    ) -> Float[Tensor, "row word score"]:
+        """`surroundings` times `weight`, plus `bias`: each part of the weights first, since tags are few."""
         rows, size = self.weight.shape
         weight = self.weight.view(rows, PARTS, size // PARTS).transpose(0, 1).flatten(0, 1)
         scores = torch.where(word_mask.unsqueeze(-1), linear(lower, weight), 0.0)

@@ -43,7 +43,7 @@ class NerModel(nn.Module):
 
     Attributes:
         subnetworks: computes word vectors for each step separately; None if all blocks read the encoder.
-        discriminant: corrects the head's choice among types by what lower layers say; None if there is none. A
+        discriminant: corrects the head's scores by what lower layers say; None if there is none. A
             step copies teachers with it, and then takes it away: what is trained is the network alone.
         runtime: computes tag scores in place of encoder and head in an exported model, which can predict but not learn.
         history: one record per step: types, data hash, F1 of every type before and after.

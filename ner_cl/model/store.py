@@ -242,7 +242,7 @@ def _build(folder: Path, settings: dict[str, Any]) -> NerModel:
         if model.head.apart or not model.head.tags_words:
             raise ModelError(f"{where}.discriminant: head {model.head.name} has no softmax over all types to correct")
         model.discriminant = Discriminant.from_settings(
-            settings["discriminant"], encoder, len(model.types), where=where
+            settings["discriminant"], encoder, len(model.tagset), where=where
         )
     return model
 

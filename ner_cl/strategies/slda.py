@@ -1,11 +1,13 @@
-"""Streaming LDA: statistics of each type on lower layers as they were at first (Hayes & Kanan 2020)."""
+"""Streaming LDA: statistics of each tag on lower layers as they were at first (Hayes & Kanan 2020)."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from ner_cl.config import HeadOptions, StrategyOptions
 from ner_cl.data.batching import rows_from
 from ner_cl.errors import ModelError
-from ner_cl.model.discriminant import PARTS, Discriminant, surroundings
+from ner_cl.model.discriminant import PARTS, PREFIXES, Discriminant, surroundings
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.kept import sha256_of
 from ner_cl.model.ner_model import NerModel
@@ -23,12 +25,13 @@ from ner_cl.registry import strategies
 from ner_cl.strategies.base import Settled, StepContext, Strategy
 from ner_cl.strategies.heads_needed import why_not_one_softmax
 from ner_cl.strategies.kept import check_state
+from ner_cl.strategies.moments import Moments, Sums
 from ner_cl.types import Sentence
 
 __all__ = ["FEWEST", "Slda", "SldaOptions", "discriminant_of"]
 
 FEWEST = 5
-"""Sentences that must mention a type for it to have statistics; of fewer, a mean would give away what they say."""
+"""Sentences that must have a tag for it to have statistics; of fewer, a mean would give away what they say."""
 _PROBE = Sentence(("Some", "words", "to", "compare", "layers", "on", "."))
 
 
@@ -46,7 +49,7 @@ class SldaOptions(StrategyOptions):
     """
 
     name: Literal["slda"] = "slda"
-    strength: float = Field(0.4, ge=0)
+    strength: float = Field(0.2, ge=0)
     shrinkage: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
@@ -54,10 +57,10 @@ class SldaOptions(StrategyOptions):
 @strategies.register("slda")
 @final
 class Slda(Strategy):
-    """Corrects the network's choice among types by a linear discriminant on lower layers as they were at first.
+    """Corrects the network's scores of tags by a linear discriminant on lower layers as they were at first.
 
     A step that never sees the mentions of an old type can take them for its own, and nothing in its sentences tells it
-    otherwise. So each step leaves the means of its types' word vectors and their common covariance, which later steps
+    otherwise. So each step leaves the means of its tags' word vectors and their common covariance, which later steps
     add to but cannot spoil. Predictions combine both, and so does the next step's teacher; what is trained is the
     network alone.
 
@@ -96,7 +99,7 @@ class Slda(Strategy):
         if reader is not None and self.options.layers != "auto" and reader.layers != _measured(model, self.options):
             reader = None
         if self._state and (reader is None or not torch.equal(self._state["layers"], _hash(model.encoder, reader))):
-            self._dropped, reader = [model.types[int(index)] for index in self._state["types"]], None
+            self._dropped, reader = model.tagset.types_of(self._state["tags"].int().tolist()), None
             self._state = {}
         self._reader = reader or _reader_of(model, _measured(model, self.options))
 
@@ -118,29 +121,28 @@ class Slda(Strategy):
         return Settled(text, {"dropped": self._dropped})
 
     def end_step(self, context: StepContext) -> None:
-        """Adds the new types' statistics to those of earlier steps."""
+        """Adds the new tags' statistics to those of earlier steps."""
         reader = self._reader
         if reader is None:
             return
         if not self._active:
             if len(reader.above):
-                self._found = context.model, reader.of_types([])  # later steps measure its copies
+                self._found = context.model, reader.of_tags([])  # later steps measure its copies
             return
-        types, counts, means, scatter = _measure(context, reader)
+        tags, by_tag, by_prefix = _measure(context, reader)
         if self._state:
-            types = torch.cat([self._state["types"].long(), types])
-            counts = torch.cat([self._state["counts"], counts])
-            means = torch.cat([self._state["means"], means])
-            scatter = scatter + _square(self._state["scatter"], means.shape[1])
+            tags = torch.cat([self._state["tags"].long(), tags])
+            by_tag = Moments.from_tensors(self._state, "tag").beside(by_tag)
+            by_prefix = Moments.from_tensors(self._state, "prefix").plus(by_prefix)
         self._state = {
-            "counts": counts,
             "layers": _hash(context.model.encoder, reader),
-            "means": means,
-            "scatter": _triangle(scatter),
-            "types": types.float(),
+            "tags": tags.float(),
+            **by_tag.tensors("tag"),
+            **by_prefix.tensors("prefix"),
         }
-        found = reader.of_types(types.tolist(), teaching=_scarcity(counts, means))
-        found.weight, found.bias = discriminant_of(counts, means, scatter, self.options)
+        found = reader.of_tags(tags.tolist(), teaching=by_tag.scarcity)
+        rows = [_prefixes_of(by_prefix, self.options), discriminant_of(by_tag, self.options)]
+        found.weight, found.bias = (torch.cat(parts) for parts in zip(*rows, strict=True))
         self._found = context.model, found
 
     def release(self) -> None:
@@ -151,7 +153,7 @@ class Slda(Strategy):
         self._found = self._reader = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Types (their indices), words counted, means, the upper triangle of the scatter, a hash of the layers."""
+        """Tags (their indices), statistics of words by tag and by prefix (`Moments`), a hash of the layers."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -166,11 +168,11 @@ class Slda(Strategy):
         """Refuses statistics that are not of this model."""
         if not self._state:
             return
-        size, count = PARTS * context.model.encoder.hidden, len(self._state.get("types", ()))
-        shapes = {"counts": (count,), "means": (count, size), "scatter": (size * (size + 1) // 2,), "types": (count,)}
+        size, count = PARTS * context.model.encoder.hidden, len(self._state.get("tags", ()))
+        shapes = {"tags": (count,), **Moments.shapes("tag", count, size), **Moments.shapes("prefix", PREFIXES, size)}
         check_state("slda", {name: tensor for name, tensor in self._state.items() if name != "layers"}, shapes)
-        known = range(len(context.old_types))
-        if self._state.keys() != {"layers", *shapes} or any(index not in known for index in self._state["types"]):
+        known = range(1, 1 + 2 * len(context.old_types))
+        if self._state.keys() != {"layers", *shapes} or any(index not in known for index in self._state["tags"]):
             raise ModelError(
                 "strategies: what slda kept of earlier steps is of another model; restore strategy/slda.safetensors of "
                 "the model folder, or delete it"
@@ -178,74 +180,88 @@ class Slda(Strategy):
 
 
 def discriminant_of(
-    counts: Float[Tensor, " type"],
-    means: Float[Tensor, "type part"],
-    scatter: Float[Tensor, "part part"],
-    options: SldaOptions,
-) -> tuple[Float[Tensor, "type part"], Float[Tensor, " type"]]:
-    """Weights and biases of the discriminant of Gaussians with a common covariance; 0 for fewer than two types.
+    moments: Moments, options: SldaOptions
+) -> tuple[Float[Tensor, "group part"], Float[Tensor, " group"]]:
+    """Weights and biases of the discriminant of Gaussians with a common covariance; 0 for fewer than two classes.
 
-    With `S` the shrunk covariance, `m_k` a mean and `p_k` a share of all counts, type `k` scores
-    `x S⁻¹ m_k − ½ m_k S⁻¹ m_k + log p_k` (Hastie et al., "The elements of statistical learning", equation 4.10), times
-    `strength · √(n / (n + d))` with `n` the number of words and `d` that of dimensions: with few words, the covariance
-    is mostly chance, and scores are much too large. For the same reason, `shrinkage: auto` is `√(d / (n + d))`.
+    With `S` the shrunk covariance, `m_k` a mean, `m` that of all words, and `p_k` a share of all words, class `k`
+    scores `(x − m) S⁻¹ (m_k − m) − ½ (m_k − m) S⁻¹ (m_k − m) + log p_k` (Hastie et al., "The elements of statistical
+    learning", equation 4.10, less what is the same for all classes), times `strength · √(n / (n + d))` with `n` the
+    number of words and `d` that of dimensions: with few words, the covariance is mostly chance, and scores are much too
+    large. For the same reason, `shrinkage: auto` is `√(d / (n + d))`.
 
     Args:
-        counts: number of words in mentions of each type.
-        means: their mean vectors.
-        scatter: sum over all words of the outer product of the deviation from their type's mean.
+        moments: of the words of each class, of which each has some.
         options: strength and shrinkage.
     """
-    if len(counts) < 2:
-        return torch.zeros_like(means), torch.zeros_like(counts)
-    means, covariance = means.double(), scatter.double() / counts.sum()
-    words, size = float(counts.sum()), means.shape[1]
+    if len(moments.counts) < 2:
+        return torch.zeros_like(moments.means), torch.zeros_like(moments.counts)
+    counts, means = moments.counts.double(), moments.means.double()
+    shares, covariance = counts / counts.sum(), moments.scatter.double() / counts.sum()
     diagonal = covariance.diagonal().clone()
-    covariance *= 1 - (_scarcity(counts, means) if options.shrinkage == "auto" else options.shrinkage)
+    covariance *= 1 - (moments.scarcity if options.shrinkage == "auto" else options.shrinkage)
     # Vectors of parts of the encoder that always give the same have no variance.
     covariance.diagonal().copy_(diagonal + 1e-6 * diagonal.mean() + 1e-12)
-    weight = torch.linalg.solve(covariance, means.T).T
-    bias = (counts / counts.sum()).double().log() - 0.5 * (weight * means).sum(1)
-    factor = options.strength * math.sqrt(words / (words + size))
+    mean = shares @ means
+    apart = means - mean
+    weight = torch.linalg.solve(covariance, apart.T).T
+    bias = shares.log() - 0.5 * (weight * apart).sum(1) - weight @ mean
+    factor = options.strength * math.sqrt(1 - moments.scarcity**2)
     return (factor * weight).float(), (factor * bias).float()
 
 
-def _scarcity(counts: Float[Tensor, " type"], means: Float[Tensor, "type part"]) -> float:
-    """`√(d / (n + d))` of `n` words and `d` dimensions: 1 without words, near 0 with very many."""
-    words, size = float(counts.sum()), means.shape[1]
-    return math.sqrt(size / (words + size))
+def _prefixes_of(
+    moments: Moments, options: SldaOptions
+) -> tuple[Float[Tensor, "prefix part"], Float[Tensor, " prefix"]]:
+    """Weights and biases of `O`, `B-` and `I-`; where no mention has a second word, `I-` scores as `B-` does."""
+    if moments.counts.all():
+        return discriminant_of(moments, options)
+    if not moments.counts[:2].all():
+        return torch.zeros_like(moments.means), torch.zeros_like(moments.counts)
+    weight, bias = discriminant_of(Moments(moments.counts[:2], moments.means[:2], moments.scatter), options)
+    return weight[[0, 1, 1]], bias[[0, 1, 1]]
 
 
 @torch.no_grad()
-def _measure(
-    context: StepContext, reader: Discriminant
-) -> tuple[Int[Tensor, " type"], Float[Tensor, " type"], Float[Tensor, "type part"], Float[Tensor, "part part"]]:
-    """Statistics of the words in mentions of the new types in the step's own sentences.
+def _measure(context: StepContext, reader: Discriminant) -> tuple[Int[Tensor, " tag"], Moments, Moments]:
+    """Statistics of the words in the step's own sentences.
 
     Returns:
-        Indices, words and means of the types that `FEWEST` sentences mention, and the scatter of them all.
+        Indices of the new types' tags that `FEWEST` sentences have, statistics of words with them, and of these and of
+        `O` by prefix. Words that are not annotated for the type that the model takes them for are not counted as `O`.
     """
     model, encoded = context.model, context.encoded
-    rows = [row for row in rows_from(encoded.origins, "own") if encoded.sentences[encoded.windows[row].sentence].spans]
-    mentioned = Counter(
-        type_ for sentence in encoded.sentences_from("own") for type_ in {span.type for span in sentence.spans}
-    )
-    types = torch.tensor([model.types.index(type_) for type_ in context.types if mentioned[type_] >= FEWEST]).long()
     reader, size = reader.to(model.device), PARTS * model.encoder.hidden
-    counts, sums = torch.zeros(len(types)).double(), torch.zeros(len(types), size).double()
-    squares = torch.zeros(size, size).double()
+    prefixes, numbers = torch.tensor(model.tagset.prefixes), torch.arange(PREFIXES)
+    tags = _of_many(
+        set(model.tagset.encode(sentence.spans, len(sentence.words))) for sentence in encoded.sentences_from("own")
+    )
+    tags = tags[tags > 2 * len(context.old_types)]  # pseudo-labels can be of old types
+    rows = rows_from(encoded.origins, "own") if len(tags) else ()
+    by_tag, by_prefix = Sums(len(tags), size), Sums(PREFIXES, size)
     for _, batch in encoded.in_length_order(context.eval_batch_tokens, among=rows):
         batch = batch.to(model.device)
         with autocast(context.precision, model.device):
-            lower, _ = reader.word_vectors(model.encoder, batch)
-        of_type = ((batch.targets[batch.word_mask].cpu() - 1) // 2).unsqueeze(1) == types  # -1 outside of mentions
-        vectors = surroundings(lower.float(), batch.word_mask)[batch.word_mask].cpu()[of_type.any(1)].double()
-        which = of_type[of_type.any(1)].double()
-        counts += which.sum(0)
-        sums += which.T @ vectors
-        squares += vectors.T @ vectors
-    means = sums / counts.clamp(min=1).unsqueeze(1)
-    return types, counts.float(), means.float(), (squares - (means.T * counts) @ means).float()
+            lower, words = reader.word_vectors(model.encoder, batch)
+            scores = model.head(words, batch.word_mask).flat()
+        if reader.corrects:
+            scores = reader(scores, lower, batch.word_mask)
+        said = scores.argmax(-1)
+        known = F.pad(batch.annotated.repeat_interleave(2, dim=1), (1, 0), value=True).gather(1, said)
+        outside = (batch.targets == 0) & known
+        vectors = surroundings(lower.float(), batch.word_mask)[batch.word_mask].cpu()
+        gold = batch.targets[batch.word_mask].cpu()
+        of_tag = gold.unsqueeze(1) == tags
+        by_tag.add(vectors, of_tag)
+        counted = of_tag.any(1) | outside[batch.word_mask].cpu()
+        by_prefix.add(vectors, (prefixes[gold].unsqueeze(1) == numbers) & counted.unsqueeze(1))
+    return tags, by_tag.moments(), by_prefix.moments()
+
+
+def _of_many(found: Iterable[set[int]]) -> Int[Tensor, " number"]:
+    """The numbers that `FEWEST` of these sets have, in ascending order."""
+    counts = Counter(chain.from_iterable(found))
+    return torch.tensor(sorted(number for number, count in counts.items() if count >= FEWEST)).long()
 
 
 def _measured(model: NerModel, options: SldaOptions) -> int:
@@ -256,7 +272,7 @@ def _measured(model: NerModel, options: SldaOptions) -> int:
 
 @torch.no_grad()
 def _reader_of(model: NerModel, layers: int) -> Discriminant | None:
-    """A discriminant without types that reads so many layers as they are now.
+    """A discriminant without tags that reads so many layers as they are now.
 
     Returns:
         None if copies of the layers compute something else than the encoder does.
@@ -281,18 +297,3 @@ def _hash(encoder: Encoder, reader: Discriminant) -> UInt8[Tensor, " byte"]:
     """SHA-256 of the weights that word vectors depend on."""
     weights = _still(encoder, reader.held) | {f"above.{name}": weight for name, weight in reader.above.named_buffers()}
     return torch.tensor(list(sha256_of(weights)), dtype=torch.uint8)
-
-
-def _triangle(square: Float[Tensor, "part part"]) -> Float[Tensor, " pair"]:
-    """The upper triangle of a symmetric matrix, row by row."""
-    row, column = torch.triu_indices(*square.shape)
-    return square[row, column]
-
-
-def _square(triangle: Float[Tensor, " pair"], size: int) -> Float[Tensor, "part part"]:
-    """The symmetric matrix with this upper triangle."""
-    square = triangle.new_zeros(size, size)
-    row, column = torch.triu_indices(size, size)
-    square[row, column] = triangle
-    square[column, row] = triangle
-    return square

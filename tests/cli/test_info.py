@@ -69,7 +69,7 @@ def test_what_strategies_keep(model_folder: Path, tmp_path: Path, capsys: pytest
 def test_what_corrects_the_choice_among_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model(tiny_encoder(tmp_path / "encoder"), steps=[["PER"], ["LOC"]])
     model.save(tmp_path / "without")
-    model.discriminant = Discriminant.on(model.encoder, held=0, layers=1, types=[0, 1])
+    model.discriminant = Discriminant.on(model.encoder, held=0, layers=1, tags=[1, 2, 3, 4])
     model.save(tmp_path / "with")
     found = {}
     for name in ("without", "with"):

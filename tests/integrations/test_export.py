@@ -166,7 +166,7 @@ def test_votes_and_what_was_measured_of_them_go_along(encoder: Path, tmp_path: P
 def corrected(encoder: Path) -> NerModel:
     """A model with a discriminant that changes much."""
     model = trained_model(encoder)
-    discriminant = Discriminant.on(model.encoder, held=0, layers=1, types=range(len(model.types)))
+    discriminant = Discriminant.on(model.encoder, held=0, layers=1, tags=range(1, len(model.tagset)))
     discriminant.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for weight in model.encoder.parameters():
@@ -195,7 +195,7 @@ def test_what_a_token_classifier_leaves_out_is_told(
 ) -> None:
     corrected.save(tmp_path / "with")
     assert main(["export", str(tmp_path / "with"), str(tmp_path / "hf-with"), "--format", "hf"]) == 0
-    assert "leaves out the statistics of types (slda)" in capsys.readouterr().err
+    assert "leaves out the statistics of tags (slda)" in capsys.readouterr().err
     corrected.discriminant = None
     corrected.save(tmp_path / "without")
     assert main(["export", str(tmp_path / "without"), str(tmp_path / "hf"), "--format", "hf"]) == 0
