@@ -271,7 +271,9 @@ def expected_bytes(name: str, model: NerModel) -> str:
     # Query, key and value have the same inputs and therefore the same bases, but different output factors.
     bases = layers * (3 * hidden**2 + inner**2)
     factors = layers * (3 * (hidden + 1) ** 2 + (inner + 1) ** 2 + 5 * hidden**2 + inner**2)
-    floats = {"das": units, "gpm": bases, "is3": 2 * hidden, "ncl": factors}
+    described = 4 * hidden  # two triangles, and means of three prefixes and two tags
+    moments = described * (described + 1) + 5 * described
+    floats = {"das": units, "gpm": bases, "is3": 2 * hidden, "ncl": factors, "slda": moments}
     if name in ("ewc", "spg"):
         return {"ewc": "8", "spg": "4"}[name]
     if name in floats:

@@ -42,7 +42,7 @@ class Moments:
     def plus(self, other: "Moments") -> "Moments":
         """Those of both, if they have the same classes.
 
-        Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1, for each class.
+        Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
         """
         counts = self.counts + other.counts
         part = other.counts / counts.clamp(min=1)
