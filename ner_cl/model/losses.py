@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "bernoulli_kl",
+    "by_column",
     "cross_entropy_each",
     "kd_full",
     "kd_merged",
@@ -141,13 +142,16 @@ def marginal_cross_entropy(
         annotated: for each type, whether the row's annotation is complete.
     """
     log_probs = torch.log_softmax(logits.float(), dim=-1)
-    ruled_out = torch.repeat_interleave(annotated, 2, dim=-1)
-    ruled_out = torch.cat([torch.zeros_like(ruled_out[:, :1]), ruled_out], dim=-1)
-    outside = log_probs.masked_fill(ruled_out[:, None, :], -torch.inf).logsumexp(dim=-1)
+    outside = log_probs.masked_fill(by_column(annotated, outside=False)[:, None, :], -torch.inf).logsumexp(dim=-1)
     # If nothing is ruled out, the sum is 1 up to rounding, and Adam would amplify the rounding to a full step.
     outside = outside.masked_fill(~annotated.any(dim=-1, keepdim=True), 0.0)
     typed = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return -torch.where(targets > 0, typed, outside)
+
+
+def by_column(flags: Bool[Tensor, "*row type"], *, outside: bool) -> Bool[Tensor, "*row tag"]:
+    """The flag of its type for each column `O, B-0, I-0, B-1, …`, and `outside` for `O`."""
+    return torch.nn.functional.pad(torch.repeat_interleave(flags, 2, dim=-1), (1, 0), value=outside)
 
 
 def unknown_as_outside(

@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
@@ -18,6 +17,7 @@ from ner_cl.errors import ModelError
 from ner_cl.model.discriminant import PARTS, PREFIXES, Discriminant, surroundings
 from ner_cl.model.encoder import Encoder
 from ner_cl.model.kept import sha256_of
+from ner_cl.model.losses import by_column
 from ner_cl.model.ner_model import NerModel
 from ner_cl.model.precision import autocast
 from ner_cl.model.subnetworks.trunk import all_layers, word_vectors
@@ -247,7 +247,7 @@ def _measure(context: StepContext, reader: Discriminant) -> tuple[Int[Tensor, " 
         if reader.corrects:
             scores = reader(scores, lower, batch.word_mask)
         said = scores.argmax(-1)
-        known = F.pad(batch.annotated.repeat_interleave(2, dim=1), (1, 0), value=True).gather(1, said)
+        known = by_column(batch.annotated, outside=True).gather(1, said)
         outside = (batch.targets == 0) & known
         vectors = surroundings(lower.float(), batch.word_mask)[batch.word_mask].cpu()
         gold = batch.targets[batch.word_mask].cpu()

@@ -363,6 +363,15 @@ def test_a_saved_model_finds_the_same(moved: NerModel, tmp_path: Path) -> None:
             assert not torch.equal(other(batch).flat(), scores)
 
 
+def save_with(model: NerModel, settings: Any, folder: Path) -> None:
+    """Saves it with other settings of the discriminant."""
+    model.save(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["ner_cl"]["discriminant"] = settings
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -380,22 +389,14 @@ def test_a_saved_model_finds_the_same(moved: NerModel, tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_with_other_settings_is_refused(learned: NerModel, wrong: Any, tmp_path: Path) -> None:
-    learned.save(tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["ner_cl"]["discriminant"] = wrong
-    path.write_text(json.dumps(config), encoding="utf-8")
+    save_with(learned, wrong, tmp_path / "model")
     with pytest.raises(ModelError, match=r"discriminant: needs layers below 3, of them held ones, teaching from 0"):
         ner_cl.load(tmp_path / "model")
 
 
 def test_a_folder_with_statistics_of_types_is_refused(learned: NerModel, tmp_path: Path) -> None:
     """As before there were tags."""
-    learned.save(tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["ner_cl"]["discriminant"] = {"held": 0, "layers": 1, "teaching": 1.0, "types": [0, 1, 2]}
-    path.write_text(json.dumps(config), encoding="utf-8")
+    save_with(learned, {"held": 0, "layers": 1, "teaching": 1.0, "types": [0, 1, 2]}, tmp_path / "model")
     with pytest.raises(ModelError, match=r"statistics of whole types, of an earlier version; train the model anew"):
         ner_cl.load(tmp_path / "model")
 
